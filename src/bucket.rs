@@ -1,0 +1,270 @@
+//! The law: a token bucket that promises turns, without clock or I/O.
+//!
+//! Times are microseconds and levels are tokens, both `f64`, because `redis/acquire.lua` is the
+//! twin of this file and Lua knows no other number: the same operations in the same order, so
+//! that both agree to the last bit. A level below zero is what sleepers have been promised.
+//!
+//! While somebody sleeps towards a promised turn, what others give back must not simply raise
+//! the level: that would pull turns forward that have been promised for later, and two of them
+//! could meet in one window. It goes to a pool, of which a newcomer may take a whole demand at
+//! once, as far as the window of the sleepers leaves room.
+
+/// A clock this far ahead of the server's is waited out; further ahead, it was set back.
+const CLOCK_SLACK_US: f64 = 1_000_000.0;
+
+/// Costs under this part of the capacity vanish in the rounding of a double level.
+const SMALLEST_PART: f64 = 1.0 / (1u64 << 40) as f64;
+
+/// Longest life of a value in Redis, in milliseconds (2^53: the largest exact integer).
+#[cfg(any(feature = "redis", test))]
+const MAX_TTL_MS: f64 = 9_007_199_254_740_992.0;
+
+/// A quota in the law's units: tokens, and tokens per microsecond.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) struct Terms {
+    pub(crate) cap: f64,
+    pub(crate) per_us: f64,
+}
+
+impl Terms {
+    pub(crate) fn new(capacity: f64, rate: f64) -> Self {
+        Self {
+            cap: capacity,
+            per_us: rate / 1e6,
+        }
+    }
+
+    /// The part of this quota that one of `n` processes may spend by itself: an `n`th of the
+    /// rate, and of the capacity, but not less than one token where the whole has one.
+    pub(crate) fn share(self, n: f64) -> Self {
+        Self {
+            cap: (self.cap / n).max(self.cap.min(1.0)),
+            per_us: self.per_us / n,
+        }
+    }
+
+    /// Whether a bucket of this quota can ever grant `cost` in one piece.
+    pub(crate) fn can_grant(self, cost: f64) -> bool {
+        cost >= 0.0 && cost <= self.cap && (cost == 0.0 || cost >= self.cap * SMALLEST_PART)
+    }
+}
+
+/// One bucket. `Default` is not full: use [`Bucket::full`].
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) struct Bucket {
+    /// Tokens now; below zero: promised.
+    pub(crate) level: f64,
+    /// When the level was that.
+    pub(crate) at: f64,
+    /// The last promised turn.
+    pub(crate) tail: f64,
+    /// The largest cost among the sleepers.
+    pub(crate) big: f64,
+    /// Given back while others sleep.
+    pub(crate) pool: f64,
+}
+
+/// What `n` equal demands got, in their order.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub(crate) struct Taken {
+    /// How many may go now.
+    pub(crate) now: f64,
+    /// How many have a turn, those of `now` included.
+    pub(crate) granted: f64,
+    /// The wait of the last of them, in microseconds.
+    pub(crate) last: f64,
+    /// When the first that was refused may try again, in microseconds.
+    pub(crate) retry_after: f64,
+}
+
+impl Taken {
+    /// The wait of the `k`th granted demand of cost `c`, counted from zero.
+    pub(crate) fn wait(&self, k: u32, c: f64, terms: Terms) -> f64 {
+        let k = f64::from(k);
+        if k < self.now {
+            0.0
+        } else {
+            (self.last - (self.granted - 1.0 - k) * c / terms.per_us).max(0.0)
+        }
+    }
+}
+
+impl Bucket {
+    pub(crate) fn full(now: f64, terms: Terms) -> Self {
+        Self {
+            level: terms.cap,
+            at: now,
+            tail: 0.0,
+            big: 0.0,
+            pool: 0.0,
+        }
+    }
+
+    /// Brings the bucket to `now`. True where the clock was mended, which must be kept even
+    /// when nothing else changes.
+    pub(crate) fn visit(&mut self, now: f64, terms: Terms) -> bool {
+        let mended = self.at > now + CLOCK_SLACK_US;
+        if mended {
+            self.tail -= self.at - now;
+            self.at = now;
+        }
+        let n = self.at.max(now);
+        self.level = terms.cap.min(self.level + (n - self.at) * terms.per_us);
+        self.at = n;
+        self.pool = self.pool.min(self.pool_room(terms));
+        if self.tail <= n {
+            self.level = terms.cap.min(self.level + self.pool);
+            self.tail = 0.0;
+            self.pool = 0.0;
+            self.big = 0.0;
+        }
+        mended
+    }
+
+    fn pool_room(&self, terms: Terms) -> f64 {
+        (terms.cap - self.big - self.level.max(0.0)).max(0.0)
+    }
+
+    /// How long a demand of `c` would wait now, in microseconds.
+    pub(crate) fn quote(&self, c: f64, terms: Terms) -> f64 {
+        if self.level >= c || self.pool >= c {
+            0.0
+        } else {
+            ((c - self.level) / terms.per_us).ceil()
+        }
+    }
+
+    /// Takes `c` for each of `n` demands, in order, none of which waits over `max_wait`.
+    pub(crate) fn take(&mut self, c: f64, n: u32, max_wait: f64, terms: Terms) -> Taken {
+        let n = f64::from(n);
+        let ready = whole(self.level, c).min(n);
+        self.level -= ready * c;
+        let pooled = whole(self.pool, c).min(n - ready);
+        self.pool -= pooled * c;
+        let mut taken = Taken {
+            now: ready + pooled,
+            granted: ready + pooled,
+            ..Taken::default()
+        };
+        let left = n - taken.now;
+        if left <= 0.0 {
+            return taken;
+        }
+        let level = self.level;
+        let wait_of = |j: f64| ((j * c - level) / terms.per_us).ceil();
+        let mut later = ((level + max_wait * terms.per_us) / c)
+            .floor()
+            .max(0.0)
+            .min(left);
+        // The division may round across a whole number, by one.
+        if later > 0.0 && wait_of(later) > max_wait {
+            later -= 1.0;
+        } else if later < left && wait_of(later + 1.0) <= max_wait {
+            later += 1.0;
+        }
+        if later > 0.0 {
+            taken.granted += later;
+            taken.last = wait_of(later);
+            self.level -= later * c;
+            self.tail = self.tail.max(self.at + taken.last);
+            self.big = self.big.max(c);
+        }
+        if later < left {
+            taken.retry_after = (wait_of(later + 1.0) - max_wait).max(1.0);
+        }
+        taken
+    }
+
+    /// Gives back `c` tokens that were taken and not used.
+    pub(crate) fn give_back(&mut self, c: f64, terms: Terms) {
+        if self.tail <= self.at {
+            self.level = terms.cap.min(self.level + c);
+        } else {
+            self.pool = (self.pool + c).min(self.pool_room(terms));
+        }
+    }
+
+    /// Charges `x` tokens that were used without having been taken. The debt is bounded by one
+    /// capacity beyond what sleepers were promised, so that no single charge blocks a scope for
+    /// ever.
+    pub(crate) fn charge(&mut self, x: f64, terms: Terms) {
+        let from_pool = self.pool.min(x);
+        self.pool -= from_pool;
+        let promised = (self.tail - self.at).max(0.0) * terms.per_us;
+        let floor = -terms.cap - promised;
+        self.level = self.level.min((self.level - (x - from_pool)).max(floor));
+    }
+
+    /// Most that any single demand could take now: what clients may remember as a bound.
+    pub(crate) fn bound(&self) -> f64 {
+        self.level.max(self.pool)
+    }
+
+    /// When the bucket equals an absent one, counted from its `at`, in microseconds.
+    pub(crate) fn full_in(&self, terms: Terms) -> f64 {
+        ((terms.cap - self.level) / terms.per_us).max(self.tail - self.at)
+    }
+
+    /// How long Redis must remember this bucket, in whole milliseconds.
+    #[cfg(any(feature = "redis", test))]
+    #[cfg_attr(
+        not(test),
+        allow(dead_code, reason = "the script computes it; tests compare")
+    )]
+    pub(crate) fn ttl_ms(&self, now: f64, terms: Terms) -> f64 {
+        let us = self.at - now + self.full_in(terms);
+        (us / 1_000.0).ceil().clamp(1.0, MAX_TTL_MS)
+    }
+}
+
+/// How many whole `c` are in `level`, without ever taking more than is there.
+fn whole(level: f64, c: f64) -> f64 {
+    if level < c {
+        return 0.0;
+    }
+    let k = (level / c).floor();
+    if k * c > level { k - 1.0 } else { k }
+}
+
+/// What several buckets at once answered.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) enum TakenAll {
+    /// Every one was taken.
+    All,
+    /// Only the slowest was taken, with a wait in microseconds; the rest is to be asked for at
+    /// its turn. Taking all now and using them later would break the others' windows; holding
+    /// room in them would let one slow tenant idle a shared bucket.
+    Slowest { which: usize, wait: f64 },
+    /// Nothing was taken.
+    Refused { which: usize, retry_after: f64 },
+}
+
+/// Takes from several different buckets, all or none.
+pub(crate) fn take_all<'a>(
+    buckets: impl Iterator<Item = (&'a mut Bucket, f64, Terms)>,
+    max_wait: f64,
+) -> TakenAll {
+    let mut buckets: Vec<_> = buckets.collect();
+    let (mut which, mut wait) = (0, -1.0);
+    for (index, (bucket, c, terms)) in buckets.iter().enumerate() {
+        let quoted = bucket.quote(*c, *terms);
+        if quoted > wait {
+            (which, wait) = (index, quoted);
+        }
+    }
+    if wait <= 0.0 {
+        for (bucket, c, terms) in &mut buckets {
+            bucket.take(*c, 1, 0.0, *terms);
+        }
+        TakenAll::All
+    } else if wait <= max_wait {
+        let (bucket, c, terms) = &mut buckets[which];
+        bucket.take(*c, 1, max_wait, *terms);
+        TakenAll::Slowest { which, wait }
+    } else {
+        TakenAll::Refused {
+            which,
+            retry_after: (wait - max_wait).max(1.0),
+        }
+    }
+}

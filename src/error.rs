@@ -1,0 +1,226 @@
+//! Why not: [`Rejected`] and [`ConfigError`].
+
+use std::{error::Error, fmt, sync::Arc, time::Duration};
+
+/// Why an acquisition was refused.
+///
+/// # Examples
+///
+/// ```
+/// use tower_throttle::{Limiter, Quota, Reason};
+///
+/// # tokio_test(async {
+/// let limiter = Limiter::in_memory();
+/// let scope = Quota::per_second(1.0).scope("api");
+/// limiter.try_acquire(&scope).await.unwrap();
+/// let refused = limiter.try_acquire(&scope).await.unwrap_err();
+/// assert_eq!(refused.reason(), Reason::Limited);
+/// # });
+/// # fn tokio_test(f: impl Future) { tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(f); }
+/// ```
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Reason {
+    /// The bucket is short of tokens; it will have them after
+    /// [`retry_after`](Rejected::retry_after).
+    Limited,
+    /// The cost is more than the capacity, or no amount at all: it can never be granted.
+    Impossible,
+    /// No store could be asked, and the policy is to refuse then.
+    Unavailable,
+}
+
+/// An acquisition that was refused: why, by which scope, and when to come back.
+///
+/// Cloning is cheap. It holds the scope's name, never its key.
+///
+/// # Examples
+///
+/// ```
+/// use tower_throttle::{Limiter, Quota, Reason};
+///
+/// # tokio_test(async {
+/// let limiter = Limiter::in_memory();
+/// let too_much = Quota::per_second(10.0).scope("api").cost(11.0);
+/// let refused = limiter.try_acquire(too_much).await.unwrap_err();
+/// assert_eq!(refused.reason(), Reason::Impossible);
+/// assert_eq!(refused.scope(), "api");
+/// assert_eq!(refused.retry_after(), None);
+/// # });
+/// # fn tokio_test(f: impl Future) { tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(f); }
+/// ```
+#[derive(Clone)]
+pub struct Rejected {
+    why: Why,
+    scope: crate::Scope,
+    degraded: bool,
+}
+
+#[derive(Clone)]
+enum Why {
+    Limited(Duration),
+    Impossible,
+    Unavailable(Option<Arc<dyn Error + Send + Sync>>),
+}
+
+impl Rejected {
+    pub(crate) fn limited(scope: &crate::Scope, retry_after: Duration, degraded: bool) -> Self {
+        Self {
+            why: Why::Limited(retry_after.max(Duration::from_micros(1))),
+            scope: scope.clone(),
+            degraded,
+        }
+    }
+
+    pub(crate) fn impossible(scope: &crate::Scope) -> Self {
+        Self {
+            why: Why::Impossible,
+            scope: scope.clone(),
+            degraded: false,
+        }
+    }
+
+    #[cfg_attr(
+        not(feature = "redis"),
+        allow(dead_code, reason = "only a remote store is away")
+    )]
+    pub(crate) fn unavailable(
+        scope: &crate::Scope,
+        source: Option<Arc<dyn Error + Send + Sync>>,
+    ) -> Self {
+        Self {
+            why: Why::Unavailable(source),
+            scope: scope.clone(),
+            degraded: true,
+        }
+    }
+
+    /// Why.
+    pub fn reason(&self) -> Reason {
+        match self.why {
+            Why::Limited(_) => Reason::Limited,
+            Why::Impossible => Reason::Impossible,
+            Why::Unavailable(_) => Reason::Unavailable,
+        }
+    }
+
+    /// The name of the scope that refused.
+    pub fn scope(&self) -> &str {
+        self.scope.name()
+    }
+
+    /// How long until the same acquisition could succeed, above zero; `None`: never, or nobody
+    /// knows.
+    pub fn retry_after(&self) -> Option<Duration> {
+        match self.why {
+            Why::Limited(retry_after) => Some(retry_after),
+            _ => None,
+        }
+    }
+
+    /// Whether this process decided from its own memory, because Redis could not be asked in
+    /// time.
+    pub fn is_degraded(&self) -> bool {
+        self.degraded
+    }
+
+    /// The first `Rejected` in the chain of sources of `error`, itself included.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use tower_throttle::Rejected;
+    ///
+    /// let error = std::io::Error::other("unrelated");
+    /// assert!(Rejected::find(&error).is_none());
+    /// ```
+    pub fn find<'a>(error: &'a (dyn Error + 'static)) -> Option<&'a Self> {
+        let mut next = Some(error);
+        while let Some(error) = next {
+            if let Some(rejected) = error.downcast_ref() {
+                return Some(rejected);
+            }
+            next = error.source();
+        }
+        None
+    }
+}
+
+impl fmt::Debug for Rejected {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Rejected")
+            .field("reason", &self.reason())
+            .field("scope", &self.scope())
+            .field("retry_after", &self.retry_after())
+            .field("degraded", &self.degraded)
+            .finish()
+    }
+}
+
+impl fmt::Display for Rejected {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let scope = self.scope();
+        match &self.why {
+            Why::Limited(retry_after) => write!(
+                f,
+                "rate limit \"{scope}\" exceeded, retry after {:.3} s",
+                // Up: nobody is sent back early.
+                (retry_after.as_secs_f64() * 1_000.0).ceil() / 1_000.0
+            ),
+            Why::Impossible => write!(
+                f,
+                "a cost of {} can never pass the rate limit \"{scope}\" of {}",
+                self.scope.tokens(),
+                self.scope.quota()
+            ),
+            Why::Unavailable(_) => write!(f, "the rate limit \"{scope}\" cannot be checked now"),
+        }
+    }
+}
+
+impl Error for Rejected {
+    fn source(&self) -> Option<&(dyn Error + 'static)> {
+        match &self.why {
+            Why::Unavailable(Some(source)) => Some(&**source),
+            _ => None,
+        }
+    }
+}
+
+/// A limiter that cannot be built: what is wrong with its configuration and what to change.
+///
+/// # Examples
+///
+/// ```
+/// # #[cfg(feature = "redis")] {
+/// use tower_throttle::Limiter;
+///
+/// let error = Limiter::redis("localhost:6379").unwrap_err();
+/// assert!(error.to_string().contains("redis://"));
+/// # }
+/// ```
+pub struct ConfigError {
+    message: String,
+}
+
+impl ConfigError {
+    pub(crate) fn new(message: impl Into<String>) -> Self {
+        Self {
+            message: message.into(),
+        }
+    }
+}
+
+impl fmt::Debug for ConfigError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "ConfigError({:?})", self.message)
+    }
+}
+
+impl fmt::Display for ConfigError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.message)
+    }
+}
+
+impl Error for ConfigError {}
