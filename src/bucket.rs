@@ -195,11 +195,6 @@ impl Bucket {
         self.level = self.level.min((self.level - (x - from_pool)).max(floor));
     }
 
-    /// Most that any single demand could take now: what clients may remember as a bound.
-    pub(crate) fn bound(&self) -> f64 {
-        self.level.max(self.pool)
-    }
-
     /// When the bucket equals an absent one, counted from its `at`, in microseconds.
     pub(crate) fn full_in(&self, terms: Terms) -> f64 {
         ((terms.cap - self.level) / terms.per_us).max(self.tail - self.at)

@@ -2,7 +2,6 @@
 
 use std::{
     fmt::{self, Display, Write},
-    hash::{BuildHasher, Hash, Hasher},
     sync::Arc,
 };
 
@@ -13,6 +12,9 @@ const INLINE: usize = 38;
 
 /// Names and keys over this many bytes are known to the stores by a hash.
 const LONGEST_PLAIN: usize = 64;
+
+/// Bytes of that hash: 128 bits.
+const HASH: usize = 16;
 
 /// Whose bucket, by which limit, and what this acquisition costs.
 ///
@@ -197,6 +199,11 @@ impl Scope {
         self.costed
     }
 
+    pub(crate) fn uncosted(mut self) -> Self {
+        self.costed = false;
+        self
+    }
+
     pub(crate) fn with_quota(mut self, quota: Quota) -> Self {
         self.quota = quota;
         self
@@ -208,21 +215,14 @@ impl Scope {
     }
 
     /// How a store knows this bucket.
-    pub(crate) fn id<'a>(&'a self, secret: &[u8; 32]) -> BucketId<'a> {
-        let part = |bytes: &'a [u8], hide: bool| {
-            if hide || bytes.len() > LONGEST_PLAIN {
-                let hash = blake3::keyed_hash(secret, bytes);
-                let mut short = [0; 16];
-                short.copy_from_slice(&hash.as_bytes()[..16]);
-                Part::Hashed(short)
-            } else {
-                Part::Plain(bytes)
-            }
-        };
-        BucketId {
-            name: part(self.name().as_bytes(), false),
-            key: self.key.bytes().map(|key| part(key, self.secret)),
+    pub(crate) fn id(&self, secret: &[u8; 32]) -> BucketId {
+        let mut id = BucketId::default();
+        id.part(self.name().as_bytes(), false, secret);
+        if let Some(key) = self.key.bytes() {
+            id.push(&[KEY_MARK]);
+            id.part(key, self.secret, secret);
         }
+        id
     }
 }
 
@@ -283,114 +283,88 @@ impl KeyWriter {
     }
 }
 
-/// What distinguishes one bucket from all others, in memory and in Redis.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct BucketId<'a> {
-    name: Part<'a>,
-    key: Option<Part<'a>>,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Part<'a> {
-    Plain(&'a [u8]),
-    Hashed([u8; 16]),
-}
-
 /// Bytes that no UTF-8 text holds, so that no name or key can imitate them.
 const HASH_MARK: u8 = 0xFE;
 const KEY_MARK: u8 = 0xFF;
 
-impl Part<'_> {
-    fn bytes(&self) -> (Option<u8>, &[u8]) {
-        match self {
-            Self::Plain(bytes) => (None, bytes),
-            Self::Hashed(hash) => (Some(HASH_MARK), hash),
+/// What distinguishes one bucket from all others, in memory and in Redis: the name, then the
+/// key behind a mark, each by its hash where it is long or secret.
+#[derive(Clone, Copy)]
+pub(crate) struct BucketId {
+    length: u8,
+    bytes: [u8; 2 * LONGEST_PLAIN + 1],
+}
+
+impl Default for BucketId {
+    fn default() -> Self {
+        Self {
+            length: 0,
+            bytes: [0; 2 * LONGEST_PLAIN + 1],
         }
-    }
-
-    fn push(&self, to: &mut Vec<u8>) {
-        let (mark, bytes) = self.bytes();
-        to.extend(mark);
-        to.extend_from_slice(bytes);
-    }
-
-    fn strip_from<'b>(&self, from: &'b [u8]) -> Option<&'b [u8]> {
-        let (mark, bytes) = self.bytes();
-        let from = match mark {
-            Some(mark) => from.strip_prefix(&[mark])?,
-            None => from,
-        };
-        from.strip_prefix(bytes)
     }
 }
 
-impl BucketId<'_> {
-    pub(crate) fn hash(&self, hasher: &impl BuildHasher) -> u64 {
-        let mut state = hasher.build_hasher();
-        let (mark, bytes) = self.name.bytes();
-        mark.hash(&mut state);
-        state.write(bytes);
-        if let Some(key) = &self.key {
-            let (mark, bytes) = key.bytes();
-            mark.hash(&mut state);
-            state.write(bytes);
-        }
-        state.finish()
+impl BucketId {
+    pub(crate) fn as_bytes(&self) -> &[u8] {
+        &self.bytes[..usize::from(self.length)]
     }
 
-    /// Whether [`to_bytes`](Self::to_bytes) would be these.
-    pub(crate) fn is(&self, bytes: &[u8]) -> bool {
-        let Some(rest) = self.name.strip_from(bytes) else {
-            return false;
+    /// The part before the key.
+    pub(crate) fn name(&self) -> &[u8] {
+        let bytes = self.as_bytes();
+        // A hash may hold any byte; it is of a known length.
+        let from = if bytes.first() == Some(&HASH_MARK) {
+            1 + HASH
+        } else {
+            0
         };
-        match &self.key {
-            None => rest.is_empty(),
-            Some(key) => rest
-                .strip_prefix(&[KEY_MARK])
-                .and_then(|rest| key.strip_from(rest))
-                .is_some_and(<[u8]>::is_empty),
-        }
+        let end = bytes[from..].iter().position(|byte| *byte == KEY_MARK);
+        &bytes[..end.map_or(bytes.len(), |end| from + end)]
     }
 
-    pub(crate) fn to_bytes(self) -> Box<[u8]> {
-        let mut bytes = Vec::with_capacity(LONGEST_PLAIN);
-        self.name.push(&mut bytes);
-        if let Some(key) = &self.key {
-            bytes.push(KEY_MARK);
-            key.push(&mut bytes);
+    fn push(&mut self, bytes: &[u8]) {
+        let at = usize::from(self.length);
+        self.bytes[at..at + bytes.len()].copy_from_slice(bytes);
+        self.length += bytes.len() as u8;
+    }
+
+    fn part(&mut self, bytes: &[u8], hide: bool, secret: &[u8; 32]) {
+        if hide || bytes.len() > LONGEST_PLAIN {
+            self.push(&[HASH_MARK]);
+            self.push(&blake3::keyed_hash(secret, bytes).as_bytes()[..HASH]);
+        } else {
+            self.push(bytes);
         }
-        bytes.into()
     }
 
     /// `name` or `name:key`, in characters that no key can use to leave its place: everything
     /// but letters, digits and `-._~@/` is percent-encoded, and `#` starts a hash.
     #[cfg(feature = "redis")]
-    pub(crate) fn redis_key(self, prefix: &str) -> Vec<u8> {
-        let mut redis_key = Vec::with_capacity(prefix.len() + LONGEST_PLAIN);
+    pub(crate) fn redis_key(&self, prefix: &str) -> Vec<u8> {
+        let mut redis_key = Vec::with_capacity(prefix.len() + self.as_bytes().len() + 8);
         redis_key.extend_from_slice(prefix.as_bytes());
-        let mut push = |part: &Part<'_>| match part {
-            Part::Plain(bytes) => {
-                for &byte in *bytes {
-                    if byte.is_ascii_alphanumeric() || b"-._~@/".contains(&byte) {
-                        redis_key.push(byte);
-                    } else {
-                        redis_key.push(b'%');
-                        redis_key.extend(hex(byte));
-                    }
+        let mut hashed = 0;
+        for &byte in self.as_bytes() {
+            if hashed > 0 {
+                hashed -= 1;
+                redis_key.extend(hex(byte));
+                continue;
+            }
+            match byte {
+                HASH_MARK => {
+                    redis_key.push(b'#');
+                    hashed = HASH;
                 }
-                redis_key.push(b':');
+                KEY_MARK => redis_key.push(b':'),
+                _ if byte.is_ascii_alphanumeric() || b"-._~@/".contains(&byte) => {
+                    redis_key.push(byte);
+                }
+                _ => {
+                    redis_key.push(b'%');
+                    redis_key.extend(hex(byte));
+                }
             }
-            Part::Hashed(hash) => {
-                redis_key.push(b'#');
-                redis_key.extend(hash.iter().flat_map(|byte| hex(*byte)));
-                redis_key.push(b':');
-            }
-        };
-        push(&self.name);
-        if let Some(key) = &self.key {
-            push(key);
         }
-        redis_key.pop();
         redis_key
     }
 }
@@ -553,18 +527,22 @@ mod tests {
     #[test]
     fn long_and_secret_parts_are_hashed() {
         let long = Scope::new("n".repeat(10_000), SITE.quota());
-        assert!(long.id(&SALT).to_bytes().len() < 40);
+        assert!(long.id(&SALT).as_bytes().len() < 40);
         let key = SITE.key("k".repeat(10_000));
-        assert!(key.id(&SALT).to_bytes().len() < 40);
+        assert!(key.id(&SALT).as_bytes().len() < 40);
         let secret = SITE.secret().key("hunter2");
         assert!(
             !secret
                 .id(&SALT)
-                .to_bytes()
+                .as_bytes()
                 .windows(7)
                 .any(|part| part == b"hunter2")
         );
-        assert_ne!(secret.id(&SALT), secret.id(&[8; 32]), "the hash is keyed");
+        assert_ne!(
+            secret.id(&SALT).as_bytes(),
+            secret.id(&[8; 32]).as_bytes(),
+            "the hash is keyed"
+        );
         assert!(!format!("{secret:?}").contains("hunter2"));
     }
 
@@ -604,9 +582,7 @@ mod tests {
             let (one, two) = (make(&a), make(&b));
             let (id, other) = (one.id(&SALT), two.id(&SALT));
             let same = one.same_bucket(&two);
-            prop_assert_eq!(id == other, same);
-            prop_assert_eq!(id.to_bytes() == other.to_bytes(), same);
-            prop_assert_eq!(id.is(&other.to_bytes()), same);
+            prop_assert_eq!(id.as_bytes() == other.as_bytes(), same);
             #[cfg(feature = "redis")]
             prop_assert_eq!(id.redis_key("p:") == other.redis_key("p:"), same);
         }

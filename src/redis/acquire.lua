@@ -12,9 +12,10 @@
 --          wait of the last, when a refused one may ask again, which of its buckets decides;
 --          then level and pool of each key. All times are microseconds.
 --
--- A value is level, at [, tail, big, pool] [, capacity, rate]: the first bracket while somebody
--- sleeps towards a promised turn, the second while another process knows this bucket by a
--- larger capacity or a slower rate than this call does (then it must outlive that one's debt).
+-- A value is level, at, capacity, rate [, tail, big, pool]: the bracket while somebody sleeps
+-- towards a promised turn. Capacity and rate are the largest and the slowest by which any
+-- process has used this bucket: while two quotas are about, as in a rolling deploy, the value
+-- must outlive the debt as the larger one sees it.
 
 local pack, unpack_d = struct.pack, struct.unpack
 local ceil, floor, max, min = math.ceil, math.floor, math.max, math.min
@@ -39,14 +40,10 @@ for i = 1, nkeys do
   local value = stored[i]
   local size = value and #value or 0
   local l, a
-  if size == 16 then
-    l, a = unpack_d('<dd', value)
-  elseif size == 32 then
+  if size == 32 then
     l, a, most[i], slowest[i] = unpack_d('<dddd', value)
-  elseif size == 40 then
-    l, a, tail[i], big[i], pool[i] = unpack_d('<ddddd', value)
   elseif size == 56 then
-    l, a, tail[i], big[i], pool[i], most[i], slowest[i] = unpack_d('<ddddddd', value)
+    l, a, most[i], slowest[i], tail[i], big[i], pool[i] = unpack_d('<ddddddd', value)
   end
   if not (l and finite(l) and finite(a) and finite(tail[i]) and finite(big[i])
       and finite(pool[i]) and finite(most[i]) and slowest[i] > 0 and finite(slowest[i])) then
@@ -172,12 +169,11 @@ end
 
 for i = 1, nkeys do
   if changed[i] then
-    local value = pack('<dd', level[i], at[i])
+    local value
     if tail[i] > at[i] then
-      value = value .. pack('<ddd', tail[i], big[i], pool[i])
-    end
-    if most[i] > cap[i] or slowest[i] < rate[i] then
-      value = value .. pack('<dd', most[i], slowest[i])
+      value = pack('<ddddddd', level[i], at[i], most[i], slowest[i], tail[i], big[i], pool[i])
+    else
+      value = pack('<dddd', level[i], at[i], most[i], slowest[i])
     end
     -- Full is the same as absent, and the server's clock may be up to a second behind `at`.
     local us = at[i] - now + max((most[i] - level[i]) / slowest[i], tail[i] - at[i])

@@ -1,0 +1,89 @@
+//! [`ScopeExtractor`]: the trait, for scopes known ahead and for closures.
+
+use std::sync::Arc;
+
+use crate::scope::{IntoScopes, Scope, Scopes};
+
+/// Finds the scopes that a request takes from.
+///
+/// A [`Scope`], an array or `Vec` of them and [`Scopes`] are known ahead; every
+/// `Fn(&Req) -> impl IntoScopes` looks at the request.
+///
+/// # Examples
+///
+/// ```
+/// use tower_throttle::{Limiter, Quota, RateLimitLayer, Scope, Scopes, extract::ScopeExtractor};
+///
+/// struct Job { tenant: String, weight: f64 }
+///
+/// #[derive(Clone)]
+/// struct PerTenant;
+///
+/// impl ScopeExtractor<Job> for PerTenant {
+///     fn extract(&self, job: &Job) -> Scopes {
+///         const JOBS: Scope = Quota::per_minute(600.0).scope("jobs");
+///         Scopes::from(vec![JOBS.key(&job.tenant).cost(job.weight)])
+///     }
+/// }
+///
+/// let layer = RateLimitLayer::new(&Limiter::in_memory(), PerTenant);
+/// ```
+#[diagnostic::on_unimplemented(
+    message = "`{Self}` does not tell whose bucket a `{Req}` takes from",
+    label = "expected a `Scope`, an array of them, or a closure `|req: &{Req}|` that returns one",
+    note = "name the limit first: `const API: Scope = Quota::per_second(50.0).scope(\"api\");`",
+    note = "a closure returns `API.key(value)`, or an `Option` or `Vec` of such; it cannot be \
+            async, because a scope is found without waiting"
+)]
+pub trait ScopeExtractor<Req> {
+    /// The scopes, where they are the same for every request: then waiting for them is
+    /// readiness.
+    fn fixed(&self) -> Option<Scopes> {
+        None
+    }
+
+    /// The scopes of this request; none is not limited.
+    fn extract(&self, req: &Req) -> Scopes;
+}
+
+macro_rules! fixed {
+    ($([$($generics:tt)*] $type:ty;)*) => {$(
+        impl<Req, $($generics)*> ScopeExtractor<Req> for $type {
+            fn fixed(&self) -> Option<Scopes> {
+                Some(self.clone().into_scopes())
+            }
+
+            fn extract(&self, _: &Req) -> Scopes {
+                self.clone().into_scopes()
+            }
+        }
+    )*};
+}
+
+fixed! {
+    [] Scope;
+    [] Scopes;
+    [const N: usize] [Scope; N];
+    [] Vec<Scope>;
+}
+
+impl<Req, X: ScopeExtractor<Req> + ?Sized> ScopeExtractor<Req> for Arc<X> {
+    fn fixed(&self) -> Option<Scopes> {
+        (**self).fixed()
+    }
+
+    fn extract(&self, req: &Req) -> Scopes {
+        (**self).extract(req)
+    }
+}
+
+#[diagnostic::do_not_recommend]
+impl<Req, F, T> ScopeExtractor<Req> for F
+where
+    F: Fn(&Req) -> T,
+    T: IntoScopes,
+{
+    fn extract(&self, req: &Req) -> Scopes {
+        self(req).into_scopes()
+    }
+}

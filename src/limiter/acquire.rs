@@ -1,0 +1,400 @@
+//! The future that takes tokens: [`Acquire`].
+
+use std::{
+    fmt,
+    future::Future,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use tokio::time::Instant;
+
+use super::{
+    builder::Fallback,
+    core::Core,
+    permit::{Origins, Permit, Taken},
+    turns::TOLERANCE,
+    waiter::{Outcome, Waiter},
+};
+use crate::{
+    clock::{LONGEST_WAIT, to_us},
+    decision::{Decision, Failure, Origin},
+    error::Rejected,
+    scope::{Scope, Scopes},
+};
+
+/// Takes tokens; made by [`Limiter::try_acquire`](crate::Limiter::try_acquire) and
+/// [`Limiter::acquire`](crate::Limiter::acquire). Nothing happens before it is polled.
+///
+/// # Errors
+///
+/// [`Rejected`], which says why and when to come back.
+///
+/// # Cancel safety
+///
+/// Dropped at any point before it resolves, it gives back what it was granted: nothing before it
+/// is sent; in flight, as soon as the answer comes; asleep, its turn goes to the next in line,
+/// or back to the bucket when its time is there.
+///
+/// # Examples
+///
+/// ```
+/// use std::time::Duration;
+/// use tower_throttle::{Limiter, Quota};
+///
+/// # #[tokio::main(flavor = "current_thread")] async fn main() {
+/// let limiter = Limiter::in_memory();
+/// let api = Quota::per_second(10.0).scope("api");
+/// let permit = limiter.acquire(api, Duration::from_secs(1)).await.unwrap();
+/// # drop(permit);
+/// # }
+/// ```
+#[must_use = "an acquisition takes nothing unless it is awaited"]
+pub struct Acquire {
+    core: Arc<Core>,
+    scopes: Scopes,
+    max_wait: Duration,
+    /// When the wait is over; set by the first poll.
+    deadline: Option<Instant>,
+    /// The scopes taken so far, where they are taken in several steps.
+    taken: Vec<(usize, Origin)>,
+    state: State,
+}
+
+enum State {
+    Start,
+    /// Waiting for these scopes, which are those not taken yet, in their order.
+    Waiting(Arc<Waiter>),
+    Done,
+}
+
+/// How far an acquisition is, for those who must not hold anything while it sleeps.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Progress {
+    /// Not decided yet.
+    Asking,
+    /// Its turn comes later.
+    Asleep,
+}
+
+impl Acquire {
+    pub(crate) fn new(core: Arc<Core>, scopes: Scopes, max_wait: Duration) -> Self {
+        Self {
+            core,
+            scopes: merged(scopes),
+            max_wait: max_wait.min(LONGEST_WAIT),
+            deadline: None,
+            taken: Vec::new(),
+            state: State::Start,
+        }
+    }
+
+    pub(crate) fn progress(&self) -> Progress {
+        match &self.state {
+            State::Waiting(waiter) if waiter.is_asleep() => Progress::Asleep,
+            _ => Progress::Asking,
+        }
+    }
+
+    /// Decides at once, where that takes neither Redis nor a wait; else nothing has happened.
+    pub(crate) fn decide_now(&mut self) -> Option<Result<Permit, Rejected>> {
+        if self.core.remote.is_some() || !self.max_wait.is_zero() {
+            return None;
+        }
+        match self.ask() {
+            Poll::Ready(result) => {
+                self.state = State::Done;
+                Some(result)
+            }
+            Poll::Pending => None,
+        }
+    }
+
+    /// Starts, or asks for what is left. Ready when it is decided without waiting.
+    fn ask(&mut self) -> Poll<Result<Permit, Rejected>> {
+        let impossible = self.scopes.iter().find(|scope| {
+            !self
+                .core
+                .terms(scope, Origin::Memory)
+                .can_grant(scope.tokens())
+        });
+        if let Some(scope) = impossible {
+            return Poll::Ready(Err(Rejected::impossible(scope)));
+        }
+        let left = self.left();
+        if left.as_slice().is_empty() {
+            return Poll::Ready(Ok(self.permit(None, self.core.home())));
+        }
+        let max_wait = match self.deadline {
+            Some(deadline) => deadline.saturating_duration_since(Instant::now()),
+            None => self.max_wait,
+        };
+        let max_wait_us = to_us(max_wait);
+        let home = self.core.home();
+        if let Some(remote) = &self.core.remote {
+            for scope in &left {
+                if let Some(retry_after) = remote.refuses(scope, max_wait_us) {
+                    let refused = Rejected::limited(scope, retry_after, false);
+                    return self.refuse(refused);
+                }
+            }
+            let waiter = self.waiter(left, max_wait_us);
+            if !self.joins(&waiter, home, max_wait) {
+                remote.take(waiter.clone());
+            }
+            self.state = State::Waiting(waiter);
+            return Poll::Pending;
+        }
+        self.ask_memory(left, max_wait, home)
+    }
+
+    fn ask_memory(
+        &mut self,
+        left: Scopes,
+        max_wait: Duration,
+        origin: Origin,
+    ) -> Poll<Result<Permit, Rejected>> {
+        let max_wait_us = to_us(max_wait);
+        if !max_wait.is_zero() && !self.core.turns.is_empty() {
+            let waiter = self.waiter(left.clone(), max_wait_us);
+            if self.joins(&waiter, origin, max_wait) {
+                self.state = State::Waiting(waiter);
+                return Poll::Pending;
+            }
+        }
+        let slice = left.as_slice();
+        match self.core.take_from_memory(slice, max_wait_us, origin) {
+            Decision::Now { tightest, level } => {
+                let scope = self.index_of(&slice[tightest]);
+                Poll::Ready(Ok(self.permit(Some((scope, level)), origin)))
+            }
+            Decision::Refused { which, retry_after } => {
+                let degraded = origin == Origin::Share;
+                let refused = Rejected::limited(&slice[which], retry_after, degraded);
+                self.refuse(refused)
+            }
+            wait @ Decision::Wait { .. } => {
+                let waiter = self.waiter(left, max_wait_us);
+                waiter.decide(Ok(wait), origin);
+                self.state = State::Waiting(waiter);
+                Poll::Pending
+            }
+        }
+    }
+
+    /// Redis could not be asked: the policy decides.
+    fn fall_back(&mut self, failure: &Failure) -> Poll<Result<Permit, Rejected>> {
+        self.core.observer.fell_back(failure.kind);
+        match self.core.fallback {
+            Fallback::Open => Poll::Ready(Ok(self.permit(None, Origin::Nowhere))),
+            Fallback::Closed => {
+                let left = self.left();
+                let scope = &left.as_slice()[0];
+                let source = failure.source.clone();
+                let refused = Rejected::unavailable(scope, Some(source));
+                self.refuse(refused)
+            }
+            Fallback::Share(_) => {
+                let max_wait = self.deadline.map_or(self.max_wait, |deadline| {
+                    deadline.saturating_duration_since(Instant::now())
+                });
+                let left = self.left();
+                self.ask_memory(left, max_wait, Origin::Share)
+            }
+        }
+    }
+
+    /// A turn that a cancelled sleeper left behind, without asking the store.
+    fn joins(&self, waiter: &Arc<Waiter>, origin: Origin, max_wait: Duration) -> bool {
+        match waiter.scopes() {
+            [scope] if !max_wait.is_zero() => {
+                let core = &self.core;
+                core.turns.join(core, waiter, scope, origin, max_wait)
+            }
+            _ => false,
+        }
+    }
+
+    fn waiter(&self, left: Scopes, max_wait_us: f64) -> Arc<Waiter> {
+        Waiter::new(self.core.clone(), left, max_wait_us)
+    }
+
+    /// The scopes that are still to be taken from.
+    fn left(&self) -> Scopes {
+        let free = |scope: &Scope| scope.tokens() == 0.0;
+        if self.taken.is_empty() && !self.scopes.iter().any(free) {
+            return self.scopes.clone();
+        }
+        let taken = |index| self.taken.iter().any(|(other, _)| *other == index);
+        let left: Vec<_> = self
+            .scopes
+            .iter()
+            .enumerate()
+            .filter(|(index, scope)| !taken(*index) && !free(scope))
+            .map(|(_, scope)| scope.clone())
+            .collect();
+        left.into()
+    }
+
+    fn index_of(&self, scope: &Scope) -> usize {
+        self.scopes
+            .iter()
+            .position(|other| other.same_bucket(scope))
+            .unwrap_or_default()
+    }
+
+    /// All were taken, the last of them from `origin`.
+    fn permit(&mut self, tightest: Option<(usize, f64)>, origin: Origin) -> Permit {
+        let origins = if self.taken.iter().all(|(_, other)| *other == origin) {
+            Origins::All(origin)
+        } else {
+            let mut each = vec![origin; self.scopes.as_slice().len()];
+            for (index, origin) in &self.taken {
+                each[*index] = *origin;
+            }
+            Origins::Each(each.into())
+        };
+        self.taken.clear();
+        self.state = State::Done;
+        let scopes = std::mem::take(&mut self.scopes);
+        Permit::new(Taken::new(self.core.clone(), scopes, origins), tightest)
+    }
+
+    fn refuse(&mut self, refused: Rejected) -> Poll<Result<Permit, Rejected>> {
+        self.give_back();
+        Poll::Ready(Err(refused))
+    }
+
+    /// Gives back what was taken in earlier steps.
+    fn give_back(&mut self) {
+        for (index, origin) in self.taken.drain(..) {
+            let scope = &self.scopes.as_slice()[index];
+            self.core.give_back(scope, scope.tokens(), origin);
+        }
+    }
+
+    /// What the waiter was told, as the next step.
+    fn hear(&mut self, waiter: &Waiter, outcome: Outcome) -> Poll<Result<Permit, Rejected>> {
+        match outcome {
+            Outcome::Now {
+                tightest,
+                level,
+                origin,
+            } => {
+                let scope = self.index_of(&waiter.scopes()[tightest]);
+                Poll::Ready(Ok(self.permit(Some((scope, level)), origin)))
+            }
+            Outcome::Turn {
+                which,
+                turn,
+                origin,
+            } => {
+                let scope = &waiter.scopes()[which];
+                if turn.elapsed() > TOLERANCE {
+                    // Nobody polled this in time; going now would crowd those whose turn it is.
+                    self.core.give_back(scope, scope.tokens(), origin);
+                    return self.ask();
+                }
+                self.taken.push((self.index_of(scope), origin));
+                if waiter.scopes().len() == 1 {
+                    return Poll::Ready(Ok(self.permit(None, origin)));
+                }
+                self.ask()
+            }
+            Outcome::Missed => self.ask(),
+            Outcome::Refused { which, retry_after } => {
+                let refused = Rejected::limited(&waiter.scopes()[which], retry_after, false);
+                self.refuse(refused)
+            }
+            Outcome::Failed(failure) => self.fall_back(&failure),
+        }
+    }
+}
+
+/// The same bucket twice in one acquisition is one demand of both costs.
+fn merged(scopes: Scopes) -> Scopes {
+    let slice = scopes.as_slice();
+    let twice = |index: usize, scope: &Scope| {
+        slice[..index]
+            .iter()
+            .any(|earlier| earlier.same_bucket(scope))
+    };
+    if !slice
+        .iter()
+        .enumerate()
+        .any(|(index, scope)| twice(index, scope))
+    {
+        return scopes;
+    }
+    let mut merged: Vec<Scope> = Vec::new();
+    for scope in slice {
+        match merged.iter_mut().find(|other| other.same_bucket(scope)) {
+            None => merged.push(scope.clone()),
+            Some(other) => {
+                let costed = other.is_costed() || scope.is_costed();
+                let cost = other.tokens() + scope.tokens();
+                let (a, b) = (other.quota(), scope.quota());
+                // Of two quotas the stricter holds, in both respects.
+                let slower = if a.rate() <= b.rate() { a } else { b };
+                let quota = slower.burst(a.capacity().min(b.capacity()));
+                let both = other.clone().with_quota(quota).cost(cost);
+                *other = if costed { both } else { both.uncosted() };
+            }
+        }
+    }
+    merged.into()
+}
+
+impl Future for Acquire {
+    type Output = Result<Permit, Rejected>;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let this = &mut *self;
+        let mut next = match &this.state {
+            State::Start => {
+                if !this.max_wait.is_zero() {
+                    this.deadline = Instant::now().checked_add(this.max_wait);
+                }
+                this.ask()
+            }
+            State::Waiting(_) => Poll::Pending,
+            State::Done => panic!("`Acquire` was polled after it had resolved"),
+        };
+        loop {
+            if next.is_ready() {
+                this.state = State::Done;
+                return next;
+            }
+            let State::Waiting(waiter) = &this.state else {
+                return Poll::Pending;
+            };
+            let waiter = waiter.clone();
+            let Poll::Ready(outcome) = waiter.poll(cx) else {
+                return Poll::Pending;
+            };
+            // From here on the waiter holds nothing.
+            this.state = State::Start;
+            next = this.hear(&waiter, outcome);
+        }
+    }
+}
+
+impl Drop for Acquire {
+    fn drop(&mut self) {
+        if let State::Waiting(waiter) = &self.state {
+            waiter.leave();
+        }
+        self.give_back();
+    }
+}
+
+impl fmt::Debug for Acquire {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Acquire")
+            .field("scopes", &self.scopes)
+            .field("max_wait", &self.max_wait)
+            .finish_non_exhaustive()
+    }
+}

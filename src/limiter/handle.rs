@@ -1,0 +1,266 @@
+//! The handle that users clone.
+
+use std::{fmt, sync::Arc, time::Duration};
+
+use super::{acquire::Acquire, builder::LimiterBuilder, core::Core};
+#[cfg(feature = "redis")]
+use crate::error::ConfigError;
+use crate::{
+    clock::to_us,
+    observe::Health,
+    scope::{IntoScopes, Scope},
+};
+
+/// Takes tokens for scopes, from Redis or from memory.
+///
+/// Every clone shares the same buckets. With Redis, so do all processes that use the same Redis
+/// and the same key prefix.
+///
+/// # Examples
+///
+/// ```
+/// use std::time::Duration;
+/// use tower_throttle::{Limiter, Quota, Scope};
+///
+/// const API: Scope = Quota::per_second(50.0).burst(1.0).scope("api");
+///
+/// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), tower_throttle::Rejected> {
+/// let limiter = Limiter::in_memory();
+/// limiter.try_acquire(API).await?;
+/// assert!(limiter.try_acquire(API).await.is_err());
+/// limiter.acquire(API, Duration::from_secs(1)).await?; // 20 ms later
+/// # Ok(()) }
+/// ```
+#[derive(Clone)]
+pub struct Limiter {
+    core: Arc<Core>,
+}
+
+impl Limiter {
+    /// A limiter of this process alone, without Redis.
+    ///
+    /// ```
+    /// # use tower_throttle::{Health, Limiter};
+    /// assert_eq!(Limiter::in_memory().health(), Health::InMemory);
+    /// ```
+    pub fn in_memory() -> Self {
+        LimiterBuilder::new().into_memory()
+    }
+
+    /// A limiter that shares its buckets through the Redis at `url`: `redis://`, `rediss://`
+    /// (feature `tls`), or `unix://`.
+    ///
+    /// No I/O happens here, so that a dead Redis never stops a start-up: the first acquisition
+    /// connects.
+    ///
+    /// ```
+    /// # use tower_throttle::Limiter;
+    /// let limiter = Limiter::redis("redis://127.0.0.1:6379")?;
+    /// # Ok::<_, tower_throttle::ConfigError>(())
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// [`ConfigError`] if the URL cannot be read.
+    #[cfg(feature = "redis")]
+    pub fn redis(url: &str) -> Result<Self, ConfigError> {
+        Self::builder().redis(url).build()
+    }
+
+    /// A limiter with settings.
+    ///
+    /// ```
+    /// # use tower_throttle::Limiter;
+    /// let limiter = Limiter::builder().max_scopes(10_000).build()?;
+    /// # Ok::<_, tower_throttle::ConfigError>(())
+    /// ```
+    pub fn builder() -> LimiterBuilder {
+        LimiterBuilder::new()
+    }
+
+    pub(crate) fn from_core(core: Core) -> Self {
+        Self {
+            core: Arc::new(core),
+        }
+    }
+
+    /// Takes from all of `scopes` now, or from none: [`Reason::Limited`](crate::Reason) says
+    /// when to come back.
+    ///
+    /// ```
+    /// # use tower_throttle::{Limiter, Quota};
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() {
+    /// let limiter = Limiter::in_memory();
+    /// let rpm = Quota::per_minute(1.0).scope("rpm");
+    /// let tpm = Quota::per_minute(1_000.0).scope("tpm").cost(600.0);
+    /// assert!(limiter.try_acquire([rpm.clone(), tpm.clone()]).await.is_ok());
+    /// let refused = limiter.try_acquire([rpm, tpm]).await.unwrap_err();
+    /// assert_eq!(refused.scope(), "rpm");
+    /// # }
+    /// ```
+    ///
+    /// # Cancel safety
+    ///
+    /// Nothing is lost: dropped at any point before it resolves, it gives back what it was
+    /// granted.
+    pub fn try_acquire(&self, scopes: impl IntoScopes) -> Acquire {
+        self.acquire(scopes, Duration::ZERO)
+    }
+
+    /// Takes from all of `scopes`, waiting for its turn for up to `max_wait` (plus the queue
+    /// and one round trip).
+    ///
+    /// Turns are given in the order in which the store saw the demands, across processes, and
+    /// are known at once: a wait that does not fit is refused without waiting. A `max_wait`
+    /// beyond 30 years is cut to that.
+    ///
+    /// ```
+    /// # use std::time::Duration;
+    /// # use tower_throttle::{Limiter, Quota};
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() {
+    /// let limiter = Limiter::in_memory();
+    /// let api = Quota::per_second(100.0).burst(1.0).scope("api");
+    /// for _ in 0..3 {
+    ///     limiter.acquire(&api, Duration::from_secs(1)).await.unwrap();
+    /// }
+    /// # }
+    /// ```
+    ///
+    /// # Cancel safety
+    ///
+    /// Nothing is lost: dropped before it was sent it takes nothing; in flight or asleep, what
+    /// it was granted goes to the next in line, or back to the bucket when its turn comes.
+    ///
+    /// # Panics
+    ///
+    /// When it is polled outside a Tokio runtime and has to wait or to ask Redis.
+    pub fn acquire(&self, scopes: impl IntoScopes, max_wait: Duration) -> Acquire {
+        Acquire::new(self.core.clone(), scopes.into_scopes(), max_wait)
+    }
+
+    /// The level of a bucket, without taking from it.
+    ///
+    /// ```
+    /// # use tower_throttle::{Limiter, Quota};
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() {
+    /// let limiter = Limiter::in_memory();
+    /// let day = Quota::per_day(10.0).scope("reports");
+    /// limiter.try_acquire(&day).await.unwrap();
+    /// assert_eq!(limiter.peek(&day).await.tokens().floor(), 9.0);
+    /// # }
+    /// ```
+    ///
+    /// # Cancel safety
+    ///
+    /// Changes nothing.
+    pub async fn peek(&self, scope: &Scope) -> Level {
+        let (tokens, degraded) = self.core.peek(scope).await;
+        Level { tokens, degraded }
+    }
+
+    /// Makes a bucket full again. Turns that were promised stay promised.
+    ///
+    /// While Redis cannot be asked, only this process's memory is reset.
+    ///
+    /// ```
+    /// # use tower_throttle::{Limiter, Quota};
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() {
+    /// let limiter = Limiter::in_memory();
+    /// let day = Quota::per_day(1.0).scope("reports");
+    /// limiter.try_acquire(&day).await.unwrap();
+    /// limiter.reset(&day).await;
+    /// assert!(limiter.try_acquire(&day).await.is_ok());
+    /// # }
+    /// ```
+    ///
+    /// # Cancel safety
+    ///
+    /// Once polled, the reset may happen even when this is dropped.
+    pub async fn reset(&self, scope: &Scope) {
+        self.core.reset(scope).await;
+    }
+
+    /// Which store decides.
+    ///
+    /// ```
+    /// # use tower_throttle::{Health, Limiter};
+    /// assert!(matches!(Limiter::in_memory().health(), Health::InMemory));
+    /// ```
+    pub fn health(&self) -> Health {
+        self.core.health()
+    }
+
+    /// Decisions that were made without Redis because it could not be asked in time.
+    ///
+    /// ```
+    /// # use tower_throttle::Limiter;
+    /// assert_eq!(Limiter::in_memory().fallbacks(), 0);
+    /// ```
+    pub fn fallbacks(&self) -> u64 {
+        self.core.observer.fallbacks()
+    }
+
+    /// Buckets held in this process's memory.
+    ///
+    /// ```
+    /// # use tower_throttle::Limiter;
+    /// assert_eq!(Limiter::in_memory().scopes_held(), 0);
+    /// ```
+    pub fn scopes_held(&self) -> usize {
+        self.core.memory.scopes()
+    }
+
+    /// Decisions that an overflow bucket made, because
+    /// [`max_scopes`](LimiterBuilder::max_scopes) were held.
+    ///
+    /// ```
+    /// # use tower_throttle::Limiter;
+    /// assert_eq!(Limiter::in_memory().overflowed(), 0);
+    /// ```
+    pub fn overflowed(&self) -> u64 {
+        self.core.memory.overflowed()
+    }
+
+    /// Whether an acquisition of these scopes is likely to wait, so that readiness should.
+    pub(crate) fn is_scarce(&self, scopes: &[Scope], max_wait: Duration) -> bool {
+        self.core.is_scarce(scopes, to_us(max_wait))
+    }
+}
+
+impl fmt::Debug for Limiter {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Limiter")
+            .field("health", &self.health())
+            .finish_non_exhaustive()
+    }
+}
+
+/// What a bucket holds.
+///
+/// # Examples
+///
+/// ```
+/// # use tower_throttle::{Limiter, Quota};
+/// # #[tokio::main(flavor = "current_thread")] async fn main() {
+/// let level = Limiter::in_memory().peek(&Quota::per_second(5.0).scope("api")).await;
+/// assert_eq!(level.tokens(), 5.0);
+/// assert!(!level.is_degraded());
+/// # }
+/// ```
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Level {
+    tokens: f64,
+    degraded: bool,
+}
+
+impl Level {
+    /// Tokens now; below zero, what waiters have been promised.
+    pub fn tokens(&self) -> f64 {
+        self.tokens
+    }
+
+    /// Whether this is only what this process's memory says.
+    pub fn is_degraded(&self) -> bool {
+        self.degraded
+    }
+}

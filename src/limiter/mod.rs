@@ -1,0 +1,18 @@
+//! [`Limiter`]: chooses the store, and owns permits, turns and refunds.
+
+mod acquire;
+mod builder;
+mod core;
+mod handle;
+mod permit;
+mod remote;
+mod turns;
+mod waiter;
+
+pub(crate) use self::acquire::Progress;
+pub use self::{
+    acquire::Acquire,
+    builder::{Fallback, LimiterBuilder, Share},
+    handle::{Level, Limiter},
+    permit::{Permit, PermitHandle},
+};

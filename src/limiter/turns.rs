@@ -1,0 +1,322 @@
+//! Those who sleep until their turn, and the turns that nobody sleeps for any more.
+
+use std::{
+    collections::VecDeque,
+    hash::{BuildHasher, Hash},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+use hashbrown::{DefaultHashBuilder, HashTable};
+use tokio::{sync::Notify, time::Instant};
+
+use super::{
+    core::Core,
+    waiter::{Waiter, Wake},
+};
+use crate::{decision::Origin, scope::Scope};
+
+/// A turn that is used later than this counts as missed: after a pause of the whole process,
+/// all the turns that passed in it would otherwise go out at once.
+pub(crate) const TOLERANCE: Duration = Duration::from_millis(100);
+
+/// The lines of this process: one per bucket, cost and store.
+///
+/// Turns belong to the line, not to the sleeper: when one goes away, those behind it move up,
+/// the last turn is free for the next that comes, and if none comes it is given back when its
+/// time is there. (Given back at once it could meet another in one window; kept for nobody it
+/// would be lost.)
+#[derive(Default)]
+pub(crate) struct Turns {
+    lines: Mutex<HashTable<Arc<Line>>>,
+    hasher: DefaultHashBuilder,
+    count: AtomicUsize,
+}
+
+pub(crate) struct Line {
+    scope: Scope,
+    origin: Origin,
+    id: Box<[u8]>,
+    state: Mutex<State>,
+    /// An earlier turn than the first has come.
+    earlier: Notify,
+}
+
+#[derive(Default)]
+struct State {
+    /// When turns come, in order. The first `sleepers` of them are awaited.
+    turns: VecDeque<Instant>,
+    /// In order; some may have gone away.
+    sleepers: VecDeque<Arc<Waiter>>,
+    /// Those of them who have not.
+    awake: usize,
+    driven: bool,
+}
+
+impl Line {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        // No user code runs under this lock.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A sleeper goes away; its turn stays.
+    pub(crate) fn leave(&self) {
+        let mut state = self.lock();
+        state.awake -= 1;
+        if state.sleepers.len() > 2 * state.awake + 16 {
+            state.sleepers.retain(|sleeper| sleeper.is_wanted());
+        }
+    }
+}
+
+impl Turns {
+    fn lock(&self) -> MutexGuard<'_, HashTable<Arc<Line>>> {
+        self.lines.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn hash(&self, id: &[u8], cost: f64, origin: Origin) -> u64 {
+        let mut state = self.hasher.build_hasher();
+        (id, cost.to_bits(), origin).hash(&mut state);
+        std::hash::Hasher::finish(&state)
+    }
+
+    /// Whether nobody sleeps at all, at a glance.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.count.load(Ordering::Relaxed) == 0
+    }
+
+    fn find(&self, core: &Core, scope: &Scope, origin: Origin) -> Option<Arc<Line>> {
+        if self.is_empty() {
+            return None;
+        }
+        let id = scope.id(&core.salt);
+        let hash = self.hash(id.as_bytes(), scope.tokens(), origin);
+        self.lock()
+            .find(hash, |line| line.is(id.as_bytes(), scope, origin))
+            .cloned()
+    }
+
+    pub(crate) fn has_sleepers(&self, core: &Core, scope: &Scope, origin: Origin) -> bool {
+        self.find(core, scope, origin)
+            .is_some_and(|line| line.lock().awake > 0)
+    }
+
+    /// Lets a newcomer have a turn that a cancelled sleeper left, if one comes in time.
+    pub(crate) fn join(
+        &self,
+        core: &Core,
+        waiter: &Arc<Waiter>,
+        scope: &Scope,
+        origin: Origin,
+        max_wait: Duration,
+    ) -> bool {
+        let Some(line) = self.find(core, scope, origin) else {
+            return false;
+        };
+        let mut state = line.lock();
+        let free = state.turns.get(state.awake).copied();
+        let fits = free.is_some_and(|turn| turn <= Instant::now() + max_wait);
+        // It is its own caller that asks: there is nobody to wake.
+        if !fits || waiter.fall_asleep(&line).is_none() {
+            return false;
+        }
+        state.sleepers.push_back(waiter.clone());
+        state.awake += 1;
+        true
+    }
+
+    /// A turn was granted, `wait` from now. Where its waiter has gone away it is the line's.
+    pub(crate) fn add(
+        &self,
+        core: &Arc<Core>,
+        waiter: &Arc<Waiter>,
+        scope: &Scope,
+        origin: Origin,
+        wait: Duration,
+    ) {
+        let turn = Instant::now() + wait;
+        let line = self.find_or_insert(core, scope, origin);
+        let mut state = line.lock();
+        let place = state.turns.partition_point(|other| *other <= turn);
+        state.turns.insert(place, turn);
+        let wake = waiter.fall_asleep(&line);
+        if wake.is_some() {
+            // Those before it keep their order, and none gets a later turn than its own.
+            if place < state.awake && state.awake < state.sleepers.len() {
+                state.sleepers.retain(|sleeper| sleeper.is_wanted());
+            }
+            let at = if place < state.awake {
+                place.min(state.sleepers.len())
+            } else {
+                state.sleepers.len()
+            };
+            state.sleepers.insert(at, waiter.clone());
+            state.awake += 1;
+        }
+        let starts = !std::mem::replace(&mut state.driven, true);
+        drop(state);
+        if let Some(wake) = wake {
+            wake.wake();
+        }
+        if starts {
+            let driver = Driver {
+                core: core.clone(),
+                line,
+                finished: false,
+            };
+            tokio::spawn(driver.run());
+        } else if place == 0 {
+            line.earlier.notify_one();
+        }
+    }
+
+    fn find_or_insert(&self, core: &Core, scope: &Scope, origin: Origin) -> Arc<Line> {
+        let id = scope.id(&core.salt);
+        let hash = self.hash(id.as_bytes(), scope.tokens(), origin);
+        let mut lines = self.lock();
+        let found = lines.find(hash, |line| line.is(id.as_bytes(), scope, origin));
+        if let Some(line) = found {
+            return line.clone();
+        }
+        let line = Arc::new(Line {
+            scope: scope.clone(),
+            origin,
+            id: id.as_bytes().into(),
+            state: Mutex::default(),
+            earlier: Notify::new(),
+        });
+        lines.insert_unique(hash, line.clone(), |line| {
+            self.hash(&line.id, line.scope.tokens(), line.origin)
+        });
+        self.count.fetch_add(1, Ordering::Relaxed);
+        line
+    }
+
+    /// Forgets a line that has no turns left; false where one has just come.
+    fn remove(&self, line: &Arc<Line>) -> bool {
+        let hash = self.hash(&line.id, line.scope.tokens(), line.origin);
+        // Both locks, in the order in which `add` takes them one after the other: whoever holds
+        // this line from `find_or_insert` finds `driven` false and starts a driver of its own.
+        let mut lines = self.lock();
+        let mut state = line.lock();
+        if !state.turns.is_empty() {
+            return false;
+        }
+        state.driven = false;
+        if let Ok(entry) = lines.find_entry(hash, |other| Arc::ptr_eq(other, line)) {
+            entry.remove();
+            self.count.fetch_sub(1, Ordering::Relaxed);
+        }
+        true
+    }
+}
+
+impl Line {
+    pub(crate) fn origin(&self) -> Origin {
+        self.origin
+    }
+
+    pub(crate) fn serves(&self, scope: &Scope, salt: &[u8; 32]) -> bool {
+        self.is(scope.id(salt).as_bytes(), scope, self.origin)
+    }
+
+    fn is(&self, id: &[u8], scope: &Scope, origin: Origin) -> bool {
+        *self.id == *id
+            && self.origin == origin
+            && self.scope.tokens().to_bits() == scope.tokens().to_bits()
+    }
+}
+
+/// The task that wakes the sleepers of one line; it ends when no turn is left.
+///
+/// A task, not the first sleeper's own timer: a future that nobody polls must block nobody.
+struct Driver {
+    core: Arc<Core>,
+    line: Arc<Line>,
+    finished: bool,
+}
+
+impl Driver {
+    async fn run(mut self) {
+        loop {
+            let first = self.line.lock().turns.front().copied();
+            let Some(turn) = first else {
+                if self.core.turns.remove(&self.line) {
+                    self.finished = true;
+                    return;
+                }
+                continue;
+            };
+            tokio::select! {
+                biased;
+                () = tokio::time::sleep_until(turn) => self.serve(Instant::now()),
+                () = self.line.earlier.notified() => {}
+            }
+        }
+    }
+
+    fn serve(&self, now: Instant) {
+        let mut unused = 0;
+        let mut woken = Vec::new();
+        let mut state = self.line.lock();
+        while let Some(turn) = state.turns.front().copied().filter(|turn| *turn <= now) {
+            state.turns.pop_front();
+            let late = now - turn > TOLERANCE;
+            let wake = loop {
+                let Some(sleeper) = state.sleepers.pop_front() else {
+                    break None;
+                };
+                let wake = if late {
+                    sleeper.miss_turn()
+                } else {
+                    sleeper.take_turn(&self.line, turn)
+                };
+                if wake.is_some() {
+                    state.awake -= 1;
+                    break wake;
+                }
+            };
+            if late || wake.is_none() {
+                unused += 1;
+            }
+            woken.extend(wake);
+        }
+        drop(state);
+        self.give_back(unused);
+        woken.into_iter().for_each(Wake::wake);
+    }
+
+    fn give_back(&self, turns: usize) {
+        let line = &self.line;
+        for _ in 0..turns {
+            self.core
+                .give_back(&line.scope, line.scope.tokens(), line.origin);
+        }
+    }
+}
+
+impl Drop for Driver {
+    fn drop(&mut self) {
+        if self.finished {
+            return;
+        }
+        // Shut down with its runtime: who sleeps on another one asks again.
+        let mut woken = Vec::new();
+        let mut state = self.line.lock();
+        state.driven = false;
+        let turns = std::mem::take(&mut state.turns).len();
+        for sleeper in std::mem::take(&mut state.sleepers) {
+            if let Some(wake) = sleeper.miss_turn() {
+                state.awake -= 1;
+                woken.push(wake);
+            }
+        }
+        drop(state);
+        self.core.turns.remove(&self.line);
+        self.give_back(turns);
+        woken.into_iter().for_each(Wake::wake);
+    }
+}

@@ -1,0 +1,217 @@
+//! The meeting point of a caller and whoever answers it.
+
+use std::{
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    task::{Context, Poll, Waker},
+};
+
+use tokio::time::Instant;
+
+use super::{core::Core, turns::Line};
+use crate::{
+    decision::{Decision, Failure, Origin},
+    scope::{Scope, Scopes},
+};
+
+/// One demand of one caller, from when it is sent until the caller knows or goes away.
+pub(crate) struct Waiter {
+    core: Arc<Core>,
+    scopes: Scopes,
+    max_wait_us: f64,
+    state: Mutex<State>,
+}
+
+struct State {
+    stage: Stage,
+    waker: Option<Waker>,
+}
+
+/// ```text
+/// Asked => Told        taken at once, refused, or failed
+/// Asked => Asleep      a turn is promised
+/// Asleep => Told       the turn has come, or was missed
+/// Asked | Asleep | Told => Gone    the caller was dropped, or has read what it was told
+/// ```
+enum Stage {
+    Asked,
+    Asleep(Arc<Line>),
+    Told(Outcome),
+    Gone,
+}
+
+/// Wakes the caller; to be used once no lock is held, because a waker may run anything.
+#[must_use]
+pub(crate) struct Wake(Option<Waker>);
+
+impl Wake {
+    pub(crate) fn wake(self) {
+        if let Some(waker) = self.0 {
+            waker.wake();
+        }
+    }
+}
+
+/// What the caller is told.
+#[derive(Debug)]
+pub(crate) enum Outcome {
+    Now {
+        tightest: usize,
+        level: f64,
+        origin: Origin,
+    },
+    Turn {
+        which: usize,
+        turn: Instant,
+        origin: Origin,
+    },
+    /// The turn passed while the process stood still: ask again.
+    Missed,
+    Refused {
+        which: usize,
+        retry_after: std::time::Duration,
+    },
+    Failed(Failure),
+}
+
+impl Waiter {
+    pub(crate) fn new(core: Arc<Core>, scopes: Scopes, max_wait_us: f64) -> Arc<Self> {
+        Arc::new(Self {
+            core,
+            scopes,
+            max_wait_us,
+            state: Mutex::new(State {
+                stage: Stage::Asked,
+                waker: None,
+            }),
+        })
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        // Stages are replaced as a whole.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn scopes(&self) -> &[Scope] {
+        self.scopes.as_slice()
+    }
+
+    pub(crate) fn max_wait_us(&self) -> f64 {
+        self.max_wait_us
+    }
+
+    pub(crate) fn is_wanted(&self) -> bool {
+        !matches!(self.lock().stage, Stage::Gone)
+    }
+
+    pub(crate) fn is_asleep(&self) -> bool {
+        matches!(self.lock().stage, Stage::Asleep(_))
+    }
+
+    /// Redis has answered. What it granted to somebody who has gone away goes back, at once or
+    /// when its turn comes.
+    #[cfg_attr(not(feature = "redis"), allow(dead_code, reason = "there is no Redis"))]
+    pub(crate) fn answer(self: &Arc<Self>, answer: Result<Decision, Failure>) {
+        self.decide(answer, Origin::Redis);
+    }
+
+    pub(crate) fn decide(self: &Arc<Self>, answer: Result<Decision, Failure>, origin: Origin) {
+        let outcome = match answer {
+            Ok(Decision::Wait { which, wait }) => {
+                let scope = &self.scopes()[which];
+                self.core.turns.add(&self.core, self, scope, origin, wait);
+                return;
+            }
+            Ok(Decision::Now { tightest, level }) => {
+                if !self.tell(Outcome::Now {
+                    tightest,
+                    level,
+                    origin,
+                }) {
+                    self.give_back_all(origin);
+                }
+                return;
+            }
+            Ok(Decision::Refused { which, retry_after }) => Outcome::Refused { which, retry_after },
+            Err(failure) => Outcome::Failed(failure),
+        };
+        self.tell(outcome);
+    }
+
+    fn give_back_all(&self, origin: Origin) {
+        for scope in self.scopes() {
+            self.core.give_back(scope, scope.tokens(), origin);
+        }
+    }
+
+    /// False where nobody listens any more.
+    fn tell(&self, outcome: Outcome) -> bool {
+        self.enter(Stage::Told(outcome)).map(Wake::wake).is_some()
+    }
+
+    /// None where nobody listens any more.
+    fn enter(&self, stage: Stage) -> Option<Wake> {
+        let mut state = self.lock();
+        if matches!(state.stage, Stage::Gone) {
+            return None;
+        }
+        state.stage = stage;
+        Some(Wake(state.waker.take()))
+    }
+
+    /// A turn is promised; none where nobody listens any more. The caller is woken, because it
+    /// may hold something that it should not hold in its sleep.
+    pub(crate) fn fall_asleep(&self, line: &Arc<Line>) -> Option<Wake> {
+        self.enter(Stage::Asleep(line.clone()))
+    }
+
+    /// The turn on `line` has come; none where nobody listens any more.
+    pub(crate) fn take_turn(&self, line: &Line, turn: Instant) -> Option<Wake> {
+        let which = match self.scopes() {
+            [_] => 0,
+            scopes => scopes
+                .iter()
+                .position(|scope| line.serves(scope, &self.core.salt))?,
+        };
+        self.enter(Stage::Told(Outcome::Turn {
+            which,
+            turn,
+            origin: line.origin(),
+        }))
+    }
+
+    /// The turn has passed; none where nobody listens any more.
+    pub(crate) fn miss_turn(&self) -> Option<Wake> {
+        self.enter(Stage::Told(Outcome::Missed))
+    }
+
+    pub(crate) fn poll(&self, cx: &mut Context<'_>) -> Poll<Outcome> {
+        let mut state = self.lock();
+        if let Stage::Told(_) = state.stage {
+            if let Stage::Told(outcome) = std::mem::replace(&mut state.stage, Stage::Gone) {
+                return Poll::Ready(outcome);
+            }
+        } else {
+            match &mut state.waker {
+                Some(waker) => waker.clone_from(cx.waker()),
+                waker => *waker = Some(cx.waker().clone()),
+            }
+        }
+        Poll::Pending
+    }
+
+    /// The caller goes away.
+    pub(crate) fn leave(&self) {
+        let stage = std::mem::replace(&mut self.lock().stage, Stage::Gone);
+        match stage {
+            // Whoever answers sees that nobody listens.
+            Stage::Asked | Stage::Gone => {}
+            Stage::Asleep(line) => line.leave(),
+            Stage::Told(Outcome::Now { origin, .. }) => self.give_back_all(origin),
+            Stage::Told(Outcome::Turn { which, origin, .. }) => {
+                let scope = &self.scopes()[which];
+                self.core.give_back(scope, scope.tokens(), origin);
+            }
+            Stage::Told(_) => {}
+        }
+    }
+}

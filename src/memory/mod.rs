@@ -1,0 +1,5 @@
+//! Buckets in this process: the whole limit without Redis, a share of it while Redis is away.
+
+mod store;
+
+pub(crate) use self::store::{Demand, MemoryStore};

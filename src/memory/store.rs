@@ -1,0 +1,431 @@
+//! Sharded buckets that are forgotten once they are full.
+
+use std::sync::{
+    Mutex, MutexGuard, PoisonError,
+    atomic::{AtomicU64, AtomicUsize, Ordering},
+};
+
+use hashbrown::{DefaultHashBuilder, HashTable};
+use std::hash::BuildHasher;
+
+use crate::{
+    bucket::{Bucket, TakenAll, Terms, take_all},
+    clock::Clock,
+    scope::BucketId,
+};
+
+/// A power of two, well above the number of cores.
+const SHARDS: usize = 64;
+
+/// A shard is not swept before it holds this many buckets.
+const SMALLEST_SWEEP: usize = 64;
+
+/// A shard at the limit of the store is not swept more often than this.
+const SWEEP_PAUSE_US: f64 = 1_000_000.0;
+
+/// Names that get an overflow bucket of their own.
+const OVERFLOW_NAMES: usize = 1_024;
+
+/// A byte that no name holds.
+const OVERFLOW_MARK: u8 = 0xFD;
+
+/// One bucket's part in an acquisition.
+#[derive(Clone, Copy)]
+pub(crate) struct Demand {
+    pub(crate) id: BucketId,
+    pub(crate) cost: f64,
+    pub(crate) terms: Terms,
+}
+
+/// Buckets by identity.
+///
+/// A full bucket equals an absent one, so full ones are dropped whenever a shard has doubled;
+/// nothing runs in the background. Once `max_scopes` buckets are held that are not full, a
+/// scope that is not among them shares an overflow bucket with all such of its name: memory
+/// stays bounded, known scopes keep their buckets, and nobody is refused for being new.
+pub(crate) struct MemoryStore {
+    shards: Box<[Mutex<Shard>]>,
+    hasher: DefaultHashBuilder,
+    clock: Clock,
+    max_scopes: usize,
+    scopes: AtomicUsize,
+    overflow_names: AtomicUsize,
+    overflowed: AtomicU64,
+}
+
+#[derive(Default)]
+struct Shard {
+    table: HashTable<Entry>,
+    sweep_at: usize,
+    swept: f64,
+}
+
+struct Entry {
+    id: Box<[u8]>,
+    level: f64,
+    at: f64,
+    /// The largest capacity and the slowest rate by which this bucket was used: it is full when
+    /// it is full for them.
+    widest: Terms,
+    promises: Option<Box<Promises>>,
+}
+
+struct Promises {
+    tail: f64,
+    big: f64,
+    pool: f64,
+}
+
+impl Entry {
+    fn bucket(&self) -> Bucket {
+        let (tail, big, pool) = self
+            .promises
+            .as_ref()
+            .map_or((0.0, 0.0, 0.0), |p| (p.tail, p.big, p.pool));
+        Bucket {
+            level: self.level,
+            at: self.at,
+            tail,
+            big,
+            pool,
+        }
+    }
+
+    fn store(&mut self, bucket: &Bucket) {
+        self.level = bucket.level;
+        self.at = bucket.at;
+        if bucket.tail > bucket.at {
+            let promises = self.promises.get_or_insert_with(|| {
+                Box::new(Promises {
+                    tail: 0.0,
+                    big: 0.0,
+                    pool: 0.0,
+                })
+            });
+            promises.tail = bucket.tail;
+            promises.big = bucket.big;
+            promises.pool = bucket.pool;
+        } else {
+            self.promises = None;
+        }
+    }
+
+    fn is_full(&self, now: f64) -> bool {
+        self.at + self.bucket().full_in(self.widest) <= now
+    }
+}
+
+impl MemoryStore {
+    pub(crate) fn new(max_scopes: usize) -> Self {
+        Self {
+            shards: (0..SHARDS).map(|_| Mutex::default()).collect(),
+            hasher: DefaultHashBuilder::default(),
+            clock: Clock::new(),
+            max_scopes,
+            scopes: AtomicUsize::new(0),
+            overflow_names: AtomicUsize::new(0),
+            overflowed: AtomicU64::new(0),
+        }
+    }
+
+    /// Buckets held.
+    pub(crate) fn scopes(&self) -> usize {
+        self.scopes.load(Ordering::Relaxed) + self.overflow_names.load(Ordering::Relaxed)
+    }
+
+    /// Visits that went to an overflow bucket.
+    pub(crate) fn overflowed(&self) -> u64 {
+        self.overflowed.load(Ordering::Relaxed)
+    }
+
+    /// Runs `f` on the bucket, brought to now, and keeps what it leaves.
+    pub(crate) fn with<T>(
+        &self,
+        id: &BucketId,
+        terms: Terms,
+        f: impl FnOnce(&mut Bucket) -> T,
+    ) -> T {
+        let hash = self.hasher.hash_one(id.as_bytes());
+        let now = self.clock.now_us();
+        let mut shard = self.lock(Self::shard_of(hash));
+        if let Some(entry) = shard.table.find_mut(hash, |e| *e.id == *id.as_bytes()) {
+            return visit(entry, now, terms, f);
+        }
+        if self.has_room(&mut shard, now) {
+            self.scopes.fetch_add(1, Ordering::Relaxed);
+            return visit(
+                self.insert(&mut shard, hash, id.as_bytes(), now, terms),
+                now,
+                terms,
+                f,
+            );
+        }
+        drop(shard);
+        self.with_overflow(id, now, terms, f)
+    }
+
+    /// Takes from every bucket or none.
+    pub(crate) fn take_all(&self, demands: &[Demand], max_wait: f64) -> TakenAll {
+        // Each bucket is read and written under its own lock, all locks held in one order.
+        let hashes: Vec<u64> = demands
+            .iter()
+            .map(|demand| self.hasher.hash_one(demand.id.as_bytes()))
+            .collect();
+        let mut wanted: Vec<usize> = hashes.iter().map(|hash| Self::shard_of(*hash)).collect();
+        wanted.sort_unstable();
+        wanted.dedup();
+        let now = self.clock.now_us();
+        let mut guards: Vec<_> = wanted.iter().map(|shard| self.lock(*shard)).collect();
+        let mut buckets = Vec::with_capacity(demands.len());
+        for (demand, hash) in demands.iter().zip(&hashes) {
+            let index = wanted
+                .binary_search(&Self::shard_of(*hash))
+                .unwrap_or_else(|index| index);
+            let mut bucket = guards[index]
+                .table
+                .find(*hash, |entry| *entry.id == *demand.id.as_bytes())
+                .map_or_else(|| Bucket::full(now, demand.terms), Entry::bucket);
+            bucket.visit(now, demand.terms);
+            buckets.push(bucket);
+        }
+        let taken = take_all(
+            buckets
+                .iter_mut()
+                .zip(demands)
+                .map(|(bucket, demand)| (bucket, demand.cost, demand.terms)),
+            max_wait,
+        );
+        if matches!(taken, TakenAll::Refused { .. }) {
+            return taken;
+        }
+        for ((demand, hash), bucket) in demands.iter().zip(&hashes).zip(&buckets) {
+            let index = wanted
+                .binary_search(&Self::shard_of(*hash))
+                .unwrap_or_else(|index| index);
+            let shard = &mut *guards[index];
+            let known = shard
+                .table
+                .find_mut(*hash, |entry| *entry.id == *demand.id.as_bytes());
+            let entry = match known {
+                Some(entry) => entry,
+                // Several scopes at once come from a few layers; they may pass the limit by
+                // themselves rather than share a bucket with strangers.
+                None => {
+                    self.scopes.fetch_add(1, Ordering::Relaxed);
+                    self.insert(shard, *hash, demand.id.as_bytes(), now, demand.terms)
+                }
+            };
+            entry.widest = widest(entry.widest, demand.terms);
+            entry.store(bucket);
+        }
+        taken
+    }
+
+    /// Full again.
+    pub(crate) fn reset(&self, id: &BucketId) {
+        let hash = self.hasher.hash_one(id.as_bytes());
+        let mut shard = self.lock(Self::shard_of(hash));
+        if let Ok(entry) = shard
+            .table
+            .find_entry(hash, |entry| *entry.id == *id.as_bytes())
+        {
+            entry.remove();
+            self.scopes.fetch_sub(1, Ordering::Relaxed);
+        }
+    }
+
+    fn shard_of(hash: u64) -> usize {
+        // The table uses the lowest and the highest bits.
+        (hash >> 40) as usize % SHARDS
+    }
+
+    fn lock(&self, shard: usize) -> MutexGuard<'_, Shard> {
+        // Nothing that runs under this lock leaves a bucket half written.
+        self.shards[shard]
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn has_room(&self, shard: &mut Shard, now: f64) -> bool {
+        let at_limit = self.scopes.load(Ordering::Relaxed) >= self.max_scopes;
+        let due = shard.table.len() >= shard.sweep_at.max(SMALLEST_SWEEP);
+        if due || (at_limit && now - shard.swept >= SWEEP_PAUSE_US) {
+            let before = shard.table.len();
+            let mut overflow_gone = 0;
+            shard.table.retain(|entry| {
+                let keep = !entry.is_full(now);
+                overflow_gone += usize::from(!keep && entry.id.first() == Some(&OVERFLOW_MARK));
+                keep
+            });
+            let gone = before - shard.table.len();
+            self.scopes
+                .fetch_sub(gone - overflow_gone, Ordering::Relaxed);
+            self.overflow_names
+                .fetch_sub(overflow_gone, Ordering::Relaxed);
+            shard.sweep_at = 2 * shard.table.len();
+            shard.swept = now;
+            if gone > shard.table.len() {
+                let hasher = &self.hasher;
+                shard
+                    .table
+                    .shrink_to(shard.sweep_at, |entry| hasher.hash_one(&*entry.id));
+            }
+        }
+        self.scopes.load(Ordering::Relaxed) < self.max_scopes
+    }
+
+    fn insert<'a>(
+        &self,
+        shard: &'a mut Shard,
+        hash: u64,
+        id: &[u8],
+        now: f64,
+        terms: Terms,
+    ) -> &'a mut Entry {
+        let hasher = &self.hasher;
+        shard
+            .table
+            .insert_unique(
+                hash,
+                Entry {
+                    id: id.into(),
+                    level: terms.cap,
+                    at: now,
+                    widest: terms,
+                    promises: None,
+                },
+                |entry| hasher.hash_one(&*entry.id),
+            )
+            .into_mut()
+    }
+
+    fn with_overflow<T>(
+        &self,
+        id: &BucketId,
+        now: f64,
+        terms: Terms,
+        f: impl FnOnce(&mut Bucket) -> T,
+    ) -> T {
+        self.overflowed.fetch_add(1, Ordering::Relaxed);
+        let mut name = vec![OVERFLOW_MARK];
+        if self.overflow_names.load(Ordering::Relaxed) < OVERFLOW_NAMES {
+            name.extend_from_slice(id.name());
+        }
+        let hash = self.hasher.hash_one(&name[..]);
+        let mut shard = self.lock(Self::shard_of(hash));
+        if let Some(entry) = shard.table.find_mut(hash, |entry| *entry.id == *name) {
+            return visit(entry, now, terms, f);
+        }
+        self.overflow_names.fetch_add(1, Ordering::Relaxed);
+        visit(
+            self.insert(&mut shard, hash, &name, now, terms),
+            now,
+            terms,
+            f,
+        )
+    }
+}
+
+fn visit<T>(entry: &mut Entry, now: f64, terms: Terms, f: impl FnOnce(&mut Bucket) -> T) -> T {
+    let mut bucket = entry.bucket();
+    bucket.visit(now, terms);
+    let result = f(&mut bucket);
+    entry.widest = widest(entry.widest, terms);
+    entry.store(&bucket);
+    result
+}
+
+fn widest(a: Terms, b: Terms) -> Terms {
+    Terms {
+        cap: a.cap.max(b.cap),
+        per_us: a.per_us.min(b.per_us),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::quota::Quota;
+
+    fn id(key: usize) -> BucketId {
+        Quota::per_second(1.0).scope("s").key(key).id(&[0; 32])
+    }
+
+    fn take(store: &MemoryStore, key: usize, terms: Terms) -> bool {
+        store.with(&id(key), terms, |bucket| {
+            bucket.take(1.0, 1, 0.0, terms).now > 0.0
+        })
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn full_buckets_are_forgotten_and_spent_ones_are_not() {
+        let store = MemoryStore::new(1_000_000);
+        let (fast, slow) = (Terms::new(1.0, 10.0), Terms::new(1.0, 0.001));
+        for key in 0..100 {
+            assert!(take(&store, key, slow));
+        }
+        for round in 0..20 {
+            for key in 0..10_000 {
+                assert!(take(&store, 1_000 + round * 10_000 + key, fast));
+            }
+            tokio::time::advance(Duration::from_secs(1)).await;
+        }
+        assert!(
+            store.scopes() < 30_000,
+            "{} of 200,100 remain",
+            store.scopes()
+        );
+        for key in 0..100 {
+            assert!(
+                !take(&store, key, slow),
+                "a spent bucket was refilled by a sweep"
+            );
+        }
+        assert_eq!(store.overflowed(), 0);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn past_the_limit_strangers_share_and_the_known_keep_theirs() {
+        let store = MemoryStore::new(1_000);
+        let terms = Terms::new(5.0, 0.001);
+        for key in 0..1_000 {
+            assert!(take(&store, key, terms));
+        }
+        let admitted = (1_000..50_000)
+            .filter(|key| take(&store, *key, terms))
+            .count();
+        assert_eq!(admitted, 5, "strangers have one bucket together");
+        assert!(store.scopes() <= 1_001, "{}", store.scopes());
+        assert_eq!(store.overflowed(), 49_000);
+        for _ in 0..4 {
+            assert!(take(&store, 7, terms), "a known scope keeps its own bucket");
+        }
+        assert!(!take(&store, 7, terms));
+        // Once the known ones are full again, strangers get buckets of their own.
+        tokio::time::advance(Duration::from_secs(10_000)).await;
+        assert!(take(&store, 60_000, terms));
+        assert!(take(&store, 60_001, terms));
+        assert_eq!(store.overflowed(), 49_000);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_smaller_quota_does_not_forget_the_debt_of_a_larger_one() {
+        let store = MemoryStore::new(1_000_000);
+        let (large, small) = (Terms::new(100.0, 1.0), Terms::new(10.0, 1.0));
+        let drain = |n| {
+            store.with(&id(0), large, |bucket| {
+                bucket.take(1.0, n, 0.0, large).granted
+            })
+        };
+        assert_eq!(drain(100), 100.0);
+        tokio::time::advance(Duration::from_secs(11)).await;
+        assert!(take(&store, 0, small));
+        tokio::time::advance(Duration::from_secs(5)).await;
+        for key in 1..10_000 {
+            take(&store, key, small);
+        }
+        assert!(drain(100) <= 16.0);
+    }
+}

@@ -1,0 +1,206 @@
+//! [`RateLimitLayer`]: what a limit is made of.
+
+use std::{fmt, time::Duration};
+
+use tower_layer::Layer;
+
+use super::service::RateLimit;
+#[cfg(feature = "http")]
+use crate::reply::{ExposePermit, HttpReply};
+use crate::{
+    Rejected,
+    clock::LONGEST_WAIT,
+    limiter::{Limiter, Permit},
+    reply::{Fail, OnResponse, Respond, Settle},
+};
+
+/// Makes any tower `Service` keep a limit.
+///
+/// Three things are said of it, in this order: whose bucket a request takes from (a [`Scope`],
+/// several, or something that finds them in the request), what a refusal becomes
+/// ([`respond_http`](Self::respond_http), [`respond`](Self::respond),
+/// [`reply`](Self::reply); an error unless said), and how long a request may wait for its turn
+/// ([`max_wait`](Self::max_wait); not at all unless said).
+///
+/// A scope that is known ahead and may wait is acquired by `poll_ready`, so that readiness is
+/// backpressure while the limit is spent; anything else is acquired between `call` and the inner
+/// call. The inner service must be `Clone`: a caller that has to wait gives its place in it back
+/// for the time. One that is not goes behind a `Buffer` first.
+///
+/// # Examples
+///
+/// ```
+/// use std::convert::Infallible;
+/// use tower::{Service, ServiceBuilder, ServiceExt, service_fn};
+/// use tower_throttle::{Limiter, Quota, RateLimitLayer, Rejected, Scope};
+///
+/// const API: Scope = Quota::per_second(10.0).burst(1.0).scope("api");
+///
+/// # #[tokio::main(flavor = "current_thread")] async fn main() {
+/// let limiter = Limiter::in_memory();
+/// let mut service = ServiceBuilder::new()
+///     .layer(RateLimitLayer::new(&limiter, API))
+///     .service(service_fn(async |n: u32| Ok::<_, Infallible>(n + 1)));
+///
+/// assert_eq!(service.ready().await.unwrap().call(1).await.unwrap(), 2);
+/// let error = service.ready().await.unwrap().call(1).await.unwrap_err();
+/// assert!(Rejected::find(&*error).is_some());
+/// # }
+/// ```
+///
+/// [`Scope`]: crate::Scope
+#[must_use]
+#[derive(Clone)]
+pub struct RateLimitLayer<K = crate::Scope, O = Fail> {
+    pub(super) limiter: Limiter,
+    pub(super) extractor: K,
+    pub(super) reply: O,
+    pub(super) max_wait: Duration,
+}
+
+impl<K> RateLimitLayer<K> {
+    /// Limits by `scope`: a [`Scope`](crate::Scope) or several, an
+    /// [extractor](crate::extract), or a closure from a request to something that can stand for
+    /// scopes. An un-annotated closure cannot be inferred: write `|req: &http::Request<_>|`.
+    ///
+    /// ```
+    /// # use tower_throttle::{Limiter, Quota, RateLimitLayer};
+    /// let limiter = Limiter::in_memory();
+    /// let layer = RateLimitLayer::new(&limiter, Quota::per_second(5.0).scope("site"));
+    /// ```
+    pub fn new(limiter: &Limiter, scope: K) -> Self {
+        Self {
+            limiter: limiter.clone(),
+            extractor: scope,
+            reply: Fail::default(),
+            max_wait: Duration::ZERO,
+        }
+    }
+
+    /// Answers a refusal over HTTP: 429 with `Retry-After`, or gRPC's RESOURCE_EXHAUSTED to a
+    /// gRPC request; see [`HttpReply`].
+    ///
+    /// ```
+    /// # use tower_throttle::{Limiter, Quota, RateLimitLayer};
+    /// let layer = RateLimitLayer::new(&Limiter::in_memory(), Quota::per_second(5.0).scope("site"))
+    ///     .respond_http();
+    /// ```
+    #[cfg(feature = "http")]
+    pub fn respond_http(self) -> RateLimitLayer<K, HttpReply> {
+        self.reply(HttpReply::default())
+    }
+
+    /// Answers a refusal with a response of your own; errors stay those of the inner service.
+    ///
+    /// ```
+    /// # use tower_throttle::{Limiter, Quota, RateLimitLayer, Rejected};
+    /// let layer = RateLimitLayer::new(&Limiter::in_memory(), Quota::per_second(5.0).scope("site"))
+    ///     .respond(|rejected: &Rejected| format!("slow down: {rejected}"));
+    /// ```
+    pub fn respond<Res, F: Fn(&Rejected) -> Res>(self, f: F) -> RateLimitLayer<K, Respond<F>> {
+        self.reply(Respond::new(f))
+    }
+
+    /// Answers by a [`Reply`](crate::reply::Reply) of your own.
+    ///
+    /// ```
+    /// # use tower_throttle::{Limiter, Quota, RateLimitLayer, reply::Fail};
+    /// let layer = RateLimitLayer::new(&Limiter::in_memory(), Quota::per_second(5.0).scope("site"))
+    ///     .reply(Fail::default());
+    /// ```
+    pub fn reply<P>(self, reply: P) -> RateLimitLayer<K, P> {
+        self.map_reply(|_| reply)
+    }
+}
+
+impl<K, O> RateLimitLayer<K, O> {
+    /// How long a request may wait for its turn, plus the queue and one round trip; zero unless
+    /// said, cut to 30 years.
+    ///
+    /// A timeout outside this layer does not cover a wait in `poll_ready`; this bound does.
+    ///
+    /// ```
+    /// # use std::time::Duration;
+    /// # use tower_throttle::{Limiter, Quota, RateLimitLayer};
+    /// let layer = RateLimitLayer::new(&Limiter::in_memory(), Quota::per_second(5.0).scope("out"))
+    ///     .max_wait(Duration::from_secs(30));
+    /// ```
+    pub fn max_wait(mut self, max_wait: Duration) -> Self {
+        self.max_wait = max_wait.min(LONGEST_WAIT);
+        self
+    }
+
+    /// Corrects the cost once the response is known; `None` lets the estimate stand.
+    ///
+    /// ```
+    /// # use tower_throttle::{Limiter, Quota, RateLimitLayer};
+    /// struct Answer { tokens: f64 }
+    /// let tokens = Quota::per_minute(90_000.0).scope("llm-tokens").cost(1_200.0);
+    /// let layer = RateLimitLayer::new(&Limiter::in_memory(), tokens)
+    ///     .settle(|answer: &Answer| Some(answer.tokens));
+    /// ```
+    pub fn settle<Res, F: Fn(&Res) -> Option<f64>>(
+        self,
+        actual: F,
+    ) -> RateLimitLayer<K, Settle<O, F>> {
+        self.map_reply(|reply| Settle::new(reply, actual))
+    }
+
+    /// Runs `hook` on each response of the inner service, with the permit that let it through.
+    ///
+    /// ```
+    /// # use tower_throttle::{Limiter, Permit, Quota, RateLimitLayer};
+    /// let layer = RateLimitLayer::new(&Limiter::in_memory(), Quota::per_second(5.0).scope("site"))
+    ///     .on_response(|permit: &mut Permit, answer: &mut String| {
+    ///         if permit.is_degraded() {
+    ///             answer.push('*');
+    ///         }
+    ///     });
+    /// ```
+    pub fn on_response<Res, F: Fn(&mut Permit, &mut Res)>(
+        self,
+        hook: F,
+    ) -> RateLimitLayer<K, OnResponse<O, F>> {
+        self.map_reply(|reply| OnResponse::new(reply, hook))
+    }
+
+    /// Puts a [`PermitHandle`](crate::PermitHandle) into the extensions of each
+    /// `http::Request`, so that whoever serves it can settle its cost.
+    ///
+    /// ```
+    /// # use tower_throttle::{Limiter, Quota, RateLimitLayer};
+    /// let layer = RateLimitLayer::new(&Limiter::in_memory(), Quota::per_second(5.0).scope("site"))
+    ///     .respond_http()
+    ///     .expose_permit();
+    /// ```
+    #[cfg(feature = "http")]
+    pub fn expose_permit(self) -> RateLimitLayer<K, ExposePermit<O>> {
+        self.map_reply(ExposePermit::new)
+    }
+
+    fn map_reply<P>(self, f: impl FnOnce(O) -> P) -> RateLimitLayer<K, P> {
+        RateLimitLayer {
+            limiter: self.limiter,
+            extractor: self.extractor,
+            reply: f(self.reply),
+            max_wait: self.max_wait,
+        }
+    }
+}
+
+impl<S, K: Clone, O: Clone> Layer<S> for RateLimitLayer<K, O> {
+    type Service = RateLimit<S, K, O>;
+
+    fn layer(&self, inner: S) -> Self::Service {
+        RateLimit::new(inner, self.clone())
+    }
+}
+
+impl<K, O> fmt::Debug for RateLimitLayer<K, O> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("RateLimitLayer")
+            .field("limiter", &self.limiter)
+            .field("max_wait", &self.max_wait)
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,7 @@
+//! The layer, its service, and the future of a response.
+
+mod future;
+mod layer;
+mod service;
+
+pub use self::{future::ResponseFuture, layer::RateLimitLayer, service::RateLimit};

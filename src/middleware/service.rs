@@ -1,0 +1,323 @@
+//! [`RateLimit`]: readiness and calls.
+
+use std::{
+    fmt,
+    future::Future,
+    mem,
+    pin::Pin,
+    task::{Context, Poll, ready},
+    time::Duration,
+};
+
+use tokio::time::{Instant, Sleep};
+use tower_service::Service;
+
+use super::{future::ResponseFuture, layer::RateLimitLayer};
+use crate::{
+    Rejected, Scopes,
+    extract::ScopeExtractor,
+    limiter::{Acquire, Permit, Progress},
+    reply::{Fail, Reply},
+};
+
+/// How long a turn that has come is held for an inner service that is no longer ready. After
+/// that it is given back and a new one asked for, within the same deadline: a token that is used
+/// late crowds those whose turn it is then.
+pub(super) const HOLD: Duration = Duration::from_millis(10);
+
+/// A service under a limit; made by [`RateLimitLayer`].
+///
+/// A clone shares the limiter, never a token in hand. Dropping it gives back what it holds.
+///
+/// # Examples
+///
+/// ```
+/// use std::convert::Infallible;
+/// use tower::{Layer, service_fn};
+/// use tower_throttle::{Limiter, Quota, RateLimit, RateLimitLayer};
+///
+/// let layer = RateLimitLayer::new(&Limiter::in_memory(), Quota::per_second(5.0).scope("api"));
+/// let service: RateLimit<_> = layer.layer(service_fn(async |n: u32| Ok::<_, Infallible>(n)));
+/// ```
+pub struct RateLimit<S, K = crate::Scope, O = Fail> {
+    inner: S,
+    layer: RateLimitLayer<K, O>,
+    state: State,
+}
+
+/// What `poll_ready` holds. Only a scope that is known ahead and may wait leaves `Idle`.
+///
+/// ```text
+/// Idle => Acquiring            the inner service is ready
+/// Acquiring => Held            granted
+/// Acquiring => Refused         refused: for `call` to deliver, never for `poll_ready`
+/// Held => Idle                 the inner service stayed unready for too long
+/// Refused => Idle              its `retry_after` has passed
+/// ```
+#[derive(Debug)]
+enum State {
+    Idle {
+        /// Until when to wait, where a token was given back and is asked for again.
+        until: Option<Instant>,
+    },
+    Acquiring {
+        acquire: Acquire,
+        until: Instant,
+    },
+    Held {
+        permit: InHand,
+        until: Instant,
+        /// Set while the inner service is not ready.
+        hold: Option<Pin<Box<Sleep>>>,
+    },
+    Refused {
+        rejected: Rejected,
+        at: Instant,
+    },
+}
+
+impl Default for State {
+    fn default() -> Self {
+        Self::Idle { until: None }
+    }
+}
+
+impl State {
+    fn decided(result: Result<Permit, Rejected>, until: Instant) -> Self {
+        match result {
+            Ok(permit) => Self::Held {
+                permit: InHand::new(permit),
+                until,
+                hold: None,
+            },
+            Err(rejected) => Self::Refused {
+                rejected,
+                at: Instant::now(),
+            },
+        }
+    }
+
+    /// Whether the acquisition waits for a turn that is known to come later.
+    fn is_asleep(&self) -> bool {
+        matches!(self, Self::Acquiring { acquire, .. } if acquire.progress() == Progress::Asleep)
+    }
+
+    fn poll_acquire(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        if let Self::Acquiring { acquire, until } = self {
+            let until = *until;
+            let result = ready!(Pin::new(acquire).poll(cx));
+            *self = Self::decided(result, until);
+        }
+        Poll::Ready(())
+    }
+}
+
+fn is_current(rejected: &Rejected, at: Instant) -> bool {
+    rejected
+        .retry_after()
+        .is_none_or(|retry_after| at.elapsed() < retry_after)
+}
+
+/// A permit that is not spent yet: dropped, it is given back.
+#[derive(Debug)]
+pub(super) struct InHand(Option<Permit>);
+
+impl InHand {
+    pub(super) fn new(permit: Permit) -> Self {
+        Self(Some(permit))
+    }
+
+    /// What to ask for again, should this be given back.
+    pub(super) fn scopes(&self) -> Scopes {
+        self.0
+            .as_ref()
+            .map(|permit| permit.scopes().to_vec().into())
+            .unwrap_or_default()
+    }
+
+    /// The inner service is called now.
+    pub(super) fn spend(mut self) -> Option<Permit> {
+        self.0.take()
+    }
+}
+
+impl Drop for InHand {
+    fn drop(&mut self) {
+        if let Some(permit) = self.0.take() {
+            permit.refund();
+        }
+    }
+}
+
+impl<S, K, O> RateLimit<S, K, O> {
+    pub(super) fn new(inner: S, layer: RateLimitLayer<K, O>) -> Self {
+        Self {
+            inner,
+            layer,
+            state: State::default(),
+        }
+    }
+
+    /// The inner service.
+    pub fn get_ref(&self) -> &S {
+        &self.inner
+    }
+
+    /// The inner service. Whoever makes it ready or calls it here does so past the limit.
+    pub fn get_mut(&mut self) -> &mut S {
+        &mut self.inner
+    }
+
+    /// The inner service, without the limit.
+    pub fn into_inner(self) -> S {
+        self.inner
+    }
+}
+
+impl<S, K, O> RateLimit<S, K, O>
+where
+    S: Clone,
+{
+    /// Drives the acquisition of scopes that are known ahead, the inner service being ready.
+    fn poll_scopes(&mut self, scopes: &Scopes, cx: &mut Context<'_>) -> Poll<()> {
+        loop {
+            match &mut self.state {
+                State::Idle { until } => {
+                    let now = Instant::now();
+                    let until = until.unwrap_or(now + self.layer.max_wait);
+                    let max_wait = until.saturating_duration_since(now);
+                    self.state = State::Acquiring {
+                        acquire: self.layer.limiter.acquire(scopes, max_wait),
+                        until,
+                    };
+                }
+                State::Acquiring { .. } => {
+                    if self.state.poll_acquire(cx).is_ready() {
+                        return Poll::Ready(());
+                    }
+                    if self.state.is_asleep() {
+                        // Never sleep for a token while holding a place in the inner service
+                        // that others could use.
+                        self.inner = self.inner.clone();
+                        return Poll::Pending;
+                    }
+                    // Where tokens abound, the response future finishes this: waiting for the
+                    // round trip here would put all callers of a shared service in a row.
+                    let limiter = &self.layer.limiter;
+                    return if limiter.is_scarce(scopes.as_slice(), self.layer.max_wait) {
+                        Poll::Pending
+                    } else {
+                        Poll::Ready(())
+                    };
+                }
+                State::Held { hold, .. } => {
+                    *hold = None;
+                    return Poll::Ready(());
+                }
+                State::Refused { rejected, at } => {
+                    if is_current(rejected, *at) {
+                        return Poll::Ready(());
+                    }
+                    self.state = State::default();
+                }
+            }
+        }
+    }
+
+    /// The inner service is not ready: a turn that has come is held for a moment only, then
+    /// given back.
+    fn poll_hold(&mut self, cx: &mut Context<'_>) {
+        if let State::Held { until, hold, .. } = &mut self.state {
+            let until = *until;
+            let timer = hold.get_or_insert_with(|| Box::pin(tokio::time::sleep(HOLD)));
+            if timer.as_mut().poll(cx).is_ready() {
+                self.state = State::Idle { until: Some(until) };
+            }
+        }
+    }
+}
+
+impl<S, K, O, Req> Service<Req> for RateLimit<S, K, O>
+where
+    S: Service<Req> + Clone,
+    K: ScopeExtractor<Req>,
+    O: Reply<Req, S::Response, S::Error> + Clone,
+{
+    type Response = S::Response;
+    type Error = O::Error;
+    type Future = ResponseFuture<S, Req, O>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
+        // In its sleep an acquisition holds no place in the inner service, so none is asked for
+        // before its turn has come.
+        if self.state.is_asleep() {
+            ready!(self.state.poll_acquire(cx));
+        }
+        match self.inner.poll_ready(cx) {
+            Poll::Ready(Ok(())) => {}
+            Poll::Ready(Err(error)) => {
+                return Poll::Ready(Err(self.layer.reply.inner_error(error)));
+            }
+            Poll::Pending => {
+                self.poll_hold(cx);
+                return Poll::Pending;
+            }
+        }
+        if self.layer.max_wait.is_zero() {
+            return Poll::Ready(Ok(()));
+        }
+        match self.layer.extractor.fixed() {
+            Some(scopes) => self.poll_scopes(&scopes, cx).map(Ok),
+            None => Poll::Ready(Ok(())),
+        }
+    }
+
+    fn call(&mut self, req: Req) -> Self::Future {
+        let layer = &self.layer;
+        let reply = layer.reply.clone();
+        let (acquire, until) = match mem::take(&mut self.state) {
+            State::Held { permit, .. } => {
+                return ResponseFuture::granted(&mut self.inner, reply, permit, req);
+            }
+            State::Refused { rejected, at } if is_current(&rejected, at) => {
+                return ResponseFuture::refused(reply, rejected, req);
+            }
+            State::Acquiring { acquire, until } => (acquire, until),
+            State::Idle { .. } | State::Refused { .. } => {
+                let scopes = match layer.extractor.fixed() {
+                    Some(scopes) => scopes,
+                    None => layer.extractor.extract(&req),
+                };
+                let mut acquire = layer.limiter.acquire(scopes, layer.max_wait);
+                match acquire.decide_now() {
+                    Some(Ok(permit)) => {
+                        let permit = InHand::new(permit);
+                        return ResponseFuture::granted(&mut self.inner, reply, permit, req);
+                    }
+                    Some(Err(rejected)) => return ResponseFuture::refused(reply, rejected, req),
+                    None => (acquire, Instant::now() + layer.max_wait),
+                }
+            }
+        };
+        let limiter = layer.limiter.clone();
+        // The service that was made ready is the one that is called.
+        let clone = self.inner.clone();
+        let inner = mem::replace(&mut self.inner, clone);
+        ResponseFuture::acquiring(inner, reply, acquire, until, limiter, req)
+    }
+}
+
+impl<S: Clone, K: Clone, O: Clone> Clone for RateLimit<S, K, O> {
+    fn clone(&self) -> Self {
+        Self::new(self.inner.clone(), self.layer.clone())
+    }
+}
+
+impl<S: fmt::Debug, K, O> fmt::Debug for RateLimit<S, K, O> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("RateLimit")
+            .field("inner", &self.inner)
+            .field("layer", &self.layer)
+            .finish_non_exhaustive()
+    }
+}

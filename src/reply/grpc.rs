@@ -1,0 +1,158 @@
+//! A refusal as a gRPC status: trailers-only, with `google.rpc.RetryInfo`.
+
+use std::time::Duration;
+
+use http::{
+    HeaderName, Response,
+    header::{CONTENT_TYPE, HeaderValue},
+};
+
+use crate::{Reason, Rejected};
+
+const GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
+const GRPC_MESSAGE: HeaderName = HeaderName::from_static("grpc-message");
+const GRPC_DETAILS: HeaderName = HeaderName::from_static("grpc-status-details-bin");
+/// gRFC A6: how long a client that retries by itself shall wait, in milliseconds.
+const GRPC_PUSHBACK: HeaderName = HeaderName::from_static("grpc-retry-pushback-ms");
+
+const RESOURCE_EXHAUSTED: u8 = 8;
+const UNAVAILABLE: u8 = 14;
+
+pub(super) fn refusal<B: Default>(rejected: &Rejected) -> Response<B> {
+    let code = match rejected.reason() {
+        Reason::Limited | Reason::Impossible => RESOURCE_EXHAUSTED,
+        Reason::Unavailable => UNAVAILABLE,
+    };
+    let message = rejected.to_string();
+    let mut response = Response::new(B::default());
+    let headers = response.headers_mut();
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
+    headers.insert(GRPC_STATUS, HeaderValue::from(u16::from(code)));
+    insert(headers, GRPC_MESSAGE, percent_encoded(&message));
+    if let Some(retry_after) = rejected.retry_after() {
+        let status = status(code, &message, retry_after);
+        insert(headers, GRPC_DETAILS, base64(&status));
+        // The protocol has an i32 here.
+        let millis = retry_after
+            .as_nanos()
+            .div_ceil(1_000_000)
+            .min(i32::MAX as u128);
+        headers.insert(GRPC_PUSHBACK, HeaderValue::from(millis as u64));
+    } else if rejected.reason() == Reason::Impossible {
+        headers.insert(GRPC_PUSHBACK, HeaderValue::from_static("-1"));
+    }
+    response
+}
+
+fn insert(headers: &mut http::HeaderMap, name: HeaderName, value: String) {
+    // Both encodings yield visible ASCII.
+    if let Ok(value) = HeaderValue::try_from(value) {
+        headers.insert(name, value);
+    }
+}
+
+/// `google.rpc.Status` with one detail, `google.rpc.RetryInfo`, in protobuf's encoding.
+fn status(code: u8, message: &str, retry_after: Duration) -> Vec<u8> {
+    // RetryInfo { Duration retry_delay = 1 }; Duration { int64 seconds = 1; int32 nanos = 2 }
+    let mut delay = Vec::new();
+    number(&mut delay, 1, retry_after.as_secs());
+    number(&mut delay, 2, u64::from(retry_after.subsec_nanos()));
+    let mut retry_info = Vec::new();
+    bytes(&mut retry_info, 1, &delay);
+    // Any { string type_url = 1; bytes value = 2 }
+    let mut any = Vec::new();
+    bytes(&mut any, 1, b"type.googleapis.com/google.rpc.RetryInfo");
+    bytes(&mut any, 2, &retry_info);
+    // Status { int32 code = 1; string message = 2; repeated Any details = 3 }
+    let mut status = Vec::new();
+    number(&mut status, 1, u64::from(code));
+    bytes(&mut status, 2, message.as_bytes());
+    bytes(&mut status, 3, &any);
+    status
+}
+
+fn number(to: &mut Vec<u8>, field: u8, value: u64) {
+    if value > 0 {
+        to.push(field << 3);
+        varint(to, value);
+    }
+}
+
+fn bytes(to: &mut Vec<u8>, field: u8, value: &[u8]) {
+    to.push(field << 3 | 2);
+    varint(to, value.len() as u64);
+    to.extend_from_slice(value);
+}
+
+fn varint(to: &mut Vec<u8>, mut value: u64) {
+    while value >= 0x80 {
+        to.push(value as u8 | 0x80);
+        value >>= 7;
+    }
+    to.push(value as u8);
+}
+
+/// RFC 4648, without padding, as gRPC sends binary headers.
+fn base64(bytes: &[u8]) -> String {
+    const ALPHABET: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+    let mut text = String::with_capacity(bytes.len().div_ceil(3) * 4);
+    for chunk in bytes.chunks(3) {
+        let group = chunk.iter().enumerate().fold(0u32, |group, (place, byte)| {
+            group | u32::from(*byte) << (16 - 8 * place)
+        });
+        for place in 0..=chunk.len() {
+            text.push(char::from(
+                ALPHABET[(group >> (18 - 6 * place)) as usize & 63],
+            ));
+        }
+    }
+    text
+}
+
+/// As gRPC asks: visible ASCII stays, but for the percent sign.
+fn percent_encoded(message: &str) -> String {
+    use std::fmt::Write;
+    let mut text = String::with_capacity(message.len());
+    for byte in message.bytes() {
+        if matches!(byte, b' '..=b'~') && byte != b'%' {
+            text.push(char::from(byte));
+        } else {
+            // Writing to a string cannot fail.
+            let _ = write!(text, "%{byte:02X}");
+        }
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Quota;
+
+    #[test]
+    fn a_peer_implementation_reads_the_details() {
+        use tonic_types::StatusExt;
+        let scope = crate::Scope::new("per-ü", Quota::per_second(1.0));
+        let wait = Duration::new(200, 5_000);
+        let response: Response<String> = refusal(&Rejected::limited(&scope, wait, false));
+        let status = tonic::Status::from_header_map(response.headers()).expect("a status");
+        assert_eq!(status.code(), tonic::Code::ResourceExhausted);
+        assert!(status.message().contains("per-ü"), "{}", status.message());
+        let delay = status
+            .get_details_retry_info()
+            .expect("RetryInfo")
+            .retry_delay;
+        assert_eq!(delay, Some(wait));
+        assert_eq!(response.headers()[GRPC_PUSHBACK], "200001");
+    }
+
+    #[test]
+    fn what_never_succeeds_is_not_retried() {
+        let scope = Quota::per_second(1.0).scope("s").cost(9.0);
+        let response: Response<String> = refusal(&Rejected::impossible(&scope));
+        assert_eq!(response.headers()[GRPC_PUSHBACK], "-1");
+        assert_eq!(response.headers()[GRPC_STATUS], "8");
+        let response: Response<String> = refusal(&Rejected::unavailable(&scope, None));
+        assert_eq!(response.headers()[GRPC_STATUS], "14");
+    }
+}

@@ -1,0 +1,77 @@
+//! What a refusal becomes, and what happens around an inner call.
+
+mod fail;
+#[cfg(feature = "http")]
+mod grpc;
+mod hooks;
+#[cfg(feature = "http")]
+mod http;
+mod respond;
+
+pub use self::{
+    fail::Fail,
+    hooks::{OnResponse, Settle},
+    respond::Respond,
+};
+#[cfg(feature = "http")]
+pub use self::{hooks::ExposePermit, http::HttpReply};
+use crate::{Permit, Rejected};
+
+/// Turns a refusal into a response or an error, and may act around each inner call.
+///
+/// # Examples
+///
+/// ```
+/// use tower_throttle::{Limiter, Quota, RateLimitLayer, Rejected, reply::Reply};
+///
+/// /// Sheds to a default response and leaves errors alone.
+/// #[derive(Clone)]
+/// struct Shed;
+///
+/// impl<Req, Res: Default, E> Reply<Req, Res, E> for Shed {
+///     type Error = E;
+///
+///     fn inner_error(&self, error: E) -> E {
+///         error
+///     }
+///
+///     fn limited(&self, _: Rejected, _: Req) -> Result<Res, E> {
+///         Ok(Res::default())
+///     }
+/// }
+///
+/// let scope = Quota::per_second(5.0).scope("api");
+/// let layer = RateLimitLayer::new(&Limiter::in_memory(), scope).reply(Shed);
+/// ```
+#[diagnostic::on_unimplemented(
+    message = "`{Self}` cannot answer a `{Req}` with a `{Res}`",
+    note = "`respond_http` answers `http::Request` with an `http::Response` whose body is \
+            `Default`; for other services use `respond(|rejected: &Rejected| …)`, or leave it \
+            out to fail with an error that holds the `Rejected`",
+    note = "without either, the error of the inner service must convert into \
+            `Box<dyn Error + Send + Sync>`"
+)]
+pub trait Reply<Req, Res, E> {
+    /// The error of the service under the limit.
+    type Error;
+
+    /// What an error of the inner service becomes.
+    fn inner_error(&self, error: E) -> Self::Error;
+
+    /// What a refusal of `req` becomes.
+    ///
+    /// # Errors
+    ///
+    /// Where a refusal is an error rather than a response.
+    fn limited(&self, rejected: Rejected, req: Req) -> Result<Res, Self::Error>;
+
+    /// Runs before the inner call.
+    fn before(&self, permit: &mut Permit, req: &mut Req) {
+        let _ = (permit, req);
+    }
+
+    /// Runs on the response of the inner call.
+    fn after(&self, permit: &mut Permit, res: &mut Res) {
+        let _ = (permit, res);
+    }
+}

@@ -1,0 +1,12 @@
+//! A real `redis-server` and a faulty network, both owned by the test that starts them.
+//!
+//! Every integration test compiles this module and uses a part of it. Processes and sockets live in
+//! real time: a test that pauses tokio's clock must not use them.
+
+#![allow(dead_code, unreachable_pub, unused_imports)]
+
+mod proxy;
+mod redis_server;
+
+pub use self::proxy::{Mode, Proxy};
+pub use self::redis_server::RedisServer;

@@ -1,0 +1,288 @@
+//! A TCP proxy that spoils connections on demand.
+
+use std::io;
+use std::net::Ipv4Addr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::tcp::{ReadHalf, WriteHalf};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{broadcast, mpsc, watch};
+use tokio::task::{JoinHandle, JoinSet};
+use tokio::time::{Instant, sleep_until};
+
+/// What the proxy does to bytes and to connections, from now on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mode {
+    /// Forward everything at once.
+    Pass,
+    /// Forward everything this much later, in each direction.
+    Delay(Duration),
+    /// Accept and forward nothing; connections stay open, and their bytes are held back until
+    /// another mode is set.
+    Stall,
+    /// Forward requests, swallow replies. What is swallowed never comes back, so that a connection
+    /// which lived through it is out of step: [`cut`](Proxy::cut) before healing.
+    DropReplies,
+    /// Close new connections at once; live ones go on.
+    Refuse,
+    /// Forward in pieces of at most this many bytes, each in a segment of its own.
+    Split(usize),
+    /// Forward the first bytes of the next reply, close its connection, go back to `Pass`.
+    CutMidReply,
+}
+
+/// A proxy on a port of its own in front of a server on loopback.
+///
+/// Dropping it closes its port and its connections as soon as the runtime gets to it.
+#[must_use = "dropping the proxy closes it"]
+#[derive(Debug)]
+pub struct Proxy {
+    port: u16,
+    mode: watch::Sender<Mode>,
+    cuts: broadcast::Sender<Cut>,
+    accepted: Arc<AtomicU64>,
+    task: JoinHandle<()>,
+}
+
+impl Proxy {
+    /// Starts a proxy to `127.0.0.1:upstream_port`, in [`Mode::Pass`].
+    ///
+    /// # Panics
+    ///
+    /// If no port is free.
+    pub async fn start(upstream_port: u16) -> Self {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))
+            .await
+            .expect("no free port");
+        let port = listener
+            .local_addr()
+            .expect("a bound socket has an address")
+            .port();
+        let mode = watch::Sender::new(Mode::Pass);
+        let cuts = broadcast::Sender::new(8);
+        let accepted = Arc::new(AtomicU64::new(0));
+        let shared = Shared {
+            upstream_port,
+            mode: mode.clone(),
+            cuts: cuts.clone(),
+        };
+        let task = tokio::spawn(accept(listener, shared, accepted.clone()));
+        Self {
+            port,
+            mode,
+            cuts,
+            accepted,
+            task,
+        }
+    }
+
+    /// The port that clients connect to.
+    pub fn port(&self) -> u16 {
+        self.port
+    }
+
+    /// `redis://127.0.0.1:PORT/`.
+    pub fn url(&self) -> String {
+        format!("redis://127.0.0.1:{}/", self.port)
+    }
+
+    /// How many connections were accepted so far.
+    pub fn accepted(&self) -> u64 {
+        self.accepted.load(Ordering::Relaxed)
+    }
+
+    /// Changes the mode, for live connections too.
+    pub fn set(&self, mode: Mode) {
+        assert_ne!(mode, Mode::Split(0), "a piece has at least one byte");
+        self.mode.send_replace(mode);
+    }
+
+    /// [`Mode::Pass`].
+    pub fn pass(&self) {
+        self.set(Mode::Pass);
+    }
+
+    /// [`Mode::Delay`].
+    pub fn delay(&self, each_way: Duration) {
+        self.set(Mode::Delay(each_way));
+    }
+
+    /// [`Mode::Stall`].
+    pub fn stall(&self) {
+        self.set(Mode::Stall);
+    }
+
+    /// [`Mode::DropReplies`].
+    pub fn drop_replies(&self) {
+        self.set(Mode::DropReplies);
+    }
+
+    /// [`Mode::Refuse`].
+    pub fn refuse(&self) {
+        self.set(Mode::Refuse);
+    }
+
+    /// [`Mode::Split`].
+    pub fn split(&self, bytes: usize) {
+        self.set(Mode::Split(bytes));
+    }
+
+    /// [`Mode::CutMidReply`].
+    pub fn cut_mid_reply(&self) {
+        self.set(Mode::CutMidReply);
+    }
+
+    /// Closes all live connections now, in any mode; what they held back is lost.
+    pub fn cut(&self) {
+        let _ = self.cuts.send(Cut::Close);
+    }
+
+    /// As [`cut`](Self::cut), but clients see a reset (RST), as from a middlebox that forgot them.
+    pub fn reset(&self) {
+        let _ = self.cuts.send(Cut::Reset);
+    }
+}
+
+impl Drop for Proxy {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Cut {
+    Close,
+    Reset,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Direction {
+    Request,
+    Reply,
+}
+
+#[derive(Clone)]
+struct Shared {
+    upstream_port: u16,
+    mode: watch::Sender<Mode>,
+    cuts: broadcast::Sender<Cut>,
+}
+
+async fn accept(listener: TcpListener, shared: Shared, accepted: Arc<AtomicU64>) {
+    // Aborting this task drops the set, which aborts the connections.
+    let mut connections = JoinSet::new();
+    loop {
+        tokio::select! {
+            client = listener.accept() => {
+                let Ok((client, _)) = client else { continue };
+                accepted.fetch_add(1, Ordering::Relaxed);
+                if *shared.mode.borrow() != Mode::Refuse {
+                    // Subscribed here, so that no later cut can miss it.
+                    connections.spawn(connection(client, shared.clone(), shared.cuts.subscribe()));
+                }
+            }
+            Some(_) = connections.join_next() => {}
+        }
+    }
+}
+
+async fn connection(mut client: TcpStream, shared: Shared, mut cuts: broadcast::Receiver<Cut>) {
+    let cut = tokio::select! {
+        // However it ended, all that is left to do is to close.
+        _ = forward(&mut client, &shared) => None,
+        cut = cuts.recv() => cut.ok(),
+    };
+    if let Some(Cut::Reset) = cut {
+        let _ = client.set_zero_linger();
+    }
+}
+
+async fn forward(client: &mut TcpStream, shared: &Shared) -> io::Result<()> {
+    unstalled(&mut shared.mode.subscribe()).await;
+    let mut server = TcpStream::connect((Ipv4Addr::LOCALHOST, shared.upstream_port)).await?;
+    client.set_nodelay(true)?;
+    server.set_nodelay(true)?;
+    let (client_read, client_write) = client.split();
+    let (server_read, server_write) = server.split();
+    // A client of Redis never closes one half only: the end of either is the end of both.
+    tokio::select! {
+        end = pump(Direction::Request, client_read, server_write, &shared.mode) => end,
+        end = pump(Direction::Reply, server_read, client_write, &shared.mode) => end,
+    }
+}
+
+/// Reads and writes apart, so that a delay is a latency and not a limit on the throughput.
+async fn pump(
+    direction: Direction,
+    mut from: ReadHalf<'_>,
+    mut to: WriteHalf<'_>,
+    mode: &watch::Sender<Mode>,
+) -> io::Result<()> {
+    let (queue, mut queued) = mpsc::channel::<(Instant, Vec<u8>)>(1024);
+
+    let read = async move {
+        let mut modes = mode.subscribe();
+        let mut buffer = vec![0; 16 * 1024];
+        loop {
+            unstalled(&mut modes).await;
+            let length = tokio::select! {
+                biased;
+                _ = modes.changed() => continue,
+                length = from.read(&mut buffer) => length?,
+            };
+            let mut due = Instant::now();
+            if let Mode::Delay(each_way) = *modes.borrow() {
+                due += each_way;
+            }
+            if length == 0 || queue.send((due, buffer[..length].to_vec())).await.is_err() {
+                return Ok(());
+            }
+        }
+    };
+
+    let write = async {
+        let mut modes = mode.subscribe();
+        while let Some((due, bytes)) = queued.recv().await {
+            sleep_until(due).await;
+            match unstalled(&mut modes).await {
+                Mode::DropReplies if direction == Direction::Reply => {}
+                Mode::CutMidReply if direction == Direction::Reply && claim_cut(mode) => {
+                    to.write_all(&bytes[..(bytes.len() / 2).min(3)]).await?;
+                    return Err(io::ErrorKind::ConnectionAborted.into());
+                }
+                Mode::Split(size) => {
+                    for piece in bytes.chunks(size) {
+                        to.write_all(piece).await?;
+                        tokio::task::yield_now().await;
+                    }
+                }
+                _ => to.write_all(&bytes).await?,
+            }
+        }
+        Ok(())
+    };
+
+    // The queue closes when reading ends, so that what was read is still written.
+    tokio::try_join!(read, write).map(drop)
+}
+
+async fn unstalled(modes: &mut watch::Receiver<Mode>) -> Mode {
+    *modes
+        .wait_for(|mode| *mode != Mode::Stall)
+        .await
+        .expect("the connection holds a sender")
+}
+
+/// True for the one connection that is to be cut.
+fn claim_cut(mode: &watch::Sender<Mode>) -> bool {
+    mode.send_if_modified(|mode| {
+        let ours = *mode == Mode::CutMidReply;
+        if ours {
+            *mode = Mode::Pass;
+        }
+        ours
+    })
+}

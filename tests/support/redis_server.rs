@@ -1,0 +1,360 @@
+//! A `redis-server` process that lives no longer than the test that started it.
+
+use std::fs::{self, File};
+use std::io::{self, ErrorKind};
+use std::net::Ipv4Addr;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use redis::aio::MultiplexedConnection;
+use redis::{AsyncConnectionConfig, Client};
+use tempfile::TempDir;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpSocket, UnixStream};
+use tokio::time::{Instant, sleep, timeout};
+
+const PATIENCE: Duration = Duration::from_secs(30);
+const POLL: Duration = Duration::from_millis(5);
+
+/// A private `redis-server` on a free loopback port and on a unix socket in its own directory.
+///
+/// It keeps no data unless it is started with arguments that say so. Dropping it kills the process,
+/// also while a panic unwinds, and removes the directory; if the test process itself is killed, a
+/// watchdog does both.
+#[must_use = "dropping the server kills it"]
+#[derive(Debug)]
+pub struct RedisServer {
+    args: Vec<String>,
+    port: u16,
+    process: Option<Process>,
+    // Fields drop in this order: the process is gone before its directory is removed.
+    dir: TempDir,
+    reservation: Option<TcpSocket>,
+}
+
+impl RedisServer {
+    /// Starts a server that keeps nothing on disk, and waits until it answers.
+    ///
+    /// # Panics
+    ///
+    /// If `redis-server` is not installed, or does not come up; the message shows its log.
+    pub async fn start() -> Self {
+        Self::start_with(&[]).await
+    }
+
+    /// Starts a server with more arguments, for example `&["--appendonly", "yes"]`; they win over
+    /// the defaults.
+    ///
+    /// # Panics
+    ///
+    /// As [`start`](Self::start).
+    pub async fn start_with(args: &[&str]) -> Self {
+        let mut failure = String::new();
+        for _ in 0..5 {
+            let (port, reservation) = reserve_port().expect("no free loopback port");
+            let mut server = Self {
+                args: args.iter().map(|arg| arg.to_string()).collect(),
+                port,
+                process: None,
+                dir: TempDir::with_prefix("redis-").expect("no temporary directory"),
+                reservation,
+            };
+            match server.launch().await {
+                Ok(()) => return server,
+                Err(error) => failure = error,
+            }
+            if !failure.contains("Address already in use") {
+                break;
+            }
+        }
+        panic!("{failure}");
+    }
+
+    /// The TCP port, the same for the server's whole life.
+    pub fn port(&self) -> u16 {
+        self.port
+    }
+
+    /// `redis://127.0.0.1:PORT/`.
+    pub fn url(&self) -> String {
+        format!("redis://127.0.0.1:{}/", self.port)
+    }
+
+    /// `unix:///…/redis.sock`.
+    pub fn unix_url(&self) -> String {
+        format!("unix://{}", self.socket().display())
+    }
+
+    /// The directory that holds the socket, the log and whatever the server saves.
+    pub fn dir(&self) -> &Path {
+        self.dir.path()
+    }
+
+    /// The process id of `redis-server` itself.
+    ///
+    /// # Panics
+    ///
+    /// If the server is down.
+    pub fn pid(&self) -> u32 {
+        self.running().redis.id()
+    }
+
+    /// What the server has logged so far, over all its restarts.
+    pub fn log(&self) -> String {
+        fs::read_to_string(self.dir().join("redis.log")).unwrap_or_else(|error| error.to_string())
+    }
+
+    /// A new connection over TCP, patient enough (10 s) for a loaded machine.
+    ///
+    /// # Panics
+    ///
+    /// If the server does not take it.
+    pub async fn connection(&self) -> MultiplexedConnection {
+        let config = AsyncConnectionConfig::new()
+            .set_connection_timeout(Some(Duration::from_secs(10)))
+            .set_response_timeout(Some(Duration::from_secs(10)));
+        Client::open(self.url())
+            .expect("our own URL parses")
+            .get_multiplexed_async_connection_with_config(&config)
+            .await
+            .unwrap_or_else(|error| panic!("no connection to redis-server: {error}"))
+    }
+
+    /// How many times `command` (as `INFO commandstats` spells it: `evalsha`, `script|load`) ran
+    /// since the start or the last [`reset_stats`](Self::reset_stats), failed runs included.
+    pub async fn calls(&self, command: &str) -> u64 {
+        let stats: String = redis::cmd("INFO")
+            .arg("commandstats")
+            .query_async(&mut self.connection().await)
+            .await
+            .expect("INFO commandstats failed");
+        let prefix = format!("cmdstat_{}:calls=", command.to_ascii_lowercase());
+        let line = stats.lines().find_map(|line| line.strip_prefix(&prefix));
+        line.and_then(|rest| rest.split(',').next())
+            .map_or(0, |calls| {
+                calls
+                    .parse()
+                    .unwrap_or_else(|_| panic!("unreadable call count {calls:?}"))
+            })
+    }
+
+    /// Sets all call counts to zero.
+    pub async fn reset_stats(&self) {
+        redis::cmd("CONFIG")
+            .arg("RESETSTAT")
+            .exec_async(&mut self.connection().await)
+            .await
+            .expect("CONFIG RESETSTAT failed");
+    }
+
+    /// Kills the server (SIGKILL) and returns when it is gone; its port then refuses. Nothing
+    /// happens if it is down already.
+    pub fn kill9(&mut self) {
+        self.process = None;
+    }
+
+    /// Asks the server to stop (SIGTERM, so that it saves what it is set to save) and returns when
+    /// it is gone.
+    ///
+    /// # Panics
+    ///
+    /// If it is down, or does not stop within 30 s.
+    pub async fn terminate(&mut self) {
+        self.signal("TERM");
+        self.signal("CONT");
+        let deadline = Instant::now() + PATIENCE;
+        while self.exited().is_none() {
+            assert!(
+                Instant::now() < deadline,
+                "SIGTERM was ignored:\n{}",
+                self.log()
+            );
+            sleep(POLL).await;
+        }
+        self.process = None;
+    }
+
+    /// Stops the process (SIGSTOP) without closing anything: connections are still accepted by the
+    /// kernel, and nobody answers. [`thaw`](Self::thaw) or drop ends it.
+    ///
+    /// # Panics
+    ///
+    /// If the server is down.
+    pub fn freeze(&self) {
+        self.signal("STOP");
+    }
+
+    /// Lets a frozen process go on (SIGCONT); it then executes what its sockets hold.
+    ///
+    /// # Panics
+    ///
+    /// If the server is down.
+    pub fn thaw(&self) {
+        self.signal("CONT");
+    }
+
+    /// Starts the server again on the same port and directory, killing it first if it runs, and
+    /// waits until it answers and has loaded its data.
+    ///
+    /// # Panics
+    ///
+    /// If it does not come up; the message shows its log.
+    pub async fn restart(&mut self) {
+        self.kill9();
+        if let Err(failure) = self.launch().await {
+            panic!("{failure}");
+        }
+    }
+
+    async fn launch(&mut self) -> Result<(), String> {
+        let log = File::options()
+            .create(true)
+            .append(true)
+            .open(self.dir().join("redis.log"));
+        let log = log.map_err(|error| format!("no log file: {error}"))?;
+        self.process = Some(Process::spawn(self.command(), log, self.dir())?);
+
+        let deadline = Instant::now() + PATIENCE;
+        let socket = self.socket();
+        while !answers(&socket).await {
+            if let Some(status) = self.exited() {
+                self.process = None;
+                return Err(format!("redis-server ended ({status}):\n{}", self.log()));
+            }
+            if Instant::now() > deadline {
+                return Err(format!("no answer from redis-server:\n{}", self.log()));
+            }
+            sleep(POLL).await;
+        }
+        Ok(())
+    }
+
+    fn command(&self) -> Command {
+        let mut command = Command::new("redis-server");
+        command
+            .args(["--bind", "127.0.0.1", "--port", &self.port.to_string()])
+            .args(["--daemonize", "no", "--save", "", "--appendonly", "no"])
+            .arg("--dir")
+            .arg(self.dir())
+            .arg("--unixsocket")
+            .arg(self.socket())
+            .args(&self.args);
+        command
+    }
+
+    fn socket(&self) -> PathBuf {
+        self.dir().join("redis.sock")
+    }
+
+    fn running(&self) -> &Process {
+        self.process.as_ref().expect("redis-server is down")
+    }
+
+    fn exited(&mut self) -> Option<String> {
+        let redis = &mut self.process.as_mut()?.redis;
+        redis
+            .try_wait()
+            .expect("our own child can be waited for")
+            .map(|status| status.to_string())
+    }
+
+    fn signal(&self, name: &str) {
+        // The shell's own `kill`: a bare container has no program of that name.
+        let status = Command::new("sh")
+            .args([
+                "-c",
+                "kill -\"$1\" \"$2\"",
+                "sh",
+                name,
+                &self.pid().to_string(),
+            ])
+            .status()
+            .expect("no sh");
+        assert!(status.success(), "SIG{name} was not sent: {status}");
+    }
+}
+
+/// `redis-server`, and a shell that outlives us just long enough to kill it.
+#[derive(Debug)]
+struct Process {
+    redis: Child,
+    // Its standard input is a pipe that only we hold, so it reads the end when we are gone.
+    watchdog: Child,
+}
+
+impl Process {
+    fn spawn(mut command: Command, log: File, dir: &Path) -> Result<Self, String> {
+        let log_too = log
+            .try_clone()
+            .map_err(|error| format!("no log file: {error}"))?;
+        // A group of its own, or Ctrl-C would reach the watchdog before it has done its work.
+        let redis = command
+            .stdin(Stdio::null())
+            .stdout(log)
+            .stderr(log_too)
+            .process_group(0)
+            .spawn()
+            .map_err(|error| match error.kind() {
+                ErrorKind::NotFound => {
+                    "redis-server is not on PATH: run ./scripts/test, which installs it".to_owned()
+                }
+                _ => format!("redis-server does not start: {error}"),
+            })?;
+        let watchdog = Command::new("sh")
+            .args(["-c", "read -r _; kill -KILL \"$1\"; rm -rf -- \"$2\"", "sh"])
+            .arg(redis.id().to_string())
+            .arg(dir)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .process_group(0)
+            .spawn();
+        match watchdog {
+            Ok(watchdog) => Ok(Self { redis, watchdog }),
+            Err(error) => {
+                let mut redis = redis;
+                let _ = redis.kill();
+                let _ = redis.wait();
+                Err(format!("the watchdog does not start: {error}"))
+            }
+        }
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        // The watchdog goes before redis is reaped: until then nobody else can have its pid.
+        let _ = self.redis.kill();
+        let _ = self.watchdog.kill();
+        let _ = self.watchdog.wait();
+        let _ = self.redis.wait();
+    }
+}
+
+/// A free port, and on Linux a socket that is bound to it but never listens: it refuses while the
+/// server is down, lets the server bind (both reuse the address), and keeps the kernel from giving
+/// the port to another test, or to a reconnecting client as the local end of its own connection.
+fn reserve_port() -> io::Result<(u16, Option<TcpSocket>)> {
+    let socket = TcpSocket::new_v4()?;
+    if cfg!(target_os = "linux") {
+        socket.set_reuseaddr(true)?;
+    }
+    socket.bind((Ipv4Addr::LOCALHOST, 0).into())?;
+    let port = socket.local_addr()?.port();
+    Ok((port, cfg!(target_os = "linux").then_some(socket)))
+}
+
+/// Whether our server is up: asked over the unix socket, as another process may own the port. The
+/// socket is opened only after the port, and an error (no password, no right) is an answer too.
+async fn answers(socket: &Path) -> bool {
+    let ask = async {
+        let mut stream = UnixStream::connect(socket).await?;
+        stream.write_all(b"PING\r\n").await?;
+        let mut reply = [0; 8];
+        stream.read_exact(&mut reply[..5]).await?;
+        io::Result::Ok(reply.starts_with(b"+PONG") || !reply.starts_with(b"-LOAD"))
+    };
+    matches!(timeout(Duration::from_secs(1), ask).await, Ok(Ok(true)))
+}
