@@ -194,18 +194,23 @@ impl<A: Asker, W: Wire> Batcher<A, W> {
             return;
         }
         queue.commands.push_back(command);
-        if !queue.running
-            && let Ok(runtime) = Handle::try_current()
-        {
-            queue.running = true;
-            let worker = Worker {
-                shared: self.shared.clone(),
-                gathered: VecDeque::new(),
-            };
-            runtime.spawn(worker.run());
-        }
+        let runtime = match Handle::try_current() {
+            Ok(runtime) if !queue.running => Some(runtime),
+            _ => None,
+        };
+        queue.running |= runtime.is_some();
         drop(queue);
-        self.shared.wake.notify_one();
+        match runtime {
+            // Outside the lock: a runtime that shuts down drops the worker here.
+            Some(runtime) => {
+                let worker = Worker {
+                    shared: self.shared.clone(),
+                    gathered: VecDeque::new(),
+                };
+                runtime.spawn(worker.run());
+            }
+            None => self.shared.wake.notify_one(),
+        }
     }
 }
 

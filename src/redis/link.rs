@@ -183,7 +183,7 @@ impl Shared {
     ) -> Result<(MultiplexedConnection, u64), Failure> {
         let mut changed = self.changed.subscribe();
         loop {
-            {
+            let starts = {
                 let mut state = self.lock();
                 match &*state {
                     State::Up {
@@ -191,12 +191,16 @@ impl Shared {
                         generation,
                     } => return Ok((connection.clone(), *generation)),
                     State::Down(failure) => return Err(failure.clone()),
-                    State::Connecting => {}
+                    State::Connecting => false,
                     State::Idle => {
                         *state = State::Connecting;
-                        Mender::spawn(self, 0);
+                        true
                     }
                 }
+            };
+            if starts {
+                // Outside the lock: a runtime that shuts down drops the task here.
+                Mender::spawn(self, 0);
             }
             match timeout_at(deadline, changed.changed()).await {
                 Ok(Ok(())) => {}

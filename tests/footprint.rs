@@ -1,0 +1,177 @@
+//! What a request costs besides time: allocations and bytes.
+
+use std::{
+    convert::Infallible,
+    future::{Ready, ready},
+    mem::size_of,
+    pin::pin,
+    task::{Context, Poll, Waker},
+    time::Duration,
+};
+
+use allocation_counter::measure;
+use tower::{Layer, Service, util::ServiceFn};
+use tower_throttle::{
+    Acquire, Limiter, Permit, Quota, RateLimit, RateLimitLayer, Rejected, ResponseFuture, Scope,
+    ScopeExtractor, reply::Fail,
+};
+
+const LONG: Duration = Duration::from_secs(60);
+/// Never spent here.
+const WIDE: Scope = Quota::per_second(1e9).scope("wide");
+/// Spent by one request.
+const NARROW: Scope = Quota::per_day(1.0).scope("narrow");
+const REQUESTS: u64 = 100;
+
+type Answer = Ready<Result<usize, Infallible>>;
+type NoOp = ServiceFn<fn(String) -> Answer>;
+
+fn answer(req: String) -> Answer {
+    ready(Ok(req.len()))
+}
+
+/// It takes a string, so that closures can borrow a key from it, and allocates nothing.
+fn no_op() -> NoOp {
+    tower::service_fn(answer as fn(String) -> Answer)
+}
+
+/// Readiness, call and response, which are all there at once.
+fn request<S: Service<String>>(service: &mut S, req: String) -> bool {
+    let cx = &mut Context::from_waker(Waker::noop());
+    assert!(matches!(service.poll_ready(cx), Poll::Ready(Ok(()))));
+    match pin!(service.call(req)).poll(cx) {
+        Poll::Ready(result) => result.is_ok(),
+        Poll::Pending => panic!("nothing waits here"),
+    }
+}
+
+/// Allocations by one request, once the bucket is known.
+fn per_request<K>(layer: RateLimitLayer<K>, req: &str, served: bool) -> u64
+where
+    K: ScopeExtractor<String> + Clone,
+{
+    let mut service = layer.layer(no_op());
+    for _ in 0..2 {
+        request(&mut service, req.into());
+    }
+    let mut requests: Vec<String> = (0..REQUESTS).map(|_| req.into()).collect();
+    let counted = measure(|| {
+        for req in requests.drain(..) {
+            assert_eq!(request(&mut service, req), served);
+        }
+    });
+    counted.count_total.div_ceil(REQUESTS)
+}
+
+/// Allocations, were each request to come over a clone of the service, as under axum.
+fn per_clone<K>(layer: RateLimitLayer<K>) -> u64
+where
+    K: ScopeExtractor<String> + Clone,
+{
+    let mut service = layer.layer(no_op());
+    request(&mut service, String::new());
+    let counted = measure(|| {
+        for _ in 0..REQUESTS {
+            assert!(request(&mut service.clone(), String::new()));
+        }
+    });
+    counted.count_total.div_ceil(REQUESTS)
+}
+
+#[test]
+fn the_counter_counts() {
+    let counted = measure(|| drop(std::hint::black_box(String::from("x"))));
+    assert_eq!(counted.count_total, 1);
+}
+
+#[test]
+fn a_fixed_scope_allocates_nothing() {
+    let limiter = Limiter::in_memory();
+    let layer = || RateLimitLayer::new(&limiter, WIDE);
+    assert_eq!(per_request(layer(), "", true), 0);
+    assert_eq!(per_request(layer().max_wait(LONG), "", true), 0);
+    assert_eq!(per_clone(layer()), 0);
+    assert_eq!(per_clone(layer().max_wait(LONG)), 0);
+    let named = Scope::new("from configuration", WIDE.quota());
+    assert_eq!(
+        per_request(RateLimitLayer::new(&limiter, named), "", true),
+        0
+    );
+}
+
+#[test]
+fn a_short_key_allocates_nothing() {
+    let limiter = Limiter::in_memory();
+    for max_wait in [Duration::ZERO, LONG] {
+        let short = "k".repeat(38);
+        let literal = RateLimitLayer::new(&limiter, |_: &String| WIDE.key("literal"));
+        assert_eq!(per_request(literal.max_wait(max_wait), "", true), 0);
+        let borrowed = RateLimitLayer::new(&limiter, |req: &String| WIDE.key(req));
+        assert_eq!(per_request(borrowed.max_wait(max_wait), &short, true), 0);
+        let number = RateLimitLayer::new(&limiter, |req: &String| WIDE.key(req.len()));
+        assert_eq!(per_request(number.max_wait(max_wait), &short, true), 0);
+        let nobody = RateLimitLayer::new(&limiter, |_: &String| None::<Scope>);
+        assert_eq!(per_request(nobody.max_wait(max_wait), &short, true), 0);
+    }
+}
+
+#[test]
+fn a_string_as_key_allocates_twice_with_the_callers_own() {
+    let limiter = Limiter::in_memory();
+    for length in [20, 38, 39, 64, 65, 1_000] {
+        let key = "k".repeat(length);
+        let owned = RateLimitLayer::new(&limiter, |req: &String| WIDE.key(req.clone()));
+        let allocations = per_request(owned, &key, true);
+        println!("a String of {length} bytes as key: {allocations} allocations");
+        let most = if length <= 38 { 1 } else { 2 };
+        assert!(allocations <= most, "{length}: {allocations}");
+    }
+}
+
+#[test]
+fn a_refusal_allocates_only_its_box() {
+    let limiter = Limiter::in_memory();
+    let refusing = || RateLimitLayer::new(&limiter, NARROW);
+    assert!(per_request(refusing(), "", false) <= 1);
+    assert!(per_request(refusing().max_wait(Duration::from_millis(1)), "", false) <= 1);
+    let typed = refusing().respond(|_: &Rejected| 0);
+    let mut service = typed.layer(no_op());
+    let counted = measure(|| {
+        for _ in 0..REQUESTS {
+            assert!(request(&mut service, String::new()));
+        }
+    });
+    assert_eq!(counted.count_total, 0);
+}
+
+#[test]
+fn sizes_are_moderate() {
+    type Future = ResponseFuture<NoOp, String, Fail>;
+    for (name, size, most) in [
+        ("Scope", size_of::<Scope>(), 128),
+        ("Acquire", size_of::<Acquire>(), 256),
+        ("Permit", size_of::<Permit>(), 256),
+        ("Rejected", size_of::<Rejected>(), 192),
+        ("RateLimitLayer", size_of::<RateLimitLayer>(), 192),
+        ("RateLimit<no-op>", size_of::<RateLimit<NoOp>>(), 512),
+        ("ResponseFuture<no-op>", size_of::<Future>(), 512),
+    ] {
+        println!("{name}: {size} bytes");
+        assert!(size <= most, "{name}: {size} bytes");
+    }
+}
+
+#[test]
+fn auto_traits() {
+    fn send_sync<T: Send + Sync>() {}
+    fn static_unpin<T: Send + Sync + Unpin + 'static>() {}
+    static_unpin::<Acquire>();
+    static_unpin::<Limiter>();
+    static_unpin::<Permit>();
+    static_unpin::<Rejected>();
+    static_unpin::<tower_throttle::PermitHandle>();
+    static_unpin::<Scope>();
+    send_sync::<RateLimitLayer>();
+    send_sync::<RateLimit<NoOp>>();
+    send_sync::<ResponseFuture<NoOp, String, Fail>>();
+}

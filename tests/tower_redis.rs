@@ -1,0 +1,109 @@
+//! `poll_ready` over a real Redis, where a decision takes a round trip.
+#![cfg(feature = "redis")]
+
+mod support;
+
+use std::{
+    convert::Infallible,
+    future::poll_fn,
+    pin::pin,
+    task::{Context, Poll, Waker},
+    time::Duration,
+};
+
+use support::RedisServer;
+use tokio::{
+    task::JoinSet,
+    time::{Instant, timeout},
+};
+use tower::{
+    Layer, Service, ServiceExt, buffer::Buffer, limit::ConcurrencyLimit, load_shed::LoadShed,
+    service_fn,
+};
+use tower_throttle::{Limiter, Quota, RateLimitLayer};
+
+const LONG: Duration = Duration::from_secs(60);
+
+async fn answer(req: u32) -> Result<u32, Infallible> {
+    Ok(req)
+}
+
+/// A sleeper is there already, so that readiness waits for the answer, with a place in the inner
+/// service; the answer is "later", and the place must be free again.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_answer_that_says_later_frees_the_slot_of_the_inner_service() {
+    let server = RedisServer::start().await;
+    let limiter = Limiter::redis(&server.url()).expect("a URL");
+    // The turns come after half a minute and a whole one.
+    let slow = Quota::per_minute(2.0).burst(1.0).scope("slow");
+    limiter.try_acquire(&slow).await.expect("the burst");
+    let mut asleep = pin!(limiter.acquire(&slow, LONG));
+    let cx = &mut Context::from_waker(Waker::noop());
+    assert!(asleep.as_mut().poll(cx).is_pending());
+    while limiter.peek(&slow).await.tokens() > -0.5 {
+        tokio::task::yield_now().await;
+    }
+
+    let limited = ConcurrencyLimit::new(service_fn(answer), 1);
+    let mut service = RateLimitLayer::new(&limiter, slow.clone())
+        .max_wait(2 * LONG)
+        .layer(limited.clone());
+    let waiting = tokio::spawn(async move {
+        let result = poll_fn(|cx| Service::<u32>::poll_ready(&mut service, cx)).await;
+        result.is_ok()
+    });
+    while limiter.peek(&slow).await.tokens() > -1.5 {
+        tokio::task::yield_now().await;
+    }
+    let other = timeout(LONG / 12, limited.oneshot(1)).await;
+    assert!(
+        matches!(other, Ok(Ok(1))),
+        "the slot is not free: {other:?}"
+    );
+    assert!(!waiting.is_finished());
+    waiting.abort();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn readiness_does_not_wait_for_the_round_trip_while_tokens_abound() {
+    let server = RedisServer::start().await;
+    let limiter = Limiter::redis(&server.url()).expect("a URL");
+    let wide = Quota::per_day(200.0).scope("wide");
+    // The first finds the connection.
+    limiter.try_acquire(&wide).await.expect("one of 200");
+    let layer = RateLimitLayer::new(&limiter, wide.clone()).max_wait(LONG);
+
+    let mut shed = LoadShed::new(layer.layer(service_fn(answer)));
+    for nth in 0..50 {
+        let served = shed.ready().await.expect("ready").call(nth).await;
+        assert_eq!(served.expect("not shed"), nth);
+    }
+    let start = Instant::now();
+    let buffer = Buffer::new(layer.layer(service_fn(answer)), 100);
+    let mut crowd = JoinSet::new();
+    for nth in 0..100 {
+        crowd.spawn(buffer.clone().oneshot(nth));
+    }
+    while let Some(done) = crowd.join_next().await {
+        done.expect("no panic").expect("served");
+    }
+    assert!(start.elapsed() < LONG / 12, "{:?}", start.elapsed());
+    let left = limiter.peek(&wide).await;
+    assert_eq!((left.tokens().floor(), left.is_degraded()), (49.0, false));
+
+    // A service that is dropped while its acquisition is in flight gives it back.
+    let mut service = layer.layer(service_fn(answer));
+    let cx = &mut Context::from_waker(Waker::noop());
+    assert!(matches!(
+        Service::<u32>::poll_ready(&mut service, cx),
+        Poll::Ready(Ok(()))
+    ));
+    drop(service);
+    let back = async {
+        // Behind the acquisition in the queue, so it has been answered when this has.
+        while limiter.peek(&wide).await.tokens() < 49.0 {
+            tokio::task::yield_now().await;
+        }
+    };
+    timeout(LONG / 12, back).await.expect("given back");
+}
