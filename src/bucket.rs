@@ -127,17 +127,34 @@ impl Bucket {
 
     /// How long a demand of `c` would wait now, in microseconds.
     pub(crate) fn quote(&self, c: f64, terms: Terms) -> f64 {
-        if self.level >= c || self.pool >= c {
+        let need = c.min(terms.cap);
+        if self.level >= need || self.pool >= c {
             0.0
         } else {
-            ((c - self.level) / terms.per_us).ceil()
+            ((need - self.level) / terms.per_us).ceil()
         }
     }
 
     /// Takes `c` for each of `n` demands, in order, none of which waits over `max_wait`.
+    ///
+    /// A demand over the whole capacity goes when the bucket is full, into debt: where this
+    /// bucket is a process's share of a larger one, it would else be locked out.
     pub(crate) fn take(&mut self, c: f64, n: u32, max_wait: f64, terms: Terms) -> Taken {
         let n = f64::from(n);
-        let ready = whole(self.level, c).min(n);
+        // Zero takes nothing; divided by, it would leave what is no number.
+        if c <= 0.0 {
+            return Taken {
+                now: n,
+                granted: n,
+                ..Taken::default()
+            };
+        }
+        let over = (c - terms.cap).max(0.0);
+        let ready = if over > 0.0 {
+            f64::from(u8::from(self.level >= terms.cap))
+        } else {
+            whole(self.level, c).min(n)
+        };
         self.level -= ready * c;
         let pooled = whole(self.pool, c).min(n - ready);
         self.pool -= pooled * c;
@@ -151,8 +168,8 @@ impl Bucket {
             return taken;
         }
         let level = self.level;
-        let wait_of = |j: f64| ((j * c - level) / terms.per_us).ceil();
-        let mut later = ((level + max_wait * terms.per_us) / c)
+        let wait_of = |j: f64| ((j * c - over - level) / terms.per_us).ceil();
+        let mut later = ((level + over + max_wait * terms.per_us) / c)
             .floor()
             .max(0.0)
             .min(left);
@@ -167,7 +184,7 @@ impl Bucket {
             taken.last = wait_of(later);
             self.level -= later * c;
             self.tail = self.tail.max(self.at + taken.last);
-            self.big = self.big.max(c);
+            self.big = self.big.max(c.min(terms.cap));
         }
         if later < left {
             taken.retry_after = (wait_of(later + 1.0) - max_wait).max(1.0);

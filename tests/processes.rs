@@ -208,8 +208,10 @@ fn most_within(admissions: &[Admission], window_us: i64) -> usize {
 }
 
 fn check(name: &str, admissions: &[Admission]) {
-    let (first, last) = (admissions[0], admissions[admissions.len() - 1]);
-    let seconds = (last.admitted - first.admitted) as f64 / 1e6;
+    // From the first demand: the first admission is noticed a moment after it was granted.
+    let first = admissions.iter().map(|admission| admission.asked).min();
+    let last = admissions[admissions.len() - 1].admitted;
+    let seconds = (last - first.expect("some admissions")) as f64 / 1e6;
     let allowed = CAPACITY + RATE * seconds;
     let total = admissions.len() as f64;
     println!(

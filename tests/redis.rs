@@ -1,15 +1,42 @@
-//! The limiter on a real Redis.
+//! The limiter on a real Redis: what travels, what it costs, and what cancelling leaves behind.
 #![cfg(feature = "redis")]
 
 mod support;
 
 use std::time::Duration;
 
+use futures_util::future::join_all;
 use support::RedisServer;
 use tokio::time::Instant;
-use tower_throttle::{Health, Limiter, Quota, Reason};
+use tower_throttle::{Health, Limiter, Quota, Reason, Scope};
 
 const SECOND: Duration = Duration::from_secs(1);
+
+/// Refills too slowly to matter in a test.
+const SLOW: Quota = Quota::per_day(1.0).burst(1_000_000.0);
+
+async fn limiter(server: &RedisServer) -> Limiter {
+    // A test machine stands still for longer than a service would accept.
+    let limiter = Limiter::builder()
+        .redis(server.url())
+        .redis_timeout(10 * SECOND)
+        .build()
+        .expect("a URL");
+    // Connected, and the script known.
+    limiter.peek(&SLOW.scope("warm-up")).await;
+    limiter
+}
+
+/// Script calls since the last reset.
+async fn calls(server: &RedisServer) -> u64 {
+    server.calls("evalsha").await + server.calls("eval").await
+}
+
+async fn level(limiter: &Limiter, scope: &Scope) -> f64 {
+    let level = limiter.peek(scope).await;
+    assert!(!level.is_degraded());
+    level.tokens()
+}
 
 #[tokio::test(flavor = "multi_thread")]
 async fn takes_refuses_and_waits() {
@@ -38,4 +65,364 @@ async fn takes_refuses_and_waits() {
     );
     assert_eq!(limiter.health(), Health::Redis);
     assert_eq!(limiter.fallbacks(), 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_thousand_tasks_share_their_calls() {
+    const TASKS: u64 = 1_024;
+    const EACH: u64 = 20;
+    let server = RedisServer::start().await;
+    let limiter = limiter(&server).await;
+    server.reset_stats().await;
+    let tasks = (0..TASKS).map(|_| {
+        let limiter = limiter.clone();
+        tokio::spawn(async move {
+            for _ in 0..EACH {
+                limiter
+                    .try_acquire(SLOW.scope("hot"))
+                    .await
+                    .expect("plenty");
+            }
+        })
+    });
+    for task in tasks.collect::<Vec<_>>() {
+        task.await.expect("no panic");
+    }
+    let calls = calls(&server).await;
+    let grants = TASKS * EACH;
+    println!(
+        "{calls} calls for {grants} grants: {:.4} a grant",
+        calls as f64 / grants as f64
+    );
+    assert!(calls * 20 < grants, "{calls} calls for {grants} grants");
+    let left = level(&limiter, &SLOW.scope("hot")).await;
+    assert_eq!(left.floor(), SLOW.capacity() - grants as f64);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn one_task_alone_makes_one_call_an_acquire() {
+    let server = RedisServer::start().await;
+    let limiter = limiter(&server).await;
+    server.reset_stats().await;
+    for _ in 0..100 {
+        limiter
+            .try_acquire(SLOW.scope("cold"))
+            .await
+            .expect("plenty");
+    }
+    assert_eq!(calls(&server).await, 100);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn three_scopes_at_once_are_one_call_all_or_none() {
+    let server = RedisServer::start().await;
+    let limiter = limiter(&server).await;
+    let spent = Quota::per_day(1.0).scope("spent");
+    let [a, b] = [SLOW.scope("a"), SLOW.scope("b").cost(10.0)];
+    server.reset_stats().await;
+    let scopes = [a.clone(), b.clone(), spent.clone()];
+    limiter.try_acquire(scopes.clone()).await.expect("plenty");
+    assert_eq!(calls(&server).await, 1);
+    let refused = limiter.try_acquire(scopes).await.expect_err("one is spent");
+    assert_eq!(refused.scope(), "spent");
+    assert_eq!(level(&limiter, &a).await.round(), SLOW.capacity() - 1.0);
+    assert_eq!(level(&limiter, &b).await.round(), SLOW.capacity() - 10.0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_refused_scope_is_refused_again_without_a_call() {
+    let server = RedisServer::start().await;
+    let limiter = limiter(&server).await;
+    let api = Quota::per_second(2.0).burst(1.0).scope("api");
+    limiter.try_acquire(&api).await.expect("one");
+    limiter.try_acquire(&api).await.expect_err("spent");
+    server.reset_stats().await;
+    for _ in 0..1_000 {
+        let refused = limiter.try_acquire(&api).await.expect_err("spent");
+        assert!(refused.retry_after().is_some_and(|wait| wait <= SECOND / 2));
+    }
+    assert_eq!(calls(&server).await, 0);
+    // Until it could succeed: then it is asked, and does.
+    let wait = limiter
+        .try_acquire(&api)
+        .await
+        .expect_err("spent")
+        .retry_after();
+    tokio::time::sleep(wait.expect("limited") + Duration::from_millis(2)).await;
+    limiter.try_acquire(&api).await.expect("refilled");
+    assert_eq!(calls(&server).await, 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_refund_ends_the_refusals() {
+    let server = RedisServer::start().await;
+    let limiter = limiter(&server).await;
+    let api = Quota::per_day(1.0).scope("api");
+    let permit = limiter.try_acquire(&api).await.expect("one");
+    limiter.try_acquire(&api).await.expect_err("spent");
+    permit.refund();
+    limiter.try_acquire(&api).await.expect("given back");
+    limiter.try_acquire(&api).await.expect_err("spent");
+    limiter.reset(&api).await;
+    limiter.try_acquire(&api).await.expect("full again");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn settles_peeks_and_survives_a_forgotten_script() {
+    let server = RedisServer::start().await;
+    let limiter = limiter(&server).await;
+    let tokens = Quota::per_day(1.0).burst(1_000.0).scope("tokens");
+    let permit = limiter
+        .try_acquire(tokens.clone().cost(400.0))
+        .await
+        .expect("plenty");
+    permit.settle(150.0);
+    assert_eq!(level(&limiter, &tokens).await.floor(), 850.0);
+    permit.settle(1_700.0);
+    assert_eq!(level(&limiter, &tokens).await.floor(), -700.0);
+    permit.settle(1e300);
+    assert_eq!(level(&limiter, &tokens).await.floor(), -1_000.0);
+    let mut connection = server.connection().await;
+    let () = redis::cmd("SCRIPT")
+        .arg("FLUSH")
+        .query_async(&mut connection)
+        .await
+        .expect("flushed");
+    server.reset_stats().await;
+    assert_eq!(level(&limiter, &tokens).await.floor(), -1_000.0);
+    assert_eq!(server.calls("eval").await, 1);
+    assert_eq!(server.calls("script|load").await, 0);
+    assert_eq!(limiter.fallbacks(), 0);
+}
+
+/// Drops an acquisition after `polls` polls, the other tasks running in between.
+async fn drop_after(limiter: &Limiter, scope: &Scope, max_wait: Duration, polls: u32) {
+    let mut acquire = limiter.acquire(scope, max_wait);
+    for _ in 0..polls {
+        let polled = futures_util::poll!(&mut acquire);
+        tokio::task::yield_now().await;
+        if let std::task::Poll::Ready(permit) = polled {
+            permit.expect("plenty").refund();
+            return;
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn dropped_at_any_point_nothing_is_lost() {
+    let server = RedisServer::start().await;
+    let limiter = limiter(&server).await;
+    let api = SLOW.scope("api");
+    for polls in 0..20 {
+        join_all((0..50).map(|_| drop_after(&limiter, &api, SECOND, polls))).await;
+        // Dropped by time as well, which hits the reply on its way.
+        for micros in [10, 50, 100, 200, 500] {
+            let acquire = limiter.try_acquire(&api);
+            let limit = Duration::from_micros(micros * u64::from(polls + 1));
+            if let Ok(permit) = tokio::time::timeout(limit, acquire).await {
+                permit.expect("plenty").refund();
+            }
+        }
+    }
+    // A grant that meets nobody is given back as soon as it arrives.
+    let full = async {
+        while level(&limiter, &api).await < SLOW.capacity() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    let waited = tokio::time::timeout(10 * SECOND, full).await;
+    assert!(
+        waited.is_ok(),
+        "lost {}",
+        SLOW.capacity() - level(&limiter, &api).await
+    );
+    assert_eq!(limiter.fallbacks(), 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn cancelled_sleepers_leave_their_turns_to_the_next() {
+    let server = RedisServer::start().await;
+    let limiter = limiter(&server).await;
+    // One token at a time: what is not handed over is lost.
+    let api = Quota::per_second(50.0).burst(1.0).scope("api");
+    limiter.try_acquire(&api).await.expect("full");
+    let start = Instant::now();
+    let mut sleepers: Vec<_> = (0..40)
+        .map(|_| Box::pin(limiter.acquire(&api, 10 * SECOND)))
+        .collect();
+    for sleeper in &mut sleepers {
+        assert!(futures_util::poll!(sleeper).is_pending());
+    }
+    // All have their turns once a later demand has.
+    assert!(limiter.acquire(&api, Duration::ZERO).await.is_err());
+    let mut kept = 0;
+    let kept_ones: Vec<_> = sleepers
+        .into_iter()
+        .enumerate()
+        .filter(|(index, _)| index % 2 == 1)
+        .map(|(_, sleeper)| {
+            kept += 1;
+            sleeper
+        })
+        .collect();
+    // Twenty went away, so twenty remain and have the first twenty turns.
+    for permit in join_all(kept_ones).await {
+        assert!(!permit.expect("its turn").is_degraded());
+    }
+    let took = start.elapsed();
+    assert_eq!(kept, 20);
+    assert!(
+        took >= Duration::from_millis(399),
+        "{took:?}: turns came early"
+    );
+    assert!(
+        took < Duration::from_millis(700),
+        "{took:?}: turns of the cancelled were lost"
+    );
+    // A newcomer takes a turn that is left over, and the rest is given back when it comes.
+    server.reset_stats().await;
+    limiter
+        .acquire(&api, 10 * SECOND)
+        .await
+        .expect("a turn left over");
+    assert_eq!(calls(&server).await, 0);
+    let full = async {
+        while level(&limiter, &api).await < 1.0 {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    tokio::time::timeout(2 * SECOND, full)
+        .await
+        .expect("full again");
+    let took = start.elapsed();
+    assert!(
+        took < Duration::from_millis(1_200),
+        "{took:?}: a turn was lost"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn values_that_are_none_of_ours_are_healed() {
+    let server = RedisServer::start().await;
+    let limiter = limiter(&server).await;
+    let mut connection = server.connection().await;
+    let api = Quota::per_day(1.0).burst(5.0).scope("api");
+    for setup in [
+        "DEL KEY",
+        "LPUSH KEY a",
+        "HSET KEY a b",
+        "SET KEY short",
+        "SET KEY 32-bytes-that-are-no-numbers-xx",
+    ] {
+        let mut pipeline = redis::pipe();
+        pipeline.del("throttle:v1:api");
+        let words: Vec<_> = setup.split(' ').collect();
+        let mut command = redis::cmd(words[0]);
+        for word in &words[1..] {
+            command.arg(if *word == "KEY" {
+                "throttle:v1:api"
+            } else {
+                word
+            });
+        }
+        let () = pipeline
+            .add_command(command)
+            .query_async(&mut connection)
+            .await
+            .expect("set up");
+        for _ in 0..5 {
+            let permit = limiter.try_acquire(&api).await.expect(setup);
+            assert!(!permit.is_degraded(), "{setup}");
+        }
+        limiter.try_acquire(&api).await.expect_err(setup);
+        // Refusals are remembered: the next round starts afresh.
+        limiter.reset(&api).await;
+    }
+    assert_eq!(limiter.fallbacks(), 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn over_a_socket_file_with_a_database_and_a_prefix() {
+    let server = RedisServer::start().await;
+    let limiter = Limiter::builder()
+        .redis(format!("{}?db=3", server.unix_url()))
+        .key_prefix("shop:")
+        .build()
+        .expect("a URL");
+    let scope = SLOW.scope("api").key("a:b").cost(2.0);
+    assert!(
+        !limiter
+            .try_acquire(scope)
+            .await
+            .expect("plenty")
+            .is_degraded()
+    );
+    let mut connection = server.connection().await;
+    let keys: (String, Vec<String>) = redis::pipe()
+        .cmd("SELECT")
+        .arg(3)
+        .cmd("KEYS")
+        .arg("*api*")
+        .query_async(&mut connection)
+        .await
+        .expect("keys");
+    assert_eq!(keys.1, ["shop:api:a%3ab"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_least_rights_are_enough() {
+    let server = RedisServer::start().await;
+    let mut connection = server.connection().await;
+    let () = redis::cmd("ACL")
+        .arg("SETUSER")
+        .arg("throttle")
+        .arg(&["on", ">p:w", "~throttle:v1:*", "-@all"])
+        .arg(&["+evalsha", "+eval", "+time", "+get", "+mget", "+set"])
+        .query_async(&mut connection)
+        .await
+        .expect("a user");
+    let url = server.url().replace("redis://", "redis://throttle:p%3Aw@");
+    let limiter = Limiter::redis(&url).expect("a URL");
+    let permit = limiter
+        .try_acquire(SLOW.scope("api"))
+        .await
+        .expect("plenty");
+    assert!(!permit.is_degraded());
+    assert_eq!(limiter.health(), Health::Redis);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn two_runtimes_one_after_the_other() {
+    let server = RedisServer::start().await;
+    let limiter = limiter(&server).await;
+    let api = SLOW.scope("api");
+    let (other, scope) = (limiter.clone(), api.clone());
+    // The first runtime that asks owns the connection and the tasks; it goes away.
+    let first = std::thread::spawn({
+        let url = server.url();
+        move || {
+            let runtime = tokio::runtime::Builder::new_current_thread()
+                .enable_all()
+                .build()
+                .expect("a runtime");
+            let limiter = Limiter::redis(&url).expect("a URL");
+            runtime.block_on(async { limiter.try_acquire(&scope).await.expect("plenty") });
+            limiter
+        }
+    });
+    let orphan = first.join().expect("no panic");
+    let permit = orphan.try_acquire(&api).await.expect("plenty");
+    drop(permit);
+    let answered = tokio::time::timeout(5 * SECOND, async {
+        while orphan
+            .try_acquire(&api)
+            .await
+            .expect("plenty")
+            .is_degraded()
+        {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    });
+    answered.await.expect("the second runtime connects anew");
+    drop(other);
 }

@@ -12,10 +12,10 @@
 --          wait of the last, when a refused one may ask again, which of its buckets decides;
 --          then level and pool of each key. All times are microseconds.
 --
--- A value is level, at, capacity, rate [, tail, big, pool]: the bracket while somebody sleeps
--- towards a promised turn. Capacity and rate are the largest and the slowest by which any
--- process has used this bucket: while two quotas are about, as in a rolling deploy, the value
--- must outlive the debt as the larger one sees it.
+-- A value is level, at [, tail, big, pool], capacity, rate: the bracket while somebody sleeps
+-- towards a promised turn; then the largest capacity and the slowest rate by which any process
+-- has known this bucket since it was last full. A smaller quota's call must not let it expire
+-- before the larger one's debt is paid, and can learn of that one only from the value.
 
 local pack, unpack_d = struct.pack, struct.unpack
 local ceil, floor, max, min = math.ceil, math.floor, math.max, math.min
@@ -43,7 +43,7 @@ for i = 1, nkeys do
   if size == 32 then
     l, a, most[i], slowest[i] = unpack_d('<dddd', value)
   elseif size == 56 then
-    l, a, most[i], slowest[i], tail[i], big[i], pool[i] = unpack_d('<ddddddd', value)
+    l, a, tail[i], big[i], pool[i], most[i], slowest[i] = unpack_d('<ddddddd', value)
   end
   if not (l and finite(l) and finite(a) and finite(tail[i]) and finite(big[i])
       and finite(pool[i]) and finite(most[i]) and slowest[i] > 0 and finite(slowest[i])) then
@@ -77,12 +77,20 @@ local function whole(have, c)
 end
 
 local function quote(i, c)
-  if level[i] >= c or pool[i] >= c then return 0 end
-  return ceil((c - level[i]) / rate[i])
+  local need = min(c, cap[i])
+  if level[i] >= need or pool[i] >= c then return 0 end
+  return ceil((need - level[i]) / rate[i])
 end
 
 local function take(i, c, n, max_wait)
-  local ready = min(whole(level[i], c), n)
+  if c <= 0 then return n, n, 0, 0 end
+  -- Over the whole capacity: when the bucket is full, into debt.
+  local over, ready = max(c - cap[i], 0), 0
+  if over > 0 then
+    if level[i] >= cap[i] then ready = 1 end
+  else
+    ready = min(whole(level[i], c), n)
+  end
   level[i] = level[i] - ready * c
   local pooled = min(whole(pool[i], c), n - ready)
   pool[i] = pool[i] - pooled * c
@@ -90,21 +98,21 @@ local function take(i, c, n, max_wait)
   local granted, left = at_once, n - at_once
   if left > 0 then
     local l, r = level[i], rate[i]
-    local later = min(max(floor((l + max_wait * r) / c), 0), left)
-    if later > 0 and ceil((later * c - l) / r) > max_wait then
+    local later = min(max(floor((l + over + max_wait * r) / c), 0), left)
+    if later > 0 and ceil((later * c - over - l) / r) > max_wait then
       later = later - 1
-    elseif later < left and ceil(((later + 1) * c - l) / r) <= max_wait then
+    elseif later < left and ceil(((later + 1) * c - over - l) / r) <= max_wait then
       later = later + 1
     end
     if later > 0 then
       granted = granted + later
-      last = ceil((later * c - l) / r)
+      last = ceil((later * c - over - l) / r)
       level[i] = l - later * c
       tail[i] = max(tail[i], at[i] + last)
-      big[i] = max(big[i], c)
+      big[i] = max(big[i], min(c, cap[i]))
     end
     if later < left then
-      retry_after = max(ceil(((later + 1) * c - l) / r) - max_wait, 1)
+      retry_after = max(ceil(((later + 1) * c - over - l) / r) - max_wait, 1)
     end
   end
   if granted > 0 then changed[i] = true end
@@ -169,12 +177,11 @@ end
 
 for i = 1, nkeys do
   if changed[i] then
-    local value
+    local value = pack('<dd', level[i], at[i])
     if tail[i] > at[i] then
-      value = pack('<ddddddd', level[i], at[i], most[i], slowest[i], tail[i], big[i], pool[i])
-    else
-      value = pack('<dddd', level[i], at[i], most[i], slowest[i])
+      value = value .. pack('<ddd', tail[i], big[i], pool[i])
     end
+    value = value .. pack('<dd', most[i], slowest[i])
     -- Full is the same as absent, and the server's clock may be up to a second behind `at`.
     local us = at[i] - now + max((most[i] - level[i]) / slowest[i], tail[i] - at[i])
     local px = min(max(ceil(us / 1000), 1), 9007199254740992)

@@ -1,0 +1,325 @@
+//! Redis slow, gone or misconfigured: decisions come from memory, in time, and say so.
+#![cfg(feature = "redis")]
+
+mod support;
+
+use std::{error::Error, time::Duration};
+
+use support::{Proxy, RedisServer};
+use tokio::time::Instant;
+use tower_throttle::{FailureKind, Fallback, Health, Limiter, Quota, Reason, Scope};
+
+const SECOND: Duration = Duration::from_secs(1);
+const SLOW: Scope = Quota::per_day(1.0).burst(1_000.0).scope("slow");
+
+fn reason(limiter: &Limiter) -> Option<FailureKind> {
+    match limiter.health() {
+        Health::Degraded { reason, .. } => Some(reason),
+        _ => None,
+    }
+}
+
+/// Acquires until Redis decides again.
+async fn until_back(limiter: &Limiter) -> Duration {
+    let start = Instant::now();
+    let back = async {
+        while limiter
+            .try_acquire(SLOW)
+            .await
+            .expect("plenty")
+            .is_degraded()
+        {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    tokio::time::timeout(10 * SECOND, back)
+        .await
+        .expect("back within ten seconds");
+    start.elapsed()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn killed_and_restarted() {
+    let mut server = RedisServer::start().await;
+    let limiter = Limiter::redis(&server.url()).expect("a URL");
+    assert!(
+        !limiter
+            .try_acquire(SLOW)
+            .await
+            .expect("plenty")
+            .is_degraded()
+    );
+    server.kill9();
+    for _ in 0..100 {
+        let start = Instant::now();
+        let permit = limiter.try_acquire(SLOW).await.expect("from memory");
+        assert!(permit.is_degraded());
+        assert_eq!(permit.tightest(), None, "nobody knows the level");
+        assert!(start.elapsed() < SECOND, "nobody waits for a reconnect");
+    }
+    assert_eq!(reason(&limiter), Some(FailureKind::Disconnected));
+    assert_eq!(limiter.fallbacks(), 100);
+    server.restart().await;
+    println!("back after {:?}", until_back(&limiter).await);
+    assert_eq!(limiter.health(), Health::Redis);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn never_there_at_start() {
+    let mut server = RedisServer::start().await;
+    server.kill9();
+    let limiter = Limiter::redis(&server.url()).expect("a URL");
+    let spent = Quota::per_day(1.0).scope("spent");
+    assert!(
+        limiter
+            .try_acquire(&spent)
+            .await
+            .expect("one")
+            .is_degraded()
+    );
+    let refused = limiter
+        .try_acquire(&spent)
+        .await
+        .expect_err("memory limits");
+    assert_eq!(refused.reason(), Reason::Limited);
+    assert!(refused.is_degraded());
+    server.restart().await;
+    until_back(&limiter).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_frozen_server_costs_one_timeout() {
+    let server = RedisServer::start().await;
+    let timeout = Duration::from_millis(100);
+    let limiter = Limiter::builder()
+        .redis(server.url())
+        .redis_timeout(timeout)
+        .build()
+        .expect("a URL");
+    assert!(
+        !limiter
+            .try_acquire(SLOW)
+            .await
+            .expect("plenty")
+            .is_degraded()
+    );
+    server.freeze();
+    let start = Instant::now();
+    let permits =
+        futures_util::future::join_all((0..200).map(|_| limiter.acquire(SLOW, SECOND))).await;
+    let took = start.elapsed();
+    assert!(
+        permits
+            .iter()
+            .all(|permit| permit.as_ref().is_ok_and(|p| p.is_degraded()))
+    );
+    assert!(took >= timeout && took < 5 * timeout, "{took:?}");
+    assert_eq!(reason(&limiter), Some(FailureKind::Timeout));
+    // The next ones do not find that out again.
+    let start = Instant::now();
+    for _ in 0..200 {
+        assert!(
+            limiter
+                .try_acquire(SLOW)
+                .await
+                .expect("plenty")
+                .is_degraded()
+        );
+    }
+    assert!(start.elapsed() < 2 * timeout, "{:?}", start.elapsed());
+    server.thaw();
+    until_back(&limiter).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_half_open_link_is_left_for_a_new_one() {
+    let server = RedisServer::start().await;
+    let proxy = Proxy::start(server.port()).await;
+    let limiter = Limiter::redis(&proxy.url()).expect("a URL");
+    assert!(
+        !limiter
+            .try_acquire(SLOW)
+            .await
+            .expect("plenty")
+            .is_degraded()
+    );
+    proxy.stall();
+    assert!(
+        limiter
+            .try_acquire(SLOW)
+            .await
+            .expect("plenty")
+            .is_degraded()
+    );
+    proxy.cut();
+    proxy.pass();
+    until_back(&limiter).await;
+    proxy.cut_mid_reply();
+    assert!(
+        limiter
+            .try_acquire(SLOW)
+            .await
+            .expect("plenty")
+            .is_degraded()
+    );
+    until_back(&limiter).await;
+    proxy.split(3);
+    assert!(
+        !limiter
+            .try_acquire(SLOW)
+            .await
+            .expect("plenty")
+            .is_degraded()
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_that_refuses_writes_is_not_back() {
+    let server = RedisServer::start().await;
+    let limiter = Limiter::redis(&server.url()).expect("a URL");
+    assert!(
+        !limiter
+            .try_acquire(SLOW)
+            .await
+            .expect("plenty")
+            .is_degraded()
+    );
+    let mut connection = server.connection().await;
+    let replica_of = |host: &str, port: &str| {
+        let mut command = redis::cmd("REPLICAOF");
+        command.arg(host).arg(port);
+        command
+    };
+    let () = replica_of("127.0.0.1", "1")
+        .query_async(&mut connection)
+        .await
+        .expect("demoted");
+    assert!(
+        limiter
+            .try_acquire(SLOW)
+            .await
+            .expect("plenty")
+            .is_degraded()
+    );
+    assert_eq!(reason(&limiter), Some(FailureKind::Unavailable));
+    tokio::time::sleep(SECOND / 5).await;
+    assert!(
+        limiter
+            .try_acquire(SLOW)
+            .await
+            .expect("plenty")
+            .is_degraded()
+    );
+    let () = replica_of("NO", "ONE")
+        .query_async(&mut connection)
+        .await
+        .expect("promoted");
+    until_back(&limiter).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_wrong_password_is_named_and_mended() {
+    let server = RedisServer::start().await;
+    let mut connection = server.connection().await;
+    let set_password = |password: &str| {
+        let mut command = redis::cmd("CONFIG");
+        command.arg("SET").arg("requirepass").arg(password);
+        command
+    };
+    let () = set_password("right")
+        .query_async(&mut connection)
+        .await
+        .expect("set");
+    let url = server.url().replace("redis://", "redis://:wrong@");
+    let limiter = Limiter::redis(&url).expect("a URL");
+    assert!(
+        limiter
+            .try_acquire(SLOW)
+            .await
+            .expect("plenty")
+            .is_degraded()
+    );
+    assert_eq!(reason(&limiter), Some(FailureKind::Misconfigured));
+    let () = set_password("wrong")
+        .query_async(&mut connection)
+        .await
+        .expect("set");
+    until_back(&limiter).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn open_lets_all_pass_and_closed_none() {
+    let mut server = RedisServer::start().await;
+    server.kill9();
+    let build = |fallback| {
+        Limiter::builder()
+            .redis(server.url())
+            .fallback(fallback)
+            .build()
+            .expect("a URL")
+    };
+    let one = Quota::per_day(1.0).scope("one");
+    let open = build(Fallback::Open);
+    for _ in 0..10 {
+        assert!(open.try_acquire(&one).await.expect("open").is_degraded());
+    }
+    let closed = build(Fallback::Closed);
+    let refused = closed.try_acquire(&one).await.expect_err("closed");
+    assert_eq!(refused.reason(), Reason::Unavailable);
+    assert_eq!(refused.retry_after(), None);
+    assert!(refused.source().is_some(), "it says why");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_process_holds_its_share() {
+    let mut server = RedisServer::start().await;
+    server.kill9();
+    let limiter = Limiter::builder()
+        .redis(server.url())
+        .replicas(4)
+        .build()
+        .expect("a URL");
+    let api = Quota::per_day(1.0).burst(100.0).scope("api");
+    let mut admitted = 0;
+    while limiter.try_acquire(&api).await.is_ok() {
+        admitted += 1;
+    }
+    assert_eq!(admitted, 25);
+    // More than the share at once goes into its debt, rather than never.
+    let large = Quota::per_day(1.0).burst(100.0).scope("large").cost(60.0);
+    assert!(limiter.try_acquire(&large).await.is_ok());
+    assert!(limiter.try_acquire(&large).await.is_err());
+    assert_eq!(
+        limiter
+            .try_acquire(large.cost(101.0))
+            .await
+            .expect_err("never")
+            .reason(),
+        Reason::Impossible
+    );
+}
+
+#[tokio::test]
+async fn bad_addresses_say_what_to_write() {
+    for url in [
+        "",
+        "localhost:6379",
+        "http://localhost",
+        "redis://:pass word@x y",
+        "redis://h:99999",
+    ] {
+        let error = Limiter::redis(url).expect_err(url).to_string();
+        assert!(error.contains("redis://host:port"), "{error}");
+        assert!(!error.contains("pass word"), "{error}");
+    }
+    for (builder, word) in [
+        (
+            Limiter::builder().redis_timeout(Duration::ZERO),
+            "redis_timeout",
+        ),
+        (Limiter::builder().replicas(0), "replicas"),
+        (Limiter::builder().max_scopes(0), "max_scopes"),
+    ] {
+        assert!(builder.build().expect_err(word).to_string().contains(word));
+    }
+}
