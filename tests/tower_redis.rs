@@ -20,7 +20,7 @@ use tower::{
     Layer, Service, ServiceExt, buffer::Buffer, limit::ConcurrencyLimit, load_shed::LoadShed,
     service_fn,
 };
-use tower_throttle::{Limiter, Quota, RateLimitLayer};
+use tower_throttle::{Limiter, Permit, Quota, RateLimitLayer};
 
 const LONG: Duration = Duration::from_secs(60);
 
@@ -106,4 +106,44 @@ async fn readiness_does_not_wait_for_the_round_trip_while_tokens_abound() {
         }
     };
     timeout(LONG / 12, back).await.expect("given back");
+}
+
+/// Gives back what it holds when its task is dropped.
+struct Guard(Option<Permit>);
+
+impl Drop for Guard {
+    fn drop(&mut self) {
+        if let Some(permit) = self.0.take() {
+            permit.refund();
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_runtime_that_shuts_down_under_permits_and_sleepers_does_not_hang() {
+    let server = RedisServer::start().await;
+    let url = server.url();
+    let (done, over) = tokio::sync::oneshot::channel();
+    std::thread::spawn(move || {
+        let runtime = tokio::runtime::Runtime::new().expect("a runtime");
+        runtime.block_on(async {
+            let limiter = Limiter::redis(&url).expect("a URL");
+            let day = Quota::per_day(64.0).scope("day");
+            for _ in 0..64 {
+                let guard = Guard(limiter.try_acquire(&day).await.ok());
+                tokio::spawn(async move {
+                    let _guard = guard;
+                    std::future::pending::<()>().await;
+                });
+            }
+            for _ in 0..8 {
+                tokio::spawn(limiter.acquire(&day, 1_000 * LONG));
+            }
+            limiter.peek(&day).await;
+        });
+        drop(runtime);
+        done.send(()).expect("a listener");
+    });
+    let over = timeout(LONG / 12, over).await;
+    assert!(matches!(over, Ok(Ok(()))), "the shutdown hangs: {over:?}");
 }

@@ -97,6 +97,7 @@ where
 
     pub(super) fn acquiring(
         inner: S,
+        ready: bool,
         reply: O,
         acquire: Acquire,
         until: Instant,
@@ -107,7 +108,7 @@ where
             reply,
             state: State::Acquiring {
                 acquire,
-                ready: true,
+                ready,
                 rest: Some(Rest {
                     inner,
                     req,

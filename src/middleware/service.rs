@@ -63,6 +63,8 @@ enum State {
     Acquiring {
         acquire: Acquire,
         until: Instant,
+        /// Whether the inner service is the one that was made ready.
+        ready: bool,
     },
     Held {
         permit: InHand,
@@ -103,7 +105,7 @@ impl State {
     }
 
     fn poll_acquire(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        if let Self::Acquiring { acquire, until } = self {
+        if let Self::Acquiring { acquire, until, .. } = self {
             let until = *until;
             let result = ready!(Pin::new(acquire).poll(cx));
             *self = Self::decided(result, until);
@@ -189,16 +191,15 @@ where
                     self.state = State::Acquiring {
                         acquire: self.layer.limiter.acquire(scopes, max_wait),
                         until,
+                        ready: true,
                     };
                 }
-                State::Acquiring { .. } => {
+                State::Acquiring { ready, .. } => {
+                    *ready = true;
                     if self.state.poll_acquire(cx).is_ready() {
                         return Poll::Ready(());
                     }
-                    if self.state.is_asleep() {
-                        // Never sleep for a token while holding a place in the inner service
-                        // that others could use.
-                        self.inner = self.inner.clone();
+                    if self.falls_asleep() {
                         return Poll::Pending;
                     }
                     // Where tokens abound, the response future finishes this: waiting for the
@@ -222,6 +223,19 @@ where
                 }
             }
         }
+    }
+
+    /// Whether the acquisition sleeps. Never does it so while holding a place in the inner service
+    /// that others could use.
+    fn falls_asleep(&mut self) -> bool {
+        let asleep = self.state.is_asleep();
+        if asleep
+            && let State::Acquiring { ready, .. } = &mut self.state
+            && mem::take(ready)
+        {
+            self.inner = self.inner.clone();
+        }
+        asleep
     }
 
     /// The inner service is not ready: a turn that has come is held for a moment only, then
@@ -248,10 +262,11 @@ where
     type Future = ResponseFuture<S, Req, O>;
 
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
-        // In its sleep an acquisition holds no place in the inner service, so none is asked for
-        // before its turn has come.
-        if self.state.is_asleep() {
-            ready!(self.state.poll_acquire(cx));
+        // A turn is heard of when it comes, whether or not the inner service is ready: unheard, it
+        // would be kept for as long as that takes. In its sleep an acquisition holds no place in
+        // the inner service, so none is asked for before.
+        if self.state.poll_acquire(cx).is_pending() && self.falls_asleep() {
+            return Poll::Pending;
         }
         match self.inner.poll_ready(cx) {
             Poll::Ready(Ok(())) => {}
@@ -275,14 +290,18 @@ where
     fn call(&mut self, req: Req) -> Self::Future {
         let layer = &self.layer;
         let reply = layer.reply.clone();
-        let (acquire, until) = match mem::take(&mut self.state) {
+        let (acquire, until, ready) = match mem::take(&mut self.state) {
             State::Held { permit, .. } => {
                 return ResponseFuture::granted(&mut self.inner, reply, permit, req);
             }
             State::Refused { rejected, at } if is_current(&rejected, at) => {
                 return ResponseFuture::refused(reply, rejected, req);
             }
-            State::Acquiring { acquire, until } => (acquire, until),
+            State::Acquiring {
+                acquire,
+                until,
+                ready,
+            } => (acquire, until, ready),
             State::Idle { .. } | State::Refused { .. } => {
                 let scopes = match layer.extractor.fixed() {
                     Some(scopes) => scopes,
@@ -295,7 +314,7 @@ where
                         return ResponseFuture::granted(&mut self.inner, reply, permit, req);
                     }
                     Some(Err(rejected)) => return ResponseFuture::refused(reply, rejected, req),
-                    None => (acquire, Instant::now() + layer.max_wait),
+                    None => (acquire, Instant::now() + layer.max_wait, true),
                 }
             }
         };
@@ -303,7 +322,7 @@ where
         // The service that was made ready is the one that is called.
         let clone = self.inner.clone();
         let inner = mem::replace(&mut self.inner, clone);
-        ResponseFuture::acquiring(inner, reply, acquire, until, limiter, req)
+        ResponseFuture::acquiring(inner, ready, reply, acquire, until, limiter, req)
     }
 }
 

@@ -1,23 +1,14 @@
-//! One task a limiter that gathers demands while a call is in flight and sends them as one.
+//! What goes out as one call: merging, encoding, and telling everybody the answer.
 
-use std::{
-    collections::VecDeque,
-    future::Future,
-    hash::BuildHasher,
-    pin::pin,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
-};
+use std::{collections::VecDeque, hash::BuildHasher, sync::Arc};
 
-use futures_util::stream::{FuturesUnordered, StreamExt};
 use hashbrown::{DefaultHashBuilder, HashTable};
-use tokio::{
-    runtime::Handle,
-    sync::{Notify, oneshot},
-    time::Instant,
-};
+use tokio::{sync::oneshot, time::Instant};
 
 use super::{
+    batcher::Shared,
     bounds::Bounds,
+    command::{Asker, Command, Pending, Wire},
     script::{Argument, Reply},
 };
 use crate::{
@@ -33,295 +24,8 @@ const MOST_BUCKETS: usize = 128;
 /// Commands in one call. Equal demands are merged, so that most of these cost Redis nothing.
 const MOST_COMMANDS: usize = 16_384;
 
-/// Demands that may queue before further ones are turned away to memory.
-const MOST_QUEUED: usize = 131_072;
-
-/// With fewer than this gathered, a second call in flight would only halve the batches.
-const SECOND_CALL: usize = 128;
-
-/// Carries a call to Redis.
-pub(crate) trait Wire: Send + Sync + 'static {
-    /// Runs the script, within the deadline of the limiter, at most once.
-    fn call(
-        &self,
-        keys: Vec<Vec<u8>>,
-        argument: Vec<u8>,
-    ) -> impl Future<Output = Result<Vec<u8>, Failure>> + Send;
-}
-
-/// Somebody who wants a decision.
-pub(crate) trait Asker: Send + 'static {
-    /// Different buckets, at least one, all or none of which to take from.
-    fn scopes(&self) -> &[Scope];
-    fn max_wait_us(&self) -> f64;
-    /// False once the answer would be thrown away.
-    fn is_wanted(&self) -> bool;
-    fn answer(self, answer: Result<Decision, Failure>);
-}
-
-/// An asker that is answered in any case.
-struct Pending<A: Asker>(Option<A>);
-
-impl<A: Asker> Pending<A> {
-    fn answer(mut self, answer: Result<Decision, Failure>) {
-        if let Some(asker) = self.0.take() {
-            asker.answer(answer);
-        }
-    }
-}
-
-impl<A: Asker> Drop for Pending<A> {
-    fn drop(&mut self) {
-        if let Some(asker) = self.0.take() {
-            // The runtime of the batching task was shut down under it.
-            asker.answer(Err(Failure::new(
-                FailureKind::Disconnected,
-                "the task that speaks to Redis was shut down",
-            )));
-        }
-    }
-}
-
-enum Command<A: Asker> {
-    Take(Pending<A>),
-    GiveBack(Scope, f64),
-    Charge(Scope, f64),
-    Reset(Scope, oneshot::Sender<Result<f64, Failure>>),
-    Look(Scope, oneshot::Sender<Result<f64, Failure>>),
-}
-
-/// The queue in front of Redis, and the task that empties it.
-pub(crate) struct Batcher<A: Asker, W: Wire> {
-    shared: Arc<Shared<A, W>>,
-}
-
-struct Shared<A: Asker, W: Wire> {
-    queue: Mutex<Queue<A>>,
-    wake: Notify,
-    wire: W,
-    bounds: Bounds,
-    salt: [u8; 32],
-    prefix: String,
-}
-
-struct Queue<A: Asker> {
-    commands: VecDeque<Command<A>>,
-    running: bool,
-    closed: bool,
-}
-
-impl<A: Asker, W: Wire> Batcher<A, W> {
-    pub(crate) fn new(wire: W, prefix: String, salt: [u8; 32]) -> Self {
-        Self {
-            shared: Arc::new(Shared {
-                queue: Mutex::new(Queue {
-                    commands: VecDeque::new(),
-                    running: false,
-                    closed: false,
-                }),
-                wake: Notify::new(),
-                wire,
-                bounds: Bounds::default(),
-                salt,
-                prefix,
-            }),
-        }
-    }
-
-    pub(crate) fn bounds(&self) -> &Bounds {
-        &self.shared.bounds
-    }
-
-    /// Queues a demand; it is answered in any case.
-    pub(crate) fn take(&self, asker: A) {
-        self.push(Command::Take(Pending(Some(asker))));
-    }
-
-    /// Gives back tokens that Redis granted and nobody used.
-    pub(crate) fn give_back(&self, scope: &Scope, tokens: f64) {
-        self.forget(scope);
-        self.push(Command::GiveBack(scope.clone(), tokens));
-    }
-
-    /// Charges tokens that were used beyond what was taken.
-    pub(crate) fn charge(&self, scope: &Scope, tokens: f64) {
-        self.push(Command::Charge(scope.clone(), tokens));
-    }
-
-    /// Makes a bucket full.
-    pub(crate) async fn reset(&self, scope: &Scope) -> Result<f64, Failure> {
-        self.forget(scope);
-        self.ask(|reply| Command::Reset(scope.clone(), reply)).await
-    }
-
-    /// The level of a bucket.
-    pub(crate) async fn look(&self, scope: &Scope) -> Result<f64, Failure> {
-        self.ask(|reply| Command::Look(scope.clone(), reply)).await
-    }
-
-    async fn ask(
-        &self,
-        command: impl FnOnce(oneshot::Sender<Result<f64, Failure>>) -> Command<A>,
-    ) -> Result<f64, Failure> {
-        let (reply, answer) = oneshot::channel();
-        self.push(command(reply));
-        answer.await.unwrap_or_else(|_| {
-            Err(Failure::new(
-                FailureKind::Disconnected,
-                "the task that speaks to Redis was shut down",
-            ))
-        })
-    }
-
-    fn forget(&self, scope: &Scope) {
-        let shared = &self.shared;
-        shared
-            .bounds
-            .forget(&scope.id(&shared.salt), terms_of(scope));
-    }
-
-    fn push(&self, command: Command<A>) {
-        let mut queue = self.shared.lock();
-        // What gives back is bounded by what was granted; only demands are turned away.
-        if queue.commands.len() >= MOST_QUEUED
-            && let Command::Take(asker) = command
-        {
-            drop(queue);
-            asker.answer(Err(Failure::new(
-                FailureKind::Overloaded,
-                "too many demands are queued for Redis",
-            )));
-            return;
-        }
-        queue.commands.push_back(command);
-        let runtime = match Handle::try_current() {
-            Ok(runtime) if !queue.running => Some(runtime),
-            _ => None,
-        };
-        queue.running |= runtime.is_some();
-        drop(queue);
-        match runtime {
-            // Outside the lock: a runtime that shuts down drops the worker here.
-            Some(runtime) => {
-                let worker = Worker {
-                    shared: self.shared.clone(),
-                    gathered: VecDeque::new(),
-                };
-                runtime.spawn(worker.run());
-            }
-            None => self.shared.wake.notify_one(),
-        }
-    }
-}
-
-impl<A: Asker, W: Wire> Drop for Batcher<A, W> {
-    fn drop(&mut self) {
-        self.shared.lock().closed = true;
-        self.shared.wake.notify_one();
-    }
-}
-
-impl<A: Asker, W: Wire> Shared<A, W> {
-    fn lock(&self) -> MutexGuard<'_, Queue<A>> {
-        // Nothing that runs under this lock can leave the queue half written.
-        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-struct Worker<A: Asker, W: Wire> {
-    shared: Arc<Shared<A, W>>,
-    gathered: VecDeque<Command<A>>,
-}
-
-impl<A: Asker, W: Wire> Worker<A, W> {
-    async fn run(mut self) {
-        let mut calls = pin!(FuturesUnordered::new());
-        loop {
-            if self.may_send(calls.len()) {
-                // Those who were just answered may have the next demand ready: let them join.
-                tokio::task::yield_now().await;
-                self.gather();
-                let batch = Batch::build(&mut self.gathered, &self.shared);
-                if batch.is_empty() {
-                    continue;
-                }
-                calls.push(batch.send(self.shared.clone()));
-                continue;
-            }
-            if calls.is_empty() && self.is_over() {
-                return;
-            }
-            tokio::select! {
-                biased;
-                Some(failed) = calls.next(), if !calls.is_empty() => {
-                    if let Some(failure) = failed {
-                        self.turn_away(&failure);
-                    }
-                }
-                () = self.shared.wake.notified() => {}
-            }
-        }
-    }
-
-    fn gather(&mut self) {
-        let mut queue = self.shared.lock();
-        if self.gathered.is_empty() {
-            std::mem::swap(&mut self.gathered, &mut queue.commands);
-        } else {
-            self.gathered.append(&mut queue.commands);
-        }
-    }
-
-    fn may_send(&self, in_flight: usize) -> bool {
-        let waiting = || self.gathered.len() + self.shared.lock().commands.len();
-        match in_flight {
-            0 => waiting() > 0,
-            1 => waiting() >= SECOND_CALL,
-            _ => false,
-        }
-    }
-
-    /// Redis does not answer: nobody who waits behind the failed call shall find that out again.
-    fn turn_away(&mut self, failure: &Failure) {
-        self.gather();
-        for command in std::mem::take(&mut self.gathered) {
-            match command {
-                Command::Take(asker) => asker.answer(Err(failure.clone())),
-                Command::Reset(_, reply) | Command::Look(_, reply) => {
-                    let _ = reply.send(Err(failure.clone()));
-                }
-                // What was granted before is not given back twice late: it is lost, and the
-                // bucket refills by itself.
-                Command::GiveBack(..) | Command::Charge(..) => {}
-            }
-        }
-    }
-
-    /// The limiter is gone and nothing is left to send.
-    fn is_over(&self) -> bool {
-        let mut queue = self.shared.lock();
-        let over = queue.closed && queue.commands.is_empty() && self.gathered.is_empty();
-        if over {
-            queue.running = false;
-        }
-        over
-    }
-}
-
-impl<A: Asker, W: Wire> Drop for Worker<A, W> {
-    fn drop(&mut self) {
-        let orphans = {
-            let mut queue = self.shared.lock();
-            queue.running = false;
-            std::mem::take(&mut queue.commands)
-        };
-        // Answered outside the lock: an answer may queue something.
-        drop(orphans);
-    }
-}
-
 /// What goes out as one call.
-struct Batch<A: Asker> {
+pub(super) struct Batch<A: Asker> {
     ids: Vec<BucketId>,
     terms: Vec<Terms>,
     /// Per bucket, the merged demand that the next equal one may join.
@@ -344,7 +48,10 @@ enum Step<A: Asker> {
 }
 
 impl<A: Asker> Batch<A> {
-    fn build<W: Wire>(commands: &mut VecDeque<Command<A>>, shared: &Shared<A, W>) -> Self {
+    pub(super) fn build<W: Wire>(
+        commands: &mut VecDeque<Command<A>>,
+        shared: &Shared<A, W>,
+    ) -> Self {
         let mut batch = Self {
             ids: Vec::new(),
             terms: Vec::new(),
@@ -459,7 +166,7 @@ impl<A: Asker> Batch<A> {
         self.open[place] = None;
     }
 
-    fn is_empty(&self) -> bool {
+    pub(super) fn is_empty(&self) -> bool {
         self.steps.is_empty()
     }
 
@@ -490,7 +197,7 @@ impl<A: Asker> Batch<A> {
     }
 
     /// Sends, and answers all askers. The failure, where there was one.
-    async fn send<W: Wire>(self, shared: Arc<Shared<A, W>>) -> Option<Failure> {
+    pub(super) async fn send<W: Wire>(self, shared: Arc<Shared<A, W>>) -> Option<Failure> {
         let keys = self
             .ids
             .iter()
@@ -574,7 +281,7 @@ impl<A: Asker> Batch<A> {
     }
 }
 
-fn terms_of(scope: &Scope) -> Terms {
+pub(super) fn terms_of(scope: &Scope) -> Terms {
     Terms::new(scope.quota().capacity(), scope.quota().rate())
 }
 

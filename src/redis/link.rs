@@ -15,7 +15,7 @@ use tokio::{
 };
 
 use super::{
-    batch::Wire,
+    command::Wire,
     failure::classify,
     script::{Argument, SOURCE},
 };

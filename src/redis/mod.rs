@@ -2,12 +2,17 @@
 //! under a supervisor.
 
 mod batch;
+mod batcher;
+#[cfg(test)]
+mod batcher_tests;
 mod bounds;
+mod command;
 mod failure;
 mod link;
 mod script;
 
 pub(crate) use self::{
-    batch::{Asker, Batcher},
+    batcher::Batcher,
+    command::Asker,
     link::{Link, LinkConfig},
 };

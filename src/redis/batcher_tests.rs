@@ -1,0 +1,311 @@
+//! The batcher over a scripted Redis, in paused time.
+
+use std::{
+    future::Future,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use tokio::{sync::Semaphore, time::Instant};
+
+use super::{
+    batcher::Batcher,
+    command::{Asker, Wire},
+};
+use crate::{
+    decision::{Decision, Failure, FailureKind},
+    quota::Quota,
+    scope::Scope,
+};
+
+const QUOTA: Quota = Quota::per_second(10.0).burst(1_000.0);
+
+/// What a call carried: its keys, and the numbers after their quotas.
+type Call = (Vec<String>, Vec<f64>);
+
+/// Grants everything at once, when it is allowed to answer.
+#[derive(Clone)]
+struct Scripted {
+    calls: Arc<Mutex<Vec<Call>>>,
+    answers: Arc<Semaphore>,
+    fails: bool,
+}
+
+impl Scripted {
+    fn new(answers: usize) -> Self {
+        Self {
+            calls: Arc::default(),
+            answers: Arc::new(Semaphore::new(answers)),
+            fails: false,
+        }
+    }
+
+    fn calls(&self) -> Vec<Call> {
+        self.calls.lock().expect("no panic").clone()
+    }
+}
+
+impl Wire for Scripted {
+    fn call(
+        &self,
+        keys: Vec<Vec<u8>>,
+        argument: Vec<u8>,
+    ) -> impl Future<Output = Result<Vec<u8>, Failure>> + Send {
+        let numbers: Vec<f64> = argument
+            .chunks(8)
+            .map(|number| f64::from_le_bytes(number.try_into().expect("eight bytes")))
+            .collect();
+        let commands = numbers[2 * keys.len()..].to_vec();
+        let mut reply = vec![0.0];
+        let mut at = 0;
+        while at < commands.len() {
+            if commands[at] == 0.0 {
+                let n = commands[at + 1];
+                reply.extend([n, n, 0.0, 0.0, 1.0]);
+                at += 4 + 2 * commands[at + 3] as usize;
+            } else {
+                at += if commands[at] <= 2.0 { 3 } else { 2 };
+            }
+        }
+        reply.extend(keys.iter().flat_map(|_| [500.0, 0.0]));
+        let names = keys
+            .into_iter()
+            .map(|key| String::from_utf8(key).expect("ASCII"))
+            .collect();
+        self.calls.lock().expect("no panic").push((names, commands));
+        let (answers, fails) = (self.answers.clone(), self.fails);
+        async move {
+            answers.acquire().await.expect("open").forget();
+            if fails {
+                return Err(Failure::new(FailureKind::Timeout, "scripted"));
+            }
+            Ok(reply.into_iter().flat_map(f64::to_le_bytes).collect())
+        }
+    }
+}
+
+type Answers = Arc<Mutex<Vec<(usize, Result<Decision, FailureKind>)>>>;
+
+struct Caller {
+    number: usize,
+    scopes: Vec<Scope>,
+    max_wait_us: f64,
+    wanted: bool,
+    answers: Answers,
+}
+
+impl Asker for Caller {
+    fn scopes(&self) -> &[Scope] {
+        &self.scopes
+    }
+
+    fn max_wait_us(&self) -> f64 {
+        self.max_wait_us
+    }
+
+    fn is_wanted(&self) -> bool {
+        self.wanted
+    }
+
+    fn answer(self, answer: Result<Decision, Failure>) {
+        let answer = answer.map_err(|failure| failure.kind);
+        self.answers
+            .lock()
+            .expect("no panic")
+            .push((self.number, answer));
+    }
+}
+
+struct Setup {
+    batcher: Batcher<Caller, Scripted>,
+    wire: Scripted,
+    answers: Answers,
+    asked: usize,
+}
+
+impl Setup {
+    fn new(wire: Scripted) -> Self {
+        Self {
+            batcher: Batcher::new(wire.clone(), String::new(), [0; 32]),
+            wire,
+            answers: Answers::default(),
+            asked: 0,
+        }
+    }
+
+    fn ask(&mut self, scopes: &[Scope]) {
+        self.ask_for(scopes, 0.0, true);
+    }
+
+    fn ask_for(&mut self, scopes: &[Scope], max_wait_us: f64, wanted: bool) {
+        self.batcher.take(Caller {
+            number: self.asked,
+            scopes: scopes.to_vec(),
+            max_wait_us,
+            wanted,
+            answers: self.answers.clone(),
+        });
+        self.asked += 1;
+    }
+
+    /// Paused time moves on only when nothing else can.
+    async fn settle(&self) {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+
+    fn answered(&self) -> Vec<usize> {
+        let answers = self.answers.lock().expect("no panic");
+        answers.iter().map(|(number, _)| *number).collect()
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_gathers_during_a_call_goes_out_as_one() {
+    let mut setup = Setup::new(Scripted::new(0));
+    let (a, b) = (QUOTA.scope("a"), QUOTA.scope("b"));
+    setup.ask(std::slice::from_ref(&a));
+    setup.settle().await;
+    for _ in 0..10 {
+        setup.ask(std::slice::from_ref(&a));
+        setup.ask(std::slice::from_ref(&b));
+    }
+    setup.settle().await;
+    assert_eq!(
+        setup.wire.calls().len(),
+        1,
+        "no timer, and no second call for so few"
+    );
+    setup.wire.answers.add_permits(2);
+    setup.settle().await;
+    let calls = setup.wire.calls();
+    assert_eq!(calls[0].1, [0.0, 1.0, 0.0, 1.0, 1.0, 1.0]);
+    assert_eq!(calls[1].0, ["a", "b"]);
+    // Demands on different buckets commute, so equal ones merge across each other.
+    assert_eq!(
+        calls[1].1,
+        [
+            [0.0, 10.0, 0.0, 1.0, 1.0, 1.0],
+            [0.0, 10.0, 0.0, 1.0, 2.0, 1.0]
+        ]
+        .concat()
+    );
+    assert_eq!(setup.answered().len(), 21);
+}
+
+#[tokio::test(start_paused = true)]
+async fn demands_on_one_bucket_keep_their_order() {
+    let mut setup = Setup::new(Scripted::new(9));
+    let (a, b) = (QUOTA.scope("a"), QUOTA.scope("b"));
+    setup.ask(&[a.clone()]);
+    setup.ask(&[a.clone()]);
+    setup.ask(&[a.clone().cost(5.0)]);
+    setup.ask(&[a.clone()]);
+    setup.ask_for(&[a.clone()], 7.0, true);
+    setup.ask(&[a.clone(), b.clone()]);
+    setup.ask(&[b.clone()]);
+    setup.batcher.give_back(&b, 2.0);
+    setup.ask(&[b.clone()]);
+    setup.settle().await;
+    let [call] = &setup.wire.calls()[..] else {
+        panic!("one call");
+    };
+    let expected: [&[f64]; 8] = [
+        &[0.0, 2.0, 0.0, 1.0, 1.0, 1.0],
+        &[0.0, 1.0, 0.0, 1.0, 1.0, 5.0],
+        &[0.0, 1.0, 0.0, 1.0, 1.0, 1.0],
+        &[0.0, 1.0, 7.0, 1.0, 1.0, 1.0],
+        &[0.0, 1.0, 0.0, 2.0, 1.0, 1.0, 2.0, 1.0],
+        &[0.0, 1.0, 0.0, 1.0, 2.0, 1.0],
+        &[1.0, 2.0, 2.0],
+        &[0.0, 1.0, 0.0, 1.0, 2.0, 1.0],
+    ];
+    assert_eq!(call.1, expected.concat());
+    assert_eq!(setup.answered(), [0, 1, 2, 3, 4, 5, 6, 7]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_call_is_bounded_and_a_quota_change_splits_it() {
+    let mut setup = Setup::new(Scripted::new(99));
+    for key in 0..300 {
+        setup.ask(&[QUOTA.scope("s").key(key)]);
+    }
+    setup.settle().await;
+    let sizes: Vec<_> = setup.wire.calls().iter().map(|call| call.0.len()).collect();
+    assert_eq!(sizes, [128, 128, 44]);
+    let changed = QUOTA.burst(7.0).scope("a");
+    setup.ask(&[QUOTA.scope("a")]);
+    setup.ask(&[QUOTA.scope("b"), changed]);
+    setup.settle().await;
+    assert_eq!(setup.wire.calls().len(), 5);
+    assert_eq!(setup.answered().len(), 302);
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_went_away_before_it_was_sent_takes_nothing() {
+    let mut setup = Setup::new(Scripted::new(9));
+    setup.ask_for(&[QUOTA.scope("a")], 0.0, false);
+    setup.settle().await;
+    assert!(setup.wire.calls().is_empty());
+    assert!(setup.answered().is_empty());
+    setup.ask(&[QUOTA.scope("a")]);
+    setup.settle().await;
+    assert_eq!(setup.answered(), [1]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_failure_answers_all_who_wait_behind_it() {
+    let mut setup = Setup::new(Scripted {
+        fails: true,
+        ..Scripted::new(0)
+    });
+    setup.ask(&[QUOTA.scope("a")]);
+    setup.settle().await;
+    for _ in 0..50 {
+        setup.ask(&[QUOTA.scope("a")]);
+    }
+    let start = Instant::now();
+    setup.wire.answers.add_permits(1);
+    setup.settle().await;
+    assert!(start.elapsed() <= Duration::from_millis(1));
+    assert_eq!(setup.wire.calls().len(), 1);
+    let answers = setup.answers.lock().expect("no panic");
+    assert_eq!(answers.len(), 51);
+    assert!(
+        answers
+            .iter()
+            .all(|(_, answer)| *answer == Err(FailureKind::Timeout))
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_full_queue_turns_away_demands_but_takes_back_tokens() {
+    let mut setup = Setup::new(Scripted::new(0));
+    setup.ask(&[QUOTA.scope("a")]);
+    setup.settle().await;
+    let most = super::batcher::MOST_QUEUED;
+    for _ in 0..most + 5 {
+        setup.batcher.give_back(&QUOTA.scope("a"), 1.0);
+    }
+    setup.ask(&[QUOTA.scope("a")]);
+    let answers = setup.answers.lock().expect("no panic").clone();
+    assert_eq!(answers, [(1, Err(FailureKind::Overloaded))]);
+}
+
+#[test]
+fn a_runtime_that_shuts_down_leaves_nobody_waiting() {
+    let mut setup = Setup::new(Scripted::new(0));
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .expect("a runtime");
+    runtime.block_on(async {
+        setup.ask(&[QUOTA.scope("a")]);
+        tokio::task::yield_now().await;
+        tokio::task::yield_now().await;
+        setup.ask(&[QUOTA.scope("a")]);
+    });
+    drop(runtime);
+    let answers = setup.answers.lock().expect("no panic").clone();
+    let gone = Err(FailureKind::Disconnected);
+    assert_eq!(answers, [(0, gone), (1, gone)]);
+}

@@ -1,0 +1,290 @@
+//! Whose bucket: [`Scope`], one or several of them, and their identity in a store.
+
+mod id;
+mod key;
+mod several;
+
+use std::{
+    fmt::{self, Display},
+    sync::Arc,
+};
+
+pub(crate) use self::id::BucketId;
+use self::key::Key;
+pub use self::several::{IntoScopes, Scopes};
+use crate::quota::Quota;
+
+/// Whose bucket, by which limit, and what this acquisition costs.
+///
+/// The *name* is for people, metrics and headers; the *key* is what comes from outside (a
+/// tenant, a user, an address) and gives each its own bucket; the *cost* is how many tokens one
+/// acquisition takes, 1 unless said.
+///
+/// `Debug` hides the key, because it may be a secret.
+///
+/// # Examples
+///
+/// ```
+/// use tower_throttle::{Quota, Scope};
+///
+/// const PER_TENANT: Scope = Quota::per_minute(60.0).scope("tenant");
+/// let scope = PER_TENANT.key("acme").cost(3.0);
+/// assert_eq!(scope.name(), "tenant");
+/// assert!(!format!("{scope:?}").contains("acme"));
+/// ```
+#[must_use]
+#[derive(Clone, PartialEq)]
+pub struct Scope {
+    name: Name,
+    key: Key,
+    quota: Quota,
+    cost: f64,
+    costed: bool,
+    secret: bool,
+}
+
+#[derive(Clone, PartialEq)]
+enum Name {
+    Static(&'static str),
+    Shared(Arc<str>),
+}
+
+impl Scope {
+    /// A scope whose name comes from configuration.
+    ///
+    /// Names over 64 bytes work; the stores know them by a hash.
+    ///
+    /// ```
+    /// # use tower_throttle::{Quota, Scope};
+    /// let name = format!("upstream-{}", 7);
+    /// assert_eq!(Scope::new(name, Quota::per_second(5.0)).name(), "upstream-7");
+    /// ```
+    ///
+    /// # Panics
+    ///
+    /// If `name` is empty.
+    pub fn new(name: impl Into<String>, quota: Quota) -> Self {
+        let name = name.into();
+        assert!(
+            !name.is_empty(),
+            "the name of a scope is empty: name what is limited, such as \"api-key\""
+        );
+        Self {
+            name: Name::Shared(name.into()),
+            ..Self::fixed("-", quota)
+        }
+    }
+
+    pub(crate) const fn fixed(name: &'static str, quota: Quota) -> Self {
+        assert!(
+            !name.is_empty(),
+            "the name of a scope is empty: name what is limited, such as \"api-key\""
+        );
+        Self {
+            name: Name::Static(name),
+            key: Key::None,
+            quota,
+            cost: 1.0,
+            costed: false,
+            secret: false,
+        }
+    }
+
+    /// The same limit, in a bucket of its own for `key`.
+    ///
+    /// Keys up to 38 bytes allocate nothing. Whatever a key holds, it never reaches the bucket
+    /// of another name or key.
+    ///
+    /// ```
+    /// # use tower_throttle::{Quota, Scope};
+    /// const PER_USER: Scope = Quota::per_second(5.0).scope("user");
+    /// assert_ne!(PER_USER.key(17), PER_USER.key(18));
+    /// ```
+    pub fn key(&self, key: impl Display) -> Self {
+        Self {
+            key: Key::new(key),
+            ..self.clone()
+        }
+    }
+
+    /// What this acquisition takes, in tokens.
+    ///
+    /// Never panics, because a cost often comes from a request: zero takes nothing; NaN,
+    /// negative, infinite and more than the capacity are refused as
+    /// [`Reason::Impossible`](crate::Reason::Impossible), and so is a cost below the capacity
+    /// times 2^-40, which a double could not hold.
+    ///
+    /// ```
+    /// # use tower_throttle::{Quota, Scope};
+    /// const TOKENS: Scope = Quota::per_minute(90_000.0).scope("llm-tokens").cost(1_200.0);
+    /// # let _ = TOKENS;
+    /// ```
+    pub const fn cost(mut self, tokens: f64) -> Self {
+        self.cost = tokens;
+        self.costed = true;
+        self
+    }
+
+    /// The key is a secret, such as an API key: it leaves the process only as a keyed hash.
+    ///
+    /// ```
+    /// # use tower_throttle::{Quota, Scope};
+    /// const PER_KEY: Scope = Quota::per_minute(60.0).scope("api-key").secret();
+    /// let scope = PER_KEY.key("sk-3f9a");
+    /// # let _ = scope;
+    /// ```
+    pub const fn secret(mut self) -> Self {
+        self.secret = true;
+        self
+    }
+
+    /// The name, for people.
+    ///
+    /// ```
+    /// # use tower_throttle::Quota;
+    /// assert_eq!(Quota::per_second(1.0).scope("site").key("x").name(), "site");
+    /// ```
+    pub fn name(&self) -> &str {
+        match &self.name {
+            Name::Static(name) => name,
+            Name::Shared(name) => name,
+        }
+    }
+
+    /// The limit.
+    ///
+    /// ```
+    /// # use tower_throttle::Quota;
+    /// assert_eq!(Quota::per_second(7.0).scope("site").quota().rate(), 7.0);
+    /// ```
+    pub const fn quota(&self) -> Quota {
+        self.quota
+    }
+
+    /// Tokens that an acquisition takes.
+    pub(crate) const fn tokens(&self) -> f64 {
+        self.cost
+    }
+
+    /// Whether `cost` was said.
+    pub(crate) const fn is_costed(&self) -> bool {
+        self.costed
+    }
+
+    pub(crate) fn uncosted(mut self) -> Self {
+        self.costed = false;
+        self
+    }
+
+    pub(crate) fn with_quota(mut self, quota: Quota) -> Self {
+        self.quota = quota;
+        self
+    }
+
+    /// Whether both name the same bucket.
+    pub(crate) fn same_bucket(&self, other: &Self) -> bool {
+        self.name() == other.name() && self.key == other.key && self.secret == other.secret
+    }
+
+    /// How a store knows this bucket.
+    pub(crate) fn id(&self, secret: &[u8; 32]) -> BucketId {
+        BucketId::new(
+            self.name().as_bytes(),
+            self.key.bytes(),
+            self.secret,
+            secret,
+        )
+    }
+}
+
+impl fmt::Debug for Scope {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut debug = f.debug_struct("Scope");
+        debug.field("name", &self.name());
+        if self.key.bytes().is_some() {
+            debug.field("key", &format_args!("***"));
+        }
+        debug.field("quota", &format_args!("{}", self.quota));
+        debug.field("cost", &self.cost).finish()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    const SITE: Scope = Quota::per_second(1.0).scope("site");
+    const SALT: [u8; 32] = [7; 32];
+
+    #[test]
+    fn an_empty_name_panics_where_it_is_written() {
+        let quota = Quota::per_second(1.0);
+        assert!(std::panic::catch_unwind(|| quota.scope("")).is_err());
+        assert!(std::panic::catch_unwind(|| Scope::new("", quota)).is_err());
+    }
+
+    #[test]
+    fn long_and_secret_parts_are_hashed() {
+        let long = Scope::new("n".repeat(10_000), SITE.quota());
+        assert!(long.id(&SALT).as_bytes().len() < 40);
+        let key = SITE.key("k".repeat(10_000));
+        assert!(key.id(&SALT).as_bytes().len() < 40);
+        let secret = SITE.secret().key("hunter2");
+        assert!(
+            !secret
+                .id(&SALT)
+                .as_bytes()
+                .windows(7)
+                .any(|part| part == b"hunter2")
+        );
+        assert_ne!(
+            secret.id(&SALT).as_bytes(),
+            secret.id(&[8; 32]).as_bytes(),
+            "the hash is keyed"
+        );
+        assert!(!format!("{secret:?}").contains("hunter2"));
+    }
+
+    #[cfg(feature = "redis")]
+    #[test]
+    fn redis_keys_are_readable_and_escaped() {
+        let redis_key = |scope: &Scope| {
+            String::from_utf8(scope.id(&SALT).redis_key("throttle:v1:")).expect("ASCII")
+        };
+        assert_eq!(redis_key(&SITE), "throttle:v1:site");
+        assert_eq!(redis_key(&SITE.key("a-b_c")), "throttle:v1:site:a-b_c");
+        assert_eq!(redis_key(&SITE.key("")), "throttle:v1:site:");
+        assert_eq!(
+            redis_key(&SITE.key("a:{b}\0%#")),
+            "throttle:v1:site:a%3a%7bb%7d%00%25%23"
+        );
+        assert!(redis_key(&SITE.secret().key("x")).starts_with("throttle:v1:site:#"));
+    }
+
+    proptest! {
+        /// No name and key are the bucket of another name and key, in either store.
+        #[test]
+        fn buckets_never_meet(
+            a in ("[a:#%{]{1,3}", proptest::option::of("[a:#%{\u{0}]{0,3}"), any::<bool>()),
+            b in ("[a:#%{]{1,3}", proptest::option::of("[a:#%{\u{0}]{0,3}"), any::<bool>()),
+        ) {
+            let make = |(name, key, secret): &(String, Option<String>, bool)| {
+                let mut scope = Scope::new(name.clone(), SITE.quota());
+                if let Some(key) = key {
+                    scope = scope.key(key);
+                    if *secret {
+                        scope = scope.secret();
+                    }
+                }
+                scope
+            };
+            let (one, two) = (make(&a), make(&b));
+            let (id, other) = (one.id(&SALT), two.id(&SALT));
+            let same = one.same_bucket(&two);
+            prop_assert_eq!(id.as_bytes() == other.as_bytes(), same);
+            #[cfg(feature = "redis")]
+            prop_assert_eq!(id.redis_key("p:") == other.redis_key("p:"), same);
+        }
+    }
+}
