@@ -280,3 +280,6 @@ pub(crate) fn take_all<'a>(
         }
     }
 }
+
+#[cfg(test)]
+pub(crate) mod law;

@@ -9,6 +9,8 @@ mod bounds;
 mod command;
 mod failure;
 mod link;
+#[cfg(test)]
+mod parity;
 mod script;
 
 pub(crate) use self::{

@@ -1,0 +1,378 @@
+//! The search itself: makes cases, runs them, and cuts down those that break the promise.
+
+use std::fmt;
+
+use crate::bucket::Terms;
+
+use super::random::{Rng, seed, sequences};
+use super::simulator::{BUCKETS, Case, Fate, Law, Op, Outcome, Seen, run};
+
+/// What may happen in a search, beside takes, waits and cancelled sleepers.
+#[derive(Clone, Copy, Debug, Default)]
+struct Profile {
+    /// Refunds, late uses, settling up and down.
+    corrections: bool,
+    /// The server's clock jumps.
+    jumps: bool,
+    /// Demands on several buckets.
+    several: bool,
+    /// Nobody goes away.
+    patient: bool,
+}
+
+#[derive(Debug)]
+struct Found {
+    seed: u64,
+    after: u64,
+    excess: f64,
+    out_of_turn: bool,
+    case: Case,
+}
+
+impl fmt::Display for Found {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self {
+            seed,
+            excess,
+            out_of_turn,
+            ..
+        } = self;
+        writeln!(f, "excess {excess}, out of turn: {out_of_turn}")?;
+        writeln!(f, "THROTTLE_SEED={seed} THROTTLE_SEQUENCES=1 repeats it")?;
+        for terms in &self.case.terms {
+            writeln!(f, "cap {} rate {}", terms.cap, terms.per_us * 1e6)?;
+        }
+        writeln!(f, "hand over: {}", self.case.hand_over)?;
+        for op in &self.case.ops {
+            writeln!(f, "  {op:?}")?;
+        }
+        Ok(())
+    }
+}
+
+/// Tries so many cases, and returns the first that breaks the promise, cut down.
+fn search(law: Law, profile: Profile, count: u64) -> (Option<Found>, Seen) {
+    let first = seed();
+    println!("THROTTLE_SEED={first}");
+    let mut seen = Seen::default();
+    for after in 0..count {
+        let seed = first.wrapping_add(after);
+        let case = random_case(&mut Rng::new(seed), profile);
+        let outcome = run(&case, law);
+        seen.add(&outcome.seen);
+        if breaks(&outcome, law) {
+            let case = cut_down(case, law);
+            let outcome = run(&case, law);
+            let found = Found {
+                seed,
+                after,
+                excess: outcome.excess,
+                out_of_turn: outcome.out_of_turn,
+                case,
+            };
+            return (Some(found), seen);
+        }
+    }
+    (None, seen)
+}
+
+/// A law under test must also keep turns in order; of a wrong one only the windows count.
+fn breaks(outcome: &Outcome, law: Law) -> bool {
+    outcome.excess > 0.0 || law == Law::Real && outcome.out_of_turn
+}
+
+fn random_case(rng: &mut Rng, profile: Profile) -> Case {
+    let count = if profile.several {
+        2 + rng.below(BUCKETS as u32 - 1)
+    } else {
+        1
+    };
+    let rate = rng.pick(&[1.0, 1.0, 1.0, 0.25, 0.5, 3.0, 7.3, 100.0, 10.0 / 86_400.0]);
+    let terms: Vec<Terms> = (0..count)
+        .map(|_| {
+            let cap = rng.pick(&[1.0, 1.0, 2.0, 2.5, 4.0, 5.0, 5.0, 10.0, 20.0]);
+            Terms::new(cap, rate * rng.pick(&[1.0, 1.0, 0.25, 0.5, 2.0]))
+        })
+        .collect();
+    // Few different costs, or nobody could hand over anything.
+    let costs: Vec<[f64; 2]> = terms
+        .iter()
+        .map(|terms| [(); 2].map(|()| random_cost(rng, terms.cap)))
+        .collect();
+    let unit = 1.0 / terms[0].per_us;
+    let (mut ops, mut ids, mut loose) = (Vec::new(), Vec::new(), Vec::new());
+    for index in 0..6 + rng.below(24) {
+        let op = match rng.below(100) {
+            0..30 => Op::Wait(random_wait(rng, unit, terms[0].cap)),
+            30..45 if !profile.patient && !ids.is_empty() => Op::Cancel(recent(rng, &ids)),
+            45..57 if !loose.is_empty() => Op::Finish(recent(rng, &loose)),
+            57..60 if !loose.is_empty() => Op::Late(recent(rng, &loose)),
+            60..64 if profile.jumps => {
+                let far = [unit, 10.0 * unit, 3e5, 9e5, 1.5e6, 6e7];
+                Op::Step((rng.pick(&far) * rng.pick(&[-1.0, -1.0, -0.5, 1.0])).ceil())
+            }
+            _ => {
+                let id = 8 * index;
+                let (n, op) = random_take(rng, profile, id, &costs, unit);
+                ids.extend(id..id + n);
+                if !matches!(
+                    op,
+                    Op::Take {
+                        fate: Fate::Use,
+                        ..
+                    }
+                ) {
+                    loose.extend(id..id + n);
+                }
+                op
+            }
+        };
+        ops.push(op);
+    }
+    Case {
+        terms,
+        hand_over: rng.percent(50),
+        ops,
+    }
+}
+
+/// One of the last few.
+fn recent(rng: &mut Rng, ids: &[u32]) -> u32 {
+    rng.pick(&ids[ids.len().saturating_sub(6)..])
+}
+
+fn random_cost(rng: &mut Rng, cap: f64) -> f64 {
+    let part = rng.part().max(0.01);
+    rng.pick(&[1.0, 1.0, 2.0, 0.5, cap, cap / 2.0, cap / 3.0, cap * part])
+        .min(cap)
+}
+
+fn random_wait(rng: &mut Rng, unit: f64, cap: f64) -> f64 {
+    let part = rng.part();
+    let us = rng.pick(&[
+        unit,
+        unit,
+        0.5 * unit,
+        2.0 * unit,
+        unit * part,
+        cap * unit * part,
+    ]);
+    us.ceil()
+}
+
+fn random_take(
+    rng: &mut Rng,
+    profile: Profile,
+    id: u32,
+    costs: &[[f64; 2]],
+    unit: f64,
+) -> (u32, Op) {
+    let mut asked = [0.0; BUCKETS];
+    for (asked, costs) in asked.iter_mut().zip(costs) {
+        if rng.percent(60) {
+            *asked = rng.pick(costs);
+        }
+    }
+    let one = rng.below(costs.len() as u32) as usize;
+    if asked.iter().all(|&cost| cost == 0.0) {
+        asked[one] = rng.pick(&costs[one]);
+    }
+    let several = asked.iter().filter(|&&cost| cost > 0.0).count() > 1;
+    let n = if several || rng.percent(80) {
+        1
+    } else {
+        1 + rng.below(5)
+    };
+    let fate = match rng.below(100) {
+        0..15 if profile.corrections => Fate::Hold,
+        15..25 if profile.corrections => Fate::Part(rng.pick(&[0.0, 0.25, 0.5])),
+        25..30 if profile.corrections => Fate::Over(rng.pick(&[0.5, 1.0, 3.0, 50.0])),
+        _ => Fate::Use,
+    };
+    let waits = [0.0, unit, 2.5 * unit, 5.0 * unit, 10.0 * unit, 1e12];
+    let op = Op::Take {
+        id,
+        n,
+        costs: asked,
+        max_wait: rng.pick(&waits).ceil(),
+        fate,
+    };
+    (n, op)
+}
+
+/// Removes and simplifies operations as long as the case still breaks the promise.
+fn cut_down(mut case: Case, law: Law) -> Case {
+    loop {
+        let mut simpler = Vec::new();
+        for index in 0..case.ops.len() {
+            let mut without = case.clone();
+            without.ops.remove(index);
+            simpler.push(without);
+            for op in simpler_ops(case.ops[index]) {
+                let mut with = case.clone();
+                with.ops[index] = op;
+                simpler.push(with);
+            }
+        }
+        if case.hand_over {
+            simpler.push(Case {
+                hand_over: false,
+                ..case.clone()
+            });
+        }
+        match simpler
+            .into_iter()
+            .find(|case| breaks(&run(case, law), law))
+        {
+            Some(found) => case = found,
+            None => return case,
+        }
+    }
+}
+
+fn simpler_ops(op: Op) -> Vec<Op> {
+    let mut simpler = Vec::new();
+    if let Op::Take {
+        id,
+        n,
+        costs,
+        max_wait,
+        fate,
+    } = op
+    {
+        let with = |n, max_wait, fate| Op::Take {
+            id,
+            n,
+            costs,
+            max_wait,
+            fate,
+        };
+        if n > 1 {
+            simpler.push(with(n - 1, max_wait, fate));
+        }
+        let asked = costs.iter().filter(|&&cost| cost > 0.0).count();
+        for (index, _) in costs.iter().enumerate().filter(|_| asked > 1) {
+            let mut costs = costs;
+            costs[index] = 0.0;
+            simpler.push(Op::Take {
+                id,
+                n,
+                costs,
+                max_wait,
+                fate,
+            });
+        }
+        if max_wait < 1e12 {
+            simpler.push(with(n, 1e12, fate));
+        }
+        if fate != Fate::Use {
+            simpler.push(with(n, max_wait, Fate::Use));
+        }
+    }
+    simpler
+}
+
+impl Seen {
+    fn counts(&mut self) -> [&mut u64; 9] {
+        [
+            &mut self.slept,
+            &mut self.pooled,
+            &mut self.cancelled,
+            &mut self.handed_over,
+            &mut self.refunded,
+            &mut self.charged,
+            &mut self.second_waits,
+            &mut self.second_refusals,
+            &mut self.stated,
+        ]
+    }
+
+    fn add(&mut self, other: &Self) {
+        let mut other = *other;
+        for (sum, more) in self.counts().into_iter().zip(other.counts()) {
+            *sum += *more;
+        }
+    }
+}
+
+/// Four of these searches make a run: 24,000 cases, or 1,200,000.
+fn holds(profile: Profile) -> Seen {
+    let count = sequences(6_000, 300_000);
+    let (found, seen) = search(Law::Real, profile, count);
+    if let Some(found) = found {
+        panic!("{profile:?}: {found}");
+    }
+    println!("{profile:?}, {count} sequences: {seen:?}");
+    if count >= 1_000 {
+        assert!(seen.slept > count && seen.handed_over > 0 && seen.cancelled > 0);
+        assert!(seen.pooled > 0, "nobody took from a pool");
+    }
+    seen
+}
+
+#[test]
+fn takes_and_cancelled_sleepers_never_exceed_a_window() {
+    let seen = holds(Profile::default());
+    // Nothing is excused here: not one late use, charge or jump.
+    assert_eq!(seen.stated, 0);
+}
+
+#[test]
+fn refunds_and_settling_exceed_no_window_by_more_than_stated() {
+    let seen = holds(Profile {
+        corrections: true,
+        ..Profile::default()
+    });
+    assert!(seen.stated > 0 && seen.charged > 0 || sequences(6_000, 0) < 1_000);
+}
+
+#[test]
+fn steps_of_the_servers_clock_exceed_no_window_by_more_than_stated() {
+    holds(Profile {
+        corrections: true,
+        jumps: true,
+        ..Profile::default()
+    });
+}
+
+#[test]
+fn demands_on_several_buckets_exceed_no_window_by_more_than_stated() {
+    let seen = holds(Profile {
+        corrections: true,
+        several: true,
+        ..Profile::default()
+    });
+    let enough = seen.second_waits > 0 && seen.second_refusals > 0;
+    assert!(enough || sequences(6_000, 0) < 1_000);
+}
+
+/// The search finds what is known to be wrong; otherwise its silence would mean nothing.
+fn finds(law: Law, profile: Profile) {
+    let (found, _) = search(law, profile, 20_000);
+    let found = found.unwrap_or_else(|| panic!("{law:?} went unnoticed"));
+    println!("{law:?} after {}: {found}", found.after);
+}
+
+#[test]
+fn finds_that_a_bucket_without_a_pool_admits_too_much() {
+    let profile = Profile {
+        corrections: true,
+        ..Profile::default()
+    };
+    finds(Law::Plain, profile);
+}
+
+#[test]
+fn finds_that_a_slot_given_back_before_its_turn_admits_too_much() {
+    finds(Law::Early, Profile::default());
+}
+
+#[test]
+fn finds_that_several_buckets_taken_with_one_wait_admit_too_much() {
+    let profile = Profile {
+        several: true,
+        patient: true,
+        ..Profile::default()
+    };
+    finds(Law::AllAtOnce, profile);
+}

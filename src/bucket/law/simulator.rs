@@ -1,0 +1,594 @@
+//! Everything that can happen to a few buckets, in virtual time and on one thread.
+//!
+//! Time here is true time, in which the sleepers sleep; the server's clock, which is all that the
+//! buckets know, is that plus an offset.
+
+use crate::bucket::{Bucket, TakenAll, Terms, take_all};
+
+use super::record::{Charged, Jump, Late, Record, Use};
+
+/// About what Redis says: from here on a double counts in quarters of a microsecond.
+const EPOCH: f64 = 1.7e15;
+
+/// The most buckets of one case.
+pub(super) const BUCKETS: usize = 3;
+
+/// The law, or one that a search must find wrong.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) enum Law {
+    Real,
+    /// No pool: what is given back raises the level.
+    Plain,
+    /// A cancelled sleeper's slot is given back at once, not when its turn comes.
+    Early,
+    /// Several buckets are all taken at once, and used after the longest wait.
+    AllAtOnce,
+}
+
+/// What becomes of a grant.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) enum Fate {
+    Use,
+    /// Not used at its turn: `Finish` refunds it, `Late` uses it.
+    Hold,
+    /// This part of it used, the rest given back by `Finish`.
+    Part(f64),
+    /// Used, and so much more, charged by `Finish`.
+    Over(f64),
+}
+
+/// `id`s are said by the `Take`, not counted, so that removing an operation keeps the rest.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) enum Op {
+    Wait(f64),
+    /// `n` equal demands, with consecutive ids; zero asks nothing of a bucket.
+    Take {
+        id: u32,
+        n: u32,
+        costs: [f64; BUCKETS],
+        max_wait: f64,
+        fate: Fate,
+    },
+    Cancel(u32),
+    Finish(u32),
+    Late(u32),
+    /// The server's clock jumps.
+    Step(f64),
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct Case {
+    pub(super) terms: Vec<Terms>,
+    /// A cancelled sleeper's slot goes to the next sleeper of the same process, bucket and cost.
+    pub(super) hand_over: bool,
+    pub(super) ops: Vec<Op>,
+}
+
+#[derive(Debug, Default)]
+pub(super) struct Outcome {
+    /// By how much the worst window breaks the promise.
+    pub(super) excess: f64,
+    /// Somebody got an earlier turn than one who came before, and not from the pool.
+    pub(super) out_of_turn: bool,
+    pub(super) seen: Seen,
+    /// When and how much, per bucket.
+    pub(super) records: Vec<Record>,
+}
+
+/// What happened at all: a search that never meets a case says nothing about it.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Seen {
+    pub(super) slept: u64,
+    pub(super) pooled: u64,
+    pub(super) cancelled: u64,
+    pub(super) handed_over: u64,
+    pub(super) refunded: u64,
+    pub(super) charged: u64,
+    pub(super) second_waits: u64,
+    pub(super) second_refusals: u64,
+    pub(super) stated: u64,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Slot {
+    bucket: usize,
+    cost: f64,
+    turn: f64,
+    order: Option<u32>,
+    owner: Option<usize>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum State {
+    Asking,
+    Sleeping,
+    Granted,
+    Done,
+}
+
+#[derive(Debug)]
+struct Demand {
+    id: u32,
+    missing: [f64; BUCKETS],
+    held: Vec<Slot>,
+    deadline: f64,
+    fate: Fate,
+    state: State,
+}
+
+pub(super) fn run(case: &Case, law: Law) -> Outcome {
+    let mut simulator = Simulator {
+        case,
+        law,
+        now: 0.0,
+        offset: 0.0,
+        jumped: false,
+        buckets: case.terms.iter().map(|&t| Bucket::full(EPOCH, t)).collect(),
+        last_turn: vec![0.0; case.terms.len()],
+        slots: Vec::new(),
+        demands: Vec::new(),
+        order: 0,
+        outcome: Outcome {
+            records: vec![Record::default(); case.terms.len()],
+            ..Outcome::default()
+        },
+    };
+    for &op in &case.ops {
+        simulator.step(op);
+    }
+    simulator.advance(f64::INFINITY);
+    let mut outcome = simulator.outcome;
+    for (record, &terms) in outcome.records.iter_mut().zip(&case.terms) {
+        outcome.excess = outcome.excess.max(record.excess(terms));
+        outcome.seen.stated +=
+            (record.late.len() + record.charged.len() + record.jumps.len()) as u64;
+    }
+    outcome
+}
+
+struct Simulator<'a> {
+    case: &'a Case,
+    law: Law,
+    now: f64,
+    offset: f64,
+    jumped: bool,
+    buckets: Vec<Bucket>,
+    last_turn: Vec<f64>,
+    slots: Vec<Slot>,
+    demands: Vec<Demand>,
+    order: u32,
+    outcome: Outcome,
+}
+
+impl Simulator<'_> {
+    fn step(&mut self, op: Op) {
+        match op {
+            Op::Wait(us) => self.advance(self.now + us),
+            Op::Take {
+                id,
+                n,
+                costs,
+                max_wait,
+                fate,
+            } => self.take(id, n, costs, max_wait, fate),
+            Op::Cancel(id) => self.cancel(id),
+            Op::Finish(id) => self.finish(id),
+            Op::Late(id) => {
+                if let Some(demand) = self.find(id, State::Granted, |fate| fate == Fate::Hold) {
+                    self.spend(demand, 1.0);
+                    self.demands[demand].state = State::Done;
+                }
+            }
+            Op::Step(us) => self.jump(us),
+        }
+    }
+
+    /// Serves all turns up to then, each at its time.
+    fn advance(&mut self, to: f64) {
+        loop {
+            let turns = self.slots.iter().enumerate();
+            let next = turns.min_by(|(_, a), (_, b)| a.turn.total_cmp(&b.turn));
+            let Some((index, slot)) = next.map(|(index, &slot)| (index, slot)) else {
+                break;
+            };
+            if slot.turn > to {
+                break;
+            }
+            // Not swapped: of equal turns the first promised comes first.
+            self.slots.remove(index);
+            self.now = slot.turn;
+            match slot.owner {
+                None => self.give_back(slot.bucket, slot.cost),
+                Some(demand) => {
+                    self.demands[demand].held.push(slot);
+                    self.ask(demand, 1);
+                }
+            }
+        }
+        if to.is_finite() {
+            self.now = to;
+        }
+    }
+
+    fn take(&mut self, id: u32, n: u32, costs: [f64; BUCKETS], max_wait: f64, fate: Fate) {
+        let first = self.demands.len();
+        for k in 0..n {
+            self.demands.push(Demand {
+                id: id + k,
+                missing: costs,
+                held: Vec::new(),
+                deadline: self.now + max_wait,
+                fate,
+                state: State::Asking,
+            });
+        }
+        if !(n == 1 && self.take_freed_slot(first)) {
+            self.ask(first, n);
+        }
+    }
+
+    /// The last freed slot goes to the next newcomer of this process.
+    fn take_freed_slot(&mut self, demand: usize) -> bool {
+        let Some((bucket, cost)) = single(&self.demands[demand].missing) else {
+            return false;
+        };
+        let deadline = self.demands[demand].deadline;
+        let fits = |slot: &Slot| {
+            slot.owner.is_none()
+                && (slot.bucket, slot.cost) == (bucket, cost)
+                && slot.turn <= deadline
+        };
+        let hand_over = self.case.hand_over;
+        let Some(slot) = self.slots.iter_mut().find(|slot| hand_over && fits(slot)) else {
+            return false;
+        };
+        slot.owner = Some(demand);
+        self.demands[demand].missing[bucket] = 0.0;
+        self.demands[demand].state = State::Sleeping;
+        self.outcome.seen.handed_over += 1;
+        true
+    }
+
+    /// Asks for what a demand misses; `n` demands at once only for a single bucket.
+    fn ask(&mut self, demand: usize, n: u32) {
+        let missing = self.demands[demand].missing;
+        let max_wait = self.demands[demand].deadline - self.now;
+        let time = self.server_time();
+        let wanted = |index: usize| missing[index] > 0.0;
+        for index in (0..self.buckets.len()).filter(|&index| wanted(index)) {
+            self.buckets[index].visit(time, self.case.terms[index]);
+        }
+        if let Some((bucket, cost)) = single(&missing) {
+            let terms = self.case.terms[bucket];
+            let pool = self.buckets[bucket].pool;
+            let taken = self.buckets[bucket].take(cost, n, max_wait, terms);
+            let pooled = ((pool - self.buckets[bucket].pool) / cost).round();
+            for k in 0..n {
+                let demand = demand + k as usize;
+                if f64::from(k) < taken.granted {
+                    let wait = taken.wait(k, cost, terms);
+                    let level = f64::from(k) < taken.now - pooled || f64::from(k) >= taken.now;
+                    self.granted(demand, bucket, wait, level);
+                } else {
+                    self.refused(demand);
+                }
+            }
+            return;
+        }
+        if missing.iter().all(|&cost| cost == 0.0) {
+            self.complete(demand);
+            return;
+        }
+        if self.law == Law::AllAtOnce {
+            self.ask_all_at_once(demand, max_wait);
+            return;
+        }
+        let pools: Vec<f64> = self.buckets.iter().map(|bucket| bucket.pool).collect();
+        let asked: Vec<usize> = (0..self.buckets.len()).filter(|&b| wanted(b)).collect();
+        let buckets = self.buckets.iter_mut().enumerate();
+        let buckets = buckets.filter(|(index, _)| wanted(*index));
+        let terms = &self.case.terms;
+        let answer = take_all(
+            buckets.map(|(index, bucket)| (bucket, missing[index], terms[index])),
+            max_wait,
+        );
+        match answer {
+            TakenAll::All => {
+                for bucket in asked {
+                    let level = self.buckets[bucket].pool == pools[bucket];
+                    self.granted(demand, bucket, 0.0, level);
+                }
+            }
+            TakenAll::Slowest { which, wait } => self.granted(demand, asked[which], wait, true),
+            TakenAll::Refused { .. } => self.refused(demand),
+        }
+    }
+
+    fn ask_all_at_once(&mut self, demand: usize, max_wait: f64) {
+        let missing = self.demands[demand].missing;
+        let asked: Vec<usize> = (0..self.buckets.len())
+            .filter(|&bucket| missing[bucket] > 0.0)
+            .collect();
+        let quotes = asked.iter().map(|&bucket| {
+            let terms = self.case.terms[bucket];
+            self.buckets[bucket].quote(missing[bucket], terms)
+        });
+        let longest = quotes.fold(0.0, f64::max);
+        if longest > max_wait {
+            return self.refused(demand);
+        }
+        let mut sleeps = false;
+        for &bucket in &asked {
+            let terms = self.case.terms[bucket];
+            let taken = self.buckets[bucket].take(missing[bucket], 1, max_wait, terms);
+            if sleeps || taken.last < longest {
+                self.granted_now(demand, bucket, true);
+            } else {
+                sleeps = longest > 0.0;
+                self.granted(demand, bucket, taken.last, true);
+            }
+        }
+    }
+
+    fn granted(&mut self, demand: usize, bucket: usize, wait: f64, from_level: bool) {
+        if wait <= 0.0 {
+            self.granted_now(demand, bucket, from_level);
+            return;
+        }
+        if !self.demands[demand].held.is_empty() {
+            self.outcome.seen.second_waits += 1;
+        }
+        let slot = self.slot(demand, bucket, wait, from_level);
+        self.slots.push(slot);
+        self.demands[demand].state = State::Sleeping;
+        self.outcome.seen.slept += 1;
+    }
+
+    fn granted_now(&mut self, demand: usize, bucket: usize, from_level: bool) {
+        let slot = self.slot(demand, bucket, 0.0, from_level);
+        self.demands[demand].held.push(slot);
+        self.outcome.seen.pooled += u64::from(!from_level);
+        let waits = |slot: &Slot| slot.owner == Some(demand);
+        if self.demands[demand].missing.iter().all(|&c| c == 0.0) && !self.slots.iter().any(waits) {
+            self.complete(demand);
+        }
+    }
+
+    fn slot(&mut self, demand: usize, bucket: usize, wait: f64, from_level: bool) -> Slot {
+        self.order += 1;
+        let turn = self.now + wait;
+        if from_level {
+            self.outcome.out_of_turn |= turn < self.last_turn[bucket] && !self.jumped;
+            self.last_turn[bucket] = self.last_turn[bucket].max(turn);
+        }
+        let missing = &mut self.demands[demand].missing[bucket];
+        Slot {
+            bucket,
+            cost: std::mem::take(missing),
+            turn,
+            order: from_level.then_some(self.order),
+            owner: Some(demand),
+        }
+    }
+
+    fn refused(&mut self, demand: usize) {
+        if !self.demands[demand].held.is_empty() {
+            self.outcome.seen.second_refusals += 1;
+        }
+        self.return_held(demand);
+        self.demands[demand].state = State::Done;
+    }
+
+    fn complete(&mut self, demand: usize) {
+        let state = match self.demands[demand].fate {
+            Fate::Hold => State::Granted,
+            Fate::Use => {
+                self.spend(demand, 1.0);
+                State::Done
+            }
+            Fate::Part(part) => {
+                self.spend(demand, part);
+                State::Granted
+            }
+            Fate::Over(_) => {
+                self.spend(demand, 1.0);
+                State::Granted
+            }
+        };
+        self.demands[demand].state = state;
+    }
+
+    /// Uses this part of everything that a demand holds.
+    fn spend(&mut self, demand: usize, part: f64) {
+        for slot in &self.demands[demand].held {
+            let record = &mut self.outcome.records[slot.bucket];
+            record.uses.push(Use {
+                time: self.now,
+                tokens: part * slot.cost,
+                order: slot.order,
+            });
+            // What is charged early to be used late is the fault of that law, and no excuse.
+            if slot.turn < self.now && self.law != Law::AllAtOnce {
+                record.late.push(Late {
+                    turn: slot.turn,
+                    end: self.now,
+                    tokens: part * slot.cost,
+                });
+            }
+        }
+    }
+
+    /// Gives back what a demand holds, all of it past its turn.
+    fn return_held(&mut self, demand: usize) {
+        for slot in std::mem::take(&mut self.demands[demand].held) {
+            self.return_late(slot.bucket, slot.turn, slot.cost);
+        }
+    }
+
+    fn return_late(&mut self, bucket: usize, turn: f64, tokens: f64) {
+        if turn < self.now {
+            self.outcome.records[bucket].late.push(Late {
+                turn,
+                end: self.now,
+                tokens,
+            });
+        }
+        self.give_back(bucket, tokens);
+    }
+
+    fn give_back(&mut self, index: usize, tokens: f64) {
+        let (time, terms) = (self.server_time(), self.case.terms[index]);
+        let bucket = &mut self.buckets[index];
+        bucket.visit(time, terms);
+        if self.law == Law::Plain {
+            bucket.level = terms.cap.min(bucket.level + tokens);
+        } else {
+            bucket.give_back(tokens, terms);
+        }
+        self.outcome.records[index].given_back(self.now, tokens);
+        self.outcome.seen.refunded += 1;
+    }
+
+    fn cancel(&mut self, id: u32) {
+        let Some(demand) = self.find(id, State::Sleeping, |_| true) else {
+            return;
+        };
+        self.return_held(demand);
+        self.demands[demand].state = State::Done;
+        self.outcome.seen.cancelled += 1;
+        let owned = |slot: &Slot| slot.owner == Some(demand);
+        let Some(index) = self.slots.iter().position(owned) else {
+            return;
+        };
+        let freed = self.slots[index];
+        self.slots[index].owner = None;
+        if self.law == Law::Early {
+            self.slots.remove(index);
+            self.give_back(freed.bucket, freed.cost);
+        } else if self.case.hand_over {
+            self.hand_over(freed);
+        }
+    }
+
+    /// Everyone of the same cost behind a freed slot moves up by one.
+    fn hand_over(&mut self, freed: Slot) {
+        let same = |slot: &Slot| {
+            (slot.bucket, slot.cost) == (freed.bucket, freed.cost) && slot.turn >= freed.turn
+        };
+        let mut line: Vec<usize> = (0..self.slots.len())
+            .filter(|&index| same(&self.slots[index]))
+            .collect();
+        line.sort_by(|&a, &b| self.slots[a].turn.total_cmp(&self.slots[b].turn));
+        let owners: Vec<usize> = line.iter().filter_map(|&i| self.slots[i].owner).collect();
+        self.outcome.seen.handed_over += owners.len() as u64;
+        let mut owners = owners.into_iter();
+        for index in line {
+            self.slots[index].owner = owners.next();
+        }
+    }
+
+    fn finish(&mut self, id: u32) {
+        let Some(demand) = self.find(id, State::Granted, |_| true) else {
+            return;
+        };
+        self.demands[demand].state = State::Done;
+        match self.demands[demand].fate {
+            Fate::Use => {}
+            Fate::Hold => self.return_held(demand),
+            Fate::Part(part) => {
+                for slot in std::mem::take(&mut self.demands[demand].held) {
+                    self.return_late(slot.bucket, slot.turn, (1.0 - part) * slot.cost);
+                }
+            }
+            Fate::Over(tokens) => {
+                for slot in std::mem::take(&mut self.demands[demand].held) {
+                    self.charge(slot.bucket, tokens);
+                }
+            }
+        }
+    }
+
+    fn charge(&mut self, index: usize, tokens: f64) {
+        let (time, terms) = (self.server_time(), self.case.terms[index]);
+        let bucket = &mut self.buckets[index];
+        bucket.visit(time, terms);
+        let before = bucket.level + bucket.pool;
+        bucket.charge(tokens, terms);
+        let paid = before - bucket.level - bucket.pool;
+        self.order += 1;
+        let record = &mut self.outcome.records[index];
+        record.uses.push(Use {
+            time: self.now,
+            tokens,
+            order: None,
+        });
+        record.charged.push(Charged {
+            time: self.now,
+            tokens,
+            forgiven: forgiven(&self.buckets[index], tokens, paid, terms),
+            order: self.order,
+        });
+        self.outcome.seen.charged += 1;
+    }
+
+    fn jump(&mut self, us: f64) {
+        let before = self.server_time();
+        self.offset += us;
+        if us <= 0.0 {
+            return;
+        }
+        self.jumped = true;
+        for (index, record) in self.outcome.records.iter_mut().enumerate() {
+            let terms = self.case.terms[index];
+            self.buckets[index].visit(before, terms);
+            let slots = self.slots.iter().filter(|slot| slot.bucket == index);
+            let promised: f64 = slots.clone().map(|slot| slot.cost).sum();
+            let debt = promised.max(-self.buckets[index].level);
+            let last_turn = slots.map(|slot| slot.turn).fold(self.now, f64::max);
+            record.jumps.push(Jump {
+                time: self.now,
+                last_turn: last_turn.max(self.now + debt / terms.per_us),
+                tokens: (us * terms.per_us).min(terms.cap + debt),
+                most: terms.cap + debt,
+            });
+        }
+    }
+
+    fn find(&self, id: u32, state: State, fate: impl Fn(Fate) -> bool) -> Option<usize> {
+        let wanted = |demand: &Demand| demand.id == id && demand.state == state;
+        let index = self.demands.iter().position(wanted)?;
+        fate(self.demands[index].fate).then_some(index)
+    }
+
+    fn server_time(&self) -> f64 {
+        EPOCH + self.now + self.offset
+    }
+}
+
+/// The one bucket that is asked for, and its cost.
+fn single(costs: &[f64; BUCKETS]) -> Option<(usize, f64)> {
+    let mut asked = costs.iter().enumerate().filter(|(_, cost)| **cost > 0.0);
+    let (index, &cost) = asked.next()?;
+    asked.next().is_none().then_some((index, cost))
+}
+
+/// What a charge may leave unpaid: only what is beyond the floor of the debt.
+fn forgiven(after: &Bucket, tokens: f64, paid: f64, terms: Terms) -> f64 {
+    let promised = (after.tail - after.at).max(0.0) * terms.per_us;
+    if after.level <= -terms.cap - promised {
+        tokens - paid
+    } else {
+        0.0
+    }
+}
+
+/// For traces that need one bucket only.
+pub(super) fn take(id: u32, cost: f64) -> Op {
+    Op::Take {
+        id,
+        n: 1,
+        costs: [cost, 0.0, 0.0],
+        max_wait: 1e12,
+        fate: Fate::Use,
+    }
+}

@@ -1,0 +1,312 @@
+//! Random calls through both twins.
+
+use redis::aio::MultiplexedConnection;
+use redis::{Cmd, Pipeline};
+
+use crate::bucket::Terms;
+use crate::bucket::law::{Rng, seed, sequences};
+use crate::redis::script::{Reply, SOURCE};
+
+use super::support::RedisServer;
+use super::twin::{Call, Command, Outcome, Twin, Written};
+
+/// Sequences of one pipeline.
+const AT_ONCE: u64 = 50;
+
+/// The script on a time line of ours: it takes the time from a further argument, keeps every value
+/// until we delete it, and says after its reply what it wrote and for how long.
+fn on_our_time() -> String {
+    let lines = [
+        (
+            "local t = redis.call('TIME')\nlocal now = t[1] * 1000000 + t[2]\n",
+            "local now = struct.unpack('<d', ARGV[2])\nlocal written = {}\n",
+        ),
+        (
+            "redis.call('SET', KEYS[i], value, 'PX', px)",
+            "redis.call('SET', KEYS[i], value)\n\
+             written[#written + 1] = pack('<ddd', i - 1, px, #value)",
+        ),
+        (
+            "return table.concat(reply)",
+            "return table.concat(reply) .. table.concat(written)",
+        ),
+    ];
+    let mut source = SOURCE.to_owned();
+    for (from, to) in lines {
+        assert_eq!(source.matches(from).count(), 1, "not once there: {from}");
+        source = source.replace(from, to);
+    }
+    source
+}
+
+async fn load(connection: &mut MultiplexedConnection, source: &str) -> String {
+    let mut load = redis::cmd("SCRIPT");
+    let sha = load.arg("LOAD").arg(source).query_async(connection).await;
+    sha.expect("the script compiles")
+}
+
+fn command(sha: &str, call: &Call) -> Cmd {
+    let mut command = redis::cmd("EVALSHA");
+    command.arg(sha).arg(call.keys.len());
+    for (key, _) in &call.keys {
+        command.arg(key);
+    }
+    command.arg(call.argument());
+    command
+}
+
+/// What Redis answered: the time, the rest, and what it says about what it wrote.
+fn read(bytes: &[u8], call: &Call) -> (f64, Outcome) {
+    let (takes, keys) = (call.takes(), call.keys.len());
+    let length = 8 * (1 + 5 * takes + 2 * keys);
+    assert!(bytes.len() >= length, "{} bytes for {call:?}", bytes.len());
+    let (reply, written) = bytes.split_at(length);
+    let Some(reply) = Reply::new(reply, takes, keys) else {
+        panic!("numbers that are none: {call:?}");
+    };
+    let number = |bytes: &[u8]| f64::from_le_bytes(bytes.try_into().expect("eight bytes"));
+    let written = written.chunks(24).map(|chunk| -> Written {
+        let [index, px, length] = [0, 8, 16].map(|at| number(&chunk[at..at + 8]));
+        (index as usize, px, length as usize)
+    });
+    let outcome = Outcome {
+        answers: (0..takes).map(|take| reply.answer(take)).collect(),
+        levels: (0..keys).map(|key| reply.level(key)).collect(),
+        written: written.collect(),
+    };
+    (reply.time(), outcome)
+}
+
+/// The quotas by which one key is known, each by another process.
+struct Known {
+    key: String,
+    quotas: Vec<Terms>,
+}
+
+fn random_keys(rng: &mut Rng, sequence: u64, fast: bool) -> Vec<Known> {
+    let count = 1 + rng.below(4);
+    (0..count)
+        .map(|key| {
+            let caps = [1.0, 2.5, 5.0, 10.0, 100.0, 1e6];
+            let rates = [0.01, 1.0, 1.0, 7.3, 100.0, 1e4];
+            let times = if fast { 1e4 } else { 1.0 };
+            let quotas = 1 + rng.below(3) * rng.below(2);
+            let quota = |_| Terms::new(rng.pick(&caps), rng.pick(&rates) * times);
+            Known {
+                key: format!("{sequence}:{key}"),
+                quotas: (0..quotas).map(quota).collect(),
+            }
+        })
+        .collect()
+}
+
+fn random_call(rng: &mut Rng, known: &[Known]) -> Call {
+    let mut keys = Vec::new();
+    for known in known {
+        if rng.percent(60) {
+            keys.push((known.key.clone(), rng.pick(&known.quotas)));
+        }
+    }
+    if keys.is_empty() {
+        keys.push((known[0].key.clone(), known[0].quotas[0]));
+    }
+    let commands = (0..1 + rng.below(4))
+        .map(|_| random_command(rng, &keys))
+        .collect();
+    Call { keys, commands }
+}
+
+fn random_command(rng: &mut Rng, keys: &[(String, Terms)]) -> Command {
+    let index = rng.below(keys.len() as u32) as usize;
+    let terms = keys[index].1;
+    let cost = random_cost(rng, terms);
+    let unit = 1.0 / terms.per_us;
+    let max_wait = rng
+        .pick(&[0.0, unit, 2.5 * unit, 10.0 * unit, 1e12])
+        .round();
+    match rng.below(20) {
+        0..8 => Command::Take {
+            n: 1 + rng.below(6) * rng.below(2),
+            max_wait,
+            of: vec![(index, cost)],
+        },
+        8..12 => {
+            let mut of = Vec::new();
+            for (index, (_, terms)) in keys.iter().enumerate() {
+                if rng.percent(70) {
+                    of.push((index, random_cost(rng, *terms)));
+                }
+            }
+            if of.is_empty() {
+                of.push((index, cost));
+            }
+            // The order of a demand's buckets decides which of equally slow ones is the slowest.
+            if rng.percent(50) {
+                of.reverse();
+            }
+            let n = 1;
+            Command::Take { n, max_wait, of }
+        }
+        12..15 => Command::GiveBack(index, cost),
+        15..17 => Command::Charge(index, cost * rng.pick(&[0.1, 1.0, 3.0, 1e9])),
+        17 => Command::Reset(index),
+        _ => Command::Look(index),
+    }
+}
+
+fn random_cost(rng: &mut Rng, terms: Terms) -> f64 {
+    let part = rng.part().max(1e-3);
+    let cost = rng.pick(&[1.0, 1.0, 2.0, terms.cap, terms.cap / 3.0, terms.cap * part]);
+    // Nothing at all is rare, but must do nothing at all.
+    if rng.percent(2) {
+        0.0
+    } else {
+        cost.min(terms.cap)
+    }
+}
+
+fn random_step(rng: &mut Rng, known: &[Known]) -> f64 {
+    let terms = known[0].quotas[0];
+    let unit = 1.0 / terms.per_us;
+    let part = rng.part();
+    let forward = [
+        0.0,
+        1.0,
+        unit * part,
+        unit,
+        terms.cap * unit * part,
+        2e6,
+        6e7,
+    ];
+    let back = [-1.0, -3e5, -999_999.0, -1e6, -1_000_001.0, -1.5e6, -6e7];
+    let back = rng.percent(12).then(|| rng.pick(&back));
+    back.unwrap_or_else(|| rng.pick(&forward)).round()
+}
+
+/// What Redis forgets must be full for everyone who knew it.
+fn assert_full(twin: &Twin, known: &Known, now: f64) {
+    let stored = twin.keys[&known.key];
+    let quotas = known.quotas.iter().filter(|quota| {
+        let widest = stored.widest;
+        quota.cap <= widest.cap && quota.per_us >= widest.per_us
+    });
+    for &quota in quotas {
+        let mut bucket = stored.bucket;
+        bucket.visit(now, quota);
+        let missing = quota.cap - bucket.level;
+        let full = missing <= 1e-9 * quota.cap;
+        assert!(
+            full,
+            "forgot {stored:?} at {now}, {missing} before {quota:?} is full"
+        );
+        assert!(bucket.tail == 0.0, "forgot sleepers: {stored:?} at {now}");
+    }
+}
+
+#[tokio::test]
+async fn the_twins_agree_on_our_time_line() {
+    let server = RedisServer::start().await;
+    let mut connection = server.connection().await;
+    let sha = load(&mut connection, &on_our_time()).await;
+    let (first, count) = (seed(), sequences(2_000, 50_000));
+    println!("THROTTLE_SEED={first}");
+    let (mut forgotten, mut waits, mut pooled, mut slowest) = (0, 0, 0, 0);
+    let mut sequence = 0;
+    while sequence < count {
+        let (mut pipeline, mut expected) = (Pipeline::new(), Vec::new());
+        for _ in 0..AT_ONCE.min(count - sequence) {
+            let seed = first.wrapping_add(sequence);
+            let mut rng = Rng::new(seed);
+            let known = random_keys(&mut rng, sequence, false);
+            let (mut twin, mut now) = (Twin::default(), 1.7e15);
+            for _ in 0..4 + rng.below(12) {
+                now += random_step(&mut rng, &known);
+                for known in &known {
+                    let stored = twin.keys.get(&known.key);
+                    if stored.is_some_and(|stored| (now / 1_000.0).floor() > stored.expires) {
+                        assert_full(&twin, known, now);
+                        twin.keys.remove(&known.key);
+                        pipeline.del(&known.key).ignore();
+                        forgotten += 1;
+                    }
+                }
+                let call = random_call(&mut rng, &known);
+                let mut command = command(&sha, &call);
+                pipeline.add_command(command.arg(&now.to_le_bytes()).clone());
+                let outcome = twin.call(&call, now);
+                waits += outcome
+                    .answers
+                    .iter()
+                    .filter(|a| a.taken.last > 0.0)
+                    .count();
+                slowest += outcome.answers.iter().filter(|a| a.which > 0).count();
+                pooled += outcome
+                    .levels
+                    .iter()
+                    .filter(|(_, pool)| *pool > 0.0)
+                    .count();
+                expected.push((seed, now, call, outcome));
+            }
+            sequence += 1;
+        }
+        pipeline.cmd("FLUSHDB").ignore();
+        let replies: Vec<Vec<u8>> = pipeline
+            .query_async(&mut connection)
+            .await
+            .expect("the script runs");
+        assert_eq!(replies.len(), expected.len());
+        for (bytes, (seed, now, call, outcome)) in replies.iter().zip(expected) {
+            let (time, lua) = read(bytes, &call);
+            let repeat = format!("THROTTLE_SEED={seed} THROTTLE_SEQUENCES=1 repeats it");
+            assert_eq!(time, now);
+            assert_eq!(lua, outcome, "left: Redis, at {now}: {call:?}; {repeat}");
+        }
+    }
+    println!("{count}: {forgotten} forgotten, {waits} waits, {pooled} pools, {slowest} slowest");
+    let all = forgotten > 0 && waits > 0 && pooled > 0 && slowest > 0;
+    assert!(all || count < 1_000, "something never happened");
+}
+
+#[tokio::test]
+async fn the_twins_agree_on_the_servers_time() {
+    let server = RedisServer::start().await;
+    let mut connection = server.connection().await;
+    let sha = load(&mut connection, SOURCE).await;
+    let (first, count) = (seed(), sequences(1_000, 10_000));
+    println!("THROTTLE_SEED={first}");
+    let mut sequence = 0;
+    while sequence < count {
+        let (mut pipeline, mut calls) = (Pipeline::new(), Vec::new());
+        for _ in 0..AT_ONCE.min(count - sequence) {
+            let seed = first.wrapping_add(sequence);
+            let mut rng = Rng::new(seed);
+            let mut known = random_keys(&mut rng, sequence, true);
+            for known in &mut known {
+                // Whether Redis has forgotten a key by now is not ours to know, but for one quota
+                // it makes no difference.
+                known.quotas.truncate(1);
+            }
+            for _ in 0..4 + rng.below(12) {
+                let call = random_call(&mut rng, &known);
+                pipeline.add_command(command(&sha, &call));
+                calls.push((seed, call));
+            }
+            sequence += 1;
+        }
+        let replies: Vec<Vec<u8>> = pipeline
+            .query_async(&mut connection)
+            .await
+            .expect("the script runs");
+        let mut twin = Twin::default();
+        for (bytes, (seed, call)) in replies.iter().zip(calls) {
+            let (now, lua) = read(bytes, &call);
+            let written = Vec::new();
+            let outcome = Outcome {
+                written,
+                ..twin.call(&call, now)
+            };
+            let repeat = format!("THROTTLE_SEED={seed} THROTTLE_SEQUENCES=1 repeats it");
+            assert_eq!(lua, outcome, "left: Redis, at {now}: {call:?}; {repeat}");
+        }
+    }
+}
