@@ -178,10 +178,11 @@ async fn settles_peeks_and_survives_a_forgotten_script() {
         .expect("plenty");
     permit.settle(150.0);
     assert_eq!(level(&limiter, &tokens).await.floor(), 850.0);
-    permit.settle(1_700.0);
-    assert_eq!(level(&limiter, &tokens).await.floor(), -700.0);
+    permit.settle(1_200.0);
+    assert_eq!(level(&limiter, &tokens).await.floor(), -200.0);
+    // At most one capacity beyond the estimate, so that no mistake blocks a scope for ever.
     permit.settle(1e300);
-    assert_eq!(level(&limiter, &tokens).await.floor(), -1_000.0);
+    assert_eq!(level(&limiter, &tokens).await.floor(), -400.0);
     let mut connection = server.connection().await;
     let () = redis::cmd("SCRIPT")
         .arg("FLUSH")
@@ -189,7 +190,7 @@ async fn settles_peeks_and_survives_a_forgotten_script() {
         .await
         .expect("flushed");
     server.reset_stats().await;
-    assert_eq!(level(&limiter, &tokens).await.floor(), -1_000.0);
+    assert_eq!(level(&limiter, &tokens).await.floor(), -400.0);
     assert_eq!(server.calls("eval").await, 1);
     assert_eq!(server.calls("script|load").await, 0);
     assert_eq!(limiter.fallbacks(), 0);

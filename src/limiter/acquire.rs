@@ -98,6 +98,11 @@ impl Acquire {
         }
     }
 
+    /// Whether its turn came and passed, unheard.
+    pub(crate) fn has_missed(&self) -> bool {
+        matches!(&self.state, State::Waiting(waiter) if waiter.has_missed())
+    }
+
     /// Decides at once, where that takes neither Redis nor a wait; else nothing has happened.
     pub(crate) fn decide_now(&mut self) -> Option<Result<Permit, Rejected>> {
         if self.core.remote.is_some() || !self.max_wait.is_zero() {
@@ -134,6 +139,14 @@ impl Acquire {
         let max_wait_us = to_us(max_wait);
         let home = self.core.home();
         if let Some(remote) = &self.core.remote {
+            // A free turn of this process counts before what is known of the bucket.
+            if !max_wait.is_zero() && !self.core.turns.is_empty() {
+                let waiter = self.waiter(left.clone(), max_wait_us);
+                if self.joins(&waiter, home, max_wait) {
+                    self.state = State::Waiting(waiter);
+                    return Poll::Pending;
+                }
+            }
             for scope in &left {
                 if let Some(retry_after) = remote.refuses(scope, max_wait_us) {
                     let refused = Rejected::limited(scope, retry_after, false);
@@ -141,9 +154,7 @@ impl Acquire {
                 }
             }
             let waiter = self.waiter(left, max_wait_us);
-            if !self.joins(&waiter, home, max_wait) {
-                remote.take(waiter.clone());
-            }
+            remote.take(waiter.clone());
             self.state = State::Waiting(waiter);
             return Poll::Pending;
         }
@@ -334,7 +345,11 @@ fn merged(scopes: Scopes) -> Scopes {
             None => merged.push(scope.clone()),
             Some(other) => {
                 let costed = other.is_costed() || scope.is_costed();
-                let cost = other.tokens() + scope.tokens();
+                let mut cost = other.tokens() + scope.tokens();
+                if other.tokens() < 0.0 || scope.tokens() < 0.0 {
+                    // Impossible by itself, and so it stays.
+                    cost = f64::NAN;
+                }
                 let (a, b) = (other.quota(), scope.quota());
                 // Of two quotas the stricter holds, in both respects.
                 let slower = if a.rate() <= b.rate() { a } else { b };

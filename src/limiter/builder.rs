@@ -155,7 +155,7 @@ impl LimiterBuilder {
     /// # Ok::<_, tower_throttle::ConfigError>(())
     /// ```
     pub fn redis_timeout(mut self, timeout: Duration) -> Self {
-        self.timeout = timeout;
+        self.timeout = timeout.min(crate::clock::LONGEST_WAIT);
         self
     }
 

@@ -16,6 +16,10 @@ use crate::{
 /// Every clone shares the same buckets. With Redis, so do all processes that use the same Redis
 /// and the same key prefix.
 ///
+/// What has to run in the background (the calls to Redis, the waking of those who wait) runs on
+/// the Tokio runtime that needed it first, which must therefore be driven for as long as the
+/// limiter is used. When that runtime is shut down, the next one takes over.
+///
 /// # Examples
 ///
 /// ```

@@ -117,7 +117,11 @@ impl Taken {
         let costed = self.scopes.iter().any(Scope::is_costed);
         for (index, scope) in self.scopes.iter().enumerate() {
             if scope.is_costed() || !costed {
-                self.correct(index, scope, before.unwrap_or(scope.tokens()), actual);
+                // No more than one capacity beyond the estimate: a store clips larger debts, and
+                // a later correction must not give back what was never charged.
+                let most = scope.tokens() + scope.quota().capacity();
+                let before = before.map_or(scope.tokens(), |before| before.min(most));
+                self.correct(index, scope, before, actual.min(most));
             }
         }
     }
@@ -128,7 +132,10 @@ impl Taken {
         };
         let costed = self.scopes.iter().any(Scope::is_costed);
         for (index, scope) in self.scopes.iter().enumerate() {
-            let settled = before.filter(|_| scope.is_costed() || !costed);
+            let most = scope.tokens() + scope.quota().capacity();
+            let settled = before
+                .filter(|_| scope.is_costed() || !costed)
+                .map(|before| before.min(most));
             self.correct(index, scope, settled.unwrap_or(scope.tokens()), 0.0);
         }
     }
@@ -197,8 +204,8 @@ impl Permit {
     /// Corrects the cost to `actual` tokens: of the scopes that were given a
     /// [`cost`](Scope::cost), or of all, if none was. May be called again with a better number.
     ///
-    /// More than was taken is charged as debt, at most one capacity of it. A negative, NaN or
-    /// infinite number is ignored.
+    /// More than was taken is charged as debt, at most one capacity beyond what was taken. A
+    /// negative, NaN or infinite number is ignored.
     ///
     /// ```
     /// # use tower_throttle::{Limiter, Quota};

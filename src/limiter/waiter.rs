@@ -7,7 +7,10 @@ use std::{
 
 use tokio::time::Instant;
 
-use super::{core::Core, turns::Line};
+use super::{
+    core::Core,
+    turns::{Line, TOLERANCE},
+};
 use crate::{
     decision::{Decision, Failure, Origin},
     scope::{Scope, Scopes},
@@ -199,9 +202,24 @@ impl Waiter {
         Poll::Pending
     }
 
+    /// Whether it was told of a turn that has passed.
+    pub(crate) fn has_missed(&self) -> bool {
+        match &self.lock().stage {
+            Stage::Told(Outcome::Turn { turn, .. }) => turn.elapsed() > TOLERANCE,
+            Stage::Told(Outcome::Missed) => true,
+            _ => false,
+        }
+    }
+
     /// The caller goes away.
     pub(crate) fn leave(&self) {
-        let stage = std::mem::replace(&mut self.lock().stage, Stage::Gone);
+        let (stage, waker) = {
+            let mut state = self.lock();
+            let stage = std::mem::replace(&mut state.stage, Stage::Gone);
+            (stage, state.waker.take())
+        };
+        // Here, not under the lock of a line that drops the last reference to this.
+        drop(waker);
         match stage {
             // Whoever answers sees that nobody listens.
             Stage::Asked | Stage::Gone => {}

@@ -167,23 +167,29 @@ impl MemoryStore {
     /// Takes from every bucket or none.
     pub(crate) fn take_all(&self, demands: &[Demand], max_wait: f64) -> TakenAll {
         // Each bucket is read and written under its own lock, all locks held in one order.
-        let hashes: Vec<u64> = demands
-            .iter()
-            .map(|demand| self.hasher.hash_one(demand.id.as_bytes()))
-            .collect();
+        let mut ids: Vec<Box<[u8]>> = Vec::with_capacity(demands.len());
+        let now = self.clock.now_us();
+        for demand in demands {
+            let mut id = self.place_of(&demand.id, now);
+            if ids.contains(&id) {
+                // Two of them in one overflow bucket: the second keeps its own.
+                id = demand.id.as_bytes().into();
+            }
+            ids.push(id);
+        }
+        let hashes: Vec<u64> = ids.iter().map(|id| self.hasher.hash_one(&**id)).collect();
         let mut wanted: Vec<usize> = hashes.iter().map(|hash| Self::shard_of(*hash)).collect();
         wanted.sort_unstable();
         wanted.dedup();
-        let now = self.clock.now_us();
         let mut guards: Vec<_> = wanted.iter().map(|shard| self.lock(*shard)).collect();
         let mut buckets = Vec::with_capacity(demands.len());
-        for (demand, hash) in demands.iter().zip(&hashes) {
+        for ((demand, id), hash) in demands.iter().zip(&ids).zip(&hashes) {
             let index = wanted
                 .binary_search(&Self::shard_of(*hash))
                 .unwrap_or_else(|index| index);
             let mut bucket = guards[index]
                 .table
-                .find(*hash, |entry| *entry.id == *demand.id.as_bytes())
+                .find(*hash, |entry| entry.id == *id)
                 .map_or_else(|| Bucket::full(now, demand.terms), Entry::bucket);
             bucket.visit(now, demand.terms);
             buckets.push(bucket);
@@ -198,27 +204,49 @@ impl MemoryStore {
         if matches!(taken, TakenAll::Refused { .. }) {
             return taken;
         }
-        for ((demand, hash), bucket) in demands.iter().zip(&hashes).zip(&buckets) {
+        for (((demand, id), hash), bucket) in demands.iter().zip(&ids).zip(&hashes).zip(&buckets) {
             let index = wanted
                 .binary_search(&Self::shard_of(*hash))
                 .unwrap_or_else(|index| index);
             let shard = &mut *guards[index];
-            let known = shard
-                .table
-                .find_mut(*hash, |entry| *entry.id == *demand.id.as_bytes());
+            let known = shard.table.find_mut(*hash, |entry| entry.id == *id);
             let entry = match known {
                 Some(entry) => entry,
-                // Several scopes at once come from a few layers; they may pass the limit by
-                // themselves rather than share a bucket with strangers.
                 None => {
-                    self.scopes.fetch_add(1, Ordering::Relaxed);
-                    self.insert(shard, *hash, demand.id.as_bytes(), now, demand.terms)
+                    let count = match id.first() {
+                        Some(&OVERFLOW_MARK) => &self.overflow_names,
+                        _ => &self.scopes,
+                    };
+                    count.fetch_add(1, Ordering::Relaxed);
+                    self.insert(shard, *hash, id, now, demand.terms)
                 }
             };
             entry.widest = widest(entry.widest, demand.terms);
             entry.store(bucket);
         }
         taken
+    }
+
+    /// By which identity a bucket is held: its own, or that of an overflow bucket. The answer may
+    /// be out of date at once, by as many buckets as there are threads.
+    fn place_of(&self, id: &BucketId, now: f64) -> Box<[u8]> {
+        let hash = self.hasher.hash_one(id.as_bytes());
+        let mut shard = self.lock(Self::shard_of(hash));
+        let known = shard.table.find(hash, |entry| *entry.id == *id.as_bytes());
+        if known.is_some() || self.has_room(&mut shard, now) {
+            return id.as_bytes().into();
+        }
+        drop(shard);
+        self.overflowed.fetch_add(1, Ordering::Relaxed);
+        self.overflow_name(id).into()
+    }
+
+    fn overflow_name(&self, id: &BucketId) -> Vec<u8> {
+        let mut name = vec![OVERFLOW_MARK];
+        if self.overflow_names.load(Ordering::Relaxed) < OVERFLOW_NAMES {
+            name.extend_from_slice(id.name());
+        }
+        name
     }
 
     /// Full again.
@@ -307,10 +335,7 @@ impl MemoryStore {
         f: impl FnOnce(&mut Bucket) -> T,
     ) -> T {
         self.overflowed.fetch_add(1, Ordering::Relaxed);
-        let mut name = vec![OVERFLOW_MARK];
-        if self.overflow_names.load(Ordering::Relaxed) < OVERFLOW_NAMES {
-            name.extend_from_slice(id.name());
-        }
+        let name = self.overflow_name(id);
         let hash = self.hasher.hash_one(&name[..]);
         let mut shard = self.lock(Self::shard_of(hash));
         if let Some(entry) = shard.table.find_mut(hash, |entry| *entry.id == *name) {

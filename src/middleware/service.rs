@@ -65,6 +65,8 @@ enum State {
         until: Instant,
         /// Whether the inner service is the one that was made ready.
         ready: bool,
+        /// Whether `poll_ready` has said ready meanwhile: then it says so until the call.
+        offered: bool,
     },
     Held {
         permit: InHand,
@@ -101,7 +103,11 @@ impl State {
 
     /// Whether the acquisition waits for a turn that is known to come later.
     fn is_asleep(&self) -> bool {
-        matches!(self, Self::Acquiring { acquire, .. } if acquire.progress() == Progress::Asleep)
+        matches!(
+            self,
+            Self::Acquiring { acquire, offered: false, .. }
+                if acquire.progress() == Progress::Asleep
+        )
     }
 
     fn poll_acquire(&mut self, cx: &mut Context<'_>) -> Poll<()> {
@@ -192,6 +198,7 @@ where
                         acquire: self.layer.limiter.acquire(scopes, max_wait),
                         until,
                         ready: true,
+                        offered: false,
                     };
                 }
                 State::Acquiring { ready, .. } => {
@@ -205,11 +212,14 @@ where
                     // Where tokens abound, the response future finishes this: waiting for the
                     // round trip here would put all callers of a shared service in a row.
                     let limiter = &self.layer.limiter;
-                    return if limiter.is_scarce(scopes.as_slice(), self.layer.max_wait) {
-                        Poll::Pending
-                    } else {
-                        Poll::Ready(())
-                    };
+                    let scarce = || limiter.is_scarce(scopes.as_slice(), self.layer.max_wait);
+                    if let State::Acquiring { offered, .. } = &mut self.state
+                        && (*offered || !scarce())
+                    {
+                        *offered = true;
+                        return Poll::Ready(());
+                    }
+                    return Poll::Pending;
                 }
                 State::Held { hold, .. } => {
                     *hold = None;
@@ -262,6 +272,13 @@ where
     type Future = ResponseFuture<S, Req, O>;
 
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
+        // Whoever waited has gone away, and missed its turn: this is for another request.
+        if let State::Acquiring { acquire, until, .. } = &self.state
+            && acquire.has_missed()
+            && *until < Instant::now()
+        {
+            self.state = State::default();
+        }
         // A turn is heard of when it comes, whether or not the inner service is ready: unheard, it
         // would be kept for as long as that takes. In its sleep an acquisition holds no place in
         // the inner service, so none is asked for before.
@@ -301,6 +318,7 @@ where
                 acquire,
                 until,
                 ready,
+                ..
             } => (acquire, until, ready),
             State::Idle { .. } | State::Refused { .. } => {
                 let scopes = match layer.extractor.fixed() {

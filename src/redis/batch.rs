@@ -61,13 +61,22 @@ impl<A: Asker> Batch<A> {
         };
         let mut index = Index::default();
         let mut left = MOST_COMMANDS;
+        let (now, patience) = (Instant::now(), shared.wire.patience());
         while let Some(command) = commands.front() {
             let scopes = match command {
-                Command::Take(Pending(Some(asker))) if asker.is_wanted() => asker.scopes(),
-                Command::Take(_) => {
-                    // Cancelled before it was sent: nothing was taken, nobody listens.
-                    if let Some(Command::Take(mut gone)) = commands.pop_front() {
-                        gone.0 = None;
+                Command::Take(Pending(Some(asker)), since)
+                    if asker.is_wanted() && now - *since <= patience =>
+                {
+                    asker.scopes()
+                }
+                Command::Take(..) => {
+                    // Cancelled before it was sent: nothing was taken, nobody listens. Or it
+                    // has waited as long for its call as the call itself may take.
+                    if let Some(Command::Take(asker, _)) = commands.pop_front() {
+                        asker.answer(Err(Failure::new(
+                            FailureKind::Overloaded,
+                            "Redis is too slow for all the demands that are queued",
+                        )));
                     }
                     continue;
                 }
@@ -121,7 +130,7 @@ impl<A: Asker> Batch<A> {
     fn add(&mut self, command: Command<A>, places: &[usize]) {
         let place = places[0];
         match command {
-            Command::Take(asker) => {
+            Command::Take(asker, _) => {
                 let Some((scopes, max_wait_us)) = asker
                     .0
                     .as_ref()
@@ -235,8 +244,7 @@ impl<A: Asker> Batch<A> {
                     let (place, cost) = from[answer.which.min(from.len() - 1)];
                     let terms = self.terms[place];
                     if answer.taken.granted < askers.len() as f64 {
-                        let (level, pool) = reply.level(place);
-                        bounds.learn(&self.ids[place], terms, level.max(pool), sent);
+                        bounds.learn(&self.ids[place], terms, reply.level(place), sent);
                     }
                     let (tightest, level) = tightest(&from, &self.terms, reply);
                     for (k, asker) in askers.into_iter().enumerate() {
@@ -256,10 +264,21 @@ impl<A: Asker> Batch<A> {
                         }));
                     }
                 }
-                Step::Reset(place, answer) | Step::Look(place, answer) => {
+                Step::Look(place, answer) => {
                     let _ = answer.send(Ok(reply.level(place).0));
                 }
-                Step::GiveBack(..) | Step::Charge(..) => {}
+                // Calls that were sent after these were queued, but before they were sent, told
+                // an older level.
+                Step::Reset(place, answer) => {
+                    let (id, terms) = (&self.ids[place], self.terms[place]);
+                    bounds.learn(id, terms, reply.level(place), sent);
+                    let _ = answer.send(Ok(reply.level(place).0));
+                }
+                Step::GiveBack(place, _) => {
+                    let (id, terms) = (&self.ids[place], self.terms[place]);
+                    bounds.learn(id, terms, reply.level(place), sent);
+                }
+                Step::Charge(..) => {}
             }
         }
     }

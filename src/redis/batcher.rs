@@ -10,6 +10,7 @@ use futures_util::stream::{FuturesUnordered, StreamExt};
 use tokio::{
     runtime::Handle,
     sync::{Notify, oneshot},
+    time::Instant,
 };
 
 use super::{
@@ -44,6 +45,8 @@ pub(super) struct Shared<A: Asker, W: Wire> {
 
 struct Queue<A: Asker> {
     commands: VecDeque<Command<A>>,
+    /// How many more the worker holds and has not sent.
+    gathered: usize,
     running: bool,
     closed: bool,
 }
@@ -54,6 +57,7 @@ impl<A: Asker, W: Wire> Batcher<A, W> {
             shared: Arc::new(Shared {
                 queue: Mutex::new(Queue {
                     commands: VecDeque::new(),
+                    gathered: 0,
                     running: false,
                     closed: false,
                 }),
@@ -72,7 +76,7 @@ impl<A: Asker, W: Wire> Batcher<A, W> {
 
     /// Queues a demand; it is answered in any case.
     pub(crate) fn take(&self, asker: A) {
-        self.push(Command::Take(Pending(Some(asker))));
+        self.push(Command::Take(Pending(Some(asker)), Instant::now()));
     }
 
     /// Gives back tokens that Redis granted and nobody used.
@@ -121,8 +125,8 @@ impl<A: Asker, W: Wire> Batcher<A, W> {
     fn push(&self, command: Command<A>) {
         let mut queue = self.shared.lock();
         // What gives back is bounded by what was granted; only demands are turned away.
-        if queue.commands.len() >= MOST_QUEUED
-            && let Command::Take(asker) = command
+        if queue.commands.len() + queue.gathered >= MOST_QUEUED
+            && let Command::Take(asker, _) = command
         {
             drop(queue);
             asker.answer(Err(Failure::new(
@@ -132,23 +136,30 @@ impl<A: Asker, W: Wire> Batcher<A, W> {
             return;
         }
         queue.commands.push_back(command);
-        let runtime = match Handle::try_current() {
-            Ok(runtime) if !queue.running => Some(runtime),
-            _ => None,
-        };
-        queue.running |= runtime.is_some();
-        drop(queue);
-        match runtime {
-            // Outside the lock: a runtime that shuts down drops the worker here.
-            Some(runtime) => {
-                let worker = Worker {
-                    shared: self.shared.clone(),
-                    gathered: VecDeque::new(),
-                };
-                runtime.spawn(worker.run());
-            }
-            None => self.shared.wake.notify_one(),
+        if queue.running {
+            drop(queue);
+            self.shared.wake.notify_one();
+            return;
         }
+        let Ok(runtime) = Handle::try_current() else {
+            // Outside a runtime nobody can be asked. What was given back stays for the next.
+            let (kept, orphans): (VecDeque<_>, VecDeque<_>) = std::mem::take(&mut queue.commands)
+                .into_iter()
+                .partition(|command| matches!(command, Command::GiveBack(..)));
+            queue.commands = kept;
+            drop(queue);
+            // Answered outside the lock: an answer may queue something.
+            drop(orphans);
+            return;
+        };
+        queue.running = true;
+        drop(queue);
+        let worker = Worker {
+            shared: self.shared.clone(),
+            gathered: VecDeque::new(),
+        };
+        // Outside the lock: a runtime that shuts down drops the worker here.
+        runtime.spawn(worker.run());
     }
 }
 
@@ -180,6 +191,7 @@ impl<A: Asker, W: Wire> Worker<A, W> {
                 tokio::task::yield_now().await;
                 self.gather();
                 let batch = Batch::build(&mut self.gathered, &self.shared);
+                self.shared.lock().gathered = self.gathered.len();
                 if batch.is_empty() {
                     continue;
                 }
@@ -208,6 +220,7 @@ impl<A: Asker, W: Wire> Worker<A, W> {
         } else {
             self.gathered.append(&mut queue.commands);
         }
+        queue.gathered = self.gathered.len();
     }
 
     fn may_send(&self, in_flight: usize) -> bool {
@@ -222,9 +235,10 @@ impl<A: Asker, W: Wire> Worker<A, W> {
     /// Redis does not answer: nobody who waits behind the failed call shall find that out again.
     fn turn_away(&mut self, failure: &Failure) {
         self.gather();
+        self.shared.lock().gathered = 0;
         for command in std::mem::take(&mut self.gathered) {
             match command {
-                Command::Take(asker) => asker.answer(Err(failure.clone())),
+                Command::Take(asker, _) => asker.answer(Err(failure.clone())),
                 Command::Reset(_, reply) | Command::Look(_, reply) => {
                     let _ = reply.send(Err(failure.clone()));
                 }
@@ -251,6 +265,7 @@ impl<A: Asker, W: Wire> Drop for Worker<A, W> {
         let orphans = {
             let mut queue = self.shared.lock();
             queue.running = false;
+            queue.gathered = 0;
             std::mem::take(&mut queue.commands)
         };
         // Answered outside the lock: an answer may queue something.

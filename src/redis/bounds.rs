@@ -42,6 +42,7 @@ struct Bound {
     id: Box<[u8]>,
     /// NaN where it was forgotten.
     level: f64,
+    pool: f64,
     terms: Terms,
     /// When the call was sent that told the level, or when this was forgotten.
     since: Instant,
@@ -77,32 +78,43 @@ impl Bounds {
         if bound.terms != terms || age > TRUSTED {
             return None;
         }
+        if bound.pool >= cost {
+            return None;
+        }
+        // The pool joins the level once nobody is promised a turn any more, which may be now.
         let level = terms
             .cap
-            .min(bound.level + age.as_nanos() as f64 / 1e3 * terms.per_us);
+            .min(bound.level + bound.pool + age.as_nanos() as f64 / 1e3 * terms.per_us);
         let wait = ((cost - level) / terms.per_us).ceil();
         // A forgotten level is NaN, and so is its wait: no comparison holds.
         (level < cost && wait > max_wait_us).then(|| from_us((wait - max_wait_us).max(1.0)))
     }
 
     /// A call sent at `sent` refused, at this level.
-    pub(crate) fn learn(&self, id: &BucketId, terms: Terms, level: f64, sent: Instant) {
-        self.put(id, terms, level, sent);
+    pub(crate) fn learn(
+        &self,
+        id: &BucketId,
+        terms: Terms,
+        (level, pool): (f64, f64),
+        sent: Instant,
+    ) {
+        self.put(id, terms, (level, pool), sent);
     }
 
     /// Tokens come back, or the quota changes: what calls sent before now tell does not hold.
     pub(crate) fn forget(&self, id: &BucketId, terms: Terms) {
-        self.put(id, terms, f64::NAN, Instant::now());
+        self.put(id, terms, (f64::NAN, 0.0), Instant::now());
     }
 
-    fn put(&self, id: &BucketId, terms: Terms, level: f64, since: Instant) {
+    fn put(&self, id: &BucketId, terms: Terms, (level, pool): (f64, f64), since: Instant) {
         let (hash, mut shard) = self.lock(id);
         if let Some(bound) = shard
             .table
             .find_mut(hash, |bound| *bound.id == *id.as_bytes())
         {
             if since >= bound.since {
-                (bound.level, bound.terms, bound.since) = (level, terms, since);
+                (bound.level, bound.pool) = (level, pool);
+                (bound.terms, bound.since) = (terms, since);
             }
             return;
         }
@@ -117,6 +129,7 @@ impl Bounds {
         let bound = Bound {
             id: id.as_bytes().into(),
             level,
+            pool,
             terms,
             since,
         };
@@ -143,7 +156,7 @@ mod tests {
         let id = Quota::per_second(1.0).scope("s").id(&[0; 32]);
         let terms = Terms::new(10.0, 10.0);
         assert_eq!(bounds.refuses(&id, terms, 1.0, 0.0), None);
-        bounds.learn(&id, terms, -1.0, Instant::now());
+        bounds.learn(&id, terms, (-1.0, 0.0), Instant::now());
         assert_eq!(
             bounds.refuses(&id, terms, 1.0, 0.0),
             Some(Duration::from_millis(200))
@@ -167,9 +180,9 @@ mod tests {
         let sent = Instant::now();
         tokio::time::advance(Duration::from_millis(1)).await;
         bounds.forget(&id, terms);
-        bounds.learn(&id, terms, 0.0, sent);
+        bounds.learn(&id, terms, (0.0, 0.0), sent);
         assert_eq!(bounds.refuses(&id, terms, 1.0, 0.0), None);
-        bounds.learn(&id, terms, 0.0, Instant::now());
+        bounds.learn(&id, terms, (0.0, 0.0), Instant::now());
         assert!(bounds.refuses(&id, terms, 1.0, 0.0).is_some());
         // Nor is any bound trusted for longer than a second.
         tokio::time::advance(Duration::from_millis(1_001)).await;

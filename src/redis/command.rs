@@ -1,8 +1,8 @@
 //! What is queued for Redis, who is told, and what carries it.
 
-use std::future::Future;
+use std::{future::Future, time::Duration};
 
-use tokio::sync::oneshot;
+use tokio::{sync::oneshot, time::Instant};
 
 use crate::{
     decision::{Decision, Failure, FailureKind},
@@ -11,6 +11,9 @@ use crate::{
 
 /// Carries a call to Redis.
 pub(crate) trait Wire: Send + Sync + 'static {
+    /// How long a demand may queue before it is turned away: as long as a call may take.
+    fn patience(&self) -> Duration;
+
     /// Runs the script, within the deadline of the limiter, at most once.
     fn call(
         &self,
@@ -53,7 +56,8 @@ impl<A: Asker> Drop for Pending<A> {
 }
 
 pub(super) enum Command<A: Asker> {
-    Take(Pending<A>),
+    /// And since when it is queued.
+    Take(Pending<A>, Instant),
     GiveBack(Scope, f64),
     Charge(Scope, f64),
     Reset(Scope, oneshot::Sender<Result<f64, Failure>>),

@@ -1,7 +1,10 @@
 //! The connection, under a supervisor: callers never wait for a reconnect.
 
 use std::{
-    sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError, Weak},
+    sync::{
+        Arc, LazyLock, Mutex, MutexGuard, PoisonError, Weak,
+        atomic::{AtomicU64, Ordering},
+    },
     time::Duration,
 };
 
@@ -64,6 +67,8 @@ struct Shared {
     state: Mutex<State>,
     /// Says that `state` has changed.
     changed: watch::Sender<()>,
+    /// Counts connections.
+    generations: AtomicU64,
 }
 
 enum State {
@@ -100,6 +105,7 @@ impl Link {
                 observer,
                 state: Mutex::new(State::Idle),
                 changed: watch::Sender::new(()),
+                generations: AtomicU64::new(0),
             }),
         })
     }
@@ -120,15 +126,16 @@ fn without_secrets(error: &RedisError) -> String {
 }
 
 impl Wire for Link {
+    fn patience(&self) -> Duration {
+        self.shared.config.timeout
+    }
+
     async fn call(&self, keys: Vec<Vec<u8>>, argument: Vec<u8>) -> Result<Vec<u8>, Failure> {
         let deadline = Instant::now() + self.shared.config.timeout;
         let (mut connection, generation) = self.shared.connection(deadline).await?;
         let called = timeout_at(deadline, run(&mut connection, &keys, &argument)).await;
         let failure = match called {
-            Ok(Ok(bytes)) => {
-                self.shared.observer.redis_answers();
-                return Ok(bytes);
-            }
+            Ok(Ok(bytes)) => return Ok(bytes),
             Ok(Err(error)) => classify(error),
             Err(_) => timed_out(),
         };
@@ -200,7 +207,7 @@ impl Shared {
             };
             if starts {
                 // Outside the lock: a runtime that shuts down drops the task here.
-                Mender::spawn(self, 0);
+                Mender::spawn(self);
             }
             match timeout_at(deadline, changed.changed()).await {
                 Ok(Ok(())) => {}
@@ -217,7 +224,7 @@ impl Shared {
             *state = State::Down(failure.clone());
             drop(state);
             self.observer.redis_fails(failure);
-            Mender::spawn(self, failed);
+            Mender::spawn(self);
         }
     }
 
@@ -256,15 +263,15 @@ struct Mender {
 }
 
 impl Mender {
-    fn spawn(shared: &Arc<Shared>, generation: u64) {
+    fn spawn(shared: &Arc<Shared>) {
         let mut mender = Self {
             shared: Arc::downgrade(shared),
             done: false,
         };
-        tokio::spawn(async move { mender.run(generation + 1).await });
+        tokio::spawn(async move { mender.run().await });
     }
 
-    async fn run(&mut self, generation: u64) {
+    async fn run(&mut self) {
         let mut pause = FIRST_PAUSE;
         loop {
             let Some(shared) = self.shared.upgrade() else {
@@ -273,11 +280,12 @@ impl Mender {
             match shared.connect().await {
                 Ok(connection) => {
                     self.done = true;
+                    let generation = shared.generations.fetch_add(1, Ordering::Relaxed);
+                    shared.observer.redis_answers();
                     shared.set(State::Up {
                         connection,
                         generation,
                     });
-                    shared.observer.redis_answers();
                     return;
                 }
                 Err(failure) => {

@@ -38,6 +38,11 @@ impl BucketId {
         id
     }
 
+    /// Whether a part is known by its hash though it is no secret.
+    pub(super) fn hides(part: &[u8]) -> bool {
+        part.len() > LONGEST_PLAIN
+    }
+
     pub(crate) fn as_bytes(&self) -> &[u8] {
         &self.bytes[..usize::from(self.length)]
     }
@@ -62,7 +67,7 @@ impl BucketId {
     }
 
     fn part(&mut self, bytes: &[u8], hide: bool, secret: &[u8; 32]) {
-        if hide || bytes.len() > LONGEST_PLAIN {
+        if hide || Self::hides(bytes) {
             self.push(&[HASH_MARK]);
             self.push(&blake3::keyed_hash(secret, bytes).as_bytes()[..HASH]);
         } else {

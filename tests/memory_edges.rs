@@ -1,0 +1,86 @@
+//! What the limiter in memory must survive at its edges.
+use std::{
+    convert::Infallible,
+    future::Future,
+    pin::pin,
+    task::{Context, Poll, Waker},
+    time::Duration,
+};
+use tokio::time::advance;
+use tower::{Layer, Service, service_fn};
+use tower_throttle::*;
+const S: Duration = Duration::from_secs(1);
+
+#[tokio::test(start_paused = true)]
+async fn several_scopes_at_once_are_bounded_too() {
+    let limiter = Limiter::builder().max_scopes(1_000).build().unwrap();
+    let all = Quota::per_second(1e6).scope("all");
+    let each = Quota::per_second(10.0).scope("each");
+    for k in 0..50_000 {
+        let _ = limiter.try_acquire([all.clone(), each.key(k)]).await;
+        if k % 1000 == 0 {
+            advance(10 * S).await;
+        }
+    }
+    assert!(
+        limiter.scopes_held() <= 1_100,
+        "{} held",
+        limiter.scopes_held()
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_clipped_charge_is_not_given_back_in_full() {
+    let limiter = Limiter::in_memory();
+    let s = Quota::per_day(100.0).scope("t");
+    limiter.try_acquire(s.clone().cost(80.0)).await.unwrap(); // somebody else used 80
+    let p = limiter.try_acquire(s.clone().cost(10.0)).await.unwrap();
+    p.settle(500.0);
+    p.settle(10.0);
+    let level = limiter.peek(&s).await.tokens();
+    assert!(level <= 10.1, "level {level}, 90 of 100 were used");
+}
+
+#[tokio::test(start_paused = true)]
+async fn one_bucket_by_two_scopes() {
+    let limiter = Limiter::in_memory();
+    let a = Quota::per_day(3.0).scope("site");
+    limiter
+        .try_acquire([a.clone().cost(2.0), a.clone().secret().cost(2.0)])
+        .await
+        .expect_err("4 of 3");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_negative_cost_hides_behind_another() {
+    let limiter = Limiter::in_memory();
+    let a = Quota::per_day(10.0).scope("site");
+    let r = limiter
+        .try_acquire([a.clone().cost(-9.0), a.clone().cost(10.0)])
+        .await;
+    assert!(r.is_err());
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_abandoned_readiness_does_not_refuse_the_next_request() {
+    let limiter = Limiter::in_memory();
+    let s = Quota::per_second(1.0).scope("s");
+    let mut svc = RateLimitLayer::new(&limiter, s.clone())
+        .max_wait(3 * S)
+        .layer(service_fn(async |_: ()| Ok::<_, Infallible>(())));
+    limiter.try_acquire(&s).await.unwrap();
+    let mut cx = Context::from_waker(Waker::noop());
+    assert!(Service::<()>::poll_ready(&mut svc, &mut cx).is_pending());
+    tokio::time::sleep(60 * S).await; // the caller gave up, e.g. timeout(svc.ready())
+    limiter.try_acquire(&s).await.unwrap();
+    tokio::spawn({
+        let (l, s) = (limiter.clone(), s.clone());
+        async move { l.acquire(&s, 9 * S).await }
+    });
+    tokio::time::sleep(S / 10).await;
+    // a new request, which may wait 3 s; its turn is 2 s away
+    std::future::poll_fn(|cx| Service::<()>::poll_ready(&mut svc, cx))
+        .await
+        .unwrap();
+    svc.call(()).await.expect("may wait 3 s");
+}

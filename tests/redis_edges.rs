@@ -1,0 +1,247 @@
+//! What the limiter on Redis must survive at its edges: shutdowns, late polls, odd settings.
+#![cfg(feature = "redis")]
+mod support;
+use std::{
+    convert::Infallible,
+    future::Future,
+    pin::pin,
+    sync::mpsc,
+    task::{Context, Waker},
+    time::Duration,
+};
+use support::RedisServer;
+use tower::{Layer, Service, limit::ConcurrencyLimit, service_fn};
+use tower_throttle::*;
+const S: Duration = Duration::from_secs(1);
+const MS: Duration = Duration::from_millis(1);
+
+fn rt() -> tokio::runtime::Runtime {
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .unwrap()
+}
+fn within<T: Send + 'static>(f: impl FnOnce() -> T + Send + 'static) -> Option<T> {
+    let (tx, rx) = mpsc::channel();
+    std::thread::spawn(move || {
+        let _ = tx.send(f());
+    });
+    rx.recv_timeout(5 * S).ok()
+}
+
+#[test]
+fn shutting_down_with_a_sleeper_does_not_deadlock() {
+    let keep = rt();
+    let server = keep.block_on(RedisServer::start());
+    let url = server.url();
+    let done = within(move || {
+        let rt = rt();
+        rt.block_on(async {
+            let limiter = Limiter::redis(&url).unwrap();
+            let s = Quota::per_second(1.0).scope("s");
+            limiter.try_acquire(&s).await.unwrap();
+            tokio::spawn({
+                let l = limiter.clone();
+                async move {
+                    let _ = l.acquire(&s, 10 * S).await;
+                }
+            });
+            tokio::time::sleep(100 * MS).await;
+        });
+        drop(rt);
+    });
+    assert!(done.is_some(), "dropping the runtime hangs");
+}
+
+#[test]
+fn shutting_down_with_a_refund_on_drop_does_not_deadlock() {
+    let keep = rt();
+    let server = keep.block_on(RedisServer::start());
+    let url = server.url();
+    let done = within(move || {
+        let rt = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(2)
+            .enable_all()
+            .build()
+            .unwrap();
+        rt.block_on(async {
+            let limiter = Limiter::redis(&url).unwrap();
+            let s = Quota::per_second(1.0).scope("s");
+            struct Refund(Option<Permit>);
+            impl Drop for Refund {
+                fn drop(&mut self) {
+                    self.0.take().unwrap().refund()
+                }
+            }
+            let p = Refund(Some(limiter.try_acquire(&s).await.unwrap()));
+            tokio::spawn(async move {
+                let _p = p;
+                std::future::pending::<()>().await
+            });
+            tokio::time::sleep(100 * MS).await;
+        });
+        drop(rt);
+    });
+    assert!(done.is_some(), "dropping the runtime hangs");
+}
+
+#[test]
+fn outside_a_runtime_it_does_not_hang() {
+    let done = within(|| {
+        let limiter = Limiter::redis("redis://127.0.0.1:1").unwrap();
+        let s = Quota::per_second(1.0).scope("s");
+        let _ = futures_util_block(limiter.try_acquire(&s));
+    });
+    assert!(done.is_some(), "hangs without a runtime");
+}
+fn futures_util_block<F: Future>(f: F) -> F::Output {
+    struct T(std::thread::Thread);
+    impl std::task::Wake for T {
+        fn wake(self: std::sync::Arc<Self>) {
+            self.0.unpark()
+        }
+    }
+    let w = Waker::from(std::sync::Arc::new(T(std::thread::current())));
+    let mut f = pin!(f);
+    loop {
+        if let std::task::Poll::Ready(x) = f.as_mut().poll(&mut Context::from_waker(&w)) {
+            return x;
+        }
+        std::thread::park();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_endless_redis_timeout_is_a_timeout() {
+    let server = RedisServer::start().await;
+    let limiter = Limiter::builder()
+        .redis(server.url())
+        .redis_timeout(Duration::MAX)
+        .build()
+        .unwrap();
+    let p = limiter
+        .try_acquire(Quota::per_second(1.0).scope("s"))
+        .await
+        .unwrap();
+    assert!(!p.is_degraded());
+}
+
+#[tokio::test]
+async fn ready_stays_ready_until_the_call() {
+    let server = RedisServer::start().await;
+    let other = Limiter::redis(&server.url()).unwrap();
+    let limiter = Limiter::redis(&server.url()).unwrap();
+    let s = Quota::per_second(2.0).burst(1.0).scope("s");
+    limiter.try_acquire(s.key("warm")).await.unwrap();
+    other.try_acquire(&s).await.unwrap();
+    let inner = ConcurrencyLimit::new(service_fn(async |_: ()| Ok::<_, Infallible>(())), 1);
+    let mut svc = RateLimitLayer::new(&limiter, s)
+        .max_wait(3 * S)
+        .layer(inner);
+    let mut cx = Context::from_waker(Waker::noop());
+    assert!(Service::<()>::poll_ready(&mut svc, &mut cx).is_ready());
+    tokio::time::sleep(50 * MS).await;
+    let again = Service::<()>::poll_ready(&mut svc, &mut cx).is_ready();
+    eprintln!("still ready: {again}");
+    tokio::time::sleep(470 * MS).await;
+    let r = tokio::spawn(svc.call(())).await;
+    assert!(r.is_ok(), "an un-readied inner service was called");
+    assert!(again, "Ready, then Pending, without a call between");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_free_turn_is_had_in_spite_of_a_bound() {
+    let server = RedisServer::start().await;
+    let limiter = Limiter::redis(&server.url()).unwrap();
+    let s = Quota::per_second(1.0).scope("s");
+    limiter.try_acquire(&s).await.unwrap();
+    let a = tokio::spawn({
+        let (l, s) = (limiter.clone(), s.clone());
+        async move { l.acquire(&s, 5 * S).await }
+    });
+    tokio::time::sleep(300 * MS).await;
+    limiter
+        .acquire(&s, 500 * MS)
+        .await
+        .expect_err("1.7 s away: a bound is learnt");
+    a.abort();
+    let _ = a.await;
+    limiter
+        .acquire(&s, 900 * MS)
+        .await
+        .expect("a's turn is free, 0.7 s away");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_bound_tells_the_same_retry_after_as_redis() {
+    let server = RedisServer::start().await;
+    let limiter = Limiter::redis(&server.url()).unwrap();
+    let s = Quota::per_second(1.0).scope("s");
+    limiter.try_acquire(&s).await.unwrap();
+    for _ in 0..20 {
+        tokio::spawn({
+            let (l, s) = (limiter.clone(), s.clone());
+            async move { l.acquire(&s, 60 * S).await }
+        });
+    }
+    tokio::time::sleep(100 * MS).await;
+    let told = limiter
+        .try_acquire(&s)
+        .await
+        .expect_err("debt")
+        .retry_after()
+        .unwrap();
+    let again = limiter
+        .try_acquire(&s)
+        .await
+        .expect_err("debt")
+        .retry_after()
+        .unwrap();
+    assert!(
+        again + S > told,
+        "Redis: {told:?}, then the bound: {again:?}"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn one_bucket_by_two_quotas_in_one_acquisition() {
+    let server = RedisServer::start().await;
+    let limiter = Limiter::redis(&server.url()).unwrap();
+    let a = Quota::per_second(3.0).scope("site");
+    let b = Quota::per_second(4.0).scope("site").secret();
+    let r = tokio::time::timeout(2 * S, limiter.try_acquire([a, b])).await;
+    assert!(r.is_ok(), "the worker spins for ever");
+}
+
+#[tokio::test]
+async fn asleep_in_poll_ready_the_inner_slot_is_free() {
+    let server = RedisServer::start().await;
+    let limiter = Limiter::redis(&server.url()).unwrap();
+    let s = Quota::per_second(1.0).scope("s");
+    limiter.try_acquire(&s).await.unwrap();
+    tokio::spawn({
+        let (l, s) = (limiter.clone(), s.clone());
+        async move { l.acquire(&s, 9 * S).await }
+    });
+    tokio::time::sleep(50 * MS).await;
+    let inner = ConcurrencyLimit::new(service_fn(async |_: ()| Ok::<_, Infallible>(())), 1);
+    let mut other = inner.clone();
+    let mut svc = RateLimitLayer::new(&limiter, s)
+        .max_wait(5 * S)
+        .layer(inner);
+    let task = tokio::spawn(async move {
+        std::future::poll_fn(|cx| Service::<()>::poll_ready(&mut svc, cx))
+            .await
+            .unwrap();
+        svc
+    });
+    tokio::time::sleep(50 * MS).await; // asleep by now, for 2 s
+    let free = tokio::time::timeout(
+        500 * MS,
+        std::future::poll_fn(|cx| Service::<()>::poll_ready(&mut other, cx)),
+    )
+    .await;
+    assert!(free.is_ok(), "a sleeper holds the inner slot");
+    drop(other);
+    task.await.unwrap().call(()).await.unwrap();
+}
