@@ -16,7 +16,7 @@ const CLOCK_SLACK_US: f64 = 1_000_000.0;
 const SMALLEST_PART: f64 = 1.0 / (1u64 << 40) as f64;
 
 /// Longest life of a value in Redis, in milliseconds (2^53: the largest exact integer).
-#[cfg(any(feature = "redis", test))]
+#[cfg(test)]
 const MAX_TTL_MS: f64 = 9_007_199_254_740_992.0;
 
 /// A quota in the law's units: tokens, and tokens per microsecond.
@@ -217,12 +217,8 @@ impl Bucket {
         ((terms.cap - self.level) / terms.per_us).max(self.tail - self.at)
     }
 
-    /// How long Redis must remember this bucket, in whole milliseconds.
-    #[cfg(any(feature = "redis", test))]
-    #[cfg_attr(
-        not(test),
-        allow(dead_code, reason = "the script computes it; tests compare")
-    )]
+    /// How long Redis must remember this bucket, in whole milliseconds: what the script must say.
+    #[cfg(test)]
     pub(crate) fn ttl_ms(&self, now: f64, terms: Terms) -> f64 {
         let us = self.at - now + self.full_in(terms);
         (us / 1_000.0).ceil().clamp(1.0, MAX_TTL_MS)

@@ -21,7 +21,6 @@ pub(crate) enum Origin {
     /// This process, with its share of a limit whose store is away.
     Share,
     /// Redis.
-    #[cfg_attr(not(feature = "redis"), allow(dead_code, reason = "there is no Redis"))]
     Redis,
     /// None: the policy lets all pass while the store is away.
     Nowhere,
@@ -71,7 +70,6 @@ pub(crate) struct Failure {
 }
 
 impl Failure {
-    #[cfg_attr(not(feature = "redis"), allow(dead_code, reason = "there is no Redis"))]
     pub(crate) fn new(kind: FailureKind, source: impl Into<Box<dyn Error + Send + Sync>>) -> Self {
         Self {
             kind,

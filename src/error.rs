@@ -80,10 +80,6 @@ impl Rejected {
         }
     }
 
-    #[cfg_attr(
-        not(feature = "redis"),
-        allow(dead_code, reason = "only a remote store is away")
-    )]
     pub(crate) fn unavailable(
         scope: &crate::Scope,
         source: Option<Arc<dyn Error + Send + Sync>>,

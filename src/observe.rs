@@ -71,7 +71,6 @@ impl Observer {
         self.fallbacks.load(Ordering::Relaxed)
     }
 
-    #[cfg_attr(not(feature = "redis"), allow(dead_code, reason = "there is no Redis"))]
     pub(crate) fn redis_fails(&self, failure: &Failure) {
         let mut since = self.lock();
         let known = since.is_some_and(|(_, kind)| {
@@ -103,7 +102,6 @@ impl Observer {
         );
     }
 
-    #[cfg_attr(not(feature = "redis"), allow(dead_code, reason = "there is no Redis"))]
     pub(crate) fn redis_answers(&self) {
         if !self.degraded.swap(false, Ordering::Relaxed) {
             return;

@@ -1,9 +1,7 @@
 //! What the limiter in memory must survive at its edges.
 use std::{
     convert::Infallible,
-    future::Future,
-    pin::pin,
-    task::{Context, Poll, Waker},
+    task::{Context, Waker},
     time::Duration,
 };
 use tokio::time::advance;
@@ -83,4 +81,14 @@ async fn an_abandoned_readiness_does_not_refuse_the_next_request() {
         .await
         .unwrap();
     svc.call(()).await.expect("may wait 3 s");
+}
+
+#[tokio::test]
+async fn more_scopes_than_a_script_may_hold_are_impossible() {
+    let limiter = Limiter::in_memory();
+    let each = Quota::per_second(10.0).scope("each");
+    let scopes = |count| (0..count).map(|key| each.key(key)).collect::<Vec<_>>();
+    assert!(limiter.try_acquire(scopes(128)).await.is_ok());
+    let refused = limiter.try_acquire(scopes(129)).await.unwrap_err();
+    assert_eq!(refused.reason(), Reason::Impossible);
 }

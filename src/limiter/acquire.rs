@@ -25,6 +25,9 @@ use crate::{
     scope::{Scope, Scopes},
 };
 
+/// Scopes of one acquisition: Redis is never held up by a long script.
+const MOST_SCOPES: usize = 128;
+
 /// Takes tokens; made by [`Limiter::try_acquire`](crate::Limiter::try_acquire) and
 /// [`Limiter::acquire`](crate::Limiter::acquire). Nothing happens before it is polled.
 ///
@@ -119,6 +122,11 @@ impl Acquire {
 
     /// Starts, or asks for what is left. Ready when it is decided without waiting.
     fn ask(&mut self) -> Poll<Result<Permit, Rejected>> {
+        if let [scope, ..] = self.scopes.as_slice()
+            && self.scopes.as_slice().len() > MOST_SCOPES
+        {
+            return Poll::Ready(Err(Rejected::impossible(scope)));
+        }
         let impossible = self.scopes.iter().find(|scope| {
             !self
                 .core

@@ -88,7 +88,7 @@ impl Limiter {
         }
     }
 
-    /// Takes from all of `scopes` now, or from none: [`Reason::Limited`](crate::Reason) says
+    /// Takes from all of `scopes`, at most 128, now, or from none: [`Reason::Limited`](crate::Reason) says
     /// when to come back.
     ///
     /// ```

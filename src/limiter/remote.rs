@@ -3,7 +3,7 @@
 use std::{sync::Arc, time::Duration};
 
 use super::{core::Core, waiter::Waiter};
-use crate::{bucket::Terms, decision::Failure, error::ConfigError, scope::Scope};
+use crate::{decision::Failure, error::ConfigError, scope::Scope};
 
 #[cfg(feature = "redis")]
 pub(crate) struct Remote {
@@ -58,7 +58,7 @@ impl Remote {
         let quota = scope.quota();
         self.batcher.bounds().refuses(
             &scope.id(&self.salt),
-            Terms::new(quota.capacity(), quota.rate()),
+            crate::bucket::Terms::new(quota.capacity(), quota.rate()),
             scope.tokens(),
             max_wait_us,
         )

@@ -112,7 +112,6 @@ impl Waiter {
 
     /// Redis has answered. What it granted to somebody who has gone away goes back, at once or
     /// when its turn comes.
-    #[cfg_attr(not(feature = "redis"), allow(dead_code, reason = "there is no Redis"))]
     pub(crate) fn answer(self: &Arc<Self>, answer: Result<Decision, Failure>) {
         self.decide(answer, Origin::Redis);
     }

@@ -139,14 +139,14 @@ impl Setup {
         }
     }
 
-    fn ask(&mut self, scopes: &[Scope]) {
+    fn ask(&mut self, scopes: impl Into<Vec<Scope>>) {
         self.ask_for(scopes, 0.0, true);
     }
 
-    fn ask_for(&mut self, scopes: &[Scope], max_wait_us: f64, wanted: bool) {
+    fn ask_for(&mut self, scopes: impl Into<Vec<Scope>>, max_wait_us: f64, wanted: bool) {
         self.batcher.take(Caller {
             number: self.asked,
-            scopes: scopes.to_vec(),
+            scopes: scopes.into(),
             max_wait_us,
             wanted,
             answers: self.answers.clone(),
@@ -169,11 +169,11 @@ impl Setup {
 async fn what_gathers_during_a_call_goes_out_as_one() {
     let mut setup = Setup::new(Scripted::new(0));
     let (a, b) = (QUOTA.scope("a"), QUOTA.scope("b"));
-    setup.ask(std::slice::from_ref(&a));
+    setup.ask([a.clone()]);
     setup.settle().await;
     for _ in 0..10 {
-        setup.ask(std::slice::from_ref(&a));
-        setup.ask(std::slice::from_ref(&b));
+        setup.ask([a.clone()]);
+        setup.ask([b.clone()]);
     }
     setup.settle().await;
     assert_eq!(
@@ -202,15 +202,15 @@ async fn what_gathers_during_a_call_goes_out_as_one() {
 async fn demands_on_one_bucket_keep_their_order() {
     let mut setup = Setup::new(Scripted::new(9));
     let (a, b) = (QUOTA.scope("a"), QUOTA.scope("b"));
-    setup.ask(&[a.clone()]);
-    setup.ask(&[a.clone()]);
-    setup.ask(&[a.clone().cost(5.0)]);
-    setup.ask(&[a.clone()]);
-    setup.ask_for(&[a.clone()], 7.0, true);
-    setup.ask(&[a.clone(), b.clone()]);
-    setup.ask(&[b.clone()]);
+    setup.ask([a.clone()]);
+    setup.ask([a.clone()]);
+    setup.ask([a.clone().cost(5.0)]);
+    setup.ask([a.clone()]);
+    setup.ask_for([a.clone()], 7.0, true);
+    setup.ask([a.clone(), b.clone()]);
+    setup.ask([b.clone()]);
     setup.batcher.give_back(&b, 2.0);
-    setup.ask(&[b.clone()]);
+    setup.ask([b.clone()]);
     setup.settle().await;
     let [call] = &setup.wire.calls()[..] else {
         panic!("one call");
@@ -233,14 +233,14 @@ async fn demands_on_one_bucket_keep_their_order() {
 async fn a_call_is_bounded_and_a_quota_change_splits_it() {
     let mut setup = Setup::new(Scripted::new(99));
     for key in 0..300 {
-        setup.ask(&[QUOTA.scope("s").key(key)]);
+        setup.ask([QUOTA.scope("s").key(key)]);
     }
     setup.settle().await;
     let sizes: Vec<_> = setup.wire.calls().iter().map(|call| call.0.len()).collect();
     assert_eq!(sizes, [128, 128, 44]);
     let changed = QUOTA.burst(7.0).scope("a");
-    setup.ask(&[QUOTA.scope("a")]);
-    setup.ask(&[QUOTA.scope("b"), changed]);
+    setup.ask([QUOTA.scope("a")]);
+    setup.ask([QUOTA.scope("b"), changed]);
     setup.settle().await;
     assert_eq!(setup.wire.calls().len(), 5);
     assert_eq!(setup.answered().len(), 302);
@@ -249,10 +249,10 @@ async fn a_call_is_bounded_and_a_quota_change_splits_it() {
 #[tokio::test(start_paused = true)]
 async fn who_went_away_before_it_was_sent_takes_nothing() {
     let mut setup = Setup::new(Scripted::new(9));
-    setup.ask_for(&[QUOTA.scope("a")], 0.0, false);
+    setup.ask_for([QUOTA.scope("a")], 0.0, false);
     setup.settle().await;
     assert!(setup.wire.calls().is_empty());
-    setup.ask(&[QUOTA.scope("a")]);
+    setup.ask([QUOTA.scope("a")]);
     setup.settle().await;
     assert_eq!(setup.wire.calls().len(), 1);
     assert_eq!(setup.answered(), [0, 1]);
@@ -264,10 +264,10 @@ async fn a_failure_answers_all_who_wait_behind_it() {
         fails: true,
         ..Scripted::new(0)
     });
-    setup.ask(&[QUOTA.scope("a")]);
+    setup.ask([QUOTA.scope("a")]);
     setup.settle().await;
     for _ in 0..50 {
-        setup.ask(&[QUOTA.scope("a")]);
+        setup.ask([QUOTA.scope("a")]);
     }
     let start = Instant::now();
     setup.wire.answers.add_permits(1);
@@ -286,13 +286,13 @@ async fn a_failure_answers_all_who_wait_behind_it() {
 #[tokio::test(start_paused = true)]
 async fn a_full_queue_turns_away_demands_but_takes_back_tokens() {
     let mut setup = Setup::new(Scripted::new(0));
-    setup.ask(&[QUOTA.scope("a")]);
+    setup.ask([QUOTA.scope("a")]);
     setup.settle().await;
     let most = super::batcher::MOST_QUEUED;
     for _ in 0..most + 5 {
         setup.batcher.give_back(&QUOTA.scope("a"), 1.0);
     }
-    setup.ask(&[QUOTA.scope("a")]);
+    setup.ask([QUOTA.scope("a")]);
     let answers = setup.answers.lock().expect("no panic").clone();
     assert_eq!(answers, [(1, Err(FailureKind::Overloaded))]);
 }
@@ -305,10 +305,10 @@ fn a_runtime_that_shuts_down_leaves_nobody_waiting() {
         .build()
         .expect("a runtime");
     runtime.block_on(async {
-        setup.ask(&[QUOTA.scope("a")]);
+        setup.ask([QUOTA.scope("a")]);
         tokio::task::yield_now().await;
         tokio::task::yield_now().await;
-        setup.ask(&[QUOTA.scope("a")]);
+        setup.ask([QUOTA.scope("a")]);
     });
     drop(runtime);
     let answers = setup.answers.lock().expect("no panic").clone();

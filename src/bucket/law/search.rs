@@ -251,7 +251,11 @@ fn simpler_ops(op: Op) -> Vec<Op> {
             simpler.push(with(n - 1, max_wait, fate));
         }
         let asked = costs.iter().filter(|&&cost| cost > 0.0).count();
-        for (index, _) in costs.iter().enumerate().filter(|_| asked > 1) {
+        for index in 0..costs.len() {
+            // Without a change this would never end.
+            if asked < 2 || costs[index] == 0.0 {
+                continue;
+            }
             let mut costs = costs;
             costs[index] = 0.0;
             simpler.push(Op::Take {

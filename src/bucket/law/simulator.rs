@@ -581,14 +581,3 @@ fn forgiven(after: &Bucket, tokens: f64, paid: f64, terms: Terms) -> f64 {
         0.0
     }
 }
-
-/// For traces that need one bucket only.
-pub(super) fn take(id: u32, cost: f64) -> Op {
-    Op::Take {
-        id,
-        n: 1,
-        costs: [cost, 0.0, 0.0],
-        max_wait: 1e12,
-        fate: Fate::Use,
-    }
-}
