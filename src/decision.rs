@@ -27,6 +27,13 @@ pub(crate) enum Origin {
 }
 
 /// Why Redis did not answer, in a word.
+///
+/// # Examples
+///
+/// ```
+/// use tower_throttle::FailureKind;
+/// assert_eq!(FailureKind::Timeout.to_string(), "timeout");
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum FailureKind {

@@ -92,6 +92,17 @@ impl Rejected {
     }
 
     /// Why.
+    ///
+    /// ```
+    /// # use tower_throttle::{Limiter, Quota, Reason};
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() {
+    /// let limiter = Limiter::in_memory();
+    /// let day = Quota::per_day(1.0).scope("day");
+    /// limiter.try_acquire(&day).await.unwrap();
+    /// let refused = limiter.try_acquire(&day).await.unwrap_err();
+    /// assert_eq!(refused.reason(), Reason::Limited);
+    /// # }
+    /// ```
     pub fn reason(&self) -> Reason {
         match self.why {
             Why::Limited(_) => Reason::Limited,
@@ -101,12 +112,34 @@ impl Rejected {
     }
 
     /// The name of the scope that refused.
+    ///
+    /// ```
+    /// # use tower_throttle::{Limiter, Quota, Reason};
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() {
+    /// let limiter = Limiter::in_memory();
+    /// let day = Quota::per_day(1.0).scope("day");
+    /// limiter.try_acquire(&day).await.unwrap();
+    /// let refused = limiter.try_acquire(&day).await.unwrap_err();
+    /// assert_eq!(refused.scope(), "day");
+    /// # }
+    /// ```
     pub fn scope(&self) -> &str {
         self.scope.name()
     }
 
     /// How long until the same acquisition could succeed, above zero; `None`: never, or nobody
     /// knows.
+    ///
+    /// ```
+    /// # use tower_throttle::{Limiter, Quota, Reason};
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() {
+    /// let limiter = Limiter::in_memory();
+    /// let day = Quota::per_day(1.0).scope("day");
+    /// limiter.try_acquire(&day).await.unwrap();
+    /// let refused = limiter.try_acquire(&day).await.unwrap_err();
+    /// assert_eq!(refused.retry_after().unwrap().as_secs().div_ceil(3_600), 24);
+    /// # }
+    /// ```
     pub fn retry_after(&self) -> Option<Duration> {
         match self.why {
             Why::Limited(retry_after) => Some(retry_after),
@@ -116,6 +149,17 @@ impl Rejected {
 
     /// Whether this process decided from its own memory, because Redis could not be asked in
     /// time.
+    ///
+    /// ```
+    /// # use tower_throttle::{Limiter, Quota, Reason};
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() {
+    /// let limiter = Limiter::in_memory();
+    /// let day = Quota::per_day(1.0).scope("day");
+    /// limiter.try_acquire(&day).await.unwrap();
+    /// let refused = limiter.try_acquire(&day).await.unwrap_err();
+    /// assert!(!refused.is_degraded());
+    /// # }
+    /// ```
     pub fn is_degraded(&self) -> bool {
         self.degraded
     }

@@ -38,6 +38,20 @@ pub enum Health {
     InMemory,
 }
 
+impl fmt::Display for Health {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Redis => f.write_str("Redis decides"),
+            Self::Degraded { since, reason } => write!(
+                f,
+                "memory decides for {:.1} s, because Redis cannot be asked: {reason}",
+                since.elapsed().as_secs_f64()
+            ),
+            Self::InMemory => f.write_str("memory decides"),
+        }
+    }
+}
+
 /// Notices when Redis goes and comes back.
 #[derive(Default)]
 pub(crate) struct Observer {

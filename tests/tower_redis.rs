@@ -5,8 +5,12 @@ mod support;
 
 use std::{
     convert::Infallible,
-    future::poll_fn,
+    future::{Future, poll_fn},
     pin::pin,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
     task::{Context, Poll, Waker},
     time::Duration,
 };
@@ -146,4 +150,58 @@ async fn a_runtime_that_shuts_down_under_permits_and_sleepers_does_not_hang() {
     });
     let over = timeout(LONG / 12, over).await;
     assert!(matches!(over, Ok(Ok(()))), "the shutdown hangs: {over:?}");
+}
+
+/// Services and futures dropped after any number of polls, in `poll_ready` and in `call`.
+#[tokio::test(flavor = "multi_thread")]
+async fn dropped_at_any_poll_over_redis_nothing_is_lost() {
+    let server = RedisServer::start().await;
+    let limiter = Limiter::builder()
+        .redis(server.url())
+        .redis_timeout(Duration::from_secs(10))
+        .build()
+        .expect("a URL");
+    // Never refilled, so that every lost token shows.
+    let api = Quota::per_day(0.001).burst(1_000.0).scope("api");
+    let never = tower::service_fn(|_: ()| std::future::pending::<Result<(), Infallible>>());
+    let mut spent = 0.0;
+    for polls in 0..12 {
+        for waits in [Duration::ZERO, Duration::from_secs(1)] {
+            let layer = RateLimitLayer::new(&limiter, api.clone()).max_wait(waits);
+            let mut service = layer.layer(never);
+            let mut cx = Context::from_waker(Waker::noop());
+            for _ in 0..polls {
+                let _ = service.poll_ready(&mut cx);
+                tokio::task::yield_now().await;
+            }
+            drop(service);
+
+            let calls = Arc::new(AtomicUsize::new(0));
+            let counted = calls.clone();
+            let mut service = layer.layer(tower::service_fn(move |_: ()| {
+                counted.fetch_add(1, Ordering::Relaxed);
+                std::future::pending::<Result<(), Infallible>>()
+            }));
+            let _ = service.poll_ready(&mut cx);
+            let mut response = Box::pin(service.call(()));
+            for _ in 0..polls {
+                let _ = response.as_mut().poll(&mut cx);
+                tokio::time::sleep(Duration::from_micros(50)).await;
+            }
+            drop(response);
+            drop(service);
+            spent += calls.load(Ordering::Relaxed) as f64;
+        }
+    }
+    let balanced = async {
+        while (limiter.peek(&api).await.tokens() + spent).round() != 1_000.0 {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    let waited = tokio::time::timeout(Duration::from_secs(10), balanced).await;
+    let level = limiter.peek(&api).await.tokens();
+    assert!(
+        waited.is_ok(),
+        "{spent} reached the inner service, {level} are left of 1,000"
+    );
 }

@@ -31,6 +31,10 @@ use crate::scope::{IntoScopes, Scope, Scopes};
 )]
 pub trait KeyExtractor<Req> {
     /// `base` with the key of this request; none where it has none.
+    ///
+    /// # Examples
+    ///
+    /// See [`KeyExtractor`].
     fn scope(&self, base: &Scope, req: &Req) -> Option<Scope>;
 }
 

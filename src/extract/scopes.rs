@@ -38,11 +38,23 @@ use crate::scope::{IntoScopes, Scope, Scopes};
 pub trait ScopeExtractor<Req> {
     /// The scopes, where they are the same for every request: then waiting for them is
     /// readiness.
+    ///
+    /// ```
+    /// # use tower_throttle::{Quota, ScopeExtractor};
+    /// let site = Quota::per_second(5.0).scope("site");
+    /// assert!(ScopeExtractor::<()>::fixed(&site).is_some());
+    /// ```
     fn fixed(&self) -> Option<Scopes> {
         None
     }
 
     /// The scopes of this request; none is not limited.
+    ///
+    /// ```
+    /// # use tower_throttle::{Quota, ScopeExtractor};
+    /// let per_tenant = |tenant: &u64| Quota::per_second(5.0).scope("tenant").key(tenant);
+    /// assert_eq!(per_tenant.extract(&7).iter().count(), 1);
+    /// ```
     fn extract(&self, req: &Req) -> Scopes;
 }
 

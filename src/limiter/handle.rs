@@ -259,11 +259,27 @@ pub struct Level {
 
 impl Level {
     /// Tokens now; below zero, what waiters have been promised.
+    ///
+    /// ```
+    /// # use tower_throttle::{Limiter, Quota};
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() {
+    /// let level = Limiter::in_memory().peek(&Quota::per_second(5.0).scope("api")).await;
+    /// assert_eq!(level.tokens(), 5.0);
+    /// # }
+    /// ```
     pub fn tokens(&self) -> f64 {
         self.tokens
     }
 
     /// Whether this is only what this process's memory says.
+    ///
+    /// ```
+    /// # use tower_throttle::{Limiter, Quota};
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() {
+    /// let level = Limiter::in_memory().peek(&Quota::per_second(5.0).scope("api")).await;
+    /// assert!(!level.is_degraded());
+    /// # }
+    /// ```
     pub fn is_degraded(&self) -> bool {
         self.degraded
     }

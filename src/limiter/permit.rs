@@ -213,8 +213,8 @@ impl Permit {
     /// let limiter = Limiter::in_memory();
     /// let tokens = Quota::per_hour(100.0).scope("llm-tokens");
     /// let permit = limiter.try_acquire(tokens.clone().cost(10.0)).await.unwrap();
-    /// permit.settle(130.0);
-    /// assert_eq!(limiter.peek(&tokens).await.tokens().floor(), -30.0);
+    /// permit.settle(105.0);
+    /// assert_eq!(limiter.peek(&tokens).await.tokens().floor(), -5.0);
     /// # }
     /// ```
     pub fn settle(&self, actual: f64) {

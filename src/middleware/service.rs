@@ -167,16 +167,42 @@ impl<S, K, O> RateLimit<S, K, O> {
     }
 
     /// The inner service.
+    ///
+    /// ```
+    /// # use tower::{Layer, service_fn};
+    /// # use tower_throttle::{Limiter, Quota, RateLimitLayer};
+    /// let inner = service_fn(async |n: u32| Ok::<_, std::convert::Infallible>(n));
+    /// let layer = RateLimitLayer::new(&Limiter::in_memory(), Quota::per_second(5.0).scope("api"));
+    /// let service = layer.layer(inner);
+    /// let _inner = service.get_ref();
+    /// ```
     pub fn get_ref(&self) -> &S {
         &self.inner
     }
 
     /// The inner service. Whoever makes it ready or calls it here does so past the limit.
+    ///
+    /// ```
+    /// # use tower::{Layer, service_fn};
+    /// # use tower_throttle::{Limiter, Quota, RateLimitLayer};
+    /// let inner = service_fn(async |n: u32| Ok::<_, std::convert::Infallible>(n));
+    /// let layer = RateLimitLayer::new(&Limiter::in_memory(), Quota::per_second(5.0).scope("api"));
+    /// let mut service = layer.layer(inner);
+    /// let _inner = service.get_mut();
+    /// ```
     pub fn get_mut(&mut self) -> &mut S {
         &mut self.inner
     }
 
     /// The inner service, without the limit.
+    ///
+    /// ```
+    /// # use tower::{Layer, service_fn};
+    /// # use tower_throttle::{Limiter, Quota, RateLimitLayer};
+    /// let inner = service_fn(async |n: u32| Ok::<_, std::convert::Infallible>(n));
+    /// let layer = RateLimitLayer::new(&Limiter::in_memory(), Quota::per_second(5.0).scope("api"));
+    /// let _inner = layer.layer(inner).into_inner();
+    /// ```
     pub fn into_inner(self) -> S {
         self.inner
     }

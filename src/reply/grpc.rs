@@ -124,6 +124,32 @@ fn percent_encoded(message: &str) -> String {
     text
 }
 
+/// The same status as a server under the limit would answer.
+///
+/// # Examples
+///
+/// ```
+/// use tower_throttle::{Limiter, Quota};
+///
+/// # #[tokio::main(flavor = "current_thread")] async fn main() {
+/// let limiter = Limiter::in_memory();
+/// let too_much = Quota::per_second(10.0).scope("api").cost(11.0);
+/// let refused = limiter.try_acquire(too_much).await.unwrap_err();
+/// assert_eq!(tonic::Status::from(refused).code(), tonic::Code::ResourceExhausted);
+/// # }
+/// ```
+#[cfg(feature = "tonic")]
+impl From<Rejected> for tonic::Status {
+    fn from(rejected: Rejected) -> Self {
+        let headers = refusal::<()>(&rejected).into_parts().0.headers;
+        // None only without a `grpc-status`, which is always there.
+        let mut status = Self::from_header_map(&headers)
+            .unwrap_or_else(|| Self::resource_exhausted(rejected.to_string()));
+        status.set_source(std::sync::Arc::new(rejected));
+        status
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -4,6 +4,7 @@
 //! `THROTTLE_SEED` repeats a run, `THROTTLE_SEQUENCES` sets its length, and `THROTTLE_FULL=1`
 //! asks for the long one.
 
+mod case;
 mod named;
 mod random;
 mod record;
@@ -11,4 +12,5 @@ mod search;
 mod simulator;
 mod unit;
 
+#[cfg(feature = "redis")]
 pub(crate) use self::random::{Rng, seed, sequences};

@@ -2,8 +2,9 @@
 
 use crate::bucket::{Bucket, Terms};
 
+use super::case::{BUCKETS, Case, Fate, Law, Op, Outcome};
 use super::random::Rng;
-use super::simulator::{BUCKETS, Case, Fate, Law, Op, Outcome, run};
+use super::simulator::run;
 
 const SECOND: f64 = 1e6;
 

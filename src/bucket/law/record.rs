@@ -9,6 +9,9 @@
 //! - **Charged.** A settle-up reports tokens already used, and nobody can take that back. Those
 //!   who had a turn before keep it, so the amount counts until somebody uses a turn that was
 //!   promised after it: by then it has been paid. What the floor of the debt forgives stays.
+//! - **Over.** A demand over the whole capacity (of a process's share: the whole limit knows no
+//!   such demand) goes when the bucket is full, into debt. What it is over counts until somebody
+//!   uses a turn that was promised after it: the debt does not add up.
 //! - **Jumps.** A server's clock that steps forward by s refills by s and forgets who sleeps and
 //!   what was charged: `rate * s`, and what is given back while somebody still sleeps, which no
 //!   pool then keeps back; together not over `capacity + debt`. It counts for windows that reach
@@ -29,6 +32,8 @@ pub(super) struct Use {
     /// Which grant, counted over the case, if it came from the level: turns are paid in order,
     /// and only the pool overtakes.
     pub(super) order: Option<u32>,
+    /// By how much the demand was over the capacity.
+    pub(super) over: f64,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -85,18 +90,20 @@ impl Record {
     }
 
     fn excess_from(&self, start: f64, first: usize, terms: Terms) -> f64 {
-        let (mut used, mut newest, mut worst) = (0.0, None, 0.0_f64);
+        let (mut used, mut newest, mut over, mut worst) = (0.0, None, 0.0, 0.0_f64);
         let rounding = rounding(terms);
         for (index, last) in self.uses.iter().enumerate().skip(first) {
             used += last.tokens;
-            newest = newest.max(last.order);
+            if last.order > newest {
+                (newest, over) = (last.order, last.over);
+            }
             let same_time = |next: &Use| next.time == last.time;
             if self.uses.get(index + 1).is_some_and(same_time) {
                 continue;
             }
             let beyond = used - terms.cap - (last.time - start) * terms.per_us;
             if beyond > worst + rounding {
-                worst = worst.max(beyond - self.stated(start, last.time, newest));
+                worst = worst.max(beyond - over - self.stated(start, last.time, newest));
             }
         }
         if worst > rounding { worst } else { 0.0 }

@@ -5,89 +5,11 @@
 
 use crate::bucket::{Bucket, TakenAll, Terms, take_all};
 
+use super::case::{BUCKETS, Case, Fate, Law, Op, Outcome};
 use super::record::{Charged, Jump, Late, Record, Use};
 
 /// About what Redis says: from here on a double counts in quarters of a microsecond.
 const EPOCH: f64 = 1.7e15;
-
-/// The most buckets of one case.
-pub(super) const BUCKETS: usize = 3;
-
-/// The law, or one that a search must find wrong.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub(super) enum Law {
-    Real,
-    /// No pool: what is given back raises the level.
-    Plain,
-    /// A cancelled sleeper's slot is given back at once, not when its turn comes.
-    Early,
-    /// Several buckets are all taken at once, and used after the longest wait.
-    AllAtOnce,
-}
-
-/// What becomes of a grant.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub(super) enum Fate {
-    Use,
-    /// Not used at its turn: `Finish` refunds it, `Late` uses it.
-    Hold,
-    /// This part of it used, the rest given back by `Finish`.
-    Part(f64),
-    /// Used, and so much more, charged by `Finish`.
-    Over(f64),
-}
-
-/// `id`s are said by the `Take`, not counted, so that removing an operation keeps the rest.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub(super) enum Op {
-    Wait(f64),
-    /// `n` equal demands, with consecutive ids; zero asks nothing of a bucket.
-    Take {
-        id: u32,
-        n: u32,
-        costs: [f64; BUCKETS],
-        max_wait: f64,
-        fate: Fate,
-    },
-    Cancel(u32),
-    Finish(u32),
-    Late(u32),
-    /// The server's clock jumps.
-    Step(f64),
-}
-
-#[derive(Clone, Debug, PartialEq)]
-pub(super) struct Case {
-    pub(super) terms: Vec<Terms>,
-    /// A cancelled sleeper's slot goes to the next sleeper of the same process, bucket and cost.
-    pub(super) hand_over: bool,
-    pub(super) ops: Vec<Op>,
-}
-
-#[derive(Debug, Default)]
-pub(super) struct Outcome {
-    /// By how much the worst window breaks the promise.
-    pub(super) excess: f64,
-    /// Somebody got an earlier turn than one who came before, and not from the pool.
-    pub(super) out_of_turn: bool,
-    pub(super) seen: Seen,
-    /// When and how much, per bucket.
-    pub(super) records: Vec<Record>,
-}
-
-/// What happened at all: a search that never meets a case says nothing about it.
-#[derive(Clone, Copy, Debug, Default)]
-pub(super) struct Seen {
-    pub(super) slept: u64,
-    pub(super) pooled: u64,
-    pub(super) cancelled: u64,
-    pub(super) handed_over: u64,
-    pub(super) refunded: u64,
-    pub(super) charged: u64,
-    pub(super) second_waits: u64,
-    pub(super) second_refusals: u64,
-    pub(super) stated: u64,
-}
 
 #[derive(Clone, Copy, Debug)]
 struct Slot {
@@ -406,6 +328,7 @@ impl Simulator<'_> {
                 time: self.now,
                 tokens: part * slot.cost,
                 order: slot.order,
+                over: (slot.cost - self.case.terms[slot.bucket].cap).max(0.0),
             });
             // What is charged early to be used late is the fault of that law, and no excuse.
             if slot.turn < self.now && self.law != Law::AllAtOnce {
@@ -521,6 +444,7 @@ impl Simulator<'_> {
             time: self.now,
             tokens,
             order: None,
+            over: 0.0,
         });
         record.charged.push(Charged {
             time: self.now,

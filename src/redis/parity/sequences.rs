@@ -157,11 +157,12 @@ fn random_command(rng: &mut Rng, keys: &[(String, Terms)]) -> Command {
 fn random_cost(rng: &mut Rng, terms: Terms) -> f64 {
     let part = rng.part().max(1e-3);
     let cost = rng.pick(&[1.0, 1.0, 2.0, terms.cap, terms.cap / 3.0, terms.cap * part]);
-    // Nothing at all is rare, but must do nothing at all.
-    if rng.percent(2) {
-        0.0
-    } else {
-        cost.min(terms.cap)
+    match rng.below(50) {
+        // Nothing at all is rare, but must do nothing at all.
+        0 => 0.0,
+        // So is more than all, of a share of a larger limit.
+        1 | 2 => terms.cap * (1.0 + part),
+        _ => cost.min(terms.cap),
     }
 }
 

@@ -1,0 +1,107 @@
+//! What can happen, and what a run of it showed.
+
+use crate::bucket::Terms;
+
+use super::record::Record;
+
+/// The most buckets of one case.
+pub(super) const BUCKETS: usize = 3;
+
+/// The law, or one that a search must find wrong.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) enum Law {
+    Real,
+    /// No pool: what is given back raises the level.
+    Plain,
+    /// A cancelled sleeper's slot is given back at once, not when its turn comes.
+    Early,
+    /// Several buckets are all taken at once, and used after the longest wait.
+    AllAtOnce,
+}
+
+/// What becomes of a grant.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) enum Fate {
+    Use,
+    /// Not used at its turn: `Finish` refunds it, `Late` uses it.
+    Hold,
+    /// This part of it used, the rest given back by `Finish`.
+    Part(f64),
+    /// Used, and so much more, charged by `Finish`.
+    Over(f64),
+}
+
+/// `id`s are said by the `Take`, not counted, so that removing an operation keeps the rest.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) enum Op {
+    Wait(f64),
+    /// `n` equal demands, with consecutive ids; zero asks nothing of a bucket.
+    Take {
+        id: u32,
+        n: u32,
+        costs: [f64; BUCKETS],
+        max_wait: f64,
+        fate: Fate,
+    },
+    Cancel(u32),
+    Finish(u32),
+    Late(u32),
+    /// The server's clock jumps.
+    Step(f64),
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct Case {
+    pub(super) terms: Vec<Terms>,
+    /// A cancelled sleeper's slot goes to the next sleeper of the same process, bucket and cost.
+    pub(super) hand_over: bool,
+    pub(super) ops: Vec<Op>,
+}
+
+#[derive(Debug, Default)]
+pub(super) struct Outcome {
+    /// By how much the worst window breaks the promise.
+    pub(super) excess: f64,
+    /// Somebody got an earlier turn than one who came before, and not from the pool.
+    pub(super) out_of_turn: bool,
+    pub(super) seen: Seen,
+    /// When and how much, per bucket.
+    pub(super) records: Vec<Record>,
+}
+
+/// What happened at all: a search that never meets a case says nothing about it.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Seen {
+    pub(super) slept: u64,
+    pub(super) pooled: u64,
+    pub(super) cancelled: u64,
+    pub(super) handed_over: u64,
+    pub(super) refunded: u64,
+    pub(super) charged: u64,
+    pub(super) second_waits: u64,
+    pub(super) second_refusals: u64,
+    pub(super) stated: u64,
+}
+
+impl Seen {
+    fn counts(&mut self) -> [&mut u64; 9] {
+        [
+            &mut self.slept,
+            &mut self.pooled,
+            &mut self.cancelled,
+            &mut self.handed_over,
+            &mut self.refunded,
+            &mut self.charged,
+            &mut self.second_waits,
+            &mut self.second_refusals,
+            &mut self.stated,
+        ]
+    }
+
+    pub(super) fn add(&mut self, other: &Self) {
+        let mut other = *other;
+        for (sum, more) in self.counts().into_iter().zip(other.counts()) {
+            *sum += *more;
+        }
+    }
+}
