@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::{builder::Fallback, remote::Remote, turns::Turns};
 use crate::{
-    bucket::{TakenAll, Terms},
+    bucket::{Bucket, TakenAll, Terms},
     clock::from_us,
     decision::{Decision, Origin},
     memory::{Demand, MemoryStore},
@@ -121,43 +121,45 @@ impl Core {
 
     /// Gives back what `origin` granted and nobody used.
     pub(crate) fn give_back(&self, scope: &Scope, tokens: f64, origin: Origin) {
-        if tokens <= 0.0 {
-            return;
-        }
-        match origin {
-            Origin::Memory | Origin::Share => {
-                let terms = self.terms(scope, origin);
-                self.memory.with(&scope.id(&self.salt), terms, |bucket| {
-                    bucket.give_back(tokens, terms);
-                });
-            }
-            Origin::Redis => {
-                if let Some(remote) = &self.remote {
-                    remote.give_back(scope, tokens);
-                }
-            }
-            Origin::Nowhere => {}
+        if tokens > 0.0 {
+            self.correct(
+                scope,
+                origin,
+                |bucket, terms| bucket.give_back(tokens, terms),
+                |remote| remote.give_back(scope, tokens),
+            );
         }
     }
 
     /// Charges what was used beyond what `origin` granted.
     pub(crate) fn charge(&self, scope: &Scope, tokens: f64, origin: Origin) {
-        if tokens <= 0.0 {
-            return;
+        if tokens > 0.0 {
+            self.correct(
+                scope,
+                origin,
+                |bucket, terms| bucket.charge(tokens, terms),
+                |remote| remote.charge(scope, tokens),
+            );
         }
-        match origin {
-            Origin::Memory | Origin::Share => {
+    }
+
+    /// Corrects a bucket where it is.
+    fn correct(
+        &self,
+        scope: &Scope,
+        origin: Origin,
+        in_memory: impl FnOnce(&mut Bucket, Terms),
+        in_redis: impl FnOnce(&Remote),
+    ) {
+        match (origin, &self.remote) {
+            (Origin::Memory | Origin::Share, _) => {
                 let terms = self.terms(scope, origin);
                 self.memory.with(&scope.id(&self.salt), terms, |bucket| {
-                    bucket.charge(tokens, terms);
+                    in_memory(bucket, terms);
                 });
             }
-            Origin::Redis => {
-                if let Some(remote) = &self.remote {
-                    remote.charge(scope, tokens);
-                }
-            }
-            Origin::Nowhere => {}
+            (Origin::Redis, Some(remote)) => in_redis(remote),
+            (Origin::Redis, None) | (Origin::Nowhere, _) => {}
         }
     }
 

@@ -52,7 +52,7 @@ struct State {
     /// In order; some may have gone away.
     sleepers: VecDeque<Arc<Waiter>>,
     /// Those of them who have not.
-    awake: usize,
+    present: usize,
     driven: bool,
 }
 
@@ -65,8 +65,8 @@ impl Line {
     /// A sleeper goes away; its turn stays.
     pub(crate) fn leave(&self) {
         let mut state = self.lock();
-        state.awake -= 1;
-        if state.sleepers.len() > 2 * state.awake + 16 {
+        state.present -= 1;
+        if state.sleepers.len() > 2 * state.present + 16 {
             state.sleepers.retain(|sleeper| sleeper.is_wanted());
         }
     }
@@ -101,7 +101,7 @@ impl Turns {
 
     pub(crate) fn has_sleepers(&self, core: &Core, scope: &Scope, origin: Origin) -> bool {
         self.find(core, scope, origin)
-            .is_some_and(|line| line.lock().awake > 0)
+            .is_some_and(|line| line.lock().present > 0)
     }
 
     /// Lets a newcomer have a turn that a cancelled sleeper left, if one comes in time.
@@ -117,14 +117,14 @@ impl Turns {
             return false;
         };
         let mut state = line.lock();
-        let free = state.turns.get(state.awake).copied();
+        let free = state.turns.get(state.present).copied();
         let fits = free.is_some_and(|turn| turn <= Instant::now() + max_wait);
         // It is its own caller that asks: there is nobody to wake.
         if !fits || waiter.fall_asleep(&line).is_none() {
             return false;
         }
         state.sleepers.push_back(waiter.clone());
-        state.awake += 1;
+        state.present += 1;
         true
     }
 
@@ -145,16 +145,16 @@ impl Turns {
         let wake = waiter.fall_asleep(&line);
         if wake.is_some() {
             // Those before it keep their order, and none gets a later turn than its own.
-            if place < state.awake && state.awake < state.sleepers.len() {
+            if place < state.present && state.present < state.sleepers.len() {
                 state.sleepers.retain(|sleeper| sleeper.is_wanted());
             }
-            let at = if place < state.awake {
+            let at = if place < state.present {
                 place.min(state.sleepers.len())
             } else {
                 state.sleepers.len()
             };
             state.sleepers.insert(at, waiter.clone());
-            state.awake += 1;
+            state.present += 1;
         }
         let starts = !std::mem::replace(&mut state.driven, true);
         drop(state);
@@ -275,7 +275,7 @@ impl Driver {
                     sleeper.take_turn(&self.line, turn)
                 };
                 if wake.is_some() {
-                    state.awake -= 1;
+                    state.present -= 1;
                     break wake;
                 }
             };
@@ -310,7 +310,7 @@ impl Drop for Driver {
         let turns = std::mem::take(&mut state.turns).len();
         for sleeper in std::mem::take(&mut state.sleepers) {
             if let Some(wake) = sleeper.miss_turn() {
-                state.awake -= 1;
+                state.present -= 1;
                 woken.push(wake);
             }
         }
