@@ -280,7 +280,8 @@ async fn sleepers_are_kept_while_they_sleep() {
     assert!(answered.levels[0].0 < 0.0 && answered.levels[0].1 == 3.0);
     assert_eq!(value(&mut connection).await[4], 3.0);
     call(&mut connection, &one(TERMS, Command::Reset(0))).await;
-    assert_eq!(value(&mut connection).await.len(), 4);
+    // Full: without sleepers, and gone within a millisecond.
+    assert!(matches!(value(&mut connection).await.len(), 0 | 4));
 }
 
 #[tokio::test]
