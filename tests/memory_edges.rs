@@ -92,3 +92,48 @@ async fn more_scopes_than_a_script_may_hold_are_impossible() {
     let refused = limiter.try_acquire(scopes(129)).await.unwrap_err();
     assert_eq!(refused.reason(), Reason::Impossible);
 }
+
+#[tokio::test(start_paused = true)]
+async fn turns_that_nobody_wants_are_given_back_when_they_come() {
+    let limiter = Limiter::in_memory();
+    let api = Quota::per_second(50.0).burst(10.0).scope("api");
+    for _ in 0..10 {
+        limiter.try_acquire(&api).await.unwrap();
+    }
+    let mut sleepers: Vec<_> = (0..20).map(|_| limiter.acquire(&api, 9 * S)).collect();
+    for sleeper in &mut sleepers {
+        assert!(futures_util::poll!(sleeper).is_pending());
+    }
+    drop(sleepers);
+    assert!(limiter.peek(&api).await.tokens() < -9.0, "not before");
+    // Without them the bucket would have been full after 200 ms.
+    tokio::time::sleep(S * 401 / 1_000).await;
+    assert_eq!(limiter.peek(&api).await.tokens(), 10.0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_was_taken_of_several_is_given_back_when_the_rest_is_refused() {
+    let limiter = Limiter::in_memory();
+    let slow = Quota::per_second(1.0).scope("slow");
+    let other = Quota::per_day(1.0).scope("other");
+    limiter.try_acquire(&slow).await.unwrap();
+    let mut both = limiter.acquire([slow.clone(), other.clone()], S);
+    assert!(futures_util::poll!(&mut both).is_pending());
+    limiter.try_acquire(&other).await.unwrap();
+    let refused = both.await.unwrap_err();
+    assert_eq!(refused.scope(), "other");
+    assert!(
+        limiter.try_acquire(&slow).await.is_ok(),
+        "its turn was lost"
+    );
+    // Dropped between its two steps it gives back as well.
+    let third = Quota::per_second(1.0).scope("third");
+    limiter.try_acquire(&third).await.unwrap();
+    let mut both = limiter.acquire([slow.clone(), third.clone()], 9 * S);
+    assert!(futures_util::poll!(&mut both).is_pending());
+    tokio::time::sleep(S * 1_001 / 1_000).await;
+    drop(both);
+    tokio::time::sleep(S / 100).await;
+    assert!(limiter.try_acquire(&slow).await.is_ok());
+    assert!(limiter.try_acquire(&third).await.is_ok());
+}

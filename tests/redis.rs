@@ -216,6 +216,13 @@ async fn dropped_at_any_point_nothing_is_lost() {
     let api = SLOW.scope("api");
     for polls in 0..20 {
         join_all((0..50).map(|_| drop_after(&limiter, &api, SECOND, polls))).await;
+        // Answered, and dropped before it has heard.
+        let mut deaf: Vec<_> = (0..5).map(|_| limiter.try_acquire(&api)).collect();
+        for acquire in &mut deaf {
+            assert!(futures_util::poll!(acquire).is_pending());
+        }
+        limiter.peek(&api).await;
+        drop(deaf);
         // Dropped by time as well, which hits the reply on its way.
         for micros in [10, 50, 100, 200, 500] {
             let acquire = limiter.try_acquire(&api);
