@@ -9,14 +9,13 @@ use std::{error::Error, fmt, sync::Arc, time::Duration};
 /// ```
 /// use tower_throttle::{Limiter, Quota, Reason};
 ///
-/// # tokio_test(async {
+/// # #[tokio::main(flavor = "current_thread")] async fn main() {
 /// let limiter = Limiter::in_memory();
 /// let scope = Quota::per_second(1.0).scope("api");
 /// limiter.try_acquire(&scope).await.unwrap();
 /// let refused = limiter.try_acquire(&scope).await.unwrap_err();
 /// assert_eq!(refused.reason(), Reason::Limited);
-/// # });
-/// # fn tokio_test(f: impl Future) { tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(f); }
+/// # }
 /// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
@@ -39,15 +38,14 @@ pub enum Reason {
 /// ```
 /// use tower_throttle::{Limiter, Quota, Reason};
 ///
-/// # tokio_test(async {
+/// # #[tokio::main(flavor = "current_thread")] async fn main() {
 /// let limiter = Limiter::in_memory();
 /// let too_much = Quota::per_second(10.0).scope("api").cost(11.0);
 /// let refused = limiter.try_acquire(too_much).await.unwrap_err();
 /// assert_eq!(refused.reason(), Reason::Impossible);
 /// assert_eq!(refused.scope(), "api");
 /// assert_eq!(refused.retry_after(), None);
-/// # });
-/// # fn tokio_test(f: impl Future) { tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(f); }
+/// # }
 /// ```
 #[derive(Clone)]
 pub struct Rejected {

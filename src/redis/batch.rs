@@ -48,17 +48,21 @@ enum Step<A: Asker> {
 }
 
 impl<A: Asker> Batch<A> {
-    pub(super) fn build<W: Wire>(
-        commands: &mut VecDeque<Command<A>>,
-        shared: &Shared<A, W>,
-    ) -> Self {
-        let mut batch = Self {
+    fn new() -> Self {
+        Self {
             ids: Vec::new(),
             terms: Vec::new(),
             open: Vec::new(),
             steps: Vec::new(),
             takes: 0,
-        };
+        }
+    }
+
+    pub(super) fn build<W: Wire>(
+        commands: &mut VecDeque<Command<A>>,
+        shared: &Shared<A, W>,
+    ) -> Self {
+        let mut batch = Self::new();
         let mut index = Index::default();
         let mut left = MOST_COMMANDS;
         let (now, patience) = (Instant::now(), shared.wire.patience());
@@ -90,8 +94,15 @@ impl<A: Asker> Batch<A> {
                 break;
             }
             let Some(places) = batch.places(scopes, &mut index, &shared.salt) else {
-                // The same bucket by another quota: that is another call.
-                break;
+                if !batch.steps.is_empty() {
+                    // The same bucket by another quota: that is another call.
+                    break;
+                }
+                // By two quotas in one demand. Nobody asks for that; kept, it would hold up
+                // everybody behind it for ever. Dropped, it is answered.
+                drop(commands.pop_front());
+                (batch, index) = (Self::new(), Index::default());
+                continue;
             };
             left -= 1;
             if let Some(command) = commands.pop_front() {

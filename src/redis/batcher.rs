@@ -242,8 +242,9 @@ impl<A: Asker, W: Wire> Worker<A, W> {
                 Command::Reset(_, reply) | Command::Look(_, reply) => {
                     let _ = reply.send(Err(failure.clone()));
                 }
-                // What was granted before is not given back twice late: it is lost, and the
-                // bucket refills by itself.
+                // Kept for a Redis that may be back much later, a give-back could meet a bucket
+                // that has long refilled by itself, and a charge could not be told from one that
+                // was executed: both are dropped.
                 Command::GiveBack(..) | Command::Charge(..) => {}
             }
         }

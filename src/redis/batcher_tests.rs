@@ -315,3 +315,20 @@ fn a_runtime_that_shuts_down_leaves_nobody_waiting() {
     let gone = Err(FailureKind::Disconnected);
     assert_eq!(answers, [(0, gone), (1, gone)]);
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_demand_that_contradicts_itself_holds_nobody_up() {
+    let mut setup = Setup::new(Scripted::new(9));
+    setup.ask([
+        QUOTA.scope("b"),
+        QUOTA.scope("a"),
+        QUOTA.burst(7.0).scope("a"),
+    ]);
+    setup.ask([QUOTA.scope("a")]);
+    setup.settle().await;
+    assert_eq!(setup.answered(), [0, 1]);
+    let [(keys, _)] = &setup.wire.calls()[..] else {
+        panic!("one call");
+    };
+    assert_eq!(keys, &["a"]);
+}
