@@ -34,6 +34,14 @@ impl Terms {
         }
     }
 
+    /// This part of the quota, from 0 to 1.
+    pub(crate) fn part(self, part: f64) -> Self {
+        Self {
+            cap: self.cap * part,
+            per_us: self.per_us * part,
+        }
+    }
+
     /// The part of this quota that one of `n` processes may spend by itself: an `n`th of the
     /// rate, and of the capacity, but not less than one token where the whole has one.
     pub(crate) fn share(self, n: f64) -> Self {
@@ -210,6 +218,13 @@ impl Bucket {
         let promised = (self.tail - self.at).max(0.0) * terms.per_us;
         let floor = -terms.cap - promised;
         self.level = self.level.min((self.level - (x - from_pool)).max(floor));
+    }
+
+    /// Leaves no more than `x` tokens: what the script must do.
+    #[cfg(all(test, feature = "redis"))]
+    pub(crate) fn lower(&mut self, x: f64) {
+        self.level = self.level.min(x);
+        self.pool = self.pool.min(x.max(0.0));
     }
 
     /// When the bucket equals an absent one, counted from its `at`, in microseconds.

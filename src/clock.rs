@@ -21,7 +21,15 @@ impl Clock {
     }
 
     pub(crate) fn now_us(&self) -> f64 {
-        self.start.elapsed().as_nanos() as f64 / 1e3
+        self.us_at(Instant::now())
+    }
+
+    pub(crate) fn us_at(&self, instant: Instant) -> f64 {
+        to_us(instant.saturating_duration_since(self.start))
+    }
+
+    pub(crate) fn at_us(&self, us: f64) -> Instant {
+        self.start + from_us(us)
     }
 }
 

@@ -20,6 +20,9 @@ pub(crate) enum Origin {
     Memory,
     /// This process, with its share of a limit whose store is away.
     Share,
+    /// This process, with its share, though Redis decides as well: it has just come back, and
+    /// what others spent meanwhile may not be charged yet.
+    Grace,
     /// Redis.
     Redis,
     /// None: the policy lets all pass while the store is away.
@@ -45,12 +48,23 @@ pub enum FailureKind {
     Overloaded,
     /// Redis answers, but cannot decide now: loading, read-only, out of memory and the like.
     Unavailable,
+    /// Redis answers, but came back without its data.
+    DataLost,
     /// Redis refuses this client: a wrong password, a missing permission, a script that it does
     /// not run.
     Misconfigured,
 }
 
 impl FailureKind {
+    pub(crate) const ALL: [Self; 6] = [
+        Self::Timeout,
+        Self::Disconnected,
+        Self::Overloaded,
+        Self::Unavailable,
+        Self::DataLost,
+        Self::Misconfigured,
+    ];
+
     /// As a metric label.
     pub(crate) fn label(self) -> &'static str {
         match self {
@@ -58,6 +72,7 @@ impl FailureKind {
             Self::Disconnected => "disconnected",
             Self::Overloaded => "overloaded",
             Self::Unavailable => "unavailable",
+            Self::DataLost => "data_lost",
             Self::Misconfigured => "misconfigured",
         }
     }
@@ -74,6 +89,12 @@ impl fmt::Display for FailureKind {
 pub(crate) struct Failure {
     pub(crate) kind: FailureKind,
     pub(crate) source: Arc<dyn Error + Send + Sync>,
+    /// Whether it concerns only the call that met it, as far as anybody can tell.
+    pub(crate) single: bool,
+    /// Whether Redis may have executed the call all the same.
+    pub(crate) sent: bool,
+    /// What to do about it, where it does not pass by itself.
+    pub(crate) advice: Option<&'static str>,
 }
 
 impl Failure {
@@ -81,6 +102,17 @@ impl Failure {
         Self {
             kind,
             source: source.into().into(),
+            single: false,
+            sent: true,
+            advice: None,
+        }
+    }
+
+    /// Nothing was sent.
+    pub(crate) fn unsent(self) -> Self {
+        Self {
+            sent: false,
+            ..self
         }
     }
 }

@@ -97,7 +97,9 @@ mod clock;
 mod decision;
 mod error;
 pub mod extract;
+mod fallback;
 mod limiter;
+mod members;
 mod memory;
 mod middleware;
 mod observe;
@@ -111,7 +113,8 @@ pub use self::{
     decision::FailureKind,
     error::{ConfigError, Reason, Rejected},
     extract::ScopeExtractor,
-    limiter::{Acquire, Fallback, Level, Limiter, LimiterBuilder, Permit, PermitHandle, Share},
+    fallback::{Fallback, Share},
+    limiter::{Acquire, Level, Limiter, LimiterBuilder, Permit, PermitHandle},
     middleware::{RateLimit, RateLimitLayer, ResponseFuture},
     observe::Health,
     quota::{ParseQuotaError, Quota},

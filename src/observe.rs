@@ -4,11 +4,11 @@ use std::{
     fmt,
     sync::{
         Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicBool, AtomicU64, Ordering},
+        atomic::{AtomicU64, Ordering},
     },
 };
 
-use tokio::time::Instant;
+use tokio::{sync::watch, time::Instant};
 
 use crate::decision::{Failure, FailureKind};
 
@@ -53,90 +53,122 @@ impl fmt::Display for Health {
 }
 
 /// Notices when Redis goes and comes back.
-#[derive(Default)]
+#[derive(Debug)]
 pub(crate) struct Observer {
-    degraded: AtomicBool,
-    since: Mutex<Option<(Instant, FailureKind)>>,
-    fallbacks: AtomicU64,
-}
-
-impl fmt::Debug for Observer {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Observer")
-            .field("degraded", &self.degraded)
-            .field("fallbacks", &self.fallbacks)
-            .finish()
-    }
+    health: watch::Sender<Health>,
+    /// By kind, in the order of `FailureKind::ALL`.
+    fallbacks: [AtomicU64; FailureKind::ALL.len()],
+    /// What was advised since Redis answered last.
+    advised: Mutex<Vec<&'static str>>,
 }
 
 impl Observer {
-    fn lock(&self) -> MutexGuard<'_, Option<(Instant, FailureKind)>> {
-        // The value is replaced as a whole.
-        self.since.lock().unwrap_or_else(PoisonError::into_inner)
+    pub(crate) fn new(health: Health) -> Self {
+        Self {
+            health: watch::Sender::new(health),
+            fallbacks: Default::default(),
+            advised: Mutex::default(),
+        }
     }
 
-    /// Since when Redis is away, and why.
-    pub(crate) fn degraded(&self) -> Option<(Instant, FailureKind)> {
-        *self.lock()
+    pub(crate) fn health(&self) -> Health {
+        self.health.borrow().clone()
+    }
+
+    pub(crate) fn changes(&self) -> watch::Receiver<Health> {
+        self.health.subscribe()
     }
 
     /// Decisions made from memory because Redis was away.
     pub(crate) fn fallbacks(&self) -> u64 {
-        self.fallbacks.load(Ordering::Relaxed)
+        let counts = self.fallbacks.iter();
+        counts.map(|count| count.load(Ordering::Relaxed)).sum()
+    }
+
+    pub(crate) fn fallbacks_by(&self, kind: FailureKind) -> u64 {
+        self.fallbacks[kind as usize].load(Ordering::Relaxed)
     }
 
     pub(crate) fn redis_fails(&self, failure: &Failure) {
-        let mut since = self.lock();
-        let known = since.is_some_and(|(_, kind)| {
-            // A misconfiguration is said even when an outage is known, because it does not
-            // pass by itself.
-            kind == failure.kind || failure.kind != FailureKind::Misconfigured
+        let reason = failure.kind;
+        let mut begins = false;
+        self.health.send_if_modified(|health| match health {
+            Health::Degraded { reason: known, .. } => {
+                // What does not pass by itself is worth knowing; else an outage has one cause.
+                let worse = reason == FailureKind::Misconfigured && *known != reason;
+                if worse {
+                    *known = reason;
+                }
+                worse
+            }
+            _ => {
+                begins = true;
+                *health = Health::Degraded {
+                    since: Instant::now(),
+                    reason,
+                };
+                true
+            }
         });
-        if known {
+        if !begins {
             return;
         }
-        let start = since.map_or_else(Instant::now, |(start, _)| start);
-        *since = Some((start, failure.kind));
-        self.degraded.store(true, Ordering::Relaxed);
-        drop(since);
         #[cfg(feature = "metrics")]
         metrics::gauge!("tower_throttle_degraded").set(1.0);
         #[cfg(feature = "tracing")]
         tracing::warn!(
             reason = %failure.kind,
             error = %failure.source,
-            "{}",
-            match failure.kind {
-                FailureKind::Misconfigured =>
-                    "Redis refuses this client: check its password, its rights (EVALSHA, EVAL, \
-                     TIME, GET, MGET, SET on the key prefix) and the database number; deciding \
-                     from memory until it is mended",
-                _ => "Redis cannot be asked; deciding from memory",
-            }
+            "Redis cannot be asked; deciding from memory"
         );
     }
 
     pub(crate) fn redis_answers(&self) {
-        if !self.degraded.swap(false, Ordering::Relaxed) {
+        let mut ends = None;
+        self.health.send_if_modified(|health| {
+            if let Health::Degraded { since, .. } = health {
+                ends = Some(*since);
+                *health = Health::Redis;
+            }
+            ends.is_some()
+        });
+        let Some(_since) = ends else {
             return;
-        }
-        let since = self.lock().take();
+        };
+        self.advised().clear();
         #[cfg(feature = "metrics")]
         metrics::gauge!("tower_throttle_degraded").set(0.0);
         #[cfg(feature = "tracing")]
         tracing::info!(
-            away_seconds = since.map_or(0.0, |(since, _)| since.elapsed().as_secs_f64()),
+            away_seconds = _since.elapsed().as_secs_f64(),
             "Redis answers again"
         );
-        let _ = since;
+    }
+
+    /// Says what to do about a failure that does not pass by itself, once.
+    pub(crate) fn misconfigured(&self, failure: &Failure) {
+        let Some(advice) = failure.advice else {
+            return;
+        };
+        let mut advised = self.advised();
+        if advised.contains(&advice) {
+            return;
+        }
+        advised.push(advice);
+        drop(advised);
+        #[cfg(feature = "tracing")]
+        tracing::error!(error = %failure.source, "Redis refuses this client: {advice}");
+    }
+
+    fn advised(&self) -> MutexGuard<'_, Vec<&'static str>> {
+        self.advised.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// A decision was made without Redis.
     pub(crate) fn fell_back(&self, kind: FailureKind) {
-        self.fallbacks.fetch_add(1, Ordering::Relaxed);
+        self.fallbacks[kind as usize].fetch_add(1, Ordering::Relaxed);
         #[cfg(feature = "metrics")]
         metrics::counter!("tower_throttle_fallback_total", "reason" => kind.label()).increment(1);
-        let _ = kind.label();
     }
 }
 
@@ -144,25 +176,69 @@ impl Observer {
 mod tests {
     use super::*;
 
+    fn failure(kind: FailureKind) -> Failure {
+        Failure::new(kind, "scripted")
+    }
+
     #[test]
     fn one_transition_each_way() {
-        let observer = Observer::default();
+        let observer = Observer::new(Health::Redis);
+        let mut changes = observer.changes();
         observer.redis_answers();
-        assert!(observer.degraded().is_none());
-        observer.redis_fails(&Failure::new(FailureKind::Timeout, "slow"));
-        let first = observer.degraded().expect("degraded");
-        observer.redis_fails(&Failure::new(FailureKind::Disconnected, "gone"));
-        assert_eq!(
-            observer.degraded(),
-            Some(first),
-            "an outage is one transition"
-        );
-        observer.redis_fails(&Failure::new(FailureKind::Misconfigured, "NOPERM"));
-        assert_eq!(
-            observer.degraded(),
-            Some((first.0, FailureKind::Misconfigured))
-        );
+        assert!(!changes.has_changed().expect("open"));
+        observer.redis_fails(&failure(FailureKind::Timeout));
+        assert!(changes.has_changed().expect("open"));
+        let first = changes.borrow_and_update().clone();
+        observer.redis_fails(&failure(FailureKind::Disconnected));
+        assert!(!changes.has_changed().expect("open"), "an outage is one");
+        assert_eq!(observer.health(), first);
+        observer.redis_fails(&failure(FailureKind::Misconfigured));
+        let (
+            Health::Degraded { since, .. },
+            Health::Degraded {
+                since: later,
+                reason,
+            },
+        ) = (first, observer.health())
+        else {
+            panic!("not degraded");
+        };
+        assert_eq!((later, reason), (since, FailureKind::Misconfigured));
         observer.redis_answers();
-        assert!(observer.degraded().is_none());
+        assert_eq!(observer.health(), Health::Redis);
+    }
+
+    #[test]
+    fn fallbacks_are_counted_by_kind() {
+        let observer = Observer::new(Health::Redis);
+        for (n, kind) in FailureKind::ALL.into_iter().enumerate() {
+            for _ in 0..=n {
+                observer.fell_back(kind);
+            }
+        }
+        for (n, kind) in FailureKind::ALL.into_iter().enumerate() {
+            assert_eq!(observer.fallbacks_by(kind), n as u64 + 1);
+        }
+        assert_eq!(observer.fallbacks(), 21);
+    }
+
+    #[test]
+    fn advice_is_given_once_an_outage() {
+        let observer = Observer::new(Health::Redis);
+        let advised = || observer.advised().len();
+        let misconfigured = |advice| Failure {
+            advice,
+            ..failure(FailureKind::Misconfigured)
+        };
+        observer.misconfigured(&misconfigured(None));
+        assert_eq!(advised(), 0);
+        for _ in 0..2 {
+            observer.misconfigured(&misconfigured(Some("mend the URL")));
+            observer.misconfigured(&misconfigured(Some("mend the user")));
+        }
+        assert_eq!(advised(), 2);
+        observer.redis_fails(&misconfigured(None));
+        observer.redis_answers();
+        assert_eq!(advised(), 0);
     }
 }

@@ -148,7 +148,7 @@ fn a_refusal_allocates_only_its_box() {
 fn sizes_are_moderate() {
     type Future = ResponseFuture<NoOp, String, Fail>;
     for (name, size, most) in [
-        ("Scope", size_of::<Scope>(), 128),
+        ("Scope", size_of::<Scope>(), 136),
         ("Acquire", size_of::<Acquire>(), 256),
         ("Permit", size_of::<Permit>(), 256),
         ("Rejected", size_of::<Rejected>(), 192),

@@ -12,9 +12,9 @@ use std::{
 use tokio::time::Instant;
 
 use super::{
-    builder::Fallback,
     core::Core,
     permit::{Origins, Permit, Taken},
+    remote::{Mode, Remote},
     turns::TOLERANCE,
     waiter::{Outcome, Waiter},
 };
@@ -22,6 +22,7 @@ use crate::{
     clock::{LONGEST_WAIT, to_us},
     decision::{Decision, Failure, Origin},
     error::Rejected,
+    fallback::Fallback,
     scope::{Scope, Scopes},
 };
 
@@ -63,6 +64,8 @@ pub struct Acquire {
     deadline: Option<Instant>,
     /// The scopes taken so far, where they are taken in several steps.
     taken: Vec<(usize, Origin)>,
+    /// The scopes taken from memory beside Redis, as long as it has just come back.
+    beside: Vec<usize>,
     state: State,
 }
 
@@ -90,6 +93,7 @@ impl Acquire {
             max_wait: max_wait.min(LONGEST_WAIT),
             deadline: None,
             taken: Vec::new(),
+            beside: Vec::new(),
             state: State::Start,
         }
     }
@@ -138,35 +142,60 @@ impl Acquire {
         }
         let left = self.left();
         if left.as_slice().is_empty() {
-            return Poll::Ready(Ok(self.permit(None, self.core.home())));
+            // Nothing, or all that was to be taken in several steps.
+            let home = match self.core.remote {
+                Some(_) => Origin::Redis,
+                None => Origin::Memory,
+            };
+            return Poll::Ready(Ok(self.permit(None, home)));
         }
         let max_wait = match self.deadline {
             Some(deadline) => deadline.saturating_duration_since(Instant::now()),
             None => self.max_wait,
         };
-        let max_wait_us = to_us(max_wait);
-        let home = self.core.home();
-        if let Some(remote) = &self.core.remote {
-            // A free turn of this process counts before what is known of the bucket.
-            if !max_wait.is_zero() && !self.core.turns.is_empty() {
-                let waiter = self.waiter(left.clone(), max_wait_us);
-                if self.joins(&waiter, home, max_wait) {
-                    self.state = State::Waiting(waiter);
-                    return Poll::Pending;
+        // Kept alive beside `self`, which the steps change.
+        let core = self.core.clone();
+        let Some(remote) = &core.remote else {
+            return self.ask_memory(left, max_wait, Origin::Memory);
+        };
+        match remote.mode() {
+            Mode::Passing => {}
+            Mode::Away(failure) => return self.fall_back(&failure),
+            Mode::Grace => {
+                let first = self.to_take_beside();
+                if !first.as_slice().is_empty() {
+                    return self.ask_memory(first, max_wait, Origin::Grace);
                 }
             }
-            for scope in &left {
-                if let Some(retry_after) = remote.refuses(scope, max_wait_us) {
-                    let refused = Rejected::limited(scope, retry_after, false);
-                    return self.refuse(refused);
-                }
-            }
-            let waiter = self.waiter(left, max_wait_us);
-            remote.take(waiter.clone());
-            self.state = State::Waiting(waiter);
-            return Poll::Pending;
         }
-        self.ask_memory(left, max_wait, home)
+        self.ask_redis(remote, left, max_wait)
+    }
+
+    fn ask_redis(
+        &mut self,
+        remote: &Remote,
+        left: Scopes,
+        max_wait: Duration,
+    ) -> Poll<Result<Permit, Rejected>> {
+        let max_wait_us = to_us(max_wait);
+        // A free turn of this process counts before what is known of the bucket.
+        if !max_wait.is_zero() && !self.core.turns.is_empty() {
+            let waiter = self.waiter(left.clone(), max_wait_us);
+            if self.joins(&waiter, Origin::Redis, max_wait) {
+                self.state = State::Waiting(waiter);
+                return Poll::Pending;
+            }
+        }
+        for scope in &left {
+            if let Some(retry_after) = remote.refuses(scope, max_wait_us) {
+                let refused = Rejected::limited(scope, retry_after, false);
+                return self.refuse(refused);
+            }
+        }
+        let waiter = self.waiter(left, max_wait_us);
+        remote.take(waiter.clone());
+        self.state = State::Waiting(waiter);
+        Poll::Pending
     }
 
     fn ask_memory(
@@ -186,11 +215,16 @@ impl Acquire {
         let slice = left.as_slice();
         match self.core.take_from_memory(slice, max_wait_us, origin) {
             Decision::Now { tightest, level } => {
+                if origin == Origin::Grace {
+                    let beside: Vec<_> = slice.iter().map(|scope| self.index_of(scope)).collect();
+                    self.beside.extend(beside);
+                    return self.ask();
+                }
                 let scope = self.index_of(&slice[tightest]);
                 Poll::Ready(Ok(self.permit(Some((scope, level)), origin)))
             }
             Decision::Refused { which, retry_after } => {
-                let degraded = origin == Origin::Share;
+                let degraded = origin != Origin::Memory;
                 let refused = Rejected::limited(&slice[which], retry_after, degraded);
                 self.refuse(refused)
             }
@@ -203,26 +237,48 @@ impl Acquire {
         }
     }
 
-    /// Redis could not be asked: the policy decides.
+    /// Redis could not be asked: the policies decide.
     fn fall_back(&mut self, failure: &Failure) -> Poll<Result<Permit, Rejected>> {
-        self.core.observer.fell_back(failure.kind);
-        match self.core.fallback {
-            Fallback::Open => Poll::Ready(Ok(self.permit(None, Origin::Nowhere))),
-            Fallback::Closed => {
-                let left = self.left();
-                let scope = &left.as_slice()[0];
-                let source = failure.source.clone();
-                let refused = Rejected::unavailable(scope, Some(source));
-                self.refuse(refused)
-            }
-            Fallback::Share(_) => {
-                let max_wait = self.deadline.map_or(self.max_wait, |deadline| {
-                    deadline.saturating_duration_since(Instant::now())
-                });
-                let left = self.left();
-                self.ask_memory(left, max_wait, Origin::Share)
-            }
+        let core = self.core.clone();
+        core.observer.fell_back(failure.kind);
+        for index in std::mem::take(&mut self.beside) {
+            // Redis has not charged it.
+            core.shares.owe(&self.scopes.as_slice()[index]);
+            self.taken.push((index, Origin::Share));
         }
+        let left = self.left();
+        let closed = left
+            .iter()
+            .find(|scope| core.shares.policy(scope) == Fallback::Closed);
+        if let Some(scope) = closed {
+            let refused = Rejected::unavailable(scope, Some(failure.source.clone()));
+            return self.refuse(refused);
+        }
+        for scope in left.iter().filter(|scope| !core.shares.holds(scope)) {
+            self.taken.push((self.index_of(scope), Origin::Nowhere));
+        }
+        let left = self.left();
+        if left.as_slice().is_empty() {
+            return Poll::Ready(Ok(self.permit(None, Origin::Share)));
+        }
+        let max_wait = self.deadline.map_or(self.max_wait, |deadline| {
+            deadline.saturating_duration_since(Instant::now())
+        });
+        self.ask_memory(left, max_wait, Origin::Share)
+    }
+
+    /// The scopes of which memory must admit first, as long as others may have spent what Redis
+    /// does not know of.
+    fn to_take_beside(&self) -> Scopes {
+        let left = self.left();
+        let first: Vec<_> = left
+            .iter()
+            .filter(|scope| {
+                self.core.shares.holds(scope) && !self.beside.contains(&self.index_of(scope))
+            })
+            .cloned()
+            .collect();
+        first.into()
     }
 
     /// A turn that a cancelled sleeper left behind, without asking the store.
@@ -276,6 +332,7 @@ impl Acquire {
             Origins::Each(each.into())
         };
         self.taken.clear();
+        self.beside.clear();
         self.state = State::Done;
         let scopes = std::mem::take(&mut self.scopes);
         Permit::new(Taken::new(self.core.clone(), scopes, origins), tightest)
@@ -291,6 +348,10 @@ impl Acquire {
         for (index, origin) in self.taken.drain(..) {
             let scope = &self.scopes.as_slice()[index];
             self.core.give_back(scope, scope.tokens(), origin);
+        }
+        for index in self.beside.drain(..) {
+            let scope = &self.scopes.as_slice()[index];
+            self.core.give_back(scope, scope.tokens(), Origin::Grace);
         }
     }
 
@@ -314,6 +375,10 @@ impl Acquire {
                 if turn.elapsed() > TOLERANCE {
                     // Nobody polled this in time; going now would crowd those whose turn it is.
                     self.core.give_back(scope, scope.tokens(), origin);
+                    return self.ask();
+                }
+                if origin == Origin::Grace {
+                    self.beside.push(self.index_of(scope));
                     return self.ask();
                 }
                 self.taken.push((self.index_of(scope), origin));

@@ -1,55 +1,19 @@
 //! Settings of a limiter.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
-use super::{core::Core, handle::Limiter, remote::Remote};
-use crate::error::ConfigError;
+use super::{core::Core, handle::Limiter, shares::Shares, turns::Turns};
+use crate::{
+    error::ConfigError,
+    fallback::{Fallback, Share},
+    members::Members,
+    memory::MemoryStore,
+    observe::{Health, Observer},
+};
 
 const DEFAULT_PREFIX: &str = "throttle:v1:";
 const DEFAULT_TIMEOUT: Duration = Duration::from_millis(100);
 const DEFAULT_MAX_SCOPES: usize = 1_000_000;
-
-/// What decides while Redis cannot be asked.
-///
-/// # Examples
-///
-/// ```
-/// use tower_throttle::{Fallback, Limiter};
-///
-/// let limiter = Limiter::builder().fallback(Fallback::Closed).build()?;
-/// # Ok::<_, tower_throttle::ConfigError>(())
-/// ```
-#[derive(Clone, Copy, Debug, PartialEq)]
-#[non_exhaustive]
-pub enum Fallback {
-    /// This process's memory, holding a share of every limit.
-    Share(Share),
-    /// Nothing: everybody passes. Such permits say that they are degraded.
-    Open,
-    /// Nothing: everybody is refused with [`Reason::Unavailable`](crate::Reason::Unavailable).
-    Closed,
-}
-
-/// Which part of a limit this process may spend by itself.
-///
-/// # Examples
-///
-/// ```
-/// use tower_throttle::{Fallback, Limiter, Share};
-///
-/// let limiter = Limiter::builder()
-///     .fallback(Fallback::Share(Share::Fixed(0.25)))
-///     .build()?;
-/// # Ok::<_, tower_throttle::ConfigError>(())
-/// ```
-#[derive(Clone, Copy, Debug, PartialEq)]
-#[non_exhaustive]
-pub enum Share {
-    /// An equal one: one over [`replicas`](LimiterBuilder::replicas).
-    Auto,
-    /// This part, above 0 and at most 1.
-    Fixed(f64),
-}
 
 /// Builds a [`Limiter`].
 ///
@@ -159,8 +123,8 @@ impl LimiterBuilder {
         self
     }
 
-    /// What decides while Redis cannot be asked; [`Share::Auto`] of each limit in memory unless
-    /// said.
+    /// What decides while Redis cannot be asked: [`Fallback::Share`] with [`Share::Auto`] unless
+    /// said. A scope may say otherwise for itself: [`Scope::fallback`](crate::Scope::fallback).
     ///
     /// ```
     /// # use tower_throttle::{Fallback, Limiter};
@@ -172,7 +136,8 @@ impl LimiterBuilder {
         self
     }
 
-    /// How many processes share the limits, for [`Share::Auto`]; 1 unless said.
+    /// How many limiters share the limits, for [`Share::Auto`] as long as they have not been
+    /// counted through Redis: a hint for a start without it; 1 unless said.
     ///
     /// ```
     /// # use tower_throttle::Limiter;
@@ -225,40 +190,62 @@ impl LimiterBuilder {
                 "max_scopes is zero: write how many buckets memory may hold, at least 1",
             ));
         }
-        if let Fallback::Share(Share::Fixed(part)) = self.fallback
-            && !(part > 0.0 && part <= 1.0)
-        {
-            return Err(ConfigError::new(format!(
-                "a share of {part} is no part of a limit: write a number above 0, at most 1"
-            )));
-        }
+        self.fallback.check()?;
         #[cfg(feature = "redis")]
-        let remote = self.url.clone();
-        #[cfg(not(feature = "redis"))]
-        let remote = None::<Secret>;
-        let mut core = self.core();
-        if let Some(url) = remote {
-            core.remote = Some(Remote::new(url.0, self.prefix, self.timeout, &core)?);
+        if let Some(url) = &self.url {
+            let driver = crate::redis::Driver::new(&url.0, self.timeout)?;
+            return Ok(self.connected_by(driver, random()));
         }
-        Ok(Limiter::from_core(core))
+        Ok(self.into_memory())
     }
 
     /// Without Redis nothing can be wrong.
     pub(crate) fn into_memory(self) -> Limiter {
-        Limiter::from_core(self.core())
+        Limiter::from_core(self.core(Health::InMemory))
     }
 
-    fn core(&self) -> Core {
-        let share = match self.fallback {
-            Fallback::Share(Share::Fixed(part)) => 1.0 / part,
-            _ => f64::from(self.replicas),
+    /// Over connections of any make.
+    #[cfg(feature = "redis")]
+    pub(crate) fn connected_by(self, connect: impl crate::redis::Connect, seed: u64) -> Limiter {
+        let mut core = self.core(Health::Redis);
+        let config = crate::redis::LinkConfig {
+            connect: Box::new(connect),
+            prefix: self.prefix,
+            timeout: self.timeout,
+            known: Arc::new(crate::redis::Known::new(self.max_scopes)),
+            members: core.shares.members.clone(),
+            books: core.shares.clone(),
+            observer: core.observer.clone(),
+            seed,
         };
-        let secret = self.secret.as_ref().map_or("", |secret| &secret.0);
-        Core::new(
-            blake3::derive_key("tower-throttle 2026 bucket names", secret.as_bytes()),
-            self.max_scopes,
-            self.fallback,
-            share,
-        )
+        core.remote = Some(super::remote::Remote::new(config, core.salt));
+        Limiter::from_core(core)
     }
+
+    fn core(&self, health: Health) -> Core {
+        let secret = self.secret.as_ref().map_or("", |secret| &secret.0);
+        let salt = blake3::derive_key("tower-throttle 2026 bucket names", secret.as_bytes());
+        let memory = Arc::new(MemoryStore::new(self.max_scopes));
+        let shares = Shares {
+            memory: memory.clone(),
+            members: Arc::new(Members::new(self.replicas)),
+            salt,
+            fallback: self.fallback,
+        };
+        Core {
+            memory,
+            shares: Arc::new(shares),
+            remote: None,
+            turns: Turns::default(),
+            observer: Arc::new(Observer::new(health)),
+            salt,
+        }
+    }
+}
+
+/// Different in each limiter: what seeds the standard hash maps.
+#[cfg(feature = "redis")]
+fn random() -> u64 {
+    use std::hash::BuildHasher;
+    std::hash::RandomState::new().hash_one(0)
 }

@@ -2,48 +2,68 @@
 
 use std::sync::Arc;
 
-use super::{builder::Fallback, remote::Remote, turns::Turns};
+use super::{
+    remote::{Mode, Remote},
+    shares::{Shares, whole},
+    turns::Turns,
+};
 use crate::{
     bucket::{Bucket, TakenAll, Terms},
-    clock::from_us,
+    clock::{from_us, to_us},
     decision::{Decision, Origin},
-    memory::{Demand, MemoryStore},
-    observe::{Health, Observer},
-    scope::Scope,
+    fallback::Fallback,
+    memory::{Demand, MemoryStore, StandIn},
+    observe::Observer,
+    scope::{BucketId, Scope},
 };
 
 pub(crate) struct Core {
-    pub(crate) memory: MemoryStore,
+    pub(crate) memory: Arc<MemoryStore>,
+    pub(crate) shares: Arc<Shares>,
     pub(crate) remote: Option<Remote>,
     pub(crate) turns: Turns,
     pub(crate) observer: Arc<Observer>,
     pub(crate) salt: [u8; 32],
-    pub(crate) fallback: Fallback,
-    /// Among how many a limit is shared while Redis is away.
-    share: f64,
 }
 
 impl Core {
-    pub(crate) fn new(salt: [u8; 32], max_scopes: usize, fallback: Fallback, share: f64) -> Self {
-        Self {
-            memory: MemoryStore::new(max_scopes),
-            remote: None,
-            turns: Turns::default(),
-            observer: Arc::default(),
-            salt,
-            fallback,
-            share,
+    /// By which numbers a store holds this scope.
+    pub(crate) fn terms(&self, scope: &Scope, origin: Origin) -> Terms {
+        match origin {
+            Origin::Share | Origin::Grace => self.shares.terms(scope),
+            _ => whole(scope),
         }
     }
 
-    /// By which numbers a store holds this scope.
-    pub(crate) fn terms(&self, scope: &Scope, origin: Origin) -> Terms {
-        let quota = scope.quota();
-        let terms = Terms::new(quota.capacity(), quota.rate());
-        match origin {
-            Origin::Share => terms.share(self.share),
-            _ => terms,
+    /// How memory stands in for Redis on this scope.
+    fn stand_in(&self, scope: &Scope, id: &BucketId, origin: Origin) -> Option<StandIn> {
+        let owes = match origin {
+            Origin::Share => true,
+            Origin::Grace => false,
+            _ => return None,
+        };
+        let mut most = f64::INFINITY;
+        if let Some(remote) = &self.remote {
+            let (tripped, recovered) = remote.last_outage();
+            // What Redis told after the outage, memory need not follow: it spends beside it.
+            let tells = |at| owes || recovered.is_none_or(|recovered| at < recovered);
+            if let Some((level, at)) = remote.known_level(id)
+                && tells(at)
+            {
+                most = level / self.shares.divisor(scope);
+            }
+            if let Fallback::Strict(_) = self.shares.policy(scope) {
+                let since = if owes { remote.away_since() } else { tripped };
+                // Redis is there, only too slow for this one: nothing is granted beside it.
+                let filled = since.map_or(0.0, |since| to_us(since.elapsed()));
+                most = most.min(filled * self.shares.terms(scope).per_us);
+            }
         }
+        Some(StandIn {
+            whole: whole(scope),
+            most,
+            owes,
+        })
     }
 
     /// Takes from all of these different buckets in memory, or from none.
@@ -57,9 +77,23 @@ impl Core {
             [scope] => {
                 let terms = self.terms(scope, origin);
                 let cost = scope.tokens();
-                let (taken, level) = self.memory.with(&scope.id(&self.salt), terms, |bucket| {
-                    (bucket.take(cost, 1, max_wait_us, terms), bucket.level)
-                });
+                let id = scope.id(&self.salt);
+                let take =
+                    |bucket: &mut Bucket| (bucket.take(cost, 1, max_wait_us, terms), bucket.level);
+                let (taken, level) = match self.stand_in(scope, &id, origin) {
+                    None => self.memory.with(&id, terms, take),
+                    Some(stand_in) => {
+                        let owes = stand_in.owes;
+                        self.memory
+                            .with_stand_in(&id, terms, stand_in, |bucket, owed| {
+                                let (taken, level) = take(bucket);
+                                if owes && taken.granted > 0.0 {
+                                    *owed += cost;
+                                }
+                                (taken, level)
+                            })
+                    }
+                };
                 if taken.now > 0.0 {
                     Decision::Now { tightest: 0, level }
                 } else if taken.granted > 0.0 {
@@ -77,10 +111,14 @@ impl Core {
             scopes => {
                 let demands: Vec<_> = scopes
                     .iter()
-                    .map(|scope| Demand {
-                        id: scope.id(&self.salt),
-                        cost: scope.tokens(),
-                        terms: self.terms(scope, origin),
+                    .map(|scope| {
+                        let id = scope.id(&self.salt);
+                        Demand {
+                            id,
+                            cost: scope.tokens(),
+                            terms: self.terms(scope, origin),
+                            stand_in: self.stand_in(scope, &id, origin),
+                        }
                     })
                     .collect();
                 match self.memory.take_all(&demands, max_wait_us) {
@@ -114,69 +152,69 @@ impl Core {
     }
 
     fn level_in_memory(&self, scope: &Scope, origin: Origin) -> f64 {
-        let terms = self.terms(scope, origin);
-        self.memory
-            .with(&scope.id(&self.salt), terms, |bucket| bucket.level)
+        let (id, terms) = (scope.id(&self.salt), self.terms(scope, origin));
+        match self.stand_in(scope, &id, origin) {
+            None => self.memory.with(&id, terms, |bucket| bucket.level),
+            Some(stand_in) => {
+                let level = |bucket: &mut Bucket, _: &mut f64| bucket.level;
+                self.memory.with_stand_in(&id, terms, stand_in, level)
+            }
+        }
     }
 
     /// Gives back what `origin` granted and nobody used.
     pub(crate) fn give_back(&self, scope: &Scope, tokens: f64, origin: Origin) {
-        if tokens > 0.0 {
-            self.correct(
-                scope,
-                origin,
-                |bucket, terms| bucket.give_back(tokens, terms),
-                |remote| remote.give_back(scope, tokens),
-            );
+        if tokens <= 0.0 {
+            return;
+        }
+        match (origin, &self.remote) {
+            (Origin::Memory, _) => {
+                let terms = whole(scope);
+                self.memory.with(&scope.id(&self.salt), terms, |bucket| {
+                    bucket.give_back(tokens, terms);
+                });
+            }
+            (Origin::Grace, _) => self.shares.give_back_unowed(scope),
+            // What a share granted is charged to Redis as soon as that is back.
+            (Origin::Redis | Origin::Share, Some(remote)) => match remote.away_since() {
+                None => remote.give_back(scope, tokens),
+                Some(_) => self.shares.correct(scope, -tokens),
+            },
+            (Origin::Redis | Origin::Share, None) | (Origin::Nowhere, _) => {}
         }
     }
 
     /// Charges what was used beyond what `origin` granted.
     pub(crate) fn charge(&self, scope: &Scope, tokens: f64, origin: Origin) {
-        if tokens > 0.0 {
-            self.correct(
-                scope,
-                origin,
-                |bucket, terms| bucket.charge(tokens, terms),
-                |remote| remote.charge(scope, tokens),
-            );
+        if tokens <= 0.0 {
+            return;
         }
-    }
-
-    /// Corrects a bucket where it is.
-    fn correct(
-        &self,
-        scope: &Scope,
-        origin: Origin,
-        in_memory: impl FnOnce(&mut Bucket, Terms),
-        in_redis: impl FnOnce(&Remote),
-    ) {
         match (origin, &self.remote) {
-            (Origin::Memory | Origin::Share, _) => {
-                let terms = self.terms(scope, origin);
+            (Origin::Memory, _) => {
+                let terms = whole(scope);
                 self.memory.with(&scope.id(&self.salt), terms, |bucket| {
-                    in_memory(bucket, terms);
+                    bucket.charge(tokens, terms);
                 });
             }
-            (Origin::Redis, Some(remote)) => in_redis(remote),
-            (Origin::Redis, None) | (Origin::Nowhere, _) => {}
-        }
-    }
-
-    /// The store that holds the buckets while all is well.
-    pub(crate) fn home(&self) -> Origin {
-        match self.remote {
-            Some(_) => Origin::Redis,
-            None => Origin::Memory,
+            (Origin::Redis | Origin::Share | Origin::Grace, Some(remote)) => {
+                match remote.away_since() {
+                    None => remote.charge(scope, tokens),
+                    Some(_) => self.shares.correct(scope, tokens),
+                }
+            }
+            (Origin::Redis | Origin::Share | Origin::Grace, None) | (Origin::Nowhere, _) => {}
         }
     }
 
     pub(crate) async fn peek(&self, scope: &Scope) -> (f64, bool) {
         match &self.remote {
             None => (self.level_in_memory(scope, Origin::Memory), false),
-            Some(remote) => match remote.look(scope).await {
-                Ok(level) => (level, false),
-                Err(_) => (self.level_in_memory(scope, Origin::Share), true),
+            Some(remote) => match remote.mode() {
+                Mode::Away(_) => (self.level_in_memory(scope, Origin::Share), true),
+                Mode::Passing | Mode::Grace => match remote.look(scope).await {
+                    Ok(level) => (level, false),
+                    Err(_) => (self.level_in_memory(scope, Origin::Share), true),
+                },
             },
         }
     }
@@ -189,19 +227,15 @@ impl Core {
         }
     }
 
-    pub(crate) fn health(&self) -> Health {
-        match (&self.remote, self.observer.degraded()) {
-            (None, _) => Health::InMemory,
-            (Some(_), None) => Health::Redis,
-            (Some(_), Some((since, reason))) => Health::Degraded { since, reason },
-        }
-    }
-
     /// Whether somebody here waits for one of these scopes, or Redis is known to refuse it.
     pub(crate) fn is_scarce(&self, scopes: &[Scope], max_wait_us: f64) -> bool {
-        let home = self.home();
+        let origins = match self.remote {
+            None => &[Origin::Memory][..],
+            Some(_) => &[Origin::Redis, Origin::Share, Origin::Grace],
+        };
         scopes.iter().any(|scope| {
-            self.turns.has_sleepers(self, scope, home)
+            let sleeps = |origin: &Origin| self.turns.has_sleepers(self, scope, *origin);
+            origins.iter().any(sleeps)
                 || self
                     .remote
                     .as_ref()

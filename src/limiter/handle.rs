@@ -2,11 +2,14 @@
 
 use std::{fmt, sync::Arc, time::Duration};
 
+use tokio::sync::watch;
+
 use super::{acquire::Acquire, builder::LimiterBuilder, core::Core};
 #[cfg(feature = "redis")]
 use crate::error::ConfigError;
 use crate::{
     clock::to_us,
+    decision::FailureKind,
     observe::Health,
     scope::{IntoScopes, Scope},
 };
@@ -191,7 +194,48 @@ impl Limiter {
     /// assert!(matches!(Limiter::in_memory().health(), Health::InMemory));
     /// ```
     pub fn health(&self) -> Health {
-        self.core.health()
+        self.core.observer.health()
+    }
+
+    /// The transitions of [`health`](Self::health), the latest of them at least.
+    ///
+    /// ```
+    /// # use tower_throttle::{Health, Limiter};
+    /// let mut changes = Limiter::in_memory().health_changes();
+    /// # tokio::runtime::Runtime::new().map(|runtime| { let _in = runtime.enter();
+    /// tokio::spawn(async move {
+    ///     while changes.changed().await.is_ok() {
+    ///         println!("{}", *changes.borrow_and_update());
+    ///     }
+    /// });
+    /// # }).unwrap();
+    /// ```
+    pub fn health_changes(&self) -> watch::Receiver<Health> {
+        self.core.observer.changes()
+    }
+
+    /// Says goodbye to the other limiters, before a planned stop.
+    ///
+    /// They leave room for a limiter that falls silent, for a minute, because it may live from
+    /// its share; for one that says goodbye they do not. Dropping the last clone says goodbye
+    /// too, if the runtime lives long enough. It goes on limiting, but is no longer counted.
+    ///
+    /// ```
+    /// # use tower_throttle::Limiter;
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() {
+    /// let limiter = Limiter::in_memory();
+    /// // … serve until the signal to stop comes, then:
+    /// limiter.leave().await;
+    /// # }
+    /// ```
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropped, the goodbye may or may not have been said.
+    pub async fn leave(&self) {
+        if let Some(remote) = &self.core.remote {
+            remote.leave().await;
+        }
     }
 
     /// Decisions that were made without Redis because it could not be asked in time.
@@ -202,6 +246,16 @@ impl Limiter {
     /// ```
     pub fn fallbacks(&self) -> u64 {
         self.core.observer.fallbacks()
+    }
+
+    /// Those of them that were made for this reason.
+    ///
+    /// ```
+    /// # use tower_throttle::{FailureKind, Limiter};
+    /// assert_eq!(Limiter::in_memory().fallbacks_by(FailureKind::Timeout), 0);
+    /// ```
+    pub fn fallbacks_by(&self, reason: FailureKind) -> u64 {
+        self.core.observer.fallbacks_by(reason)
     }
 
     /// Buckets held in this process's memory.

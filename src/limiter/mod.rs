@@ -6,13 +6,14 @@ mod core;
 mod handle;
 mod permit;
 mod remote;
+mod shares;
 mod turns;
 mod waiter;
 
 pub(crate) use self::acquire::Progress;
 pub use self::{
     acquire::Acquire,
-    builder::{Fallback, LimiterBuilder, Share},
+    builder::LimiterBuilder,
     handle::{Level, Limiter},
     permit::{Permit, PermitHandle},
 };

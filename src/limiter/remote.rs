@@ -2,34 +2,67 @@
 
 use std::{sync::Arc, time::Duration};
 
-use super::{core::Core, waiter::Waiter};
-use crate::{decision::Failure, error::ConfigError, scope::Scope};
+use tokio::time::Instant;
+
+use super::waiter::Waiter;
+#[cfg(feature = "redis")]
+use crate::redis;
+use crate::{decision::Failure, scope::BucketId, scope::Scope};
+
+/// How Redis is, for somebody who is about to ask it.
+#[derive(Debug)]
+pub(crate) enum Mode {
+    /// It decides.
+    Passing,
+    /// It decides, but memory must admit as well.
+    Grace,
+    /// It is left alone.
+    Away(Failure),
+}
 
 #[cfg(feature = "redis")]
 pub(crate) struct Remote {
-    batcher: crate::redis::Batcher<Arc<Waiter>, crate::redis::Link>,
+    batcher: redis::Batcher<Arc<Waiter>, redis::Link>,
+    known: Arc<redis::Known>,
     salt: [u8; 32],
 }
 
 #[cfg(feature = "redis")]
 impl Remote {
-    pub(crate) fn new(
-        url: String,
-        prefix: String,
-        timeout: Duration,
-        core: &Core,
-    ) -> Result<Self, ConfigError> {
-        use crate::redis::{Batcher, Link, LinkConfig};
-        let config = LinkConfig {
-            url,
-            prefix: prefix.clone(),
-            timeout,
-        };
-        let link = Link::new(config, core.observer.clone())?;
-        Ok(Self {
-            batcher: Batcher::new(link, prefix, core.salt),
-            salt: core.salt,
-        })
+    pub(crate) fn new(config: redis::LinkConfig, salt: [u8; 32]) -> Self {
+        let prefix = config.prefix.clone();
+        let known = config.known.clone();
+        let books = config.books.clone();
+        let link = redis::Link::new(config);
+        Self {
+            batcher: redis::Batcher::new(link, prefix, salt, known.clone(), books),
+            known,
+            salt,
+        }
+    }
+
+    pub(crate) fn mode(&self) -> Mode {
+        match self.batcher.wire().mode() {
+            redis::Mode::Passing => Mode::Passing,
+            redis::Mode::Grace => Mode::Grace,
+            redis::Mode::Away(failure) => Mode::Away(failure),
+        }
+    }
+
+    /// Since when Redis is away, if it is.
+    pub(crate) fn away_since(&self) -> Option<Instant> {
+        self.batcher.wire().tripped()
+    }
+
+    /// The last outage: when it began, and when it was over.
+    pub(crate) fn last_outage(&self) -> (Option<Instant>, Option<Instant>) {
+        self.batcher.wire().last_outage()
+    }
+
+    /// The level that was told last, refilled since then, if that is less than full; and when
+    /// it was told.
+    pub(crate) fn known_level(&self, id: &BucketId) -> Option<(f64, Instant)> {
+        self.known.level(id)
     }
 
     /// Queues a demand; the waiter is told in any case.
@@ -53,10 +86,14 @@ impl Remote {
         self.batcher.reset(scope).await
     }
 
+    pub(crate) async fn leave(&self) {
+        self.batcher.wire().leave().await;
+    }
+
     /// When to come back, where earlier replies tell that Redis would refuse.
     pub(crate) fn refuses(&self, scope: &Scope, max_wait_us: f64) -> Option<Duration> {
         let quota = scope.quota();
-        self.batcher.bounds().refuses(
+        self.known.refuses(
             &scope.id(&self.salt),
             crate::bucket::Terms::new(quota.capacity(), quota.rate()),
             scope.tokens(),
@@ -66,7 +103,7 @@ impl Remote {
 }
 
 #[cfg(feature = "redis")]
-impl crate::redis::Asker for Arc<Waiter> {
+impl redis::Asker for Arc<Waiter> {
     fn scopes(&self) -> &[Scope] {
         Waiter::scopes(self)
     }
@@ -89,8 +126,20 @@ pub(crate) enum Remote {}
 
 #[cfg(not(feature = "redis"))]
 impl Remote {
-    pub(crate) fn new(_: String, _: String, _: Duration, _: &Core) -> Result<Self, ConfigError> {
-        Err(ConfigError::new("the feature `redis` is off"))
+    pub(crate) fn mode(&self) -> Mode {
+        match *self {}
+    }
+
+    pub(crate) fn away_since(&self) -> Option<Instant> {
+        match *self {}
+    }
+
+    pub(crate) fn last_outage(&self) -> (Option<Instant>, Option<Instant>) {
+        match *self {}
+    }
+
+    pub(crate) fn known_level(&self, _: &BucketId) -> Option<(f64, Instant)> {
+        match *self {}
     }
 
     pub(crate) fn take(&self, _: Arc<Waiter>) {
@@ -110,6 +159,10 @@ impl Remote {
     }
 
     pub(crate) async fn reset(&self, _: &Scope) -> Result<f64, Failure> {
+        match *self {}
+    }
+
+    pub(crate) async fn leave(&self) {
         match *self {}
     }
 

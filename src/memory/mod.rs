@@ -2,4 +2,4 @@
 
 mod store;
 
-pub(crate) use self::store::{Demand, MemoryStore};
+pub(crate) use self::store::{Demand, MemoryStore, StandIn};

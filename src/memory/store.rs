@@ -2,7 +2,7 @@
 
 use std::sync::{
     Mutex, MutexGuard, PoisonError,
-    atomic::{AtomicU64, AtomicUsize, Ordering},
+    atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
 };
 
 use hashbrown::{DefaultHashBuilder, HashTable};
@@ -35,6 +35,28 @@ pub(crate) struct Demand {
     pub(crate) id: BucketId,
     pub(crate) cost: f64,
     pub(crate) terms: Terms,
+    /// Where the bucket is a share of one that another store holds.
+    pub(crate) stand_in: Option<StandIn>,
+}
+
+/// A bucket that stands in for one that another store holds.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct StandIn {
+    /// The quota of that one.
+    pub(crate) whole: Terms,
+    /// The level must not be above this, whatever was left here from earlier.
+    pub(crate) most: f64,
+    /// Whether what is taken here is owed to that one. Where it grants as well, nothing is.
+    pub(crate) owes: bool,
+}
+
+/// What is owed to the other store for one bucket.
+#[derive(Clone, Debug)]
+pub(crate) struct Debt {
+    pub(crate) id: Box<[u8]>,
+    pub(crate) whole: Terms,
+    /// Tokens; below zero: to be given back.
+    pub(crate) tokens: f64,
 }
 
 /// Buckets by identity.
@@ -51,6 +73,8 @@ pub(crate) struct MemoryStore {
     scopes: AtomicUsize,
     overflow_names: AtomicUsize,
     overflowed: AtomicU64,
+    /// Whether any bucket may owe something.
+    owing: AtomicBool,
 }
 
 #[derive(Default)]
@@ -67,21 +91,25 @@ struct Entry {
     /// The largest capacity and the slowest rate by which this bucket was used: it is full when
     /// it is full for them.
     widest: Terms,
-    promises: Option<Box<Promises>>,
+    rare: Option<Box<Rare>>,
 }
 
-struct Promises {
+/// What most buckets do not have.
+#[derive(Default)]
+struct Rare {
     tail: f64,
     big: f64,
     pool: f64,
+    owed: f64,
+    whole: Option<Terms>,
 }
 
 impl Entry {
     fn bucket(&self) -> Bucket {
         let (tail, big, pool) = self
-            .promises
+            .rare
             .as_ref()
-            .map_or((0.0, 0.0, 0.0), |p| (p.tail, p.big, p.pool));
+            .map_or((0.0, 0.0, 0.0), |rare| (rare.tail, rare.big, rare.pool));
         Bucket {
             level: self.level,
             at: self.at,
@@ -91,27 +119,38 @@ impl Entry {
         }
     }
 
-    fn store(&mut self, bucket: &Bucket) {
+    fn owed(&self) -> f64 {
+        self.rare.as_ref().map_or(0.0, |rare| rare.owed)
+    }
+
+    fn store(&mut self, bucket: &Bucket, owed: f64) {
         self.level = bucket.level;
         self.at = bucket.at;
-        if bucket.tail > bucket.at {
-            let promises = self.promises.get_or_insert_with(|| {
-                Box::new(Promises {
-                    tail: 0.0,
-                    big: 0.0,
-                    pool: 0.0,
-                })
-            });
-            promises.tail = bucket.tail;
-            promises.big = bucket.big;
-            promises.pool = bucket.pool;
-        } else {
-            self.promises = None;
+        if bucket.tail <= bucket.at && owed == 0.0 {
+            self.rare = None;
+            return;
         }
+        let rare = self.rare.get_or_insert_default();
+        rare.owed = owed;
+        (rare.tail, rare.big, rare.pool) = if bucket.tail > bucket.at {
+            (bucket.tail, bucket.big, bucket.pool)
+        } else {
+            (0.0, 0.0, 0.0)
+        };
     }
 
     fn is_full(&self, now: f64) -> bool {
         self.at + self.bucket().full_in(self.widest) <= now
+    }
+}
+
+/// What is still owed of a bucket that has refilled meanwhile: no more than it lacks. The other
+/// store's bucket has refilled as well, and both stand as if nothing had been taken.
+fn still_owed(owed: f64, bucket: &Bucket, terms: Terms) -> f64 {
+    if bucket.level >= terms.cap {
+        0.0
+    } else {
+        owed.min(terms.cap - bucket.level)
     }
 }
 
@@ -125,6 +164,7 @@ impl MemoryStore {
             scopes: AtomicUsize::new(0),
             overflow_names: AtomicUsize::new(0),
             overflowed: AtomicU64::new(0),
+            owing: AtomicBool::new(false),
         }
     }
 
@@ -161,7 +201,86 @@ impl MemoryStore {
             );
         }
         drop(shard);
-        self.with_overflow(id, now, terms, f)
+        self.with_overflow(id, now, |entry| visit(entry, now, terms, f), terms)
+    }
+
+    /// As `with`, on a bucket that stands in for another; `f` also changes what is owed.
+    pub(crate) fn with_stand_in<T>(
+        &self,
+        id: &BucketId,
+        terms: Terms,
+        stand_in: StandIn,
+        f: impl FnOnce(&mut Bucket, &mut f64) -> T,
+    ) -> T {
+        let hash = self.hasher.hash_one(id.as_bytes());
+        let now = self.clock.now_us();
+        let visit = |entry: &mut Entry| {
+            let mut bucket = entry.bucket();
+            bucket.visit(now, terms);
+            let mut owed = still_owed(entry.owed(), &bucket, terms);
+            bucket.level = bucket.level.min(stand_in.most);
+            let result = f(&mut bucket, &mut owed);
+            entry.widest = widest(entry.widest, terms);
+            self.store(entry, &bucket, owed, stand_in.whole);
+            result
+        };
+        let mut shard = self.lock(Self::shard_of(hash));
+        if let Some(entry) = shard.table.find_mut(hash, |e| *e.id == *id.as_bytes()) {
+            return visit(entry);
+        }
+        if self.has_room(&mut shard, now) {
+            self.scopes.fetch_add(1, Ordering::Relaxed);
+            return visit(self.insert(&mut shard, hash, id.as_bytes(), now, terms));
+        }
+        drop(shard);
+        self.with_overflow(id, now, visit, terms)
+    }
+
+    fn store(&self, entry: &mut Entry, bucket: &Bucket, owed: f64, whole: Terms) {
+        entry.store(bucket, owed);
+        if let Some(rare) = &mut entry.rare {
+            rare.whole = Some(whole);
+        }
+        if owed != 0.0 {
+            self.owing.store(true, Ordering::Release);
+        }
+    }
+
+    /// Whether any bucket may owe something.
+    pub(crate) fn owes(&self) -> bool {
+        self.owing.load(Ordering::Acquire)
+    }
+
+    /// What is owed, which from here on is no longer.
+    pub(crate) fn settle(&self) -> Vec<Debt> {
+        self.owing.store(false, Ordering::Release);
+        let now = self.clock.now_us();
+        let mut debts = Vec::new();
+        for shard in 0..SHARDS {
+            for entry in self.lock(shard).table.iter_mut() {
+                let owed = entry.owed();
+                if owed == 0.0 {
+                    continue;
+                }
+                let mut bucket = entry.bucket();
+                bucket.visit(now, entry.widest);
+                let tokens = still_owed(owed, &bucket, entry.widest);
+                let whole = entry.rare.as_ref().and_then(|rare| rare.whole);
+                // Of what strangers took together, nobody knows whose it was.
+                if let Some(whole) = whole
+                    && tokens != 0.0
+                    && entry.id.first() != Some(&OVERFLOW_MARK)
+                {
+                    debts.push(Debt {
+                        id: entry.id.clone(),
+                        whole,
+                        tokens,
+                    });
+                }
+                entry.store(&bucket, 0.0);
+            }
+        }
+        debts
     }
 
     /// Takes from every bucket or none.
@@ -192,6 +311,9 @@ impl MemoryStore {
                 .find(*hash, |entry| entry.id == *id)
                 .map_or_else(|| Bucket::full(now, demand.terms), Entry::bucket);
             bucket.visit(now, demand.terms);
+            if let Some(stand_in) = demand.stand_in {
+                bucket.level = bucket.level.min(stand_in.most);
+            }
             buckets.push(bucket);
         }
         let taken = take_all(
@@ -204,7 +326,12 @@ impl MemoryStore {
         if matches!(taken, TakenAll::Refused { .. }) {
             return taken;
         }
-        for (((demand, id), hash), bucket) in demands.iter().zip(&ids).zip(&hashes).zip(&buckets) {
+        let took = |index| match taken {
+            TakenAll::Slowest { which, .. } => which == index,
+            _ => true,
+        };
+        let places = demands.iter().zip(&ids).zip(&hashes).zip(&buckets);
+        for (at, (((demand, id), hash), bucket)) in places.enumerate() {
             let index = wanted
                 .binary_search(&Self::shard_of(*hash))
                 .unwrap_or_else(|index| index);
@@ -221,8 +348,19 @@ impl MemoryStore {
                     self.insert(shard, *hash, id, now, demand.terms)
                 }
             };
+            let mut before = entry.bucket();
+            before.visit(now, demand.terms);
+            let mut owed = still_owed(entry.owed(), &before, demand.terms);
             entry.widest = widest(entry.widest, demand.terms);
-            entry.store(bucket);
+            match demand.stand_in {
+                Some(stand_in) => {
+                    if took(at) && stand_in.owes {
+                        owed += demand.cost;
+                    }
+                    self.store(entry, bucket, owed, stand_in.whole);
+                }
+                None => entry.store(bucket, owed),
+            }
         }
         taken
     }
@@ -320,7 +458,7 @@ impl MemoryStore {
                     level: terms.cap,
                     at: now,
                     widest: terms,
-                    promises: None,
+                    rare: None,
                 },
                 |entry| hasher.hash_one(&*entry.id),
             )
@@ -331,23 +469,18 @@ impl MemoryStore {
         &self,
         id: &BucketId,
         now: f64,
+        visit: impl FnOnce(&mut Entry) -> T,
         terms: Terms,
-        f: impl FnOnce(&mut Bucket) -> T,
     ) -> T {
         self.overflowed.fetch_add(1, Ordering::Relaxed);
         let name = self.overflow_name(id);
         let hash = self.hasher.hash_one(&name[..]);
         let mut shard = self.lock(Self::shard_of(hash));
         if let Some(entry) = shard.table.find_mut(hash, |entry| *entry.id == *name) {
-            return visit(entry, now, terms, f);
+            return visit(entry);
         }
         self.overflow_names.fetch_add(1, Ordering::Relaxed);
-        visit(
-            self.insert(&mut shard, hash, &name, now, terms),
-            now,
-            terms,
-            f,
-        )
+        visit(self.insert(&mut shard, hash, &name, now, terms))
     }
 }
 
@@ -356,7 +489,8 @@ fn visit<T>(entry: &mut Entry, now: f64, terms: Terms, f: impl FnOnce(&mut Bucke
     bucket.visit(now, terms);
     let result = f(&mut bucket);
     entry.widest = widest(entry.widest, terms);
-    entry.store(&bucket);
+    let owed = still_owed(entry.owed(), &bucket, terms);
+    entry.store(&bucket, owed);
     result
 }
 

@@ -1,6 +1,6 @@
 -- The twin of bucket.rs: the same law, in the same order of operations, where the buckets live.
 --
--- KEYS     the buckets, each once
+-- KEYS     the buckets, each once; then the epoch, where ARGV[2] says which it must be
 -- ARGV[1]  doubles, little-endian: capacity and tokens per microsecond of each key; then
 --          commands until the end:
 --            0 n max_wait m (index cost)*m   take, n times (n > 1 only where m = 1)
@@ -8,7 +8,10 @@
 --            2 index tokens                  charge
 --            3 index                         full again
 --            4 index                         look
--- Reply    doubles: the server's time; per take: how many go now, how many are granted, the
+--            5 index tokens                  no more than this
+--            6 index                         empty it; where it is not full, stop here
+-- ARGV[2]  the epoch by which the caller knows these buckets
+-- Reply    nothing, where the epoch is another; else doubles: the server's time; per take: how many go now, how many are granted, the
 --          wait of the last, when a refused one may ask again, which of its buckets decides;
 --          then level and pool of each key. All times are microseconds.
 --
@@ -25,6 +28,11 @@ local t = redis.call('TIME')
 local now = t[1] * 1000000 + t[2]
 local argument, nkeys = ARGV[1], #KEYS
 local stored = redis.call('MGET', unpack(KEYS))
+if (ARGV[2] or '') ~= '' then
+  local epoch = stored[nkeys]
+  if not epoch or string.sub(epoch, 1, 8) ~= ARGV[2] then return '' end
+  nkeys = nkeys - 1
+end
 local cap, rate, level, at, tail, big, pool = {}, {}, {}, {}, {}, {}, {}
 local most, slowest, changed = {}, {}, {}
 local pos = 1
@@ -154,10 +162,18 @@ while pos <= size do
   else
     local i, x
     i, pos = unpack_d('<d', argument, pos)
-    changed[i] = true
-    if op == 3 then
+    if op == 6 then
+      if level[i] < cap[i] then break end
+      level[i], changed[i] = 0, true
+    elseif op == 3 then
       level[i], tail[i], big[i], pool[i] = cap[i], 0, 0, 0
+      changed[i] = true
+    elseif op == 5 then
+      x, pos = unpack_d('<d', argument, pos)
+      level[i], pool[i] = min(level[i], x), min(pool[i], max(x, 0))
+      changed[i] = true
     else
+      changed[i] = true
       x, pos = unpack_d('<d', argument, pos)
       if op == 1 then
         if tail[i] <= at[i] then

@@ -7,8 +7,8 @@ use tokio::{sync::oneshot, time::Instant};
 
 use super::{
     batcher::Shared,
-    bounds::Bounds,
-    command::{Asker, Command, Pending, Wire},
+    command::{Asker, Books, Command, Pending, Wire},
+    known::Known,
     script::{Argument, Reply},
 };
 use crate::{
@@ -26,7 +26,10 @@ const MOST_COMMANDS: usize = 16_384;
 
 /// What goes out as one call.
 pub(super) struct Batch<A: Asker> {
+    /// Of each quota, as long as some processes live from their shares.
+    part: f64,
     ids: Vec<BucketId>,
+    /// The whole quotas.
     terms: Vec<Terms>,
     /// Per bucket, the merged demand that the next equal one may join.
     open: Vec<Option<usize>>,
@@ -41,15 +44,16 @@ enum Step<A: Asker> {
         /// Bucket and cost.
         from: Vec<(usize, f64)>,
     },
-    GiveBack(usize, f64),
-    Charge(usize, f64),
+    GiveBack(usize, Scope, f64),
+    Charge(usize, Scope, f64),
     Reset(usize, oneshot::Sender<Result<f64, Failure>>),
     Look(usize, oneshot::Sender<Result<f64, Failure>>),
 }
 
 impl<A: Asker> Batch<A> {
-    fn new() -> Self {
+    fn new(part: f64) -> Self {
         Self {
+            part,
             ids: Vec::new(),
             terms: Vec::new(),
             open: Vec::new(),
@@ -62,7 +66,7 @@ impl<A: Asker> Batch<A> {
         commands: &mut VecDeque<Command<A>>,
         shared: &Shared<A, W>,
     ) -> Self {
-        let mut batch = Self::new();
+        let mut batch = Self::new(shared.wire.part());
         let mut index = Index::default();
         let mut left = MOST_COMMANDS;
         let (now, patience) = (Instant::now(), shared.wire.patience());
@@ -101,7 +105,7 @@ impl<A: Asker> Batch<A> {
                 // By two quotas in one demand. Nobody asks for that; kept, it would hold up
                 // everybody behind it for ever. Dropped, it is answered.
                 drop(commands.pop_front());
-                (batch, index) = (Self::new(), Index::default());
+                (batch, index) = (Self::new(batch.part), Index::default());
                 continue;
             };
             left -= 1;
@@ -178,8 +182,10 @@ impl<A: Asker> Batch<A> {
                 });
                 return;
             }
-            Command::GiveBack(_, tokens) => self.steps.push(Step::GiveBack(place, tokens)),
-            Command::Charge(_, tokens) => self.steps.push(Step::Charge(place, tokens)),
+            Command::GiveBack(scope, tokens) => {
+                self.steps.push(Step::GiveBack(place, scope, tokens));
+            }
+            Command::Charge(scope, tokens) => self.steps.push(Step::Charge(place, scope, tokens)),
             Command::Reset(_, reply) => self.steps.push(Step::Reset(place, reply)),
             Command::Look(_, reply) => self.steps.push(Step::Look(place, reply)),
         }
@@ -193,7 +199,7 @@ impl<A: Asker> Batch<A> {
     fn argument(&self) -> Vec<u8> {
         let mut argument = Argument::default();
         for terms in &self.terms {
-            argument.key(*terms);
+            argument.key(terms.part(self.part));
         }
         for step in &self.steps {
             match step {
@@ -207,8 +213,8 @@ impl<A: Asker> Batch<A> {
                     *max_wait_us,
                     from.iter().map(|(place, cost)| (place + 1, *cost)),
                 ),
-                Step::GiveBack(place, tokens) => argument.give_back(place + 1, *tokens),
-                Step::Charge(place, tokens) => argument.charge(place + 1, *tokens),
+                Step::GiveBack(place, _, tokens) => argument.give_back(place + 1, *tokens),
+                Step::Charge(place, _, tokens) => argument.charge(place + 1, *tokens),
                 Step::Reset(place, _) => argument.reset(place + 1),
                 Step::Look(place, _) => argument.look(place + 1),
             }
@@ -235,17 +241,31 @@ impl<A: Asker> Batch<A> {
         });
         match reply {
             Ok(reply) => {
-                self.answer(&reply, &shared.bounds, sent);
+                self.answer(&reply, &shared.known, sent);
                 None
             }
             Err(failure) => {
-                self.fail(&failure);
+                self.fail(&failure, &*shared.books);
                 Some(failure)
             }
         }
     }
 
-    fn answer(self, reply: &Reply<'_>, bounds: &Bounds, sent: Instant) {
+    fn answer(self, reply: &Reply<'_>, known: &Known, sent: Instant) {
+        // First, so that whoever is answered finds what is known.
+        let mut refusing = vec![false; self.ids.len()];
+        let takes = self.steps.iter().filter_map(|step| match step {
+            Step::Take { askers, from, .. } => Some((askers.len(), from)),
+            _ => None,
+        });
+        for (take, (askers, from)) in takes.enumerate() {
+            let answer = reply.answer(take);
+            let (place, _) = from[answer.which.min(from.len() - 1)];
+            refusing[place] |= answer.taken.granted < askers as f64;
+        }
+        for (place, (id, terms)) in self.ids.iter().zip(&self.terms).enumerate() {
+            known.learn(id, *terms, reply.level(place), sent, refusing[place]);
+        }
         let mut take = 0;
         for step in self.steps {
             match step {
@@ -253,10 +273,7 @@ impl<A: Asker> Batch<A> {
                     let answer = reply.answer(take);
                     take += 1;
                     let (place, cost) = from[answer.which.min(from.len() - 1)];
-                    let terms = self.terms[place];
-                    if answer.taken.granted < askers.len() as f64 {
-                        bounds.learn(&self.ids[place], terms, reply.level(place), sent);
-                    }
+                    let terms = self.terms[place].part(self.part);
                     let (tightest, level) = tightest(&from, &self.terms, reply);
                     for (k, asker) in askers.into_iter().enumerate() {
                         let k = k as u32;
@@ -275,26 +292,15 @@ impl<A: Asker> Batch<A> {
                         }));
                     }
                 }
-                Step::Look(place, answer) => {
+                Step::Look(place, answer) | Step::Reset(place, answer) => {
                     let _ = answer.send(Ok(reply.level(place).0));
                 }
-                // Calls that were sent after these were queued, but before they were sent, told
-                // an older level.
-                Step::Reset(place, answer) => {
-                    let (id, terms) = (&self.ids[place], self.terms[place]);
-                    bounds.learn(id, terms, reply.level(place), sent);
-                    let _ = answer.send(Ok(reply.level(place).0));
-                }
-                Step::GiveBack(place, _) => {
-                    let (id, terms) = (&self.ids[place], self.terms[place]);
-                    bounds.learn(id, terms, reply.level(place), sent);
-                }
-                Step::Charge(..) => {}
+                Step::GiveBack(..) | Step::Charge(..) => {}
             }
         }
     }
 
-    fn fail(self, failure: &Failure) {
+    fn fail(self, failure: &Failure, books: &dyn Books) {
         for step in self.steps {
             match step {
                 Step::Take { askers, .. } => {
@@ -305,7 +311,12 @@ impl<A: Asker> Batch<A> {
                 Step::Reset(_, answer) | Step::Look(_, answer) => {
                     let _ = answer.send(Err(failure.clone()));
                 }
-                Step::GiveBack(..) | Step::Charge(..) => {}
+                // Perhaps it was executed: rather charged twice, and not given back twice.
+                Step::Charge(_, scope, tokens) => books.correct(&scope, tokens),
+                Step::GiveBack(_, scope, tokens) if !failure.sent => {
+                    books.correct(&scope, -tokens);
+                }
+                Step::GiveBack(..) => {}
             }
         }
     }

@@ -15,8 +15,8 @@ use tokio::{
 
 use super::{
     batch::{Batch, terms_of},
-    bounds::Bounds,
-    command::{Asker, Command, Pending, Wire},
+    command::{Asker, Books, Command, Pending, Wire},
+    known::Known,
 };
 use crate::{
     decision::{Failure, FailureKind},
@@ -38,7 +38,8 @@ pub(super) struct Shared<A: Asker, W: Wire> {
     queue: Mutex<Queue<A>>,
     wake: Notify,
     pub(super) wire: W,
-    pub(super) bounds: Bounds,
+    pub(super) known: Arc<Known>,
+    pub(super) books: Arc<dyn Books>,
     pub(super) salt: [u8; 32],
     pub(super) prefix: String,
 }
@@ -52,7 +53,13 @@ struct Queue<A: Asker> {
 }
 
 impl<A: Asker, W: Wire> Batcher<A, W> {
-    pub(crate) fn new(wire: W, prefix: String, salt: [u8; 32]) -> Self {
+    pub(crate) fn new(
+        wire: W,
+        prefix: String,
+        salt: [u8; 32],
+        known: Arc<Known>,
+        books: Arc<dyn Books>,
+    ) -> Self {
         Self {
             shared: Arc::new(Shared {
                 queue: Mutex::new(Queue {
@@ -63,15 +70,16 @@ impl<A: Asker, W: Wire> Batcher<A, W> {
                 }),
                 wake: Notify::new(),
                 wire,
-                bounds: Bounds::default(),
+                known,
+                books,
                 salt,
                 prefix,
             }),
         }
     }
 
-    pub(crate) fn bounds(&self) -> &Bounds {
-        &self.shared.bounds
+    pub(crate) fn wire(&self) -> &W {
+        &self.shared.wire
     }
 
     /// Queues a demand; it is answered in any case.
@@ -81,7 +89,9 @@ impl<A: Asker, W: Wire> Batcher<A, W> {
 
     /// Gives back tokens that Redis granted and nobody used.
     pub(crate) fn give_back(&self, scope: &Scope, tokens: f64) {
-        self.forget(scope);
+        let shared = &self.shared;
+        let id = scope.id(&shared.salt);
+        shared.known.raise(&id, terms_of(scope), tokens);
         self.push(Command::GiveBack(scope.clone(), tokens));
     }
 
@@ -92,7 +102,9 @@ impl<A: Asker, W: Wire> Batcher<A, W> {
 
     /// Makes a bucket full.
     pub(crate) async fn reset(&self, scope: &Scope) -> Result<f64, Failure> {
-        self.forget(scope);
+        let shared = &self.shared;
+        let id = scope.id(&shared.salt);
+        shared.known.fill(&id, terms_of(scope));
         self.ask(|reply| Command::Reset(scope.clone(), reply)).await
     }
 
@@ -113,13 +125,6 @@ impl<A: Asker, W: Wire> Batcher<A, W> {
                 "the task that speaks to Redis was shut down",
             ))
         })
-    }
-
-    fn forget(&self, scope: &Scope) {
-        let shared = &self.shared;
-        shared
-            .bounds
-            .forget(&scope.id(&shared.salt), terms_of(scope));
     }
 
     fn push(&self, command: Command<A>) {
@@ -204,7 +209,7 @@ impl<A: Asker, W: Wire> Worker<A, W> {
             tokio::select! {
                 biased;
                 Some(failed) = calls.next(), if !calls.is_empty() => {
-                    if let Some(failure) = failed {
+                    if let Some(failure) = failed.filter(|failure| !failure.single) {
                         self.turn_away(&failure);
                     }
                 }
@@ -242,10 +247,8 @@ impl<A: Asker, W: Wire> Worker<A, W> {
                 Command::Reset(_, reply) | Command::Look(_, reply) => {
                     let _ = reply.send(Err(failure.clone()));
                 }
-                // Kept for a Redis that may be back much later, a give-back could meet a bucket
-                // that has long refilled by itself, and a charge could not be told from one that
-                // was executed: both are dropped.
-                Command::GiveBack(..) | Command::Charge(..) => {}
+                Command::GiveBack(scope, tokens) => self.shared.books.correct(&scope, -tokens),
+                Command::Charge(scope, tokens) => self.shared.books.correct(&scope, tokens),
             }
         }
     }
@@ -269,7 +272,17 @@ impl<A: Asker, W: Wire> Drop for Worker<A, W> {
             queue.gathered = 0;
             std::mem::take(&mut queue.commands)
         };
-        // Answered outside the lock: an answer may queue something.
-        drop(orphans);
+        // Outside the lock: an answer may queue something.
+        for orphan in orphans
+            .into_iter()
+            .chain(std::mem::take(&mut self.gathered))
+        {
+            match orphan {
+                Command::GiveBack(scope, tokens) => self.shared.books.correct(&scope, -tokens),
+                Command::Charge(scope, tokens) => self.shared.books.correct(&scope, tokens),
+                // Answered as they are dropped.
+                _ => {}
+            }
+        }
     }
 }

@@ -10,7 +10,8 @@ use tokio::{sync::Semaphore, time::Instant};
 
 use super::{
     batcher::Batcher,
-    command::{Asker, Wire},
+    command::{Asker, Books, Owed, Wire},
+    known::Known,
 };
 use crate::{
     decision::{Decision, Failure, FailureKind},
@@ -52,6 +53,10 @@ impl Wire for Scripted {
         PATIENCE
     }
 
+    fn part(&self) -> f64 {
+        1.0
+    }
+
     fn call(
         &self,
         keys: Vec<Vec<u8>>,
@@ -87,6 +92,24 @@ impl Wire for Scripted {
             }
             Ok(reply.into_iter().flat_map(f64::to_le_bytes).collect())
         }
+    }
+}
+
+/// Corrections that Redis was not told of.
+#[derive(Default)]
+struct Ledger(Mutex<Vec<f64>>);
+
+impl Books for Ledger {
+    fn correct(&self, _: &Scope, tokens: f64) {
+        self.0.lock().expect("no panic").push(tokens);
+    }
+
+    fn owes(&self) -> bool {
+        false
+    }
+
+    fn settle(&self) -> Vec<Owed> {
+        Vec::new()
     }
 }
 
@@ -126,14 +149,18 @@ struct Setup {
     batcher: Batcher<Caller, Scripted>,
     wire: Scripted,
     answers: Answers,
+    books: Arc<Ledger>,
     asked: usize,
 }
 
 impl Setup {
     fn new(wire: Scripted) -> Self {
+        let books = Arc::new(Ledger::default());
+        let known = Arc::new(Known::new(1_000));
         Self {
-            batcher: Batcher::new(wire.clone(), String::new(), [0; 32]),
+            batcher: Batcher::new(wire.clone(), String::new(), [0; 32], known, books.clone()),
             wire,
+            books,
             answers: Answers::default(),
             asked: 0,
         }
@@ -281,6 +308,27 @@ async fn a_failure_answers_all_who_wait_behind_it() {
             .iter()
             .all(|(_, answer)| *answer == Err(FailureKind::Timeout))
     );
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_redis_was_not_told_is_kept_in_the_books() {
+    let mut setup = Setup::new(Scripted {
+        fails: true,
+        ..Scripted::new(0)
+    });
+    let scope = QUOTA.scope("a");
+    setup.batcher.give_back(&scope, 1.0);
+    setup.batcher.charge(&scope, 2.0);
+    setup.ask([scope.clone()]);
+    setup.settle().await;
+    setup.batcher.give_back(&scope, 4.0);
+    setup.batcher.charge(&scope, 8.0);
+    setup.wire.answers.add_permits(1);
+    setup.settle().await;
+    // What was in flight may have happened: it is charged again, and not given back again.
+    let books = setup.books.0.lock().expect("no panic").clone();
+    assert_eq!(books, [2.0, -4.0, 8.0]);
+    assert_eq!(setup.wire.calls().len(), 1);
 }
 
 #[tokio::test(start_paused = true)]

@@ -1,10 +1,11 @@
-//! What is queued for Redis, who is told, and what carries it.
+//! What is queued for Redis, who is told, what carries it, and who keeps the books.
 
 use std::{future::Future, time::Duration};
 
 use tokio::{sync::oneshot, time::Instant};
 
 use crate::{
+    bucket::Terms,
     decision::{Decision, Failure, FailureKind},
     scope::Scope,
 };
@@ -14,12 +15,34 @@ pub(crate) trait Wire: Send + Sync + 'static {
     /// How long a demand may queue before it is turned away: as long as a call may take.
     fn patience(&self) -> Duration;
 
+    /// Which part of its quota this process asks for, for all processes that reach Redis.
+    fn part(&self) -> f64;
+
     /// Runs the script, within the deadline of the limiter, at most once.
     fn call(
         &self,
         keys: Vec<Vec<u8>>,
         argument: Vec<u8>,
     ) -> impl Future<Output = Result<Vec<u8>, Failure>> + Send;
+}
+
+/// Keeps what memory granted, and what could not be told to Redis.
+pub(crate) trait Books: Send + Sync + 'static {
+    /// Redis was not told of a correction: tokens charged, or, below zero, given back.
+    fn correct(&self, scope: &Scope, tokens: f64);
+    /// Whether anything is to be charged to Redis.
+    fn owes(&self) -> bool;
+    /// What is to be charged; from here on it is no longer in the books.
+    fn settle(&self) -> Vec<Owed>;
+}
+
+/// What one bucket is to be charged, or, below zero, to be given back.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Owed {
+    pub(crate) id: Box<[u8]>,
+    /// The whole quota, not a share.
+    pub(crate) terms: Terms,
+    pub(crate) tokens: f64,
 }
 
 /// Somebody who wants a decision.

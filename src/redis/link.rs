@@ -2,126 +2,196 @@
 
 use std::{
     sync::{
-        Arc, LazyLock, Mutex, MutexGuard, PoisonError, Weak,
-        atomic::{AtomicU64, Ordering},
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::Duration,
 };
 
-use redis::{
-    AsyncConnectionConfig, Client, Cmd, ErrorKind, IntoConnectionInfo, RedisError,
-    aio::MultiplexedConnection,
-};
 use tokio::{
-    sync::watch,
+    sync::{Notify, watch},
     time::{Instant, timeout, timeout_at},
 };
 
 use super::{
-    command::Wire,
-    failure::classify,
-    script::{Argument, SOURCE},
+    breaker::{Act, Breaker, Event},
+    command::{Books, Wire},
+    connect::{Connect, Session},
+    failure::timed_out,
+    heartbeat::{Epoch, Heartbeat},
+    keeper::Keeper,
+    known::Known,
+    recovery::Payments,
+    script::ACQUIRE,
 };
 use crate::{
-    bucket::Terms,
     decision::{Failure, FailureKind},
-    error::ConfigError,
+    members::{Beat, Members},
     observe::Observer,
 };
 
-/// One attempt to connect and to log in takes no longer.
-const CONNECT_TIMEOUT: Duration = Duration::from_millis(200);
-
-/// Between attempts, drawn at random from half to the whole of a pause that doubles.
-const FIRST_PAUSE: Duration = Duration::from_millis(50);
-const LONGEST_PAUSE: Duration = Duration::from_secs(1);
-
-/// A name that no scope can have, because `#` is escaped.
-const PROBE: &str = "#probe";
-
-static HASH: LazyLock<String> = LazyLock::new(|| redis::Script::new(SOURCE).get_hash().to_owned());
+/// After Redis is back, memory must admit as well for so long: longer than the longest pause
+/// between probes and the time-outs around it, so that all have charged what they spent.
+pub(crate) const GRACE: Duration = Duration::from_secs(2);
 
 pub(crate) struct LinkConfig {
-    pub(crate) url: String,
+    pub(crate) connect: Box<dyn Connect>,
     pub(crate) prefix: String,
+    /// One call takes no longer.
     pub(crate) timeout: Duration,
+    pub(crate) known: Arc<Known>,
+    pub(crate) members: Arc<Members>,
+    pub(crate) books: Arc<dyn Books>,
+    pub(crate) observer: Arc<Observer>,
+    /// Different in each limiter.
+    pub(crate) seed: u64,
 }
 
-/// One connection to Redis and the task that mends it.
+/// One connection to Redis and the task that keeps it.
 ///
 /// ```text
-/// Idle => Connecting       the first call
-/// Connecting => Up         a call that writes succeeded
-/// Connecting => Down       it did not; a background task goes on trying
-/// Up => Down               a call failed or took too long: the connection is dropped
-/// Down => Up               the background task's call that writes succeeded
+/// Idle => Starting       the first call
+/// Starting => Up         a call that writes succeeded
+/// Starting => Down       it did not
+/// Up => Down             the breaker tripped: the connection is dropped
+/// Down => Up             the background task's call that writes succeeded
+/// Starting, Up, Down => Idle    the background task was shut down with its runtime
 /// ```
 pub(crate) struct Link {
     shared: Arc<Shared>,
 }
 
-struct Shared {
-    client: Client,
-    config: LinkConfig,
-    observer: Arc<Observer>,
+pub(super) struct Shared {
+    pub(super) config: LinkConfig,
     state: Mutex<State>,
     /// Says that `state` has changed.
     changed: watch::Sender<()>,
-    /// Counts connections.
-    generations: AtomicU64,
+    /// At a glance: connected, and no outage lately.
+    calm: AtomicBool,
+    /// By which name the other limiters count this one.
+    pub(super) limiter: String,
+    random: AtomicU64,
+    pub(super) payments: Mutex<Payments>,
+    /// It has said goodbye, and no longer beats.
+    pub(super) left: AtomicBool,
+    /// The limiter is gone.
+    pub(super) closed: Arc<Notify>,
 }
 
-enum State {
+struct State {
+    stage: Stage,
+    breaker: Breaker,
+    /// Before the next probe.
+    pause: Duration,
+    /// By what Redis was known when all was well.
+    epoch: Option<Epoch>,
+    tripped: Option<Instant>,
+    recovered: Option<Instant>,
+}
+
+enum Stage {
     Idle,
-    Connecting,
-    Up {
-        connection: MultiplexedConnection,
-        generation: u64,
-    },
+    Starting,
+    Up(Arc<Live>),
     Down(Failure),
+}
+
+/// A connection in use.
+pub(super) struct Live {
+    pub(super) session: Box<dyn Session>,
+    pub(super) generation: u64,
+    epoch: Option<[u8; 8]>,
+    /// Tells all calls in flight that the connection has failed one of them.
+    pub(super) gone: watch::Sender<bool>,
+}
+
+/// How Redis is, for somebody who is about to ask it.
+#[derive(Debug)]
+pub(crate) enum Mode {
+    /// It decides.
+    Passing,
+    /// It decides, but memory must admit as well.
+    Grace,
+    /// It is left alone.
+    Away(Failure),
 }
 
 impl Link {
     /// No I/O: the first call connects.
-    pub(crate) fn new(config: LinkConfig, observer: Arc<Observer>) -> Result<Self, ConfigError> {
-        let explain = |error: RedisError| {
-            ConfigError::new(format!(
-                "this is not the address of a Redis: {}. Write redis://host:port/database, \
-                 rediss://… for TLS (feature `tls`), or unix:///path/to/socket",
-                without_secrets(&error)
-            ))
-        };
-        let info = config
-            .url
-            .as_str()
-            .into_connection_info()
-            .map_err(explain)?;
-        let tcp = info.tcp_settings().clone().set_nodelay(true);
-        let client = Client::open(info.set_tcp_settings(tcp)).map_err(explain)?;
-        Ok(Self {
+    pub(crate) fn new(config: LinkConfig) -> Self {
+        Self {
             shared: Arc::new(Shared {
-                client,
+                limiter: format!("{:016x}", config.seed),
+                random: AtomicU64::new(config.seed),
                 config,
-                observer,
-                state: Mutex::new(State::Idle),
+                state: Mutex::new(State {
+                    stage: Stage::Idle,
+                    breaker: Breaker::new(),
+                    pause: Duration::ZERO,
+                    epoch: None,
+                    tripped: None,
+                    recovered: None,
+                }),
                 changed: watch::Sender::new(()),
-                generations: AtomicU64::new(0),
+                calm: AtomicBool::new(false),
+                payments: Mutex::default(),
+                left: AtomicBool::new(false),
+                closed: Arc::default(),
             }),
-        })
+        }
+    }
+
+    pub(crate) fn mode(&self) -> Mode {
+        let shared = &self.shared;
+        if shared.calm.load(Ordering::Acquire) {
+            return Mode::Passing;
+        }
+        let state = shared.lock();
+        match &state.stage {
+            // Not known yet: the first call finds out.
+            Stage::Idle | Stage::Starting => Mode::Passing,
+            Stage::Down(failure) => Mode::Away(failure.clone()),
+            Stage::Up(_) => {
+                if state.recovered.is_some_and(|at| at.elapsed() < GRACE) {
+                    return Mode::Grace;
+                }
+                // Under the lock, so that no trip comes between.
+                shared.calm.store(true, Ordering::Release);
+                Mode::Passing
+            }
+        }
+    }
+
+    /// Since when Redis is away, if it is.
+    pub(crate) fn tripped(&self) -> Option<Instant> {
+        let state = self.shared.lock();
+        match state.stage {
+            Stage::Down(_) => state.tripped,
+            _ => None,
+        }
+    }
+
+    /// The last outage: when it began, and when it was over.
+    pub(crate) fn last_outage(&self) -> (Option<Instant>, Option<Instant>) {
+        let state = self.shared.lock();
+        (state.tripped, state.recovered)
+    }
+
+    /// Says goodbye to the other limiters, if it can.
+    pub(crate) async fn leave(&self) {
+        self.shared.left.store(true, Ordering::Relaxed);
+        let live = match &self.shared.lock().stage {
+            Stage::Up(live) => live.clone(),
+            _ => return,
+        };
+        // Without an answer, the others count this limiter for another minute.
+        let _ = self.shared.beat(&*live.session, true).await;
     }
 }
 
-/// The driver's words for a bad URL do not hold the URL, which may hold a password; its detail
-/// might.
-fn without_secrets(error: &RedisError) -> String {
-    match error.kind() {
-        ErrorKind::InvalidClientConfig => error
-            .to_string()
-            .split(['\n', '"'])
-            .next()
-            .unwrap_or_default()
-            .to_owned(),
-        _ => "it cannot be read".to_owned(),
+impl Drop for Link {
+    fn drop(&mut self) {
+        self.shared.closed.notify_one();
     }
 }
 
@@ -130,84 +200,84 @@ impl Wire for Link {
         self.shared.config.timeout
     }
 
+    fn part(&self) -> f64 {
+        self.shared.config.members.part()
+    }
+
     async fn call(&self, keys: Vec<Vec<u8>>, argument: Vec<u8>) -> Result<Vec<u8>, Failure> {
         let deadline = Instant::now() + self.shared.config.timeout;
-        let (mut connection, generation) = self.shared.connection(deadline).await?;
-        let called = timeout_at(deadline, run(&mut connection, &keys, &argument)).await;
-        let failure = match called {
-            Ok(Ok(bytes)) => return Ok(bytes),
-            Ok(Err(error)) => classify(error),
-            Err(_) => timed_out(),
+        let live = self.shared.live(deadline).await.map_err(Failure::unsent)?;
+        let mut gone = live.gone.subscribe();
+        let run = self.shared.run(&*live.session, live.epoch, keys, &argument);
+        let result = tokio::select! {
+            biased;
+            result = timeout_at(deadline, run) => {
+                result.unwrap_or_else(|_| Err(timed_out()))
+            }
+            // Another call over this connection has found out: nobody needs to wait for that.
+            _ = gone.wait_for(|gone| *gone) => match &self.shared.lock().stage {
+                Stage::Down(failure) => Err(failure.clone()),
+                _ => Err(disconnected()),
+            },
         };
-        self.shared.trip(generation, &failure);
-        Err(failure)
+        self.shared.tell(live.generation, result.as_ref().err());
+        result
     }
 }
 
-fn timed_out() -> Failure {
-    Failure::new(FailureKind::Timeout, "Redis did not answer in time")
+pub(super) fn data_lost() -> Failure {
+    Failure::new(
+        FailureKind::DataLost,
+        "Redis has lost its data: it came back empty, or was flushed",
+    )
 }
 
-/// The script, by its hash; by its source where the server does not know it (a restart, a
-/// failover, an eviction): one more round trip, and no storm of loading.
-async fn run(
-    connection: &mut MultiplexedConnection,
-    keys: &[Vec<u8>],
-    argument: &[u8],
-) -> Result<Vec<u8>, RedisError> {
-    let command = |name: &str, script: &str| {
-        let mut command = Cmd::new();
-        command.arg(name).arg(script).arg(keys.len());
-        for key in keys {
-            command.arg(key.as_slice());
-        }
-        command.arg(argument);
-        command
-    };
-    match command("EVALSHA", &HASH).query_async(connection).await {
-        Err(error) if error.code() == Some("NOSCRIPT") => {
-            command("EVAL", SOURCE).query_async(connection).await
-        }
-        answered => answered,
-    }
+fn disconnected() -> Failure {
+    Failure::new(FailureKind::Disconnected, "the connection was given up")
 }
 
 impl Shared {
     fn lock(&self) -> MutexGuard<'_, State> {
-        // States are replaced as a whole.
+        // Stages are replaced as a whole.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn set(&self, state: State) {
-        *self.lock() = state;
-        self.changed.send_replace(());
+    /// A step of splitmix64 (Steele, Lea, Flood: "Fast splittable pseudorandom number
+    /// generators", 2014).
+    pub(super) fn random(&self) -> u64 {
+        const STEP: u64 = 0x9e37_79b9_7f4a_7c15;
+        let mut z = self
+            .random
+            .fetch_add(STEP, Ordering::Relaxed)
+            .wrapping_add(STEP);
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
     }
 
     /// The connection as it is; only the first connection of all is waited for.
-    async fn connection(
-        self: &Arc<Self>,
-        deadline: Instant,
-    ) -> Result<(MultiplexedConnection, u64), Failure> {
+    async fn live(self: &Arc<Self>, deadline: Instant) -> Result<Arc<Live>, Failure> {
         let mut changed = self.changed.subscribe();
+        let mut started = false;
         loop {
             let starts = {
                 let mut state = self.lock();
-                match &*state {
-                    State::Up {
-                        connection,
-                        generation,
-                    } => return Ok((connection.clone(), *generation)),
-                    State::Down(failure) => return Err(failure.clone()),
-                    State::Connecting => false,
-                    State::Idle => {
-                        *state = State::Connecting;
+                match &state.stage {
+                    Stage::Up(live) => return Ok(live.clone()),
+                    Stage::Down(failure) => return Err(failure.clone()),
+                    Stage::Starting => false,
+                    // The keeper that this call had started is gone again.
+                    Stage::Idle if started => return Err(disconnected()),
+                    Stage::Idle => {
+                        state.stage = Stage::Starting;
+                        started = true;
                         true
                     }
                 }
             };
             if starts {
                 // Outside the lock: a runtime that shuts down drops the task here.
-                Mender::spawn(self);
+                Keeper::spawn(self);
             }
             match timeout_at(deadline, changed.changed()).await {
                 Ok(Ok(())) => {}
@@ -216,105 +286,161 @@ impl Shared {
         }
     }
 
-    /// Drops a connection that failed, once, and has it mended. Results of older generations
-    /// say nothing about this one.
-    fn trip(self: &Arc<Self>, failed: u64, failure: &Failure) {
-        let mut state = self.lock();
-        if matches!(&*state, State::Up { generation, .. } if *generation == failed) {
-            *state = State::Down(failure.clone());
-            drop(state);
-            self.observer.redis_fails(failure);
-            Mender::spawn(self);
-        }
-    }
-
-    async fn connect(&self) -> Result<MultiplexedConnection, Failure> {
-        let config = AsyncConnectionConfig::new()
-            .set_connection_timeout(Some(CONNECT_TIMEOUT))
-            .set_response_timeout(Some(self.config.timeout));
-        let connect = self
-            .client
-            .get_multiplexed_async_connection_with_config(&config);
-        let mut connection = timeout(2 * CONNECT_TIMEOUT, connect)
-            .await
-            .map_err(|_| timed_out())?
-            .map_err(classify)?;
-        // A Redis that answers but refuses writes is not back: the probe writes.
-        let mut argument = Argument::default();
-        argument.key(Terms::new(1.0, 1.0));
-        argument.reset(1);
-        let key = format!("{}{PROBE}", self.config.prefix).into_bytes();
-        timeout(
-            self.config.timeout,
-            run(&mut connection, &[key], &argument.into_bytes()),
-        )
-        .await
-        .map_err(|_| timed_out())?
-        .map_err(classify)?;
-        Ok(connection)
-    }
-}
-
-/// The background task that connects. It holds the link only while it works, so that a limiter
-/// that is dropped ends it.
-struct Mender {
-    shared: Weak<Shared>,
-    done: bool,
-}
-
-impl Mender {
-    fn spawn(shared: &Arc<Shared>) {
-        let mut mender = Self {
-            shared: Arc::downgrade(shared),
-            done: false,
+    /// Runs the script on buckets of this epoch.
+    pub(super) async fn run(
+        &self,
+        session: &dyn Session,
+        epoch: Option<[u8; 8]>,
+        mut keys: Vec<Vec<u8>>,
+        argument: &[u8],
+    ) -> Result<Vec<u8>, Failure> {
+        let Some(epoch) = epoch else {
+            return session.run(&ACQUIRE, &keys, &[argument]).await;
         };
-        tokio::spawn(async move { mender.run().await });
+        keys.push(Epoch::key(&self.config.prefix));
+        let reply = session.run(&ACQUIRE, &keys, &[argument, &epoch]).await?;
+        if reply.is_empty() {
+            return Err(data_lost());
+        }
+        Ok(reply)
     }
 
-    async fn run(&mut self) {
-        let mut pause = FIRST_PAUSE;
-        loop {
-            let Some(shared) = self.shared.upgrade() else {
-                return;
-            };
-            match shared.connect().await {
-                Ok(connection) => {
-                    self.done = true;
-                    let generation = shared.generations.fetch_add(1, Ordering::Relaxed);
-                    shared.observer.redis_answers();
-                    shared.set(State::Up {
-                        connection,
-                        generation,
-                    });
-                    return;
-                }
-                Err(failure) => {
-                    shared.observer.redis_fails(&failure);
-                    shared.set(State::Down(failure));
-                }
+    /// As `run`, within the deadline of a call.
+    pub(super) async fn run_in_time(
+        &self,
+        session: &dyn Session,
+        epoch: Option<[u8; 8]>,
+        keys: Vec<Vec<u8>>,
+        argument: &[u8],
+    ) -> Result<Vec<u8>, Failure> {
+        let run = self.run(session, epoch, keys, argument);
+        timeout(self.config.timeout, run)
+            .await
+            .unwrap_or_else(|_| Err(timed_out()))
+    }
+
+    /// Beats, or says goodbye. None where this client may not, or has said goodbye.
+    pub(super) async fn beat(
+        &self,
+        session: &dyn Session,
+        leaves: bool,
+    ) -> Result<Option<(Epoch, Beat)>, Failure> {
+        let heartbeat = Heartbeat {
+            prefix: &self.config.prefix,
+            limiter: &self.limiter,
+            epoch: self.epoch(),
+            leaves,
+            random: self.random(),
+        };
+        match heartbeat.send(session, self.config.timeout).await {
+            Ok(told) => Ok(told),
+            // The limits are kept without it, only less well when Redis goes.
+            Err(failure) if failure.single || failure.kind == FailureKind::Misconfigured => {
+                self.config.observer.misconfigured(&failure);
+                Ok(None)
             }
-            drop(shared);
-            tokio::time::sleep(pause.mul_f64(0.5 + 0.5 * jitter())).await;
-            pause = (2 * pause).min(LONGEST_PAUSE);
+            Err(failure) => Err(failure),
         }
     }
-}
 
-impl Drop for Mender {
-    fn drop(&mut self) {
-        // The runtime was shut down under it, or the driver panicked: the next call, perhaps on
-        // another runtime, starts anew.
-        if !self.done
-            && let Some(shared) = self.shared.upgrade()
-        {
-            shared.set(State::Idle);
+    /// What a call over this connection met.
+    pub(super) fn tell(&self, generation: u64, failure: Option<&Failure>) {
+        if let Some(failure) = failure {
+            self.config.observer.misconfigured(failure);
+        }
+        let mut state = self.lock();
+        let event = match failure {
+            None => Event::Answered(generation),
+            Some(failure) if failure.single => Event::FailedSingly(generation),
+            Some(_) => Event::Failed(generation),
+        };
+        let now = Instant::now();
+        let Act::Trip(pause) = state.breaker.on(event, now) else {
+            return;
+        };
+        let failure = failure.cloned().unwrap_or_else(disconnected);
+        self.calm.store(false, Ordering::Release);
+        state.pause = pause;
+        state.tripped = Some(now);
+        let down = Stage::Down(failure.clone());
+        let up = std::mem::replace(&mut state.stage, down);
+        drop(state);
+        self.config.observer.redis_fails(&failure);
+        self.changed.send_replace(());
+        if let Stage::Up(live) = up {
+            live.gone.send_replace(true);
         }
     }
-}
 
-/// From 0 to 1, different in each process: what seeds the standard hash maps.
-fn jitter() -> f64 {
-    use std::hash::BuildHasher;
-    let random = std::hash::RandomState::new().hash_one(0);
-    (random >> 11) as f64 / (1u64 << 53) as f64
+    /// Before the next probe.
+    pub(super) fn pause(&self) -> Duration {
+        self.lock().pause
+    }
+
+    pub(super) fn probes(&self) {
+        self.lock().breaker.on(Event::PauseOver, Instant::now());
+    }
+
+    pub(super) fn epoch(&self) -> Option<Epoch> {
+        self.lock().epoch
+    }
+
+    pub(super) fn set_epoch(&self, epoch: Option<Epoch>) {
+        self.lock().epoch = epoch;
+    }
+
+    /// The probe failed.
+    pub(super) fn stays_down(&self, failure: Failure) {
+        self.config.observer.misconfigured(&failure);
+        self.config.observer.redis_fails(&failure);
+        let mut state = self.lock();
+        let now = Instant::now();
+        if let Act::Trip(pause) = state.breaker.on(Event::ProbeFailed, now) {
+            state.pause = pause;
+        }
+        if !matches!(state.stage, Stage::Down(_)) {
+            state.tripped = Some(now);
+        }
+        state.stage = Stage::Down(failure);
+        drop(state);
+        self.changed.send_replace(());
+    }
+
+    /// The probe was answered, and all that was owed is charged.
+    pub(super) fn rises(&self, session: Box<dyn Session>) -> Option<Arc<Live>> {
+        let mut state = self.lock();
+        let now = Instant::now();
+        let Act::Pass(generation) = state.breaker.on(Event::ProbeAnswered, now) else {
+            return None;
+        };
+        let live = Arc::new(Live {
+            session,
+            generation,
+            epoch: state.epoch.map(|epoch| epoch.id),
+            gone: watch::Sender::new(false),
+        });
+        if matches!(state.stage, Stage::Down(_)) {
+            state.recovered = Some(now);
+            self.config.members.expect_all_until(now + GRACE, now);
+        }
+        state.stage = Stage::Up(live.clone());
+        drop(state);
+        self.config.observer.redis_answers();
+        self.changed.send_replace(());
+        Some(live)
+    }
+
+    /// The keeper's runtime was shut down under it, or the driver panicked: the next call,
+    /// perhaps on another runtime, starts anew.
+    pub(super) fn is_abandoned(&self) {
+        let mut state = self.lock();
+        self.calm.store(false, Ordering::Release);
+        state.breaker.abandon();
+        let before = std::mem::replace(&mut state.stage, Stage::Idle);
+        drop(state);
+        self.changed.send_replace(());
+        if let Stage::Up(live) = before {
+            live.gone.send_replace(true);
+        }
+    }
 }

@@ -5,16 +5,26 @@ mod batch;
 mod batcher;
 #[cfg(test)]
 mod batcher_tests;
-mod bounds;
+mod breaker;
 mod command;
+mod connect;
+mod driver;
 mod failure;
+mod heartbeat;
+mod keeper;
+mod known;
 mod link;
+
 #[cfg(test)]
 mod parity;
+mod recovery;
 mod script;
 
 pub(crate) use self::{
     batcher::Batcher,
-    command::Asker,
-    link::{Link, LinkConfig},
+    command::{Asker, Books, Owed},
+    connect::Connect,
+    driver::Driver,
+    known::Known,
+    link::{Link, LinkConfig, Mode},
 };

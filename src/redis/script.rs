@@ -1,9 +1,30 @@
 //! The script's argument and reply, as bytes. No I/O.
 
+use std::sync::LazyLock;
+
 use crate::bucket::{Taken, Terms};
 
-/// What Redis runs; `bucket.rs` is its twin.
-pub(crate) const SOURCE: &str = include_str!("acquire.lua");
+/// What Redis runs, known to it by its hash.
+pub(crate) struct Script {
+    pub(crate) source: &'static str,
+    pub(crate) hash: LazyLock<String>,
+}
+
+/// Demands; `bucket.rs` is its twin.
+pub(crate) static ACQUIRE: Script = Script {
+    source: include_str!("acquire.lua"),
+    hash: LazyLock::new(|| hash(include_str!("acquire.lua"))),
+};
+
+/// Who is alive.
+pub(crate) static HEARTBEAT: Script = Script {
+    source: include_str!("heartbeat.lua"),
+    hash: LazyLock::new(|| hash(include_str!("heartbeat.lua"))),
+};
+
+fn hash(source: &str) -> String {
+    redis::Script::new(source).get_hash().to_owned()
+}
 
 /// The argument of one call, in the order in which the script reads it.
 #[derive(Debug, Default)]
@@ -52,6 +73,15 @@ impl Argument {
 
     pub(crate) fn look(&mut self, index: usize) {
         Self::push(&mut self.commands, &[4.0, index as f64]);
+    }
+
+    pub(crate) fn lower(&mut self, index: usize, tokens: f64) {
+        Self::push(&mut self.commands, &[5.0, index as f64, tokens]);
+    }
+
+    /// What follows is done only where this bucket is full, and empties it.
+    pub(crate) fn once(&mut self, index: usize) {
+        Self::push(&mut self.commands, &[6.0, index as f64]);
     }
 
     pub(crate) fn into_bytes(mut self) -> Vec<u8> {

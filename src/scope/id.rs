@@ -75,36 +75,41 @@ impl BucketId {
         }
     }
 
-    /// `name` or `name:key`, in characters that no key can use to leave its place: everything
-    /// but letters, digits and `-._~@/` is percent-encoded, and `#` starts a hash.
     #[cfg(feature = "redis")]
     pub(crate) fn redis_key(&self, prefix: &str) -> Vec<u8> {
-        let mut redis_key = Vec::with_capacity(prefix.len() + self.as_bytes().len() + 8);
-        redis_key.extend_from_slice(prefix.as_bytes());
-        let mut hashed = 0;
-        for &byte in self.as_bytes() {
-            if hashed > 0 {
-                hashed -= 1;
-                redis_key.extend(hex(byte));
-                continue;
+        redis_key(prefix, self.as_bytes())
+    }
+}
+
+/// `name` or `name:key`, in characters that no key can use to leave its place: everything but
+/// letters, digits and `-._~@/` is percent-encoded, and `#` starts a hash.
+#[cfg(feature = "redis")]
+pub(crate) fn redis_key(prefix: &str, id: &[u8]) -> Vec<u8> {
+    let mut redis_key = Vec::with_capacity(prefix.len() + id.len() + 8);
+    redis_key.extend_from_slice(prefix.as_bytes());
+    let mut hashed = 0;
+    for &byte in id {
+        if hashed > 0 {
+            hashed -= 1;
+            redis_key.extend(hex(byte));
+            continue;
+        }
+        match byte {
+            HASH_MARK => {
+                redis_key.push(b'#');
+                hashed = HASH;
             }
-            match byte {
-                HASH_MARK => {
-                    redis_key.push(b'#');
-                    hashed = HASH;
-                }
-                KEY_MARK => redis_key.push(b':'),
-                _ if byte.is_ascii_alphanumeric() || b"-._~@/".contains(&byte) => {
-                    redis_key.push(byte);
-                }
-                _ => {
-                    redis_key.push(b'%');
-                    redis_key.extend(hex(byte));
-                }
+            KEY_MARK => redis_key.push(b':'),
+            _ if byte.is_ascii_alphanumeric() || b"-._~@/".contains(&byte) => {
+                redis_key.push(byte);
+            }
+            _ => {
+                redis_key.push(b'%');
+                redis_key.extend(hex(byte));
             }
         }
-        redis_key
     }
+    redis_key
 }
 
 #[cfg(feature = "redis")]

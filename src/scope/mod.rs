@@ -10,9 +10,11 @@ use std::{
 };
 
 pub(crate) use self::id::BucketId;
+#[cfg(feature = "redis")]
+pub(crate) use self::id::redis_key;
 use self::key::Key;
 pub use self::several::{IntoScopes, Scopes};
-use crate::quota::Quota;
+use crate::{fallback::Fallback, quota::Quota};
 
 /// Whose bucket, by which limit, and what this acquisition costs.
 ///
@@ -41,6 +43,7 @@ pub struct Scope {
     cost: f64,
     costed: bool,
     secret: bool,
+    fallback: Option<Fallback>,
 }
 
 #[derive(Clone, PartialEq)]
@@ -87,6 +90,7 @@ impl Scope {
             cost: 1.0,
             costed: false,
             secret: false,
+            fallback: None,
         }
     }
 
@@ -138,6 +142,25 @@ impl Scope {
         self
     }
 
+    /// What decides on this scope while Redis cannot be asked, whatever the limiter's
+    /// [`fallback`](crate::LimiterBuilder::fallback) is. All processes should say the same.
+    ///
+    /// ```
+    /// # use tower_throttle::{Fallback, Quota, Scope};
+    /// const LOGIN: Scope = Quota::per_minute(5.0).scope("login").fallback(Fallback::Closed);
+    /// const SEARCH: Scope = Quota::per_second(50.0).scope("search").fallback(Fallback::Open);
+    /// # let _ = (LOGIN, SEARCH);
+    /// ```
+    ///
+    /// # Panics
+    ///
+    /// If a [`Share::Fixed`](crate::Share::Fixed) is not above 0 and at most 1.
+    pub const fn fallback(mut self, fallback: Fallback) -> Self {
+        fallback.assert();
+        self.fallback = Some(fallback);
+        self
+    }
+
     /// The name, for people.
     ///
     /// ```
@@ -164,6 +187,11 @@ impl Scope {
     /// Tokens that an acquisition takes.
     pub(crate) const fn tokens(&self) -> f64 {
         self.cost
+    }
+
+    /// What `fallback` said.
+    pub(crate) const fn own_fallback(&self) -> Option<Fallback> {
+        self.fallback
     }
 
     /// Whether `cost` was said.

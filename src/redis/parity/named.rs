@@ -3,7 +3,7 @@
 use redis::aio::MultiplexedConnection;
 
 use crate::bucket::Terms;
-use crate::redis::script::{Answer, Reply, SOURCE};
+use crate::redis::script::{ACQUIRE, Answer, Reply};
 
 use super::support::RedisServer;
 use super::twin::{Call, Command};
@@ -23,7 +23,7 @@ struct Answered {
 
 async fn call(connection: &mut MultiplexedConnection, call: &Call) -> Answered {
     let mut command = redis::cmd("EVAL");
-    command.arg(SOURCE).arg(call.keys.len());
+    command.arg(ACQUIRE.source).arg(call.keys.len());
     for (key, _) in &call.keys {
         command.arg(key);
     }

@@ -5,7 +5,7 @@ use redis::{Cmd, Pipeline};
 
 use crate::bucket::Terms;
 use crate::bucket::law::{Rng, seed, sequences};
-use crate::redis::script::{Reply, SOURCE};
+use crate::redis::script::{ACQUIRE, Reply};
 
 use super::support::RedisServer;
 use super::twin::{Call, Command, Outcome, Twin, Written};
@@ -19,7 +19,7 @@ fn on_our_time() -> String {
     let lines = [
         (
             "local t = redis.call('TIME')\nlocal now = t[1] * 1000000 + t[2]\n",
-            "local now = struct.unpack('<d', ARGV[2])\nlocal written = {}\n",
+            "local now = struct.unpack('<d', ARGV[3])\nlocal written = {}\n",
         ),
         (
             "redis.call('SET', KEYS[i], value, 'PX', px)",
@@ -31,7 +31,7 @@ fn on_our_time() -> String {
             "return table.concat(reply) .. table.concat(written)",
         ),
     ];
-    let mut source = SOURCE.to_owned();
+    let mut source = ACQUIRE.source.to_owned();
     for (from, to) in lines {
         assert_eq!(source.matches(from).count(), 1, "not once there: {from}");
         source = source.replace(from, to);
@@ -150,6 +150,7 @@ fn random_command(rng: &mut Rng, keys: &[(String, Terms)]) -> Command {
         12..15 => Command::GiveBack(index, cost),
         15..17 => Command::Charge(index, cost * rng.pick(&[0.1, 1.0, 3.0, 1e9])),
         17 => Command::Reset(index),
+        18 => Command::Lower(index, cost - rng.pick(&[0.0, terms.cap / 2.0, terms.cap])),
         _ => Command::Look(index),
     }
 }
@@ -233,7 +234,7 @@ async fn the_twins_agree_on_our_time_line() {
                 }
                 let call = random_call(&mut rng, &known);
                 let mut command = command(&sha, &call);
-                pipeline.add_command(command.arg(&now.to_le_bytes()).clone());
+                pipeline.add_command(command.arg("").arg(&now.to_le_bytes()).clone());
                 let outcome = twin.call(&call, now);
                 waits += outcome
                     .answers
@@ -272,7 +273,7 @@ async fn the_twins_agree_on_our_time_line() {
 async fn the_twins_agree_on_the_servers_time() {
     let server = RedisServer::start().await;
     let mut connection = server.connection().await;
-    let sha = load(&mut connection, SOURCE).await;
+    let sha = load(&mut connection, ACQUIRE.source).await;
     let (first, count) = (seed(), sequences(1_000, 10_000));
     println!("THROTTLE_SEED={first}");
     let mut sequence = 0;

@@ -17,6 +17,9 @@ pub(super) enum Command {
     Charge(usize, f64),
     Reset(usize),
     Look(usize),
+    Lower(usize, f64),
+    /// The rest only where this bucket is full.
+    Once(usize),
 }
 
 #[derive(Clone, Debug)]
@@ -55,6 +58,8 @@ impl Call {
                 Command::Charge(index, tokens) => argument.charge(index + 1, *tokens),
                 Command::Reset(index) => argument.reset(index + 1),
                 Command::Look(index) => argument.look(index + 1),
+                Command::Lower(index, tokens) => argument.lower(index + 1, *tokens),
+                Command::Once(index) => argument.once(index + 1),
             }
         }
         argument.into_bytes()
@@ -125,6 +130,17 @@ impl Twin {
                     changed[*index] = true;
                 }
                 Command::Look(_) => {}
+                Command::Lower(index, tokens) => {
+                    buckets[*index].lower(*tokens);
+                    changed[*index] = true;
+                }
+                Command::Once(index) => {
+                    if buckets[*index].level < terms[*index].cap {
+                        break;
+                    }
+                    buckets[*index].level = 0.0;
+                    changed[*index] = true;
+                }
             }
         }
         let mut written = Vec::new();

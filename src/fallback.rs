@@ -1,0 +1,88 @@
+//! Who decides while Redis cannot be asked.
+
+use crate::error::ConfigError;
+
+/// What decides while Redis cannot be asked: for a limiter
+/// ([`LimiterBuilder::fallback`](crate::LimiterBuilder::fallback)), or for one scope
+/// ([`Scope::fallback`](crate::Scope::fallback)).
+///
+/// # Examples
+///
+/// ```
+/// use tower_throttle::{Fallback, Limiter, Quota, Scope};
+///
+/// const LOGIN: Scope = Quota::per_minute(5.0).scope("login").fallback(Fallback::Closed);
+///
+/// let limiter = Limiter::builder().fallback(Fallback::Open).build()?;
+/// # let _ = LOGIN;
+/// # Ok::<_, tower_throttle::ConfigError>(())
+/// ```
+#[derive(Clone, Copy, Debug, PartialEq)]
+#[non_exhaustive]
+pub enum Fallback {
+    /// This process's memory, holding a share of the limit, from the share of the level that
+    /// Redis told last. What it grants is charged to Redis when that is back.
+    Share(Share),
+    /// As [`Share`](Self::Share), but from an empty bucket: all processes together never pass
+    /// the limit, and at first everybody is refused until the shares have filled.
+    Strict(Share),
+    /// Nothing: everybody passes. Such permits say that they are degraded.
+    Open,
+    /// Nothing: everybody is refused with [`Reason::Unavailable`](crate::Reason::Unavailable).
+    Closed,
+}
+
+impl Fallback {
+    /// The share that memory holds, if it does.
+    pub(crate) const fn share(self) -> Option<Share> {
+        match self {
+            Self::Share(share) | Self::Strict(share) => Some(share),
+            Self::Open | Self::Closed => None,
+        }
+    }
+
+    pub(crate) fn check(self) -> Result<(), ConfigError> {
+        match self.share() {
+            Some(Share::Fixed(part)) if !is_part(part) => Err(ConfigError::new(format!(
+                "a share of {part} is no part of a limit: write a number above 0, at most 1"
+            ))),
+            _ => Ok(()),
+        }
+    }
+
+    pub(crate) const fn assert(self) {
+        if let Some(Share::Fixed(part)) = self.share() {
+            assert!(
+                is_part(part),
+                "a fixed share is a part of the limit: write a number above 0, at most 1"
+            );
+        }
+    }
+}
+
+const fn is_part(part: f64) -> bool {
+    part > 0.0 && part <= 1.0
+}
+
+/// Which part of a limit this process may spend by itself.
+///
+/// # Examples
+///
+/// ```
+/// use tower_throttle::{Fallback, Limiter, Share};
+///
+/// let limiter = Limiter::builder()
+///     .fallback(Fallback::Share(Share::Fixed(0.25)))
+///     .build()?;
+/// # Ok::<_, tower_throttle::ConfigError>(())
+/// ```
+#[derive(Clone, Copy, Debug, PartialEq)]
+#[non_exhaustive]
+pub enum Share {
+    /// An equal one: one over the largest number of live limiters that were counted through
+    /// Redis within the last minute of contact, or, before the first contact, one over
+    /// [`replicas`](crate::LimiterBuilder::replicas).
+    Auto,
+    /// This part, above 0 and at most 1.
+    Fixed(f64),
+}

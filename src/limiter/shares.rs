@@ -1,0 +1,124 @@
+//! This process's share of limits whose store is away.
+
+use std::sync::Arc;
+
+use crate::{
+    bucket::Terms,
+    fallback::{Fallback, Share},
+    members::Members,
+    memory::{MemoryStore, StandIn},
+    scope::Scope,
+};
+
+/// The shares of this process: how large they are, what was taken from them, and what of it is
+/// owed to Redis.
+pub(crate) struct Shares {
+    pub(crate) memory: Arc<MemoryStore>,
+    pub(crate) members: Arc<Members>,
+    pub(crate) salt: [u8; 32],
+    pub(crate) fallback: Fallback,
+}
+
+impl Shares {
+    pub(crate) fn policy(&self, scope: &Scope) -> Fallback {
+        scope.own_fallback().unwrap_or(self.fallback)
+    }
+
+    /// Whether memory keeps a share of this scope.
+    pub(crate) fn holds(&self, scope: &Scope) -> bool {
+        self.policy(scope).share().is_some()
+    }
+
+    /// Of how many equal shares this process has one.
+    pub(crate) fn divisor(&self, scope: &Scope) -> f64 {
+        match self.policy(scope).share() {
+            Some(Share::Fixed(part)) => part.recip(),
+            _ => self.members.processes(),
+        }
+    }
+
+    pub(crate) fn terms(&self, scope: &Scope) -> Terms {
+        whole(scope).share(self.divisor(scope))
+    }
+
+    /// Charges a share, or, below zero, gives back to it, what Redis was not told of.
+    pub(crate) fn correct(&self, scope: &Scope, tokens: f64) {
+        if !self.holds(scope) {
+            return;
+        }
+        let (terms, whole) = (self.terms(scope), whole(scope));
+        let stand_in = StandIn {
+            whole,
+            most: f64::INFINITY,
+            owes: true,
+        };
+        let id = scope.id(&self.salt);
+        self.memory
+            .with_stand_in(&id, terms, stand_in, |bucket, owed| {
+                if tokens > 0.0 {
+                    // As deep into debt as the whole bucket could go.
+                    let deep = Terms {
+                        cap: whole.cap,
+                        ..terms
+                    };
+                    bucket.charge(tokens, deep);
+                } else {
+                    bucket.give_back(-tokens, terms);
+                }
+                *owed += tokens;
+            });
+    }
+
+    /// What was taken beside Redis is owed to it after all: it did not answer.
+    pub(crate) fn owe(&self, scope: &Scope) {
+        self.adjust(scope, |_, owed, _| *owed += scope.tokens());
+    }
+
+    /// Gives back what was taken beside Redis and not used.
+    pub(crate) fn give_back_unowed(&self, scope: &Scope) {
+        self.adjust(scope, |bucket, _, terms| {
+            bucket.give_back(scope.tokens(), terms);
+        });
+    }
+
+    fn adjust(&self, scope: &Scope, f: impl FnOnce(&mut crate::bucket::Bucket, &mut f64, Terms)) {
+        let terms = self.terms(scope);
+        let stand_in = StandIn {
+            whole: whole(scope),
+            most: f64::INFINITY,
+            owes: false,
+        };
+        let id = scope.id(&self.salt);
+        self.memory
+            .with_stand_in(&id, terms, stand_in, |bucket, owed| f(bucket, owed, terms));
+    }
+}
+
+/// The quota of a scope, undivided.
+pub(crate) fn whole(scope: &Scope) -> Terms {
+    let quota = scope.quota();
+    Terms::new(quota.capacity(), quota.rate())
+}
+
+#[cfg(feature = "redis")]
+impl crate::redis::Books for Shares {
+    fn correct(&self, scope: &Scope, tokens: f64) {
+        Shares::correct(self, scope, tokens);
+    }
+
+    fn owes(&self) -> bool {
+        self.memory.owes()
+    }
+
+    fn settle(&self) -> Vec<crate::redis::Owed> {
+        let debts = self.memory.settle();
+        debts
+            .into_iter()
+            .map(|debt| crate::redis::Owed {
+                id: debt.id,
+                terms: debt.whole,
+                tokens: debt.tokens,
+            })
+            .collect()
+    }
+}

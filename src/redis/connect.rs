@@ -1,0 +1,22 @@
+//! What a connection is to those above it; no types of the driver.
+
+use futures_util::future::BoxFuture;
+
+use super::script::Script;
+use crate::decision::Failure;
+
+/// Makes connections.
+pub(crate) trait Connect: Send + Sync + 'static {
+    fn connect(&self) -> BoxFuture<'_, Result<Box<dyn Session>, Failure>>;
+}
+
+/// One connection. Calls may be in flight side by side.
+pub(crate) trait Session: Send + Sync + 'static {
+    /// Runs a script, at most once.
+    fn run<'a>(
+        &'a self,
+        script: &'static Script,
+        keys: &'a [Vec<u8>],
+        arguments: &'a [&'a [u8]],
+    ) -> BoxFuture<'a, Result<Vec<u8>, Failure>>;
+}

@@ -1,0 +1,80 @@
+//! The words of `heartbeat.lua`.
+
+use std::time::Duration;
+
+use tokio::time::timeout;
+
+use super::{connect::Session, failure::timed_out, script::HEARTBEAT};
+use crate::{decision::Failure, members::Beat};
+
+/// The state of a Redis: where the identity differs, or fewer beats were counted, it has lost
+/// what was written since.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) struct Epoch {
+    pub(super) id: [u8; 8],
+    beats: f64,
+}
+
+impl Epoch {
+    // Names that no scope can have, because `#` is escaped, with one hash tag for both.
+    pub(super) fn key(prefix: &str) -> Vec<u8> {
+        format!("{prefix}{{#}}epoch").into_bytes()
+    }
+
+    fn members_key(prefix: &str) -> Vec<u8> {
+        format!("{prefix}{{#}}limiters").into_bytes()
+    }
+}
+
+/// One beat, or a goodbye.
+pub(super) struct Heartbeat<'a> {
+    pub(super) prefix: &'a str,
+    pub(super) limiter: &'a str,
+    /// As this limiter knows it.
+    pub(super) epoch: Option<Epoch>,
+    pub(super) leaves: bool,
+    /// For the identity of an epoch that may have to begin.
+    pub(super) random: u64,
+}
+
+impl Heartbeat<'_> {
+    /// What Redis says; none to a goodbye.
+    pub(super) async fn send(
+        &self,
+        session: &dyn Session,
+        within: Duration,
+    ) -> Result<Option<(Epoch, Beat)>, Failure> {
+        let keys = [Epoch::members_key(self.prefix), Epoch::key(self.prefix)];
+        let known = self.epoch.as_ref().map_or(&[][..], |epoch| &epoch.id);
+        let beats = self.epoch.map_or(0.0, |epoch| epoch.beats);
+        let arguments: [&[u8]; 5] = [
+            self.limiter.as_bytes(),
+            if self.leaves { b"1" } else { b"0" },
+            known,
+            &beats.to_le_bytes(),
+            &self.random.to_le_bytes(),
+        ];
+        let run = session.run(&HEARTBEAT, &keys, &arguments);
+        let reply = timeout(within, run)
+            .await
+            .unwrap_or_else(|_| Err(timed_out()))?;
+        Ok(Self::read(&reply))
+    }
+
+    fn read(reply: &[u8]) -> Option<(Epoch, Beat)> {
+        let (id, numbers) = reply.split_first_chunk::<8>()?;
+        let number = |index: usize| {
+            let bytes = numbers.get(8 * index..8 * index + 8)?.try_into().ok()?;
+            Some(f64::from_le_bytes(bytes))
+        };
+        let epoch = Epoch {
+            id: *id,
+            beats: number(0)?,
+        };
+        let beat = Beat {
+            alive: number(1)? as u32,
+            lapsed: number(2)? as u32,
+        };
+        Some((epoch, beat))
+    }
+}

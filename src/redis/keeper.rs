@@ -1,0 +1,224 @@
+//! The background task that connects, beats, and tells Redis what memory granted.
+
+use std::{
+    sync::{Arc, PoisonError, Weak, atomic::Ordering},
+    time::Duration,
+};
+
+use tokio::{
+    sync::Notify,
+    time::{Instant, sleep},
+};
+
+use super::{
+    connect::Session,
+    heartbeat::{Epoch, Heartbeat},
+    link::{Live, Shared, data_lost},
+    recovery::{Call, lower},
+    script::Argument,
+};
+use crate::{bucket::Terms, decision::Failure};
+
+/// Between beats.
+const BEAT: Duration = Duration::from_secs(1);
+
+/// A name that no scope can have, because `#` is escaped.
+const PROBE: &str = "#probe";
+
+/// It holds the link only while it works, so that a limiter that is dropped ends it.
+pub(super) struct Keeper {
+    shared: Weak<Shared>,
+    closed: Arc<Notify>,
+    prefix: String,
+    limiter: String,
+    timeout: Duration,
+}
+
+impl Keeper {
+    pub(super) fn spawn(shared: &Arc<Shared>) {
+        let keeper = Self {
+            shared: Arc::downgrade(shared),
+            closed: shared.closed.clone(),
+            prefix: shared.config.prefix.clone(),
+            limiter: shared.limiter.clone(),
+            timeout: shared.config.timeout,
+        };
+        tokio::spawn(async move { keeper.run().await });
+    }
+
+    async fn run(&self) {
+        loop {
+            let Some(shared) = self.shared.upgrade() else {
+                return;
+            };
+            shared.probes();
+            match self.attempt(&shared).await {
+                Ok(session) => {
+                    let live = shared.rises(session);
+                    drop(shared);
+                    if let Some(live) = live
+                        && !self.keep(&live).await
+                    {
+                        return;
+                    }
+                }
+                Err(failure) => shared.stays_down(failure),
+            }
+            let Some(shared) = self.shared.upgrade() else {
+                return;
+            };
+            // Whoever lost Redis together shall not come back together.
+            let part = (shared.random() >> 11) as f64 / (1u64 << 53) as f64;
+            let pause = shared.pause().mul_f64(0.5 + 0.5 * part);
+            drop(shared);
+            sleep(pause).await;
+        }
+    }
+
+    /// Connects, and tells Redis all that it must know before anybody is served by it.
+    async fn attempt(&self, shared: &Shared) -> Result<Box<dyn Session>, Failure> {
+        let config = &shared.config;
+        let session = config.connect.connect().await?;
+        // A Redis that answers but refuses writes is not back: the probe writes.
+        let mut argument = Argument::default();
+        argument.key(Terms::new(1.0, 1.0));
+        argument.reset(1);
+        let key = format!("{}{PROBE}", config.prefix).into_bytes();
+        let bytes = argument.into_bytes();
+        shared
+            .run_in_time(&*session, None, vec![key], &bytes)
+            .await?;
+        let beat = shared.beat(&*session, false).await?;
+        let (known, told) = (shared.epoch(), beat.map(|(epoch, _)| epoch));
+        let kept = known
+            .zip(told)
+            .is_some_and(|(known, told)| known.id == told.id);
+        if !kept {
+            let remembered = config.known.all();
+            for call in lower(&config.prefix, &remembered) {
+                send(shared, &*session, told, call).await?;
+            }
+        }
+        // Not before: an attempt that ends half way must not forget what it was about.
+        shared.set_epoch(told);
+        if shared.left.load(Ordering::Relaxed) {
+            shared.beat(&*session, true).await?;
+        }
+        if let Some((_, beat)) = beat {
+            config.members.hear(beat, Instant::now());
+        }
+        self.pay(shared, &*session, told).await?;
+        Ok(session)
+    }
+
+    /// Beats until the connection fails, or the limiter is gone: then false.
+    async fn keep(&self, live: &Live) -> bool {
+        let mut gone = live.gone.subscribe();
+        loop {
+            // What memory granted between the last payment and the first call by Redis, and
+            // what it granted because Redis was too slow for some.
+            if let Some(shared) = self.shared.upgrade() {
+                let epoch = shared.epoch();
+                if let Err(failure) = self.pay(&shared, &*live.session, epoch).await {
+                    shared.tell(live.generation, Some(&failure));
+                }
+            }
+            tokio::select! {
+                biased;
+                _ = gone.wait_for(|gone| *gone) => return true,
+                () = self.closed.notified() => {}
+                () = sleep(BEAT) => {}
+            }
+            match self.shared.upgrade() {
+                Some(shared) if shared.left.load(Ordering::Relaxed) => {}
+                Some(shared) => self.beats(&shared, live).await,
+                None => {
+                    self.goodbye(live).await;
+                    return false;
+                }
+            }
+        }
+    }
+
+    async fn beats(&self, shared: &Shared, live: &Live) {
+        let failure = match shared.beat(&*live.session, false).await {
+            Ok(None) => return,
+            Ok(Some((epoch, beat))) => {
+                let known = shared.epoch();
+                if known.is_none_or(|known| known.id == epoch.id) {
+                    shared.set_epoch(known.and(Some(epoch)));
+                    shared.config.members.hear(beat, Instant::now());
+                    return;
+                }
+                data_lost()
+            }
+            Err(failure) => failure,
+        };
+        shared.tell(live.generation, Some(&failure));
+    }
+
+    /// Charges what memory granted, each amount once.
+    async fn pay(
+        &self,
+        shared: &Shared,
+        session: &dyn Session,
+        epoch: Option<Epoch>,
+    ) -> Result<(), Failure> {
+        let config = &shared.config;
+        // Only the keeper pays, and there is only one.
+        let payments = || {
+            shared
+                .payments
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+        };
+        if config.books.owes() {
+            payments().add(&config.books.settle(), Instant::now());
+        }
+        loop {
+            let first = payments()
+                .first()
+                .map(|payment| payment.call(&config.prefix, &shared.limiter, Instant::now()));
+            let Some(call) = first else {
+                return Ok(());
+            };
+            send(shared, session, epoch, call).await?;
+            payments().confirm();
+        }
+    }
+
+    async fn goodbye(&self, live: &Live) {
+        let heartbeat = Heartbeat {
+            prefix: &self.prefix,
+            limiter: &self.limiter,
+            epoch: None,
+            leaves: true,
+            random: 0,
+        };
+        // Without an answer, the others count this limiter for another minute.
+        let _ = heartbeat.send(&*live.session, self.timeout).await;
+    }
+}
+
+async fn send(
+    shared: &Shared,
+    session: &dyn Session,
+    epoch: Option<Epoch>,
+    call: Call,
+) -> Result<(), Failure> {
+    let epoch = epoch.map(|epoch| epoch.id);
+    let Call { keys, argument } = call;
+    shared
+        .run_in_time(session, epoch, keys, &argument)
+        .await
+        .map(drop)
+}
+
+impl Drop for Keeper {
+    fn drop(&mut self) {
+        // Its runtime was shut down under it, or the driver panicked.
+        if let Some(shared) = self.shared.upgrade() {
+            shared.is_abandoned();
+        }
+    }
+}

@@ -1,0 +1,174 @@
+//! What is told to a Redis that is back, before anybody is served by it: how low the buckets
+//! were, if it has lost them, and what memory granted meanwhile.
+
+use std::{collections::VecDeque, time::Duration};
+
+use tokio::time::Instant;
+
+use super::{command::Owed, known::Remembered, script::Argument};
+use crate::{bucket::Terms, clock::from_us, scope::redis_key};
+
+/// Buckets in one call.
+const MOST_BUCKETS: usize = 127;
+
+/// For so long Redis remembers that a payment was made.
+const PAID: Duration = Duration::from_secs(3_600);
+
+/// One call of the script.
+pub(super) struct Call {
+    pub(super) keys: Vec<Vec<u8>>,
+    pub(super) argument: Vec<u8>,
+}
+
+/// Leaves in each bucket no more than is remembered. Doing it twice does no harm.
+pub(super) fn lower(prefix: &str, remembered: &[Remembered]) -> impl Iterator<Item = Call> {
+    remembered.chunks(MOST_BUCKETS).map(|buckets| {
+        let mut argument = Argument::default();
+        for bucket in buckets {
+            argument.key(bucket.terms);
+        }
+        for (index, bucket) in buckets.iter().enumerate() {
+            argument.lower(index + 1, bucket.level);
+        }
+        Call {
+            keys: buckets
+                .iter()
+                .map(|bucket| redis_key(prefix, &bucket.id))
+                .collect(),
+            argument: argument.into_bytes(),
+        }
+    })
+}
+
+/// What is to be charged once, under a number of its own: charged again because no reply came,
+/// the amounts stay those of the number, and what was spent later has another.
+#[derive(Debug)]
+pub(super) struct Payment {
+    number: u64,
+    since: Instant,
+    owed: Vec<Owed>,
+}
+
+/// Payments that Redis has not confirmed.
+#[derive(Debug, Default)]
+pub(super) struct Payments {
+    open: VecDeque<Payment>,
+    last: u64,
+}
+
+impl Payments {
+    pub(super) fn add(&mut self, owed: &[Owed], now: Instant) {
+        for owed in owed.chunks(MOST_BUCKETS) {
+            self.last += 1;
+            self.open.push_back(Payment {
+                number: self.last,
+                since: now,
+                owed: owed.to_vec(),
+            });
+        }
+    }
+
+    pub(super) fn first(&self) -> Option<&Payment> {
+        self.open.front()
+    }
+
+    /// The first was confirmed.
+    pub(super) fn confirm(&mut self) {
+        self.open.pop_front();
+    }
+}
+
+impl Payment {
+    pub(super) fn call(&self, prefix: &str, limiter: &str, now: Instant) -> Call {
+        let mut argument = Argument::default();
+        // A bucket that is emptied by the payment, and full again when it is forgotten.
+        argument.key(Terms::new(1.0, PAID.as_secs_f64().recip()));
+        let mut keys = vec![format!("{prefix}#paid:{limiter}:{}", self.number).into_bytes()];
+        // Not charged in the time in which it would have refilled, it is forgiven, as if it had
+        // been charged then.
+        let age = now.saturating_duration_since(self.since);
+        let due: Vec<_> = self
+            .owed
+            .iter()
+            .filter(|owed| age < from_us(owed.terms.cap / owed.terms.per_us))
+            .collect();
+        for owed in &due {
+            keys.push(redis_key(prefix, &owed.id));
+            argument.key(owed.terms);
+        }
+        argument.once(1);
+        for (index, owed) in due.iter().enumerate() {
+            if owed.tokens > 0.0 {
+                argument.charge(index + 2, owed.tokens);
+            } else {
+                argument.give_back(index + 2, -owed.tokens);
+            }
+        }
+        Call {
+            keys,
+            argument: argument.into_bytes(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn owed(n: usize) -> Vec<Owed> {
+        (0..n)
+            .map(|n| Owed {
+                id: format!("s{n}").into_bytes().into(),
+                terms: Terms::new(10.0, 1.0),
+                tokens: 3.0,
+            })
+            .collect()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn amounts_are_frozen_with_their_number() {
+        let mut payments = Payments::default();
+        payments.add(&owed(1), Instant::now());
+        let call = |payments: &Payments| {
+            let call = payments
+                .first()
+                .map(|first| first.call("p:", "me", Instant::now()));
+            call.map(|call| (call.keys, call.argument))
+        };
+        let first = call(&payments).expect("one");
+        payments.add(&owed(300), Instant::now());
+        assert_eq!(call(&payments), Some(first), "as it was, until confirmed");
+        let mut seen = Vec::new();
+        while let Some((keys, _)) = call(&payments) {
+            assert!(keys.len() <= 128);
+            seen.push((
+                String::from_utf8(keys[0].clone()).expect("text"),
+                keys.len(),
+            ));
+            payments.confirm();
+        }
+        assert_eq!(
+            seen,
+            [
+                ("p:#paid:me:1".to_owned(), 2),
+                ("p:#paid:me:2".to_owned(), 128),
+                ("p:#paid:me:3".to_owned(), 128),
+                ("p:#paid:me:4".to_owned(), 47),
+            ]
+        );
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_has_refilled_meanwhile_is_forgiven() {
+        let mut payments = Payments::default();
+        payments.add(&owed(1), Instant::now());
+        let keys = |payments: &Payments| {
+            let first = payments.first().expect("one");
+            first.call("p:", "me", Instant::now()).keys.len()
+        };
+        tokio::time::advance(Duration::from_secs(9)).await;
+        assert_eq!(keys(&payments), 2);
+        tokio::time::advance(Duration::from_secs(1)).await;
+        assert_eq!(keys(&payments), 1);
+    }
+}
