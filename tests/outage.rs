@@ -7,7 +7,7 @@ use std::{error::Error, time::Duration};
 
 use support::{Proxy, RedisServer};
 use tokio::time::Instant;
-use tower_throttle::{FailureKind, Fallback, Health, Limiter, Quota, Reason, Scope};
+use tower_throttle::{FailureKind, Fallback, Health, Limiter, Quota, Reason, Scope, Share};
 
 const SECOND: Duration = Duration::from_secs(1);
 const SLOW: Scope = Quota::per_day(1.0).burst(1_000.0).scope("slow");
@@ -319,4 +319,147 @@ async fn bad_addresses_say_what_to_write() {
     ] {
         assert!(builder.build().expect_err(word).to_string().contains(word));
     }
+}
+
+/// The level in Redis, waited for: payments and beats come in the background.
+async fn until_level(limiter: &Limiter, scope: &Scope, expected: f64) {
+    let mut level = f64::NAN;
+    let settles = async {
+        while (level - expected).abs() > 0.01 {
+            let told = limiter.peek(scope).await;
+            if !told.is_degraded() {
+                level = told.tokens();
+            }
+            tokio::time::sleep(SECOND / 100).await;
+        }
+    };
+    let settled = tokio::time::timeout(5 * SECOND, settles).await;
+    assert!(settled.is_ok(), "{level} instead of {expected}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_memory_granted_is_charged_when_redis_is_back() {
+    for keeps in [true, false] {
+        let kept = ["--appendonly", "yes", "--appendfsync", "always"];
+        let args = if keeps { &kept[..] } else { &[] };
+        let mut server = RedisServer::start_with(args).await;
+        let limiter = Limiter::redis(&server.url()).expect("a URL");
+        let api = Quota::per_day(1.0).burst(100.0).scope("api");
+        for _ in 0..30 {
+            limiter.try_acquire(&api).await.expect("within the burst");
+        }
+        server.kill9();
+        for _ in 0..20 {
+            let permit = limiter.try_acquire(&api).await.expect("70 are left");
+            assert!(permit.is_degraded());
+        }
+        // One was never used.
+        limiter.try_acquire(&api).await.expect("left").refund();
+        server.restart().await;
+        until_back(&limiter).await;
+        until_level(&limiter, &api, 50.0).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_flush_buys_nobody_a_burst() {
+    let server = RedisServer::start().await;
+    let limiter = Limiter::redis(&server.url()).expect("a URL");
+    let api = Quota::per_day(1.0).burst(10.0).scope("api");
+    while limiter.try_acquire(&api).await.is_ok() {}
+    let () = redis::cmd("FLUSHALL")
+        .query_async(&mut server.connection().await)
+        .await
+        .expect("flushed");
+    // Past the second for which the last reply is a bound.
+    tokio::time::sleep(SECOND + SECOND / 10).await;
+    assert!(limiter.try_acquire(&api).await.is_err());
+    until_back(&limiter).await;
+    until_level(&limiter, &api, 0.0).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn limiters_are_counted_and_say_goodbye() {
+    let mut server = RedisServer::start().await;
+    let limiters: Vec<_> = (0..4)
+        .map(|_| Limiter::redis(&server.url()).expect("a URL"))
+        .collect();
+    for limiter in &limiters {
+        limiter.peek(&SLOW).await;
+    }
+    let counted = async {
+        let connection = server.connection().await;
+        let count = |expected: i64| {
+            let mut connection = connection.clone();
+            async move {
+                loop {
+                    let count: i64 = redis::cmd("ZCARD")
+                        .arg("throttle:v1:{#}limiters")
+                        .query_async(&mut connection)
+                        .await
+                        .expect("a number");
+                    if count == expected {
+                        return;
+                    }
+                    tokio::time::sleep(SECOND / 100).await;
+                }
+            }
+        };
+        count(4).await;
+        limiters[3].leave().await;
+        count(3).await;
+    };
+    tokio::time::timeout(10 * SECOND, counted)
+        .await
+        .expect("counted");
+    // The largest count of the last minute decides, once the next beat has told it.
+    tokio::time::sleep(SECOND + SECOND / 2).await;
+    server.kill9();
+    let api = Quota::per_day(1.0).burst(100.0).scope("api");
+    let mut admitted = 0;
+    while limiters[0].try_acquire(&api).await.is_ok() {
+        admitted += 1;
+    }
+    assert!((25..=34).contains(&admitted), "{admitted} of 100");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn scopes_say_what_decides_for_them() {
+    let mut server = RedisServer::start().await;
+    server.kill9();
+    let limiter = Limiter::redis(&server.url()).expect("a URL");
+    let mut changes = limiter.health_changes();
+    let one = Quota::per_day(1.0);
+    let open = one.scope("open").fallback(Fallback::Open);
+    let closed = one.scope("closed").fallback(Fallback::Closed);
+    let strict = one.scope("strict").fallback(Fallback::Strict(Share::Auto));
+    for _ in 0..3 {
+        assert!(
+            limiter
+                .try_acquire(&open)
+                .await
+                .expect("open")
+                .is_degraded()
+        );
+    }
+    let refused = limiter.try_acquire(&closed).await.expect_err("closed");
+    assert_eq!(refused.reason(), Reason::Unavailable);
+    let refused = limiter.try_acquire(&strict).await.expect_err("empty");
+    assert_eq!(refused.reason(), Reason::Limited);
+    // One that is closed closes the acquisition, and takes nothing of the others.
+    let shared = one.scope("shared");
+    for scopes in [[&shared, &closed], [&open, &closed]] {
+        let scopes: Vec<_> = scopes.into_iter().cloned().collect();
+        let refused = limiter.try_acquire(scopes).await.expect_err("closed");
+        assert_eq!(refused.reason(), Reason::Unavailable);
+    }
+    let both = [shared.clone(), open.clone()];
+    assert!(limiter.try_acquire(both).await.is_ok());
+    assert!(limiter.try_acquire(&shared).await.is_err());
+    assert!(changes.has_changed().expect("open"));
+    assert!(matches!(
+        *changes.borrow_and_update(),
+        Health::Degraded { .. }
+    ));
+    assert!(limiter.fallbacks_by(FailureKind::Disconnected) > 0);
 }

@@ -321,3 +321,39 @@ async fn a_call_of_many_keys_and_demands_is_answered_in_full() {
         assert_eq!((*level, *pool), (10.0 - 3.0 * cost - more, 0.0), "{index}");
     }
 }
+
+#[tokio::test]
+async fn a_payment_is_charged_once_and_a_bound_lowers() {
+    let server = RedisServer::start().await;
+    let mut connection = server.connection().await;
+    let once = Terms {
+        cap: 1.0,
+        per_us: 1.0 / (3_600.0 * SECOND),
+    };
+    let slow = Terms {
+        cap: 10.0,
+        per_us: 1e-12,
+    };
+    let payment = |marker: &str, tokens: f64| Call {
+        keys: vec![(marker.to_owned(), once), (KEY.to_owned(), slow)],
+        commands: vec![Command::Once(0), Command::Charge(1, tokens)],
+    };
+    for (marker, tokens, level) in [
+        ("paid:1", 3.0, 7.0),
+        // The reply was lost, and it is sent again: with whatever amount.
+        ("paid:1", 3.0, 7.0),
+        ("paid:1", 5.0, 7.0),
+        ("paid:2", 1.0, 6.0),
+    ] {
+        let answered = call(&mut connection, &payment(marker, tokens)).await;
+        assert!(
+            (answered.levels[1].0 - level).abs() < 1e-3,
+            "{marker} {tokens}"
+        );
+    }
+    for (bound, level) in [(8.0, 6.0), (2.0, 2.0), (-4.0, -4.0), (5.0, -4.0)] {
+        let lower = one(slow, Command::Lower(0, bound));
+        let answered = call(&mut connection, &lower).await;
+        assert!((answered.levels[0].0 - level).abs() < 1e-3, "{bound}");
+    }
+}
