@@ -110,17 +110,16 @@ impl Observer {
                 true
             }
         });
-        if !begins {
-            return;
+        if begins {
+            #[cfg(feature = "metrics")]
+            metrics::gauge!("tower_throttle_degraded").set(1.0);
+            #[cfg(feature = "tracing")]
+            tracing::warn!(
+                reason = %failure.kind,
+                error = %failure.source,
+                "Redis cannot be asked; deciding from memory"
+            );
         }
-        #[cfg(feature = "metrics")]
-        metrics::gauge!("tower_throttle_degraded").set(1.0);
-        #[cfg(feature = "tracing")]
-        tracing::warn!(
-            reason = %failure.kind,
-            error = %failure.source,
-            "Redis cannot be asked; deciding from memory"
-        );
     }
 
     pub(crate) fn redis_answers(&self) {
