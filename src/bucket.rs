@@ -220,6 +220,15 @@ impl Bucket {
         self.level = self.level.min((self.level - (x - from_pool)).max(floor));
     }
 
+    /// Charges `x` tokens that memory granted while the store was away, those that it promised
+    /// to sleepers included: their turns come, so no bound may forget them.
+    #[cfg(all(test, feature = "redis"))]
+    pub(crate) fn pay(&mut self, x: f64) {
+        let from_pool = self.pool.min(x);
+        self.pool -= from_pool;
+        self.level = self.level.min(self.level - (x - from_pool));
+    }
+
     /// Leaves no more than `x` tokens: what the script must do.
     #[cfg(all(test, feature = "redis"))]
     pub(crate) fn lower(&mut self, x: f64) {

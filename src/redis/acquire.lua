@@ -10,10 +10,12 @@
 --            4 index                         look
 --            5 index tokens                  no more than this
 --            6 index                         empty it; where it is not full, stop here
+--            7 index tokens                  charge, however deep the debt
 -- ARGV[2]  the epoch by which the caller knows these buckets
--- Reply    nothing, where the epoch is another; else doubles: the server's time; per take: how many go now, how many are granted, the
---          wait of the last, when a refused one may ask again, which of its buckets decides;
---          then level and pool of each key. All times are microseconds.
+-- Reply    nothing, where the epoch is another; else doubles: the server's time; per take: how
+--          many go now, how many are granted, the wait of the last, when a refused one may ask
+--          again, which of its buckets decides; then level and pool of each key. All times are
+--          microseconds.
 --
 -- A value is level, at [, tail, big, pool], capacity, rate: the bracket while somebody sleeps
 -- towards a promised turn; then the largest capacity and the slowest rate by which any process
@@ -184,8 +186,9 @@ while pos <= size do
       else
         local from_pool = min(pool[i], x)
         pool[i] = pool[i] - from_pool
-        local promised = max(tail[i] - at[i], 0) * rate[i]
-        level[i] = min(level[i], max(level[i] - (x - from_pool), -cap[i] - promised))
+        local floor_at = -HUGE
+        if op == 2 then floor_at = -cap[i] - max(tail[i] - at[i], 0) * rate[i] end
+        level[i] = min(level[i], max(level[i] - (x - from_pool), floor_at))
       end
     end
   end

@@ -99,7 +99,7 @@ impl Payment {
         argument.once(1);
         for (index, owed) in due.iter().enumerate() {
             if owed.tokens > 0.0 {
-                argument.charge(index + 2, owed.tokens);
+                argument.pay(index + 2, owed.tokens);
             } else {
                 argument.give_back(index + 2, -owed.tokens);
             }

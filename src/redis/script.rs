@@ -67,6 +67,11 @@ impl Argument {
         Self::push(&mut self.commands, &[2.0, index as f64, tokens]);
     }
 
+    /// Charges what others were promised meanwhile, however deep the debt.
+    pub(crate) fn pay(&mut self, index: usize, tokens: f64) {
+        Self::push(&mut self.commands, &[7.0, index as f64, tokens]);
+    }
+
     pub(crate) fn reset(&mut self, index: usize) {
         Self::push(&mut self.commands, &[3.0, index as f64]);
     }

@@ -336,7 +336,7 @@ async fn a_payment_is_charged_once_and_a_bound_lowers() {
     };
     let payment = |marker: &str, tokens: f64| Call {
         keys: vec![(marker.to_owned(), once), (KEY.to_owned(), slow)],
-        commands: vec![Command::Once(0), Command::Charge(1, tokens)],
+        commands: vec![Command::Once(0), Command::Pay(1, tokens)],
     };
     for (marker, tokens, level) in [
         ("paid:1", 3.0, 7.0),
@@ -355,5 +355,13 @@ async fn a_payment_is_charged_once_and_a_bound_lowers() {
         let lower = one(slow, Command::Lower(0, bound));
         let answered = call(&mut connection, &lower).await;
         assert!((answered.levels[0].0 - level).abs() < 1e-3, "{bound}");
+    }
+    // What was promised meanwhile may be many capacities; a settlement is cut at one.
+    for (command, level) in [
+        (Command::Pay(0, 100.0), -104.0),
+        (Command::Charge(0, 100.0), -104.0),
+    ] {
+        let answered = call(&mut connection, &one(slow, command)).await;
+        assert!((answered.levels[0].0 - level).abs() < 1e-3);
     }
 }

@@ -148,7 +148,8 @@ fn random_command(rng: &mut Rng, keys: &[(String, Terms)]) -> Command {
             Command::Take { n, max_wait, of }
         }
         12..15 => Command::GiveBack(index, cost),
-        15..17 => Command::Charge(index, cost * rng.pick(&[0.1, 1.0, 3.0, 1e9])),
+        15 => Command::Pay(index, cost * rng.pick(&[0.1, 1.0, 3.0, 30.0])),
+        16 => Command::Charge(index, cost * rng.pick(&[0.1, 1.0, 3.0, 1e9])),
         17 => Command::Reset(index),
         18 => Command::Lower(index, cost - rng.pick(&[0.0, terms.cap / 2.0, terms.cap])),
         _ => Command::Look(index),

@@ -15,6 +15,7 @@ pub(super) enum Command {
     },
     GiveBack(usize, f64),
     Charge(usize, f64),
+    Pay(usize, f64),
     Reset(usize),
     Look(usize),
     Lower(usize, f64),
@@ -56,6 +57,7 @@ impl Call {
                 }
                 Command::GiveBack(index, tokens) => argument.give_back(index + 1, *tokens),
                 Command::Charge(index, tokens) => argument.charge(index + 1, *tokens),
+                Command::Pay(index, tokens) => argument.pay(index + 1, *tokens),
                 Command::Reset(index) => argument.reset(index + 1),
                 Command::Look(index) => argument.look(index + 1),
                 Command::Lower(index, tokens) => argument.lower(index + 1, *tokens),
@@ -122,6 +124,10 @@ impl Twin {
                 }
                 Command::Charge(index, tokens) => {
                     buckets[*index].charge(*tokens, terms[*index]);
+                    changed[*index] = true;
+                }
+                Command::Pay(index, tokens) => {
+                    buckets[*index].pay(*tokens);
                     changed[*index] = true;
                 }
                 Command::Reset(index) => {
