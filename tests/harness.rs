@@ -412,3 +412,34 @@ async fn a_dropped_proxy_closes_everything() {
         sleep(Duration::from_millis(10)).await;
     }
 }
+
+#[tokio::test]
+async fn a_half_open_link_stays_open_and_a_redirected_proxy_leads_elsewhere() {
+    let (first, second) = (RedisServer::start().await, RedisServer::start().await);
+    let proxy = Proxy::start(first.port()).await;
+    let mut old = raw(proxy.port()).await;
+    old.write_all(b"PING\r\n").await.expect("sent");
+    assert_eq!(read(&mut old).await, b"+PONG\r\n");
+    proxy.half_open();
+    sleep(SHORT / 10).await;
+    old.write_all(b"PING\r\n").await.expect("sent");
+    assert!(is_silent(&mut old).await, "nothing comes, not even an end");
+    proxy.redirect(second.port());
+    let mut fresh = connect(&proxy.url()).await;
+    let () = redis::cmd("SET")
+        .arg("where")
+        .arg("second")
+        .query_async(&mut fresh)
+        .await
+        .expect("set");
+    let kept: Option<String> = redis::cmd("GET")
+        .arg("where")
+        .query_async(&mut second.connection().await)
+        .await
+        .expect("read");
+    assert_eq!(kept.as_deref(), Some("second"));
+    assert!(is_silent(&mut old).await);
+    proxy.cut();
+    let end = timeout(LONG, old.read(&mut [0; 64])).await.expect("an end");
+    assert!(matches!(end, Ok(0) | Err(_)), "{end:?}");
+}

@@ -3,7 +3,7 @@
 use std::io;
 use std::net::Ipv4Addr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU16, AtomicU64, Ordering};
 use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -43,6 +43,7 @@ pub struct Proxy {
     port: u16,
     mode: watch::Sender<Mode>,
     cuts: broadcast::Sender<Cut>,
+    upstream_port: Arc<AtomicU16>,
     accepted: Arc<AtomicU64>,
     task: JoinHandle<()>,
 }
@@ -64,8 +65,9 @@ impl Proxy {
         let mode = watch::Sender::new(Mode::Pass);
         let cuts = broadcast::Sender::new(8);
         let accepted = Arc::new(AtomicU64::new(0));
+        let upstream_port = Arc::new(AtomicU16::new(upstream_port));
         let shared = Shared {
-            upstream_port,
+            upstream_port: upstream_port.clone(),
             mode: mode.clone(),
             cuts: cuts.clone(),
         };
@@ -74,6 +76,7 @@ impl Proxy {
             port,
             mode,
             cuts,
+            upstream_port,
             accepted,
             task,
         }
@@ -135,6 +138,18 @@ impl Proxy {
         self.set(Mode::CutMidReply);
     }
 
+    /// Leaves all live connections open and forwards nothing more over them, as where the other
+    /// end has vanished without a word; new connections are not affected. A later
+    /// [`cut`](Self::cut) closes them.
+    pub fn half_open(&self) {
+        let _ = self.cuts.send(Cut::HalfOpen);
+    }
+
+    /// Sends new connections to this port from now on; live ones go on.
+    pub fn redirect(&self, upstream_port: u16) {
+        self.upstream_port.store(upstream_port, Ordering::Relaxed);
+    }
+
     /// Closes all live connections now, in any mode; what they held back is lost.
     pub fn cut(&self) {
         let _ = self.cuts.send(Cut::Close);
@@ -156,6 +171,7 @@ impl Drop for Proxy {
 enum Cut {
     Close,
     Reset,
+    HalfOpen,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -166,7 +182,7 @@ enum Direction {
 
 #[derive(Clone)]
 struct Shared {
-    upstream_port: u16,
+    upstream_port: Arc<AtomicU16>,
     mode: watch::Sender<Mode>,
     cuts: broadcast::Sender<Cut>,
 }
@@ -190,11 +206,14 @@ async fn accept(listener: TcpListener, shared: Shared, accepted: Arc<AtomicU64>)
 }
 
 async fn connection(mut client: TcpStream, shared: Shared, mut cuts: broadcast::Receiver<Cut>) {
-    let cut = tokio::select! {
+    let mut cut = tokio::select! {
         // However it ended, all that is left to do is to close.
         _ = forward(&mut client, &shared) => None,
         cut = cuts.recv() => cut.ok(),
     };
+    while let Some(Cut::HalfOpen) = cut {
+        cut = cuts.recv().await.ok();
+    }
     if let Some(Cut::Reset) = cut {
         let _ = client.set_zero_linger();
     }
@@ -202,7 +221,8 @@ async fn connection(mut client: TcpStream, shared: Shared, mut cuts: broadcast::
 
 async fn forward(client: &mut TcpStream, shared: &Shared) -> io::Result<()> {
     unstalled(&mut shared.mode.subscribe()).await;
-    let mut server = TcpStream::connect((Ipv4Addr::LOCALHOST, shared.upstream_port)).await?;
+    let port = shared.upstream_port.load(Ordering::Relaxed);
+    let mut server = TcpStream::connect((Ipv4Addr::LOCALHOST, port)).await?;
     client.set_nodelay(true)?;
     server.set_nodelay(true)?;
     let (client_read, client_write) = client.split();
