@@ -111,13 +111,29 @@ impl Bucket {
     /// Brings the bucket to `now`. True where the clock was mended, which must be kept even
     /// when nothing else changes.
     pub(crate) fn visit(&mut self, now: f64, terms: Terms) -> bool {
+        self.visit_by(now, terms, 1.0)
+    }
+
+    /// As `visit`, after an outage from which only the part `back` of all processes is back.
+    ///
+    /// The others will charge what they spent of their shares, so the bucket still holds the
+    /// tokens of those. Once these shares are full they do not refill, and must not refill what
+    /// the others spend, or were promised: from there on the bucket refills in part.
+    pub(crate) fn visit_by(&mut self, now: f64, terms: Terms, back: f64) -> bool {
         let mended = self.at > now + CLOCK_SLACK_US;
         if mended {
             self.tail -= self.at - now;
             self.at = now;
         }
         let n = self.at.max(now);
-        self.level = terms.cap.min(self.level + (n - self.at) * terms.per_us);
+        let mut us = n - self.at;
+        if back < 1.0 {
+            let promised = (self.tail - self.at).max(0.0) * terms.per_us * back;
+            let to_full = (1.0 - back) * terms.cap - promised - self.level;
+            let at_whole = us.min((to_full / (terms.per_us * (1.0 - back))).max(0.0));
+            us = at_whole + (us - at_whole) * back;
+        }
+        self.level = terms.cap.min(self.level + us * terms.per_us);
         self.at = n;
         self.pool = self.pool.min(self.pool_room(terms));
         if self.tail <= n {
@@ -220,13 +236,18 @@ impl Bucket {
         self.level = self.level.min((self.level - (x - from_pool)).max(floor));
     }
 
-    /// Charges `x` tokens that memory granted while the store was away, those that it promised
-    /// to sleepers included: their turns come, so no bound may forget them.
-    #[cfg(all(test, feature = "redis"))]
-    pub(crate) fn pay(&mut self, x: f64) {
+    /// Charges `x` tokens that memory granted while the store was away, those included that it
+    /// promised to sleepers, the largest of cost `big`, for turns that come within `wait`: so no
+    /// bound may forget them.
+    #[cfg(test)]
+    pub(crate) fn pay(&mut self, x: f64, wait: f64, big: f64) {
         let from_pool = self.pool.min(x);
         self.pool -= from_pool;
         self.level = self.level.min(self.level - (x - from_pool));
+        if wait > 0.0 {
+            self.tail = self.tail.max(self.at + wait);
+            self.big = self.big.max(big);
+        }
     }
 
     /// Leaves no more than `x` tokens: what the script must do.

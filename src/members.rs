@@ -95,6 +95,12 @@ impl Members {
         self.part.store(part.to_bits(), Ordering::Relaxed);
     }
 
+    /// The part of all that was back before the limiter that sends this beat.
+    pub(crate) fn back_before(&self, beat: Beat) -> f64 {
+        let expected = (beat.alive + beat.lapsed).max(self.count(&self.lock()));
+        f64::from(beat.alive.saturating_sub(1)) / f64::from(expected.max(1))
+    }
+
     fn count(&self, heard: &Heard) -> u32 {
         heard
             .largest

@@ -118,6 +118,8 @@ impl crate::redis::Books for Shares {
                 id: debt.id,
                 terms: debt.whole,
                 tokens: debt.tokens,
+                wait_us: debt.wait_us,
+                big: debt.big,
             })
             .collect()
     }

@@ -57,6 +57,10 @@ pub(crate) struct Debt {
     pub(crate) whole: Terms,
     /// Tokens; below zero: to be given back.
     pub(crate) tokens: f64,
+    /// Until the last turn that was promised of them, in microseconds.
+    pub(crate) wait_us: f64,
+    /// The largest cost of those who were promised one.
+    pub(crate) big: f64,
 }
 
 /// Buckets by identity.
@@ -275,6 +279,8 @@ impl MemoryStore {
                         id: entry.id.clone(),
                         whole,
                         tokens,
+                        wait_us: (bucket.tail - bucket.at).max(0.0),
+                        big: bucket.big,
                     });
                 }
                 entry.store(&bucket, 0.0);

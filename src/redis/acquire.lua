@@ -10,8 +10,11 @@
 --            4 index                         look
 --            5 index tokens                  no more than this
 --            6 index                         empty it; where it is not full, stop here
---            7 index tokens                  charge, however deep the debt
+--            7 index tokens wait big         charge, however deep the debt; the last of those who
+--                                            were promised some of it, the largest of cost big,
+--                                            has his turn after this wait
 -- ARGV[2]  the epoch by which the caller knows these buckets
+-- ARGV[3]  after an outage, the part of all processes that is back
 -- Reply    nothing, where the epoch is another; else doubles: the server's time; per take: how
 --          many go now, how many are granted, the wait of the last, when a refused one may ask
 --          again, which of its buckets decides; then level and pool of each key. All times are
@@ -28,7 +31,7 @@ local HUGE = 1.7e308
 
 local t = redis.call('TIME')
 local now = t[1] * 1000000 + t[2]
-local argument, nkeys = ARGV[1], #KEYS
+local argument, nkeys, back = ARGV[1], #KEYS, tonumber(ARGV[3] or 1)
 local stored = redis.call('MGET', unpack(KEYS))
 if (ARGV[2] or '') ~= '' then
   local epoch = stored[nkeys]
@@ -70,7 +73,14 @@ for i = 1, nkeys do
     changed[i] = true
   end
   local n = max(a, now)
-  l = min(c, l + (n - a) * r)
+  local us = n - a
+  if back < 1 then
+    local promised = max(tail[i] - a, 0) * r * back
+    local to_full = (1 - back) * c - promised - l
+    local at_whole = min(us, max(to_full / (r * (1 - back)), 0))
+    us = at_whole + (us - at_whole) * back
+  end
+  l = min(c, l + us * r)
   local p = min(pool[i], max(c - big[i] - max(l, 0), 0))
   if tail[i] <= n then
     l = min(c, l + p)
@@ -187,7 +197,15 @@ while pos <= size do
         local from_pool = min(pool[i], x)
         pool[i] = pool[i] - from_pool
         local floor_at = -HUGE
-        if op == 2 then floor_at = -cap[i] - max(tail[i] - at[i], 0) * rate[i] end
+        if op == 2 then
+          floor_at = -cap[i] - max(tail[i] - at[i], 0) * rate[i]
+        else
+          local wait, biggest
+          wait, biggest, pos = unpack_d('<dd', argument, pos)
+          if wait > 0 then
+            tail[i], big[i] = max(tail[i], at[i] + wait), max(big[i], biggest)
+          end
+        end
         level[i] = min(level[i], max(level[i] - (x - from_pool), floor_at))
       end
     end

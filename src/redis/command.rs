@@ -43,6 +43,10 @@ pub(crate) struct Owed {
     /// The whole quota, not a share.
     pub(crate) terms: Terms,
     pub(crate) tokens: f64,
+    /// Until the last turn that was promised of them, in microseconds.
+    pub(crate) wait_us: f64,
+    /// The largest cost of those who were promised one.
+    pub(crate) big: f64,
 }
 
 /// Somebody who wants a decision.

@@ -6,10 +6,11 @@
 -- ARGV[3]  the epoch as this limiter knows it, or nothing
 -- ARGV[4]  the count that it knows
 -- ARGV[5]  the epoch to begin, where there is none or data was lost
+-- ARGV[6]  who was heard within so many milliseconds counts as alive
 -- Reply    the epoch, then doubles, little-endian: the count, how many are alive, and how many
 --          have lapsed.
 
-local ALIVE, KEPT, EPOCH_KEPT = 3000, 60000, 604800000
+local KEPT, EPOCH_KEPT = 60000, 604800000
 
 local t = redis.call('TIME')
 local now = t[1] * 1000 + math.floor(t[2] / 1000)
@@ -38,6 +39,6 @@ redis.call('ZREMRANGEBYSCORE', members, now + 2000, '+inf')
 redis.call('ZREMRANGEBYSCORE', members, '-inf', now - KEPT)
 redis.call('ZADD', members, now, me)
 redis.call('PEXPIRE', members, KEPT)
-local alive = redis.call('ZCOUNT', members, now - ALIVE, '+inf')
+local alive = redis.call('ZCOUNT', members, now - ARGV[6], '+inf')
 local all = redis.call('ZCARD', members)
 return epoch .. struct.pack('<ddd', count, alive, all - alive)

@@ -33,6 +33,8 @@ pub(super) struct Heartbeat<'a> {
     /// As this limiter knows it.
     pub(super) epoch: Option<Epoch>,
     pub(super) leaves: bool,
+    /// Who was heard within this time counts as alive.
+    pub(super) alive_within: Duration,
     /// For the identity of an epoch that may have to begin.
     pub(super) random: u64,
 }
@@ -47,12 +49,14 @@ impl Heartbeat<'_> {
         let keys = [Epoch::members_key(self.prefix), Epoch::key(self.prefix)];
         let known = self.epoch.as_ref().map_or(&[][..], |epoch| &epoch.id);
         let beats = self.epoch.map_or(0.0, |epoch| epoch.beats);
-        let arguments: [&[u8]; 5] = [
+        let alive_within = self.alive_within.as_millis().to_string();
+        let arguments: [&[u8]; 6] = [
             self.limiter.as_bytes(),
             if self.leaves { b"1" } else { b"0" },
             known,
             &beats.to_le_bytes(),
             &self.random.to_le_bytes(),
+            alive_within.as_bytes(),
         ];
         let run = session.run(&HEARTBEAT, &keys, &arguments);
         let reply = timeout(within, run)

@@ -22,6 +22,10 @@ use crate::{bucket::Terms, decision::Failure};
 /// Between beats.
 const BEAT: Duration = Duration::from_secs(1);
 
+/// Between beats in the grace: each limiter that comes back raises the part that is left to
+/// those who reach Redis, and they learn of it by a beat.
+const GRACE_BEAT: Duration = Duration::from_millis(100);
+
 /// A name that no scope can have, because `#` is escaped.
 const PROBE: &str = "#probe";
 
@@ -86,17 +90,18 @@ impl Keeper {
         let key = format!("{}{PROBE}", config.prefix).into_bytes();
         let bytes = argument.into_bytes();
         shared
-            .run_in_time(&*session, None, vec![key], &bytes)
+            .run_in_time(&*session, None, 1.0, vec![key], &bytes)
             .await?;
         let beat = shared.beat(&*session, false).await?;
         let (known, told) = (shared.epoch(), beat.map(|(epoch, _)| epoch));
+        let back = beat.map_or(1.0, |(_, beat)| config.members.back_before(beat));
         let kept = known
             .zip(told)
             .is_some_and(|(known, told)| known.id == told.id);
         if !kept {
             let remembered = config.known.all();
             for call in lower(&config.prefix, &remembered) {
-                send(shared, &*session, told, call).await?;
+                send(shared, &*session, told, back, call).await?;
             }
         }
         // Not before: an attempt that ends half way must not forget what it was about.
@@ -107,7 +112,7 @@ impl Keeper {
         if let Some((_, beat)) = beat {
             config.members.hear(beat, Instant::now());
         }
-        self.pay(shared, &*session, told).await?;
+        self.pay(shared, &*session, told, back).await?;
         Ok(session)
     }
 
@@ -119,7 +124,8 @@ impl Keeper {
             // what it granted because Redis was too slow for some.
             if let Some(shared) = self.shared.upgrade() {
                 let epoch = shared.epoch();
-                if let Err(failure) = self.pay(&shared, &*live.session, epoch).await {
+                let back = shared.back();
+                if let Err(failure) = self.pay(&shared, &*live.session, epoch, back).await {
                     shared.tell(live.generation, Some(&failure));
                 }
             }
@@ -127,7 +133,7 @@ impl Keeper {
                 biased;
                 _ = gone.wait_for(|gone| *gone) => return true,
                 () = self.closed.notified() => {}
-                () = sleep(BEAT) => {}
+                () = sleep(self.pause()) => {}
             }
             match self.shared.upgrade() {
                 Some(shared) if shared.left.load(Ordering::Relaxed) => {}
@@ -137,6 +143,20 @@ impl Keeper {
                     return false;
                 }
             }
+        }
+    }
+
+    /// Until the next beat.
+    fn pause(&self) -> Duration {
+        match self.shared.upgrade() {
+            // However many there are, together they beat no more than a thousand times a second.
+            Some(shared) if shared.is_in_grace() => {
+                let limiters = shared.config.members.processes();
+                GRACE_BEAT
+                    .max(Duration::from_millis(limiters as u64))
+                    .min(BEAT)
+            }
+            _ => BEAT,
         }
     }
 
@@ -163,6 +183,7 @@ impl Keeper {
         shared: &Shared,
         session: &dyn Session,
         epoch: Option<Epoch>,
+        back: f64,
     ) -> Result<(), Failure> {
         let config = &shared.config;
         // Only the keeper pays, and there is only one.
@@ -182,7 +203,7 @@ impl Keeper {
             let Some(call) = first else {
                 return Ok(());
             };
-            send(shared, session, epoch, call).await?;
+            send(shared, session, epoch, back, call).await?;
             payments().confirm();
         }
     }
@@ -193,6 +214,7 @@ impl Keeper {
             limiter: &self.limiter,
             epoch: None,
             leaves: true,
+            alive_within: BEAT,
             random: 0,
         };
         // Without an answer, the others count this limiter for another minute.
@@ -204,12 +226,13 @@ async fn send(
     shared: &Shared,
     session: &dyn Session,
     epoch: Option<Epoch>,
+    back: f64,
     call: Call,
 ) -> Result<(), Failure> {
     let epoch = epoch.map(|epoch| epoch.id);
     let Call { keys, argument } = call;
     shared
-        .run_in_time(session, epoch, keys, &argument)
+        .run_in_time(session, epoch, back, keys, &argument)
         .await
         .map(drop)
 }

@@ -34,6 +34,14 @@ use crate::{
 /// between probes and the time-outs around it, so that all have charged what they spent.
 pub(crate) const GRACE: Duration = Duration::from_secs(2);
 
+/// Without a beat for so long a limiter counts as cut off.
+const ALIVE: Duration = Duration::from_secs(3);
+
+/// After an outage of at least this, whoever was not heard since it began counts as not back
+/// yet. In a shorter one too little is spent for that, and those whom it did not hit have not
+/// had the time for a beat.
+const LONG_OUTAGE: Duration = Duration::from_millis(300);
+
 pub(crate) struct LinkConfig {
     pub(crate) connect: Box<dyn Connect>,
     pub(crate) prefix: String,
@@ -87,6 +95,12 @@ struct State {
     epoch: Option<Epoch>,
     tripped: Option<Instant>,
     recovered: Option<Instant>,
+}
+
+impl State {
+    fn is_in_grace(&self) -> bool {
+        matches!(self.stage, Stage::Up(_)) && self.recovered.is_some_and(|at| at.elapsed() < GRACE)
+    }
 }
 
 enum Stage {
@@ -152,7 +166,7 @@ impl Link {
             Stage::Idle | Stage::Starting => Mode::Passing,
             Stage::Down(failure) => Mode::Away(failure.clone()),
             Stage::Up(_) => {
-                if state.recovered.is_some_and(|at| at.elapsed() < GRACE) {
+                if state.is_in_grace() {
                     return Mode::Grace;
                 }
                 // Under the lock, so that no trip comes between.
@@ -201,14 +215,21 @@ impl Wire for Link {
     }
 
     fn part(&self) -> f64 {
-        self.shared.config.members.part()
+        // In the grace the bucket holds what those will charge who are not back yet.
+        match self.shared.is_in_grace() {
+            true => 1.0,
+            false => self.shared.config.members.part(),
+        }
     }
 
     async fn call(&self, keys: Vec<Vec<u8>>, argument: Vec<u8>) -> Result<Vec<u8>, Failure> {
         let deadline = Instant::now() + self.shared.config.timeout;
         let live = self.shared.live(deadline).await.map_err(Failure::unsent)?;
         let mut gone = live.gone.subscribe();
-        let run = self.shared.run(&*live.session, live.epoch, keys, &argument);
+        let back = self.shared.back();
+        let run = self
+            .shared
+            .run(&*live.session, live.epoch, back, keys, &argument);
         let result = tokio::select! {
             biased;
             result = timeout_at(deadline, run) => {
@@ -286,19 +307,31 @@ impl Shared {
         }
     }
 
-    /// Runs the script on buckets of this epoch.
+    /// Runs the script on buckets of this epoch, where the part `back` of all is back.
     pub(super) async fn run(
         &self,
         session: &dyn Session,
         epoch: Option<[u8; 8]>,
+        back: f64,
         mut keys: Vec<Vec<u8>>,
         argument: &[u8],
     ) -> Result<Vec<u8>, Failure> {
-        let Some(epoch) = epoch else {
-            return session.run(&ACQUIRE, &keys, &[argument]).await;
+        if epoch.is_some() {
+            keys.push(Epoch::key(&self.config.prefix));
+        }
+        let epoch = epoch.as_ref().map_or(&[][..], |epoch| epoch);
+        let part = if back < 1.0 {
+            back.to_string()
+        } else {
+            String::new()
         };
-        keys.push(Epoch::key(&self.config.prefix));
-        let reply = session.run(&ACQUIRE, &keys, &[argument, &epoch]).await?;
+        let arguments = [argument, epoch, part.as_bytes()];
+        let given = match (epoch, back) {
+            (_, back) if back < 1.0 => 3,
+            ([], _) => 1,
+            _ => 2,
+        };
+        let reply = session.run(&ACQUIRE, &keys, &arguments[..given]).await?;
         if reply.is_empty() {
             return Err(data_lost());
         }
@@ -310,13 +343,44 @@ impl Shared {
         &self,
         session: &dyn Session,
         epoch: Option<[u8; 8]>,
+        back: f64,
         keys: Vec<Vec<u8>>,
         argument: &[u8],
     ) -> Result<Vec<u8>, Failure> {
-        let run = self.run(session, epoch, keys, argument);
+        let run = self.run(session, epoch, back, keys, argument);
         timeout(self.config.timeout, run)
             .await
             .unwrap_or_else(|_| Err(timed_out()))
+    }
+
+    /// After an outage, the part of all that is back.
+    pub(super) fn back(&self) -> f64 {
+        match self.is_in_grace() {
+            true => self.config.members.part(),
+            false => 1.0,
+        }
+    }
+
+    pub(super) fn is_in_grace(&self) -> bool {
+        !self.calm.load(Ordering::Acquire) && self.lock().is_in_grace()
+    }
+
+    /// Who was heard within this time counts as alive; in and after an outage, whoever was heard
+    /// since it began.
+    fn alive_within(&self) -> Duration {
+        let state = self.lock();
+        let away = matches!(state.stage, Stage::Down(_));
+        match state.tripped {
+            Some(tripped) if away || state.is_in_grace() => {
+                let back = state.recovered.filter(|_| !away);
+                let outage = back.unwrap_or_else(Instant::now) - tripped;
+                match outage >= LONG_OUTAGE {
+                    true => tripped.elapsed().min(ALIVE),
+                    false => ALIVE,
+                }
+            }
+            _ => ALIVE,
+        }
     }
 
     /// Beats, or says goodbye. None where this client may not, or has said goodbye.
@@ -330,6 +394,7 @@ impl Shared {
             limiter: &self.limiter,
             epoch: self.epoch(),
             leaves,
+            alive_within: self.alive_within(),
             random: self.random(),
         };
         match heartbeat.send(session, self.config.timeout).await {

@@ -99,7 +99,7 @@ impl Payment {
         argument.once(1);
         for (index, owed) in due.iter().enumerate() {
             if owed.tokens > 0.0 {
-                argument.pay(index + 2, owed.tokens);
+                argument.pay(index + 2, owed.tokens, owed.wait_us, owed.big);
             } else {
                 argument.give_back(index + 2, -owed.tokens);
             }
@@ -121,6 +121,8 @@ mod tests {
                 id: format!("s{n}").into_bytes().into(),
                 terms: Terms::new(10.0, 1.0),
                 tokens: 3.0,
+                wait_us: 0.0,
+                big: 0.0,
             })
             .collect()
     }

@@ -67,9 +67,10 @@ impl Argument {
         Self::push(&mut self.commands, &[2.0, index as f64, tokens]);
     }
 
-    /// Charges what others were promised meanwhile, however deep the debt.
-    pub(crate) fn pay(&mut self, index: usize, tokens: f64) {
-        Self::push(&mut self.commands, &[7.0, index as f64, tokens]);
+    /// Charges what was granted beside Redis, however deep the debt: the last turn that is paid
+    /// for comes after `wait` microseconds, and the largest is of cost `big`.
+    pub(crate) fn pay(&mut self, index: usize, tokens: f64, wait: f64, big: f64) {
+        Self::push(&mut self.commands, &[7.0, index as f64, tokens, wait, big]);
     }
 
     pub(crate) fn reset(&mut self, index: usize) {

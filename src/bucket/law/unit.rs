@@ -378,3 +378,68 @@ fn several_buckets_are_all_or_one_or_none() {
     let wait = 2e6;
     assert_eq!(ask(2e6), TakenAll::Slowest { which, wait });
 }
+
+/// All processes have spent their shares to the last token, and have promised turns beyond; they
+/// come back one after another, charge that, and go on spending a share each. Then nothing is
+/// left over, and nothing lacks.
+#[test]
+fn those_who_come_back_one_by_one_leave_one_bucket() {
+    const N: usize = 4;
+    const STEP: f64 = 5e3;
+    let whole = Terms::new(100.0, 200.0);
+    let share = whole.share(N as f64);
+    let mut rng = rng();
+    for round in 0..ROUNDS / 10 {
+        let start = 1.7e15;
+        let outage = rng.pick(&[5e4, 2e5, 5e5, 3e6]);
+        let spread = rng.pick(&[1e4, 1e5, 5e5]);
+        // For so long ahead each share has promised turns all the time.
+        let ahead = rng.pick(&[0.0, 1e5, 4e5]);
+        let promised = ahead * share.per_us;
+        let mut bucket = Bucket::full(start, whole);
+        bucket.level = -promised * N as f64;
+        let mut shares = [Bucket::full(start, share); N];
+        let mut owed = [0.0; N];
+        for bucket in &mut shares {
+            bucket.level = -promised;
+        }
+        let mut back: [f64; N] =
+            std::array::from_fn(|_| start + outage + (rng.part() * spread).floor());
+        back.sort_by(f64::total_cmp);
+        let end = back[N - 1] + 1e6;
+        let mut now = start;
+        while now < end {
+            now += STEP;
+            let returned = back.iter().filter(|at| **at <= now).count();
+            for process in 0..N {
+                let own = &mut shares[process];
+                own.visit(now, share);
+                let mut spent = own.take(0.25, 99, ahead, share).granted * 0.25;
+                owed[process] = (owed[process] + spent).min(share.cap - own.level);
+                if now < back[process] {
+                    continue;
+                }
+                let since = now - back[process];
+                if since < STEP {
+                    let before = back.iter().filter(|at| **at < back[process]).count();
+                    bucket.visit_by(now, whole, before as f64 / N as f64);
+                    bucket.pay(owed[process], ahead, 0.25);
+                }
+                // Those who were promised a turn by memory have been paid for; those who ask
+                // now wait for their turn in memory, and ask Redis only then.
+                if since <= ahead {
+                    spent = 0.0;
+                } else {
+                    spent = share.per_us * STEP;
+                }
+                bucket.visit_by(now, whole, returned as f64 / N as f64);
+                bucket.level -= spent;
+            }
+        }
+        let left = bucket.level;
+        assert!(
+            left.abs() <= 12.0,
+            "round {round}: {left} left after {outage}, {spread}, {ahead}"
+        );
+    }
+}

@@ -198,9 +198,9 @@ async fn a_refusal_writes_nothing_but_a_mended_clock() {
     call(&mut connection, &one(TERMS, take(10.0, 0.0))).await;
     let before = value(&mut connection).await;
     server.reset_stats().await;
-    let three = Call {
-        keys: vec![(KEY.to_owned(), TERMS), ("other".to_owned(), TERMS)],
-        commands: vec![
+    let three = Call::of(
+        vec![(KEY.to_owned(), TERMS), ("other".to_owned(), TERMS)],
+        vec![
             take(5.0, 0.0),
             Command::Take {
                 n: 1,
@@ -210,7 +210,7 @@ async fn a_refusal_writes_nothing_but_a_mended_clock() {
             Command::Look(1),
             take(0.0, 0.0),
         ],
-    };
+    );
     let answered = call(&mut connection, &three).await;
     assert_eq!(answered.takes[0].taken.granted, 0.0);
     assert!(answered.takes[0].taken.retry_after > 4.9 * SECOND);
@@ -294,10 +294,7 @@ async fn a_call_of_many_keys_and_demands_is_answered_in_full() {
         max_wait: 1e12,
         of: vec![(index, (index % 10 + 1) as f64)],
     });
-    let mut call_of_all = Call {
-        keys,
-        commands: commands.collect(),
-    };
+    let mut call_of_all = Call::of(keys, commands.collect());
     let all = (0..300).map(|index| (index, 1.0)).collect();
     call_of_all.commands.push(Command::Take {
         n: 1,
@@ -334,9 +331,11 @@ async fn a_payment_is_charged_once_and_a_bound_lowers() {
         cap: 10.0,
         per_us: 1e-12,
     };
-    let payment = |marker: &str, tokens: f64| Call {
-        keys: vec![(marker.to_owned(), once), (KEY.to_owned(), slow)],
-        commands: vec![Command::Once(0), Command::Pay(1, tokens)],
+    let payment = |marker: &str, tokens: f64| {
+        Call::of(
+            vec![(marker.to_owned(), once), (KEY.to_owned(), slow)],
+            vec![Command::Once(0), Command::Pay(1, tokens, 0.0, 0.0)],
+        )
     };
     for (marker, tokens, level) in [
         ("paid:1", 3.0, 7.0),
@@ -358,7 +357,7 @@ async fn a_payment_is_charged_once_and_a_bound_lowers() {
     }
     // What was promised meanwhile may be many capacities; a settlement is cut at one.
     for (command, level) in [
-        (Command::Pay(0, 100.0), -104.0),
+        (Command::Pay(0, 100.0, 0.0, 0.0), -104.0),
         (Command::Charge(0, 100.0), -104.0),
     ] {
         let answered = call(&mut connection, &one(slow, command)).await;

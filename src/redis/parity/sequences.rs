@@ -19,7 +19,7 @@ fn on_our_time() -> String {
     let lines = [
         (
             "local t = redis.call('TIME')\nlocal now = t[1] * 1000000 + t[2]\n",
-            "local now = struct.unpack('<d', ARGV[3])\nlocal written = {}\n",
+            "local now = struct.unpack('<d', ARGV[4])\nlocal written = {}\n",
         ),
         (
             "redis.call('SET', KEYS[i], value, 'PX', px)",
@@ -52,6 +52,7 @@ fn command(sha: &str, call: &Call) -> Cmd {
         command.arg(key);
     }
     command.arg(call.argument());
+    command.arg("").arg(call.back.to_string());
     command
 }
 
@@ -113,7 +114,12 @@ fn random_call(rng: &mut Rng, known: &[Known]) -> Call {
     let commands = (0..1 + rng.below(4))
         .map(|_| random_command(rng, &keys))
         .collect();
-    Call { keys, commands }
+    let back = rng.pick(&[1.0, 1.0, 0.75, 1.0 / 3.0, 0.0]);
+    Call {
+        keys,
+        commands,
+        back,
+    }
 }
 
 fn random_command(rng: &mut Rng, keys: &[(String, Terms)]) -> Command {
@@ -148,7 +154,10 @@ fn random_command(rng: &mut Rng, keys: &[(String, Terms)]) -> Command {
             Command::Take { n, max_wait, of }
         }
         12..15 => Command::GiveBack(index, cost),
-        15 => Command::Pay(index, cost * rng.pick(&[0.1, 1.0, 3.0, 30.0])),
+        15 => {
+            let wait = (rng.pick(&[0.0, 0.0, 1.0, 10.0]) * cost / terms.per_us).ceil();
+            Command::Pay(index, cost * rng.pick(&[0.1, 1.0, 3.0, 30.0]), wait, cost)
+        }
         16 => Command::Charge(index, cost * rng.pick(&[0.1, 1.0, 3.0, 1e9])),
         17 => Command::Reset(index),
         18 => Command::Lower(index, cost - rng.pick(&[0.0, terms.cap / 2.0, terms.cap])),
@@ -235,7 +244,7 @@ async fn the_twins_agree_on_our_time_line() {
                 }
                 let call = random_call(&mut rng, &known);
                 let mut command = command(&sha, &call);
-                pipeline.add_command(command.arg("").arg(&now.to_le_bytes()).clone());
+                pipeline.add_command(command.arg(&now.to_le_bytes()).clone());
                 let outcome = twin.call(&call, now);
                 waits += outcome
                     .answers

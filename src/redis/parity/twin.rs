@@ -15,7 +15,8 @@ pub(super) enum Command {
     },
     GiveBack(usize, f64),
     Charge(usize, f64),
-    Pay(usize, f64),
+    /// Tokens, the wait until the last promised turn, the largest cost.
+    Pay(usize, f64, f64, f64),
     Reset(usize),
     Look(usize),
     Lower(usize, f64),
@@ -27,13 +28,20 @@ pub(super) enum Command {
 pub(super) struct Call {
     pub(super) keys: Vec<(String, Terms)>,
     pub(super) commands: Vec<Command>,
+    /// The part of all processes that is back after an outage.
+    pub(super) back: f64,
 }
 
 impl Call {
     pub(super) fn new(key: &str, terms: Terms, commands: Vec<Command>) -> Self {
+        Self::of(vec![(key.to_owned(), terms)], commands)
+    }
+
+    pub(super) fn of(keys: Vec<(String, Terms)>, commands: Vec<Command>) -> Self {
         Self {
-            keys: vec![(key.to_owned(), terms)],
+            keys,
             commands,
+            back: 1.0,
         }
     }
 
@@ -57,7 +65,9 @@ impl Call {
                 }
                 Command::GiveBack(index, tokens) => argument.give_back(index + 1, *tokens),
                 Command::Charge(index, tokens) => argument.charge(index + 1, *tokens),
-                Command::Pay(index, tokens) => argument.pay(index + 1, *tokens),
+                Command::Pay(index, tokens, wait, big) => {
+                    argument.pay(index + 1, *tokens, *wait, *big);
+                }
                 Command::Reset(index) => argument.reset(index + 1),
                 Command::Look(index) => argument.look(index + 1),
                 Command::Lower(index, tokens) => argument.lower(index + 1, *tokens),
@@ -100,7 +110,7 @@ impl Twin {
         for (key, terms) in &call.keys {
             let stored = self.keys.get(key);
             let mut bucket = stored.map_or(Bucket::full(now, *terms), |stored| stored.bucket);
-            changed.push(bucket.visit(now, *terms));
+            changed.push(bucket.visit_by(now, *terms, call.back));
             buckets.push(bucket);
             widest.push(stored.map_or(*terms, |stored| Terms {
                 cap: stored.widest.cap.max(terms.cap),
@@ -126,8 +136,8 @@ impl Twin {
                     buckets[*index].charge(*tokens, terms[*index]);
                     changed[*index] = true;
                 }
-                Command::Pay(index, tokens) => {
-                    buckets[*index].pay(*tokens);
+                Command::Pay(index, tokens, wait, big) => {
+                    buckets[*index].pay(*tokens, *wait, *big);
                     changed[*index] = true;
                 }
                 Command::Reset(index) => {

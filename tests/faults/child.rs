@@ -1,0 +1,243 @@
+//! One of the loaded processes: 32 tasks on four scopes.
+
+use std::{
+    io::{BufWriter, Write},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+        mpsc,
+    },
+    time::Duration,
+};
+
+use serde_json::{Value, json};
+use tower_throttle::{Fallback, Health, Limiter, Quota, Reason, Rejected, Scope, Share};
+
+use super::record::{Outcome, Record, now_us};
+
+pub(crate) const CAPACITY: f64 = 100.0;
+pub(crate) const RATE: f64 = 200.0;
+/// On each scope, in each process.
+pub(crate) const TASKS: usize = 8;
+/// For those who wait for their turn.
+pub(crate) const MAX_WAIT: Duration = Duration::from_secs(2);
+
+const QUOTA: Quota = Quota::per_second(RATE).burst(CAPACITY);
+
+/// Whose bucket, how long callers wait, and what stands in for Redis.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Kind {
+    pub(crate) name: &'static str,
+    pub(crate) waits: bool,
+    pub(crate) strict: bool,
+}
+
+pub(crate) const SCOPES: [Kind; 4] = [
+    Kind {
+        name: "refusing",
+        waits: false,
+        strict: false,
+    },
+    Kind {
+        name: "waiting",
+        waits: true,
+        strict: false,
+    },
+    Kind {
+        name: "refusing, strict",
+        waits: false,
+        strict: true,
+    },
+    Kind {
+        name: "waiting, strict",
+        waits: true,
+        strict: true,
+    },
+];
+
+const VARIABLE: &str = "THROTTLE_FAULTS_CHILD";
+
+/// What a process is told to do.
+#[derive(Clone, Debug)]
+pub(crate) struct Order {
+    pub(crate) url: String,
+    /// Expected, before Redis has told how many there are.
+    pub(crate) replicas: u32,
+    /// In the place of the fallbacks of the scopes.
+    pub(crate) policy: Option<Fallback>,
+}
+
+impl Order {
+    pub(crate) fn from_env() -> Option<Self> {
+        let text = std::env::var(VARIABLE).ok()?;
+        let value: Value = serde_json::from_str(&text).expect("our own order");
+        Some(Self {
+            url: value["url"].as_str().expect("a URL").to_owned(),
+            replicas: value["replicas"].as_u64().expect("a number") as u32,
+            policy: match value["policy"].as_str() {
+                Some("open") => Some(Fallback::Open),
+                Some("closed") => Some(Fallback::Closed),
+                _ => None,
+            },
+        })
+    }
+
+    /// The variable by which a process knows that it is one, and its value.
+    pub(crate) fn to_env(&self) -> (&'static str, String) {
+        let policy = match self.policy {
+            Some(Fallback::Open) => "open",
+            Some(Fallback::Closed) => "closed",
+            _ => "",
+        };
+        let value = json!({"url": self.url, "replicas": self.replicas, "policy": policy});
+        (VARIABLE, value.to_string())
+    }
+}
+
+fn scope(kind: Kind, policy: Option<Fallback>) -> Scope {
+    let scope = Scope::new(kind.name, QUOTA);
+    match policy {
+        Some(policy) => scope.fallback(policy),
+        None if kind.strict => scope.fallback(Fallback::Strict(Share::Auto)),
+        None => scope,
+    }
+}
+
+/// Runs until its standard input ends.
+pub(crate) fn run(order: Order) {
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(1)
+        .enable_all()
+        .build()
+        .expect("a runtime");
+    runtime.block_on(load(order));
+}
+
+async fn load(order: Order) {
+    let (records, queue) = mpsc::channel();
+    let writer = std::thread::spawn(move || write(&queue));
+    let limiter = Limiter::builder()
+        .redis(&order.url)
+        .replicas(order.replicas)
+        .build()
+        .expect("a URL");
+    limiter.peek(&scope(SCOPES[0], None)).await;
+    tokio::spawn(watch(limiter.clone(), records.clone()));
+    println!("ready");
+    read_line().await.expect("a start signal");
+    let ends = Arc::new(AtomicBool::new(false));
+    let mut tasks = Vec::new();
+    for (index, kind) in SCOPES.into_iter().enumerate() {
+        for _ in 0..TASKS {
+            let caller = Caller {
+                limiter: limiter.clone(),
+                scope: scope(kind, order.policy),
+                index,
+                kind,
+                records: records.clone(),
+                ends: ends.clone(),
+            };
+            tasks.push(tokio::spawn(caller.run()));
+        }
+    }
+    let more = read_line().await;
+    assert_eq!(more, None, "nothing but the end comes");
+    ends.store(true, Ordering::Relaxed);
+    for task in tasks {
+        task.await.expect("no panic");
+    }
+    limiter.leave().await;
+    drop((records, limiter));
+    // The watcher holds a sender, and goes with the limiter.
+    writer.join().expect("no panic");
+}
+
+async fn read_line() -> Option<String> {
+    let read = || std::io::stdin().lines().next()?.ok();
+    tokio::task::spawn_blocking(read).await.expect("no panic")
+}
+
+struct Caller {
+    limiter: Limiter,
+    scope: Scope,
+    index: usize,
+    kind: Kind,
+    records: mpsc::Sender<Record>,
+    ends: Arc<AtomicBool>,
+}
+
+impl Caller {
+    async fn run(self) {
+        while !self.ends.load(Ordering::Relaxed) {
+            let asked = now_us();
+            let result = if self.kind.waits {
+                self.limiter.acquire(&self.scope, MAX_WAIT).await
+            } else {
+                self.limiter.try_acquire(&self.scope).await
+            };
+            let took = now_us() - asked;
+            let outcome = match &result {
+                Ok(permit) if permit.is_degraded() => Outcome::AdmittedByMemory,
+                Ok(_) => Outcome::Admitted,
+                Err(rejected) => refused(rejected),
+            };
+            let record = Record::Acquired {
+                scope: self.index,
+                asked,
+                took,
+                outcome,
+            };
+            self.records.send(record).expect("the writer listens");
+            if !outcome.is_admitted() || outcome == Outcome::AdmittedByMemory {
+                // Nobody asks again at once; and where all pass, the processor is not all theirs.
+                let pause = if outcome.is_admitted() { 1 } else { 10 };
+                tokio::time::sleep(Duration::from_millis(pause)).await;
+            }
+        }
+    }
+}
+
+fn refused(rejected: &Rejected) -> Outcome {
+    match rejected.reason() {
+        Reason::Limited if rejected.is_degraded() => Outcome::RefusedByMemory,
+        Reason::Limited => Outcome::Refused,
+        Reason::Unavailable => Outcome::Unavailable,
+        _ => Outcome::Impossible,
+    }
+}
+
+async fn watch(limiter: Limiter, records: mpsc::Sender<Record>) {
+    let mut changes = limiter.health_changes();
+    drop(limiter);
+    loop {
+        let degraded = matches!(*changes.borrow_and_update(), Health::Degraded { .. });
+        let record = Record::Health {
+            at: now_us(),
+            degraded,
+        };
+        if records.send(record).is_err() || changes.changed().await.is_err() {
+            return;
+        }
+    }
+}
+
+/// In a thread of its own, so that a slow reader holds up nobody; often, so that little is lost
+/// when the process is killed.
+fn write(queue: &mpsc::Receiver<Record>) {
+    let mut out = BufWriter::new(std::io::stdout());
+    let mut open = true;
+    while open {
+        std::thread::sleep(Duration::from_millis(20));
+        loop {
+            match queue.try_recv() {
+                Ok(record) => writeln!(out, "{record}").expect("a reader"),
+                Err(mpsc::TryRecvError::Empty) => break,
+                Err(mpsc::TryRecvError::Disconnected) => {
+                    open = false;
+                    break;
+                }
+            }
+        }
+        out.flush().expect("a reader");
+    }
+}
