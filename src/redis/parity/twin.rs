@@ -165,7 +165,8 @@ impl Twin {
                 continue;
             }
             let (bucket, widest) = (buckets[index], widest[index]);
-            let px = bucket.ttl_ms(now, widest);
+            let slower = if call.back < 1.0 { 3e6 } else { 0.0 };
+            let px = bucket.ttl_ms(now - slower, widest);
             let length = if bucket.tail > bucket.at { 56 } else { 32 };
             written.push((index, px, length));
             let stored = Stored {
