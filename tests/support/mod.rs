@@ -5,8 +5,11 @@
 
 #![allow(dead_code, unreachable_pub, unused_imports)]
 
+mod faults;
+mod process;
 mod proxy;
 mod redis_server;
 
+pub use self::faults::Full;
 pub use self::proxy::{Mode, Proxy};
 pub use self::redis_server::RedisServer;

@@ -11,7 +11,7 @@ use tokio::net::tcp::{ReadHalf, WriteHalf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{broadcast, mpsc, watch};
 use tokio::task::{JoinHandle, JoinSet};
-use tokio::time::{Instant, sleep_until};
+use tokio::time::{Instant, sleep, sleep_until};
 
 /// What the proxy does to bytes and to connections, from now on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -30,6 +30,8 @@ pub enum Mode {
     Refuse,
     /// Forward in pieces of at most this many bytes, each in a segment of its own.
     Split(usize),
+    /// Forward at most so many bytes per second, in each direction of each connection.
+    Slow(u32),
     /// Forward the first bytes of the next reply, close its connection, go back to `Pass`.
     CutMidReply,
 }
@@ -100,6 +102,7 @@ impl Proxy {
     /// Changes the mode, for live connections too.
     pub fn set(&self, mode: Mode) {
         assert_ne!(mode, Mode::Split(0), "a piece has at least one byte");
+        assert_ne!(mode, Mode::Slow(0), "slower than anything is `Stall`");
         self.mode.send_replace(mode);
     }
 
@@ -131,6 +134,11 @@ impl Proxy {
     /// [`Mode::Split`].
     pub fn split(&self, bytes: usize) {
         self.set(Mode::Split(bytes));
+    }
+
+    /// [`Mode::Slow`].
+    pub fn slow(&self, bytes_per_second: u32) {
+        self.set(Mode::Slow(bytes_per_second));
     }
 
     /// [`Mode::CutMidReply`].
@@ -277,6 +285,15 @@ async fn pump(
                     for piece in bytes.chunks(size) {
                         to.write_all(piece).await?;
                         tokio::task::yield_now().await;
+                    }
+                }
+                Mode::Slow(bytes_per_second) => {
+                    // In steps of about 10 ms.
+                    let step = (bytes_per_second / 100).max(1);
+                    for piece in bytes.chunks(step as usize) {
+                        let part = piece.len() as f64 / f64::from(bytes_per_second);
+                        sleep(Duration::from_secs_f64(part)).await;
+                        to.write_all(piece).await?;
                     }
                 }
                 _ => to.write_all(&bytes).await?,

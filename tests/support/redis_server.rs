@@ -1,11 +1,10 @@
 //! A `redis-server` process that lives no longer than the test that started it.
 
 use std::fs::{self, File};
-use std::io::{self, ErrorKind};
+use std::io::{self, Write};
 use std::net::Ipv4Addr;
-use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::Command;
 use std::time::Duration;
 
 use redis::aio::MultiplexedConnection;
@@ -15,8 +14,10 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpSocket, UnixStream};
 use tokio::time::{Instant, sleep, timeout};
 
-const PATIENCE: Duration = Duration::from_secs(30);
-const POLL: Duration = Duration::from_millis(5);
+use super::process::Process;
+
+pub(super) const PATIENCE: Duration = Duration::from_secs(30);
+pub(super) const POLL: Duration = Duration::from_millis(5);
 
 /// A private `redis-server` on a free loopback port and on a unix socket in its own directory.
 ///
@@ -27,6 +28,8 @@ const POLL: Duration = Duration::from_millis(5);
 #[derive(Debug)]
 pub struct RedisServer {
     args: Vec<String>,
+    /// Whether its clock can be set.
+    settable: bool,
     port: u16,
     process: Option<Process>,
     // Fields drop in this order: the process is gone before its directory is removed.
@@ -51,16 +54,34 @@ impl RedisServer {
     ///
     /// As [`start`](Self::start).
     pub async fn start_with(args: &[&str]) -> Self {
+        Self::start_as(args, false).await
+    }
+
+    /// Starts a server whose clock can be set with [`set_clock`](Self::set_clock).
+    ///
+    /// # Panics
+    ///
+    /// As [`start`](Self::start), and if there is no C compiler, or this is not Linux.
+    pub async fn start_with_clock(args: &[&str]) -> Self {
+        Self::start_as(args, true).await
+    }
+
+    async fn start_as(args: &[&str], settable: bool) -> Self {
         let mut failure = String::new();
         for _ in 0..5 {
             let (port, reservation) = reserve_port().expect("no free loopback port");
             let mut server = Self {
                 args: args.iter().map(|arg| arg.to_string()).collect(),
+                settable,
                 port,
                 process: None,
                 dir: TempDir::with_prefix("redis-").expect("no temporary directory"),
                 reservation,
             };
+            if settable {
+                server.build_clock();
+                server.set_clock(0);
+            }
             match server.launch().await {
                 Ok(()) => return server,
                 Err(error) => failure = error,
@@ -195,6 +216,37 @@ impl RedisServer {
         self.signal("CONT");
     }
 
+    /// Sets the server's clock to so many seconds ahead of ours; below zero: behind.
+    ///
+    /// # Panics
+    ///
+    /// If it was not started with [`start_with_clock`](Self::start_with_clock).
+    pub fn set_clock(&self, ahead_s: i64) {
+        assert!(self.settable, "it has the machine's clock");
+        // Overwritten in place and in one piece: the server has this file mapped.
+        File::options()
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .open(self.dir().join("clock"))
+            .and_then(|mut file| file.write_all(&ahead_s.to_ne_bytes()))
+            .expect("a directory of our own");
+    }
+
+    fn build_clock(&self) {
+        let built = Command::new("cc")
+            .args(["-shared", "-fPIC", "-O1", "-o"])
+            .arg(self.dir().join("clock.so"))
+            .arg(concat!(
+                env!("CARGO_MANIFEST_DIR"),
+                "/tests/support/clock.c"
+            ))
+            .output()
+            .expect("no C compiler: run ./scripts/test, which installs one");
+        let told = String::from_utf8_lossy(&built.stderr);
+        assert!(built.status.success(), "{told}");
+    }
+
     /// Starts the server again on the same port and directory, killing it first if it runs, and
     /// waits until it answers and has loaded its data.
     ///
@@ -208,17 +260,46 @@ impl RedisServer {
         }
     }
 
+    /// As [`restart`](Self::restart), with more arguments for this one life, but returns as soon
+    /// as it answers LOADING.
+    pub(super) async fn restart_until_loading(&mut self, args: &[&str]) {
+        self.kill9();
+        if let Err(failure) = self.launch_until(Answer::Loading, args).await {
+            panic!("{failure}");
+        }
+    }
+
+    /// Waits until a server that loads its data has done so.
+    ///
+    /// # Panics
+    ///
+    /// If that takes longer than 30 s.
+    pub async fn until_loaded(&mut self) {
+        if let Err(failure) = self.until(Answer::Other).await {
+            panic!("{failure}");
+        }
+    }
+
     async fn launch(&mut self) -> Result<(), String> {
+        self.launch_until(Answer::Other, &[]).await
+    }
+
+    async fn launch_until(&mut self, expected: Answer, args: &[&str]) -> Result<(), String> {
         let log = File::options()
             .create(true)
             .append(true)
             .open(self.dir().join("redis.log"));
         let log = log.map_err(|error| format!("no log file: {error}"))?;
-        self.process = Some(Process::spawn(self.command(), log, self.dir())?);
+        let mut command = self.server_command();
+        command.args(args);
+        self.process = Some(Process::spawn(command, log, self.dir())?);
+        self.until(expected).await
+    }
 
+    async fn until(&mut self, expected: Answer) -> Result<(), String> {
         let deadline = Instant::now() + PATIENCE;
         let socket = self.socket();
-        while !answers(&socket).await {
+        while answer(&socket).await != Some(expected) {
             if let Some(status) = self.exited() {
                 self.process = None;
                 return Err(format!("redis-server ended ({status}):\n{}", self.log()));
@@ -231,7 +312,7 @@ impl RedisServer {
         Ok(())
     }
 
-    fn command(&self) -> Command {
+    fn server_command(&self) -> Command {
         let mut command = Command::new("redis-server");
         command
             .args(["--bind", "127.0.0.1", "--port", &self.port.to_string()])
@@ -241,6 +322,11 @@ impl RedisServer {
             .arg("--unixsocket")
             .arg(self.socket())
             .args(&self.args);
+        if self.settable {
+            command
+                .env("LD_PRELOAD", self.dir().join("clock.so"))
+                .env("CLOCK_OFFSET_FILE", self.dir().join("clock"));
+        }
         command
     }
 
@@ -276,63 +362,6 @@ impl RedisServer {
     }
 }
 
-/// `redis-server`, and a shell that outlives us just long enough to kill it.
-#[derive(Debug)]
-struct Process {
-    redis: Child,
-    // Its standard input is a pipe that only we hold, so it reads the end when we are gone.
-    watchdog: Child,
-}
-
-impl Process {
-    fn spawn(mut command: Command, log: File, dir: &Path) -> Result<Self, String> {
-        let log_too = log
-            .try_clone()
-            .map_err(|error| format!("no log file: {error}"))?;
-        // A group of its own, or Ctrl-C would reach the watchdog before it has done its work.
-        let redis = command
-            .stdin(Stdio::null())
-            .stdout(log)
-            .stderr(log_too)
-            .process_group(0)
-            .spawn()
-            .map_err(|error| match error.kind() {
-                ErrorKind::NotFound => {
-                    "redis-server is not on PATH: run ./scripts/test, which installs it".to_owned()
-                }
-                _ => format!("redis-server does not start: {error}"),
-            })?;
-        let watchdog = Command::new("sh")
-            .args(["-c", "read -r _; kill -KILL \"$1\"; rm -rf -- \"$2\"", "sh"])
-            .arg(redis.id().to_string())
-            .arg(dir)
-            .stdin(Stdio::piped())
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .process_group(0)
-            .spawn();
-        match watchdog {
-            Ok(watchdog) => Ok(Self { redis, watchdog }),
-            Err(error) => {
-                let mut redis = redis;
-                let _ = redis.kill();
-                let _ = redis.wait();
-                Err(format!("the watchdog does not start: {error}"))
-            }
-        }
-    }
-}
-
-impl Drop for Process {
-    fn drop(&mut self) {
-        // The watchdog goes before redis is reaped: until then nobody else can have its pid.
-        let _ = self.redis.kill();
-        let _ = self.watchdog.kill();
-        let _ = self.watchdog.wait();
-        let _ = self.redis.wait();
-    }
-}
-
 /// A free port, and on Linux a socket that is bound to it but never listens: it refuses while the
 /// server is down, lets the server bind (both reuse the address), and keeps the kernel from giving
 /// the port to another test, or to a reconnecting client as the local end of its own connection.
@@ -346,15 +375,26 @@ fn reserve_port() -> io::Result<(u16, Option<TcpSocket>)> {
     Ok((port, cfg!(target_os = "linux").then_some(socket)))
 }
 
-/// Whether our server is up: asked over the unix socket, as another process may own the port. The
-/// socket is opened only after the port, and an error (no password, no right) is an answer too.
-async fn answers(socket: &Path) -> bool {
+/// What a server says to PING.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Answer {
+    Loading,
+    /// PONG, or an error (no password, no right): it is up.
+    Other,
+}
+
+/// None while nobody answers. Asked over the unix socket, as another process may own the port;
+/// that socket is opened only after the port.
+async fn answer(socket: &Path) -> Option<Answer> {
     let ask = async {
         let mut stream = UnixStream::connect(socket).await?;
         stream.write_all(b"PING\r\n").await?;
-        let mut reply = [0; 8];
-        stream.read_exact(&mut reply[..5]).await?;
-        io::Result::Ok(reply.starts_with(b"+PONG") || !reply.starts_with(b"-LOAD"))
+        let mut reply = [0; 5];
+        stream.read_exact(&mut reply).await?;
+        io::Result::Ok(match &reply {
+            b"-LOAD" => Answer::Loading,
+            _ => Answer::Other,
+        })
     };
-    matches!(timeout(Duration::from_secs(1), ask).await, Ok(Ok(true)))
+    timeout(Duration::from_secs(1), ask).await.ok()?.ok()
 }

@@ -1,0 +1,242 @@
+//! The harness's faults inside a running Redis: each must be seen by a plain client, or tests of
+//! what comes after it prove nothing.
+
+mod support;
+
+use std::time::Duration;
+
+use redis::RedisError;
+use redis::aio::MultiplexedConnection;
+use tokio::time::{Instant, sleep, timeout};
+
+use self::support::{Proxy, RedisServer};
+
+const SHORT: Duration = Duration::from_millis(200);
+const LONG: Duration = Duration::from_secs(10);
+
+/// What a script that writes meets: the code of the error, or OK.
+async fn write(connection: &mut MultiplexedConnection) -> String {
+    let answer: Result<(), RedisError> = redis::cmd("EVAL")
+        .arg("redis.call('SET', KEYS[1], 1)")
+        .arg(1)
+        .arg("k")
+        .query_async(connection)
+        .await;
+    match answer {
+        Ok(()) => "OK".to_owned(),
+        Err(error) => error.code().unwrap_or("no code").to_owned(),
+    }
+}
+
+async fn until_writes(connection: &mut MultiplexedConnection) {
+    let written = async {
+        while write(connection).await != "OK" {
+            sleep(Duration::from_millis(5)).await;
+        }
+    };
+    timeout(LONG, written).await.expect("mended");
+}
+
+/// The seconds of the server's own clock.
+async fn seconds(server: &RedisServer) -> i64 {
+    server.command::<(i64, i64)>(&["TIME"]).await.0
+}
+
+#[tokio::test]
+async fn memory_that_is_full() {
+    let server = RedisServer::start().await;
+    let mut client = server.connection().await;
+    assert_eq!(write(&mut client).await, "OK");
+    server.fill_memory().await;
+    assert_eq!(write(&mut client).await, "OOM");
+    server.free_memory().await;
+    assert_eq!(write(&mut client).await, "OK");
+}
+
+#[tokio::test]
+async fn saves_that_fail() {
+    let server = RedisServer::start().await;
+    let mut client = server.connection().await;
+    server.fail_saves().await;
+    assert_eq!(write(&mut client).await, "MISCONF");
+    server.mend_saves().await;
+    assert_eq!(write(&mut client).await, "OK");
+}
+
+#[tokio::test]
+async fn a_script_that_does_not_end() {
+    let server = RedisServer::start().await;
+    let mut client = server.connection().await;
+    server.busy_for(LONG / 2).await;
+    assert_eq!(write(&mut client).await, "BUSY");
+    let _ = server.connection().await;
+    server.script_kill().await;
+    until_writes(&mut client).await;
+    server.script_kill().await;
+    server.busy_for(SHORT).await;
+    assert_eq!(write(&mut client).await, "BUSY");
+    until_writes(&mut client).await;
+}
+
+#[tokio::test]
+async fn a_server_that_loads() {
+    let mut server = RedisServer::start().await;
+    server.command::<()>(&["SET", "kept", "7"]).await;
+    let start = Instant::now();
+    server.restart_loading(3 * SHORT).await;
+    let mut client = server.connection().await;
+    assert_eq!(write(&mut client).await, "LOADING");
+    server.until_loaded().await;
+    let took = start.elapsed();
+    assert!(took >= 2 * SHORT && took < LONG, "{took:?}");
+    assert_eq!(write(&mut client).await, "OK");
+    assert_eq!(server.command::<i64>(&["GET", "kept"]).await, 7);
+    // The next start is as fast as the first.
+    server.restart().await;
+}
+
+#[tokio::test]
+async fn masters_and_replicas() {
+    let (mut master, replica) = tokio::join!(RedisServer::start(), RedisServer::start());
+    replica.replicate(&master).await;
+    let mut client = replica.connection().await;
+    assert_eq!(write(&mut client).await, "READONLY");
+    for n in 0..100 {
+        master.command::<()>(&["SET", "n", &n.to_string()]).await;
+    }
+    replica.until_in_sync(&master).await;
+    assert_eq!(replica.command::<i64>(&["GET", "n"]).await, 99);
+    master.kill9();
+    replica.promote().await;
+    assert_eq!(write(&mut client).await, "OK");
+    replica.demote().await;
+    assert_eq!(write(&mut client).await, "READONLY");
+    replica.demote_without_master().await;
+    assert_eq!(write(&mut client).await, "MASTERDOWN");
+    replica.promote().await;
+    assert_eq!(write(&mut client).await, "OK");
+}
+
+#[tokio::test]
+async fn rights_that_are_missing() {
+    let server = RedisServer::start().await;
+    let url = server.url().replace("redis://", "redis://u:p@");
+    server.acl_set_user("u", &["on", ">p", "~*", "+@all"]).await;
+    let client = redis::Client::open(url).expect("a URL");
+    let mut client = client
+        .get_multiplexed_async_connection()
+        .await
+        .expect("a user");
+    assert_eq!(write(&mut client).await, "OK");
+    server.acl_set_user("u", &["-eval"]).await;
+    assert_eq!(write(&mut client).await, "NOPERM");
+    server.acl_set_user("u", &["+eval", "-set"]).await;
+    assert_eq!(write(&mut client).await, "ERR");
+    server.acl_set_user("u", &["+set"]).await;
+    assert_eq!(write(&mut client).await, "OK");
+}
+
+#[tokio::test]
+async fn a_server_that_is_full_of_clients() {
+    let server = RedisServer::start().await;
+    let mut client = server.connection().await;
+    let full = server.fill_clients().await;
+    assert_eq!(write(&mut client).await, "no code", "it was closed");
+    let stranger = redis::Client::open(server.url()).expect("a URL");
+    let refused = stranger.get_multiplexed_async_connection().await;
+    assert!(refused.is_err());
+    full.release().await;
+    assert_eq!(write(&mut server.connection().await).await, "OK");
+}
+
+#[tokio::test]
+async fn clients_that_are_paused_or_closed() {
+    let server = RedisServer::start().await;
+    let mut client = server.connection().await;
+    server.client_pause(LONG).await;
+    assert!(timeout(SHORT, write(&mut client)).await.is_err());
+    server.client_unpause().await;
+    assert_eq!(write(&mut client).await, "OK");
+    assert!(server.client_kill_all().await >= 1);
+    assert_eq!(write(&mut client).await, "no code");
+    assert_eq!(write(&mut server.connection().await).await, "OK");
+}
+
+#[tokio::test]
+async fn what_is_forgotten_or_overwritten() {
+    let server = RedisServer::start().await;
+    let kind = async || server.command::<String>(&["TYPE", "k"]).await;
+    server.set_list("k").await;
+    assert_eq!(kind().await, "list");
+    server.set_bytes("k", b"short").await;
+    assert_eq!(server.command::<String>(&["GET", "k"]).await, "short");
+    server.set_numbers("k", &[f64::NAN, 1.0]).await;
+    let bytes: Vec<u8> = server.command(&["GET", "k"]).await;
+    assert_eq!(bytes, [f64::NAN.to_le_bytes(), 1f64.to_le_bytes()].concat());
+    server.del("k").await;
+    assert_eq!(kind().await, "none");
+
+    let sha: String = server.command(&["SCRIPT", "LOAD", "return 1"]).await;
+    let known = async || server.try_command::<i64>(&["EVALSHA", &sha, "0"]).await;
+    assert_eq!(known().await.expect("known"), 1);
+    server.script_flush().await;
+    assert_eq!(
+        known().await.expect_err("forgotten").code(),
+        Some("NOSCRIPT")
+    );
+
+    server.set_list("k").await;
+    server.flush_all().await;
+    assert_eq!(kind().await, "none");
+}
+
+#[tokio::test]
+async fn data_of_an_earlier_time() {
+    let mut server = RedisServer::start().await;
+    server.command::<()>(&["SET", "k", "1"]).await;
+    server.save().await;
+    server.command::<()>(&["SET", "k", "2"]).await;
+    server.restart().await;
+    assert_eq!(server.command::<i64>(&["GET", "k"]).await, 1);
+}
+
+#[tokio::test]
+async fn a_clock_that_is_set() {
+    let mut server = RedisServer::start_with_clock(&[]).await;
+    let start = seconds(&server).await;
+    for ahead in [60, -60, -3_600, 0] {
+        server.set_clock(ahead);
+        let off = seconds(&server).await - start - ahead;
+        assert!((0..10).contains(&off), "{off} s off, set to {ahead:+}");
+    }
+    server.set_clock(60);
+    server.restart().await;
+    let off = seconds(&server).await - start - 60;
+    assert!((0..20).contains(&off), "{off} s off after a restart");
+}
+
+#[tokio::test]
+async fn a_link_that_is_slow() {
+    let server = RedisServer::start().await;
+    let proxy = Proxy::start(server.port()).await;
+    let config = redis::AsyncConnectionConfig::new().set_response_timeout(Some(LONG));
+    let client = redis::Client::open(proxy.url()).expect("a URL");
+    let mut client = client
+        .get_multiplexed_async_connection_with_config(&config)
+        .await
+        .expect("a connection");
+    proxy.slow(10_000);
+    let start = Instant::now();
+    let () = redis::cmd("SET")
+        .arg("k")
+        .arg(vec![b'x'; 4_000])
+        .query_async(&mut client)
+        .await
+        .expect("in the end");
+    let took = start.elapsed();
+    assert!(took >= 2 * SHORT && took < LONG, "{took:?} for 4,000 bytes");
+    proxy.pass();
+    let start = Instant::now();
+    assert_eq!(write(&mut client).await, "OK");
+    assert!(start.elapsed() < 10 * SHORT);
+}

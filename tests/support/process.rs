@@ -1,0 +1,64 @@
+//! A child process that cannot outlive us.
+
+use std::fs::File;
+use std::io::ErrorKind;
+use std::os::unix::process::CommandExt;
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+
+/// `redis-server`, and a shell that outlives us just long enough to kill it.
+#[derive(Debug)]
+pub(super) struct Process {
+    pub(super) redis: Child,
+    // Its standard input is a pipe that only we hold, so it reads the end when we are gone.
+    watchdog: Child,
+}
+
+impl Process {
+    pub(super) fn spawn(mut command: Command, log: File, dir: &Path) -> Result<Self, String> {
+        let log_too = log
+            .try_clone()
+            .map_err(|error| format!("no log file: {error}"))?;
+        // A group of its own, or Ctrl-C would reach the watchdog before it has done its work.
+        let redis = command
+            .stdin(Stdio::null())
+            .stdout(log)
+            .stderr(log_too)
+            .process_group(0)
+            .spawn()
+            .map_err(|error| match error.kind() {
+                ErrorKind::NotFound => {
+                    "redis-server is not on PATH: run ./scripts/test, which installs it".to_owned()
+                }
+                _ => format!("redis-server does not start: {error}"),
+            })?;
+        let watchdog = Command::new("sh")
+            .args(["-c", "read -r _; kill -KILL \"$1\"; rm -rf -- \"$2\"", "sh"])
+            .arg(redis.id().to_string())
+            .arg(dir)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .process_group(0)
+            .spawn();
+        match watchdog {
+            Ok(watchdog) => Ok(Self { redis, watchdog }),
+            Err(error) => {
+                let mut redis = redis;
+                let _ = redis.kill();
+                let _ = redis.wait();
+                Err(format!("the watchdog does not start: {error}"))
+            }
+        }
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        // The watchdog goes before redis is reaped: until then nobody else can have its pid.
+        let _ = self.redis.kill();
+        let _ = self.watchdog.kill();
+        let _ = self.watchdog.wait();
+        let _ = self.redis.wait();
+    }
+}
