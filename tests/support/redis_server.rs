@@ -254,8 +254,17 @@ impl RedisServer {
     ///
     /// If it does not come up; the message shows its log.
     pub async fn restart(&mut self) {
+        self.restart_with(&[]).await;
+    }
+
+    /// As [`restart`](Self::restart), with more arguments for this one life.
+    ///
+    /// # Panics
+    ///
+    /// As [`restart`](Self::restart).
+    pub async fn restart_with(&mut self, args: &[&str]) {
         self.kill9();
-        if let Err(failure) = self.launch().await {
+        if let Err(failure) = self.launch_until(Answer::Other, args).await {
             panic!("{failure}");
         }
     }

@@ -1,0 +1,240 @@
+//! Each error by which Redis says no: memory decides, the health says why, and Redis decides
+//! again once it is mended.
+#![cfg(feature = "redis")]
+
+mod support;
+
+use std::time::Duration;
+
+use futures_util::future::join_all;
+use support::{PLENTY, RedisServer, reason, until_back, until_level};
+use tokio::time::Instant;
+use tower_throttle::{FailureKind, Health, Limiter, Quota};
+
+const SECOND: Duration = Duration::from_secs(1);
+
+/// The longest pause between probes, the time-outs around it, and a machine with other work.
+const BACK: Duration = Duration::from_secs(4);
+
+/// Each test's own fault shall be met, not the slowness of the machine.
+fn limiter(url: String) -> Limiter {
+    Limiter::builder()
+        .redis(url)
+        .redis_timeout(SECOND)
+        .build()
+        .expect("a URL")
+}
+
+fn as_user(server: &RedisServer) -> String {
+    server.url().replace("redis://", "redis://u:p@")
+}
+
+async fn in_time(limiter: &Limiter) {
+    let took = until_back(limiter).await;
+    println!("back after {took:?}");
+    assert!(took < BACK, "{took:?}");
+    assert_eq!(limiter.health(), Health::Redis);
+}
+
+async fn served_by_redis(limiter: &Limiter) {
+    let permit = limiter.try_acquire(PLENTY).await.expect("plenty");
+    assert!(!permit.is_degraded(), "{:?}", limiter.health());
+}
+
+/// Whoever asks is admitted by memory, at once and in numbers, as long as the fault lasts.
+async fn served_by_memory(limiter: &Limiter, expected: FailureKind) {
+    let start = Instant::now();
+    let mut asked = 0;
+    while start.elapsed() < SECOND / 3 {
+        let some = (0..20).map(|n| limiter.acquire(PLENTY, (n % 2) * SECOND));
+        for permit in join_all(some).await {
+            assert!(permit.expect("never an error").is_degraded());
+            asked += 1;
+        }
+        tokio::time::sleep(SECOND / 100).await;
+    }
+    assert_eq!(limiter.fallbacks(), asked);
+    assert_eq!(reason(limiter), Some(expected));
+    assert!(limiter.fallbacks_by(expected) > 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn loading() {
+    let mut server = RedisServer::start().await;
+    let old = limiter(server.url());
+    served_by_redis(&old).await;
+    server.restart_loading(2 * SECOND).await;
+    let new = limiter(server.url());
+    tokio::join!(
+        // What it met first was the end of its connection.
+        served_by_memory(&old, FailureKind::Disconnected),
+        served_by_memory(&new, FailureKind::Unavailable),
+    );
+    server.until_loaded().await;
+    in_time(&old).await;
+    in_time(&new).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_master_that_is_down() {
+    let server = RedisServer::start().await;
+    let limiter = limiter(server.url());
+    served_by_redis(&limiter).await;
+    server.demote_without_master().await;
+    served_by_memory(&limiter, FailureKind::Unavailable).await;
+    server.promote().await;
+    in_time(&limiter).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn busy() {
+    let server = RedisServer::start().await;
+    let limiter = limiter(server.url());
+    served_by_redis(&limiter).await;
+    server.busy_for(9 * SECOND).await;
+    served_by_memory(&limiter, FailureKind::Unavailable).await;
+    server.script_kill().await;
+    in_time(&limiter).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn out_of_memory() {
+    let server = RedisServer::start().await;
+    let limiter = limiter(server.url());
+    served_by_redis(&limiter).await;
+    server.fill_memory().await;
+    served_by_memory(&limiter, FailureKind::Unavailable).await;
+    server.free_memory().await;
+    in_time(&limiter).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn saves_that_fail() {
+    let server = RedisServer::start().await;
+    let limiter = limiter(server.url());
+    served_by_redis(&limiter).await;
+    server.fail_saves().await;
+    served_by_memory(&limiter, FailureKind::Unavailable).await;
+    server.mend_saves().await;
+    in_time(&limiter).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_replica_and_back() {
+    let (master, other) = tokio::join!(RedisServer::start(), RedisServer::start());
+    other.replicate(&master).await;
+    let limiter = limiter(other.url());
+    served_by_memory(&limiter, FailureKind::Unavailable).await;
+    other.promote().await;
+    in_time(&limiter).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn no_right_to_run_scripts_or_to_write() {
+    for right in ["evalsha", "set"] {
+        let server = RedisServer::start().await;
+        let rules = ["on", ">p", "~*", "+@all"];
+        server.acl_set_user("u", &rules).await;
+        let limiter = limiter(as_user(&server));
+        served_by_redis(&limiter).await;
+        // The first arrives as NOPERM, the second as plain ERR, from inside the script.
+        server.acl_set_user("u", &[&format!("-{right}")]).await;
+        served_by_memory(&limiter, FailureKind::Misconfigured).await;
+        server.acl_set_user("u", &[&format!("+{right}")]).await;
+        in_time(&limiter).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_password_that_changes_under_way() {
+    let server = RedisServer::start().await;
+    server.acl_set_user("u", &["on", ">p", "~*", "+@all"]).await;
+    let limiter = limiter(as_user(&server));
+    served_by_redis(&limiter).await;
+    server.acl_set_user("u", &["resetpass", ">q"]).await;
+    server.client_kill_all().await;
+    served_by_memory(&limiter, FailureKind::Misconfigured).await;
+    server.acl_set_user("u", &[">p"]).await;
+    in_time(&limiter).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn no_room_for_another_client() {
+    let server = RedisServer::start().await;
+    let old = limiter(server.url());
+    served_by_redis(&old).await;
+    let full = server.fill_clients().await;
+    let new = limiter(server.url());
+    tokio::join!(
+        served_by_memory(&old, FailureKind::Disconnected),
+        served_by_memory(&new, FailureKind::Disconnected),
+    );
+    full.release().await;
+    in_time(&old).await;
+    in_time(&new).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn no_such_database() {
+    let mut server = RedisServer::start().await;
+    let limiter = limiter(format!("{}99", server.url()));
+    served_by_memory(&limiter, FailureKind::Misconfigured).await;
+    server.restart_with(&["--databases", "100"]).await;
+    in_time(&limiter).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn scripts_that_were_forgotten() {
+    let server = RedisServer::start().await;
+    let limiter = limiter(server.url());
+    for _ in 0..3 {
+        served_by_redis(&limiter).await;
+        server.script_flush().await;
+    }
+    server.client_pause(SECOND / 5).await;
+    served_by_redis(&limiter).await;
+    assert_eq!(limiter.fallbacks(), 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn one_spoilt_value_is_full_and_trips_nothing() {
+    let server = RedisServer::start().await;
+    let limiter = limiter(server.url());
+    let api = Quota::per_day(1.0).burst(5.0).scope("api");
+    let key = "throttle:v1:api";
+    let now: (f64, f64) = server.command(&["TIME"]).await;
+    let now = now.0 * 1e6 + now.1;
+    let (cap, rate) = (5.0, 5.0 / 86_400e6);
+    let spoilt: [&[f64]; 8] = [
+        &[f64::NAN, now, cap, rate],
+        &[1.0, f64::NAN, cap, rate],
+        &[f64::INFINITY, now, cap, rate],
+        &[1.0, f64::NEG_INFINITY, cap, rate],
+        &[1.0, now, f64::NAN, rate],
+        &[1.0, now, cap, 0.0],
+        &[1.0, now, cap, rate, 0.0],
+        &[-5.0, now, now + 1e9, f64::NAN, 1.0, cap, rate],
+    ];
+    for numbers in spoilt {
+        server.set_numbers(key, numbers).await;
+        for _ in 0..5 {
+            let permit = limiter.try_acquire(&api).await.expect("it was full");
+            assert!(!permit.is_degraded(), "{numbers:?}");
+        }
+        limiter
+            .try_acquire(&api)
+            .await
+            .expect_err("overwritten by a bucket that is spent");
+        limiter.reset(&api).await;
+    }
+    server.set_list(key).await;
+    let both = [api.clone(), PLENTY];
+    for _ in 0..5 {
+        limiter.try_acquire(both.clone()).await.expect("full");
+    }
+    limiter.try_acquire(both).await.expect_err("spent");
+    until_level(&limiter, &PLENTY, PLENTY.quota().capacity() - 5.0).await;
+    assert_eq!(server.command::<String>(&["TYPE", key]).await, "string");
+    assert_eq!(limiter.fallbacks(), 0);
+    assert_eq!(limiter.health(), Health::Redis);
+}
