@@ -3,13 +3,16 @@
 #![cfg(feature = "redis")]
 
 mod support;
+#[path = "support/watch.rs"]
+mod watch;
 
 use std::time::Duration;
 
 use futures_util::future::join_all;
-use support::{PLENTY, RedisServer, reason, until_back, until_level};
+use support::RedisServer;
 use tokio::time::Instant;
 use tower_throttle::{FailureKind, Health, Limiter, Quota};
+use watch::{PLENTY, reason, until_back, until_level};
 
 const SECOND: Duration = Duration::from_secs(1);
 
@@ -161,17 +164,25 @@ async fn a_password_that_changes_under_way() {
 #[tokio::test(flavor = "multi_thread")]
 async fn no_room_for_another_client() {
     let server = RedisServer::start().await;
+    let rules = ["on", ">p", "~*", "+@all"];
+    server.acl_set_user("u", &rules).await;
     let old = limiter(server.url());
     served_by_redis(&old).await;
     let full = server.fill_clients().await;
     let new = limiter(server.url());
+    let with_database = limiter(format!("{}3", server.url()));
+    let with_password = limiter(as_user(&server));
     tokio::join!(
         served_by_memory(&old, FailureKind::Disconnected),
         served_by_memory(&new, FailureKind::Disconnected),
+        served_by_memory(&with_database, FailureKind::Disconnected),
+        served_by_memory(&with_password, FailureKind::Disconnected),
     );
     full.release().await;
     in_time(&old).await;
     in_time(&new).await;
+    in_time(&with_database).await;
+    in_time(&with_password).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

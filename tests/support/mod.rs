@@ -9,9 +9,7 @@ mod faults;
 mod process;
 mod proxy;
 mod redis_server;
-mod watch;
 
 pub use self::faults::Full;
 pub use self::proxy::{Mode, Proxy};
 pub use self::redis_server::RedisServer;
-pub use self::watch::{PLENTY, reason, spend, until_back, until_level};

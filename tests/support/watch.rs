@@ -1,5 +1,7 @@
 //! What a test asks a limiter again and again.
 
+#![allow(dead_code, unreachable_pub)]
+
 use std::time::Duration;
 
 use tokio::time::{Instant, sleep, timeout};
