@@ -1,0 +1,218 @@
+//! What an outage leaves in the log and in the metrics: a line for each transition, one for each
+//! kind of misconfiguration that says what to do, and none for each request.
+//!
+//! On runtimes of one thread, so that each test hears itself alone.
+#![cfg(all(feature = "redis", feature = "tracing", feature = "metrics"))]
+
+#[path = "support/listen.rs"]
+mod listen;
+mod support;
+#[path = "support/watch.rs"]
+mod watch;
+
+use std::time::Duration;
+
+use futures_util::future::join_all;
+use listen::{Log, Metrics};
+use support::RedisServer;
+use tower_throttle::{FailureKind, Limiter};
+use tracing::Level;
+use watch::{PLENTY, reason, until_back};
+
+const SECOND: Duration = Duration::from_secs(1);
+
+fn limiter(url: impl Into<String>) -> Limiter {
+    let builder = Limiter::builder().redis(url).redis_timeout(SECOND);
+    builder.build().expect("a URL")
+}
+
+fn as_user(server: &RedisServer) -> String {
+    server.url().replace("redis://", "redis://u:p@")
+}
+
+async fn served_by_redis(limiter: &Limiter) {
+    let permit = limiter.try_acquire(PLENTY).await.expect("plenty");
+    assert!(!permit.is_degraded(), "{:?}", limiter.health());
+}
+
+/// Thousands of acquisitions, while the link is probed several times.
+async fn thousands(limiter: &Limiter) {
+    for _ in 0..60 {
+        for permit in join_all((0..50).map(|_| limiter.try_acquire(PLENTY))).await {
+            assert!(permit.expect("plenty").is_degraded());
+        }
+        tokio::time::sleep(SECOND / 100).await;
+    }
+}
+
+#[tokio::test]
+async fn one_line_down_and_one_up() {
+    let mut server = RedisServer::start().await;
+    let (log, _guard) = Log::listen();
+    let limiter = limiter(server.url());
+    for outage in 1..=2 {
+        served_by_redis(&limiter).await;
+        server.kill9();
+        thousands(&limiter).await;
+        assert_eq!(log.counts(), [outage, outage - 1, 0]);
+        server.restart().await;
+        until_back(&limiter).await;
+        assert_eq!(log.counts(), [outage, outage, 0]);
+    }
+    assert_eq!(log.len(), 4);
+    let down = &log.lines(Level::WARN)[0];
+    assert!(down.contains("reason=disconnected"), "{down}");
+    let up = &log.lines(Level::INFO)[0];
+    assert!(up.contains("away_seconds="), "{up}");
+}
+
+/// Where memory decides from the first call on, or from when `server` is spoilt.
+async fn misconfigured(limiter: &Limiter, log: &Log, advice: &str) {
+    thousands(limiter).await;
+    assert_eq!(reason(limiter), Some(FailureKind::Misconfigured));
+    let errors = log.lines(Level::ERROR);
+    assert_eq!(errors.len(), 1, "{errors:?}");
+    assert!(errors[0].contains(advice), "{}", errors[0]);
+    assert!(!errors[0].contains("u:p@"), "{}", errors[0]);
+    assert_eq!(log.counts(), [1, 0, 1]);
+}
+
+#[tokio::test]
+async fn a_wrong_password() {
+    let server = RedisServer::start().await;
+    server.acl_set_user("u", &["on", ">q", "~*", "+@all"]).await;
+    let (log, _guard) = Log::listen();
+    let limiter = limiter(as_user(&server));
+    misconfigured(&limiter, &log, "password is wrong").await;
+    server.acl_set_user("u", &[">p"]).await;
+    until_back(&limiter).await;
+    assert_eq!(log.counts(), [1, 1, 1]);
+    // What was mended and is broken again is news.
+    server.acl_set_user("u", &["<p"]).await;
+    server.client_kill_all().await;
+    thousands(&limiter).await;
+    assert_eq!(log.counts(), [2, 1, 2]);
+}
+
+#[tokio::test]
+async fn a_password_that_is_missing() {
+    let server = RedisServer::start().await;
+    server.config_set("requirepass", "secret").await;
+    let (log, _guard) = Log::listen();
+    let limiter = limiter(server.url());
+    misconfigured(&limiter, &log, "write redis://user:password@host:port").await;
+}
+
+#[tokio::test]
+async fn no_right_to_run_scripts() {
+    let server = RedisServer::start().await;
+    let rules = ["on", ">p", "~*", "+@all", "-evalsha"];
+    server.acl_set_user("u", &rules).await;
+    let (log, _guard) = Log::listen();
+    let limiter = limiter(as_user(&server));
+    misconfigured(&limiter, &log, "+evalsha +eval").await;
+    server.acl_set_user("u", &["+evalsha"]).await;
+    until_back(&limiter).await;
+    assert_eq!(log.counts(), [1, 1, 1]);
+}
+
+#[tokio::test]
+async fn no_right_to_write() {
+    let server = RedisServer::start().await;
+    let rules = ["on", ">p", "~*", "+@all"];
+    server.acl_set_user("u", &rules).await;
+    let (log, _guard) = Log::listen();
+    let limiter = limiter(as_user(&server));
+    served_by_redis(&limiter).await;
+    // From inside the script, as a plain ERR.
+    server.acl_set_user("u", &["-set"]).await;
+    misconfigured(&limiter, &log, "+get +mget +set").await;
+}
+
+#[tokio::test]
+async fn no_right_to_the_keys() {
+    let server = RedisServer::start().await;
+    let rules = ["on", ">p", "~other:*", "+@all"];
+    server.acl_set_user("u", &rules).await;
+    let (log, _guard) = Log::listen();
+    let limiter = limiter(as_user(&server));
+    misconfigured(&limiter, &log, "on the key prefix").await;
+}
+
+#[tokio::test]
+async fn no_such_database() {
+    let server = RedisServer::start().await;
+    let (log, _guard) = Log::listen();
+    let limiter = limiter(format!("{}99", server.url()));
+    misconfigured(&limiter, &log, "no such database").await;
+}
+
+#[tokio::test]
+async fn a_command_that_has_another_name() {
+    for command in ["MGET", "EVALSHA"] {
+        let server = RedisServer::start_with(&["--rename-command", command, "other"]).await;
+        let (log, _guard) = Log::listen();
+        let limiter = limiter(server.url());
+        misconfigured(&limiter, &log, "none of the commands renamed").await;
+    }
+}
+
+#[tokio::test]
+async fn no_right_to_beat() {
+    let server = RedisServer::start().await;
+    let rules = ["on", ">p", "~*", "+@all", "-zadd"];
+    server.acl_set_user("u", &rules).await;
+    let (log, _guard) = Log::listen();
+    let limiter = limiter(as_user(&server));
+    let start = tokio::time::Instant::now();
+    // More than one beat.
+    while start.elapsed() < 5 * SECOND / 2 {
+        served_by_redis(&limiter).await;
+        tokio::time::sleep(SECOND / 100).await;
+    }
+    let errors = log.lines(Level::ERROR);
+    assert!(
+        errors.len() == 1 && errors[0].contains("+zadd"),
+        "{errors:?}"
+    );
+    assert_eq!(log.len(), 1);
+}
+
+#[tokio::test]
+async fn a_gauge_and_counters_by_reason() {
+    const DEGRADED: &str = "tower_throttle_degraded";
+    let mut server = RedisServer::start().await;
+    let told = Metrics::default();
+    let _guard = metrics::set_default_local_recorder(&told);
+    let limiter = limiter(server.url());
+    served_by_redis(&limiter).await;
+    assert_ne!(told.get(DEGRADED), Some(1.0));
+    server.kill9();
+    thousands(&limiter).await;
+    assert_eq!(told.get(DEGRADED), Some(1.0));
+    server.restart().await;
+    until_back(&limiter).await;
+    assert_eq!(told.get(DEGRADED), Some(0.0));
+    server.fill_memory().await;
+    thousands(&limiter).await;
+    assert_eq!(told.get(DEGRADED), Some(1.0));
+    for kind in [
+        FailureKind::Disconnected,
+        FailureKind::Unavailable,
+        FailureKind::DataLost,
+        FailureKind::Timeout,
+    ] {
+        let name = format!("tower_throttle_fallback_total{{reason={kind}}}");
+        let counted = told.get(&name).unwrap_or_default();
+        println!("{name} {counted}");
+        assert_eq!(counted, limiter.fallbacks_by(kind) as f64, "{kind}");
+    }
+    assert!(limiter.fallbacks_by(FailureKind::Disconnected) >= 3_000);
+    assert!(limiter.fallbacks_by(FailureKind::Unavailable) >= 3_000);
+    // Scopes are no labels: whoever sends keys would decide how many series there are.
+    let names: Vec<_> = told.all().into_keys().collect();
+    assert!(
+        names.iter().all(|name| !name.contains("plenty")),
+        "{names:?}"
+    );
+}
