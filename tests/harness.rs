@@ -331,6 +331,21 @@ async fn the_proxy_drops_replies_but_not_requests() {
 }
 
 #[tokio::test]
+async fn the_proxy_drops_replies_from_one_request_on() {
+    let server = RedisServer::start().await;
+    let proxy = Proxy::start(server.port()).await;
+    let mut stream = raw(proxy.port()).await;
+    proxy.drop_replies_from(b"needle");
+    stream.write_all(b"INCR k\r\n").await.expect("sent");
+    assert_eq!(read(&mut stream).await, b":1\r\n");
+    stream.write_all(b"INCR needle\r\n").await.expect("sent");
+    assert!(is_silent(&mut stream).await);
+    stream.write_all(b"INCR k\r\n").await.expect("sent");
+    assert!(is_silent(&mut stream).await);
+    assert_eq!(server.calls("incr").await, 3);
+}
+
+#[tokio::test]
 async fn the_proxy_refuses_cuts_and_resets() {
     let server = RedisServer::start().await;
     let proxy = Proxy::start(server.port()).await;

@@ -26,6 +26,8 @@ pub enum Mode {
     /// Forward requests, swallow replies. What is swallowed never comes back, so that a connection
     /// which lived through it is out of step: [`cut`](Proxy::cut) before healing.
     DropReplies,
+    /// Forward until a request holds these bytes; from then on, [`DropReplies`](Self::DropReplies).
+    DropRepliesFrom(&'static [u8]),
     /// Close new connections at once; live ones go on.
     Refuse,
     /// Forward in pieces of at most this many bytes, each in a segment of its own.
@@ -124,6 +126,11 @@ impl Proxy {
     /// [`Mode::DropReplies`].
     pub fn drop_replies(&self) {
         self.set(Mode::DropReplies);
+    }
+
+    /// [`Mode::DropRepliesFrom`].
+    pub fn drop_replies_from(&self, request: &'static [u8]) {
+        self.set(Mode::DropRepliesFrom(request));
     }
 
     /// [`Mode::Refuse`].
@@ -277,6 +284,13 @@ async fn pump(
             sleep_until(due).await;
             match unstalled(&mut modes).await {
                 Mode::DropReplies if direction == Direction::Reply => {}
+                Mode::DropRepliesFrom(request)
+                    if direction == Direction::Request && holds(&bytes, request) =>
+                {
+                    // First, so that no reply to it comes through.
+                    mode.send_replace(Mode::DropReplies);
+                    to.write_all(&bytes).await?;
+                }
                 Mode::CutMidReply if direction == Direction::Reply && claim_cut(mode) => {
                     to.write_all(&bytes[..(bytes.len() / 2).min(3)]).await?;
                     return Err(io::ErrorKind::ConnectionAborted.into());
@@ -311,6 +325,10 @@ async fn unstalled(modes: &mut watch::Receiver<Mode>) -> Mode {
         .wait_for(|mode| *mode != Mode::Stall)
         .await
         .expect("the connection holds a sender")
+}
+
+fn holds(bytes: &[u8], part: &[u8]) -> bool {
+    bytes.windows(part.len()).any(|window| window == part)
 }
 
 /// True for the one connection that is to be cut.
