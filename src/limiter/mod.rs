@@ -7,6 +7,8 @@ mod handle;
 mod permit;
 mod remote;
 mod shares;
+#[cfg(all(test, feature = "redis"))]
+mod simulation;
 mod turns;
 mod waiter;
 

@@ -19,6 +19,8 @@ mod link;
 mod parity;
 mod recovery;
 mod script;
+#[cfg(test)]
+mod twin;
 
 pub(crate) use self::{
     batcher::Batcher,
@@ -28,3 +30,13 @@ pub(crate) use self::{
     known::Known,
     link::{Link, LinkConfig, Mode},
 };
+
+/// For a scripted Redis.
+#[cfg(test)]
+pub(crate) mod scripted {
+    pub(crate) use super::{
+        connect::Session,
+        script::{ACQUIRE, HEARTBEAT, Script},
+        twin::{Call, Command, Twin},
+    };
+}

@@ -5,4 +5,3 @@ mod named;
 mod sequences;
 #[path = "../../../tests/support/mod.rs"]
 mod support;
-mod twin;

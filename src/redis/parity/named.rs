@@ -4,9 +4,9 @@ use redis::aio::MultiplexedConnection;
 
 use crate::bucket::Terms;
 use crate::redis::script::{ACQUIRE, Answer, Reply};
+use crate::redis::twin::{Call, Command};
 
 use super::support::RedisServer;
-use super::twin::{Call, Command};
 
 const SECOND: f64 = 1e6;
 const KEY: &str = "bucket";

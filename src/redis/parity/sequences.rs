@@ -6,9 +6,9 @@ use redis::{Cmd, Pipeline};
 use crate::bucket::Terms;
 use crate::bucket::law::{Rng, seed, sequences};
 use crate::redis::script::{ACQUIRE, Reply};
+use crate::redis::twin::{Call, Command, Outcome, Twin, Written};
 
 use super::support::RedisServer;
-use super::twin::{Call, Command, Outcome, Twin, Written};
 
 /// Sequences of one pipeline.
 const AT_ONCE: u64 = 50;
@@ -235,7 +235,7 @@ async fn the_twins_agree_on_our_time_line() {
                 now += random_step(&mut rng, &known);
                 for known in &known {
                     let stored = twin.keys.get(&known.key);
-                    if stored.is_some_and(|stored| (now / 1_000.0).floor() > stored.expires) {
+                    if stored.is_some_and(|stored| stored.is_expired(now)) {
                         assert_full(&twin, known, now);
                         twin.keys.remove(&known.key);
                         pipeline.del(&known.key).ignore();
@@ -245,6 +245,8 @@ async fn the_twins_agree_on_our_time_line() {
                 let call = random_call(&mut rng, &known);
                 let mut command = command(&sha, &call);
                 pipeline.add_command(command.arg(&now.to_le_bytes()).clone());
+                let keys: Vec<_> = call.keys.iter().map(|(key, _)| key.clone()).collect();
+                assert_eq!(Call::read(&keys, &call.argument(), call.back), call);
                 let outcome = twin.call(&call, now);
                 waits += outcome
                     .answers

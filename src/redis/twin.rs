@@ -1,12 +1,13 @@
-//! What Redis should hold, and what one call should do to it.
+//! What Redis should hold, and what one call of `acquire.lua` should do to it.
 
 use std::collections::HashMap;
 
 use crate::bucket::{Bucket, Taken, TakenAll, Terms, take_all};
-use crate::redis::script::{Answer, Argument};
 
-#[derive(Clone, Debug)]
-pub(super) enum Command {
+use super::script::{Answer, Argument};
+
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) enum Command {
     Take {
         n: u32,
         max_wait: f64,
@@ -24,20 +25,20 @@ pub(super) enum Command {
     Once(usize),
 }
 
-#[derive(Clone, Debug)]
-pub(super) struct Call {
-    pub(super) keys: Vec<(String, Terms)>,
-    pub(super) commands: Vec<Command>,
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Call {
+    pub(crate) keys: Vec<(String, Terms)>,
+    pub(crate) commands: Vec<Command>,
     /// The part of all processes that is back after an outage.
-    pub(super) back: f64,
+    pub(crate) back: f64,
 }
 
 impl Call {
-    pub(super) fn new(key: &str, terms: Terms, commands: Vec<Command>) -> Self {
+    pub(crate) fn new(key: &str, terms: Terms, commands: Vec<Command>) -> Self {
         Self::of(vec![(key.to_owned(), terms)], commands)
     }
 
-    pub(super) fn of(keys: Vec<(String, Terms)>, commands: Vec<Command>) -> Self {
+    pub(crate) fn of(keys: Vec<(String, Terms)>, commands: Vec<Command>) -> Self {
         Self {
             keys,
             commands,
@@ -45,14 +46,14 @@ impl Call {
         }
     }
 
-    pub(super) fn takes(&self) -> usize {
+    pub(crate) fn takes(&self) -> usize {
         let commands = self.commands.iter();
         commands
             .filter(|c| matches!(c, Command::Take { .. }))
             .count()
     }
 
-    pub(super) fn argument(&self) -> Vec<u8> {
+    pub(crate) fn argument(&self) -> Vec<u8> {
         let mut argument = Argument::default();
         for (_, terms) in &self.keys {
             argument.key(*terms);
@@ -76,36 +77,110 @@ impl Call {
         }
         argument.into_bytes()
     }
+
+    /// What `argument` says of `keys`, as the script reads it.
+    pub(crate) fn read(keys: &[String], argument: &[u8], back: f64) -> Self {
+        let mut numbers = argument.chunks_exact(8).map(|number| {
+            let mut bytes = [0; 8];
+            bytes.copy_from_slice(number);
+            f64::from_le_bytes(bytes)
+        });
+        let mut next = || numbers.next();
+        let mut call = Self {
+            keys: Vec::with_capacity(keys.len()),
+            commands: Vec::new(),
+            back,
+        };
+        let short = "an argument of whole commands";
+        for key in keys {
+            let (cap, per_us) = (next().expect(short), next().expect(short));
+            call.keys.push((key.clone(), Terms { cap, per_us }));
+        }
+        while let Some(op) = next() {
+            let mut number = || next().expect(short);
+            let command = if op == 0.0 {
+                let (n, max_wait, m) = (number() as u32, number(), number() as usize);
+                let of = (0..m).map(|_| (number() as usize - 1, number()));
+                Command::Take {
+                    n,
+                    max_wait,
+                    of: of.collect(),
+                }
+            } else {
+                let index = number() as usize - 1;
+                match op as u32 {
+                    1 => Command::GiveBack(index, number()),
+                    2 => Command::Charge(index, number()),
+                    3 => Command::Reset(index),
+                    4 => Command::Look(index),
+                    5 => Command::Lower(index, number()),
+                    6 => Command::Once(index),
+                    7 => Command::Pay(index, number(), number(), number()),
+                    op => panic!("no command {op}"),
+                }
+            };
+            call.commands.push(command);
+        }
+        call
+    }
 }
 
 /// One key.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Stored {
-    pub(super) bucket: Bucket,
+pub(crate) struct Stored {
+    pub(crate) bucket: Bucket,
     /// The largest capacity and the smallest rate by which it is known.
-    pub(super) widest: Terms,
+    pub(crate) widest: Terms,
     /// When Redis forgets it, in milliseconds.
-    pub(super) expires: f64,
+    pub(crate) expires: f64,
+}
+
+impl Stored {
+    /// Whether Redis has forgotten it.
+    pub(crate) fn is_expired(&self, now: f64) -> bool {
+        (now / 1_000.0).floor() > self.expires
+    }
 }
 
 /// A key that a call wrote: its index, how long it must live, and how long the value is.
-pub(super) type Written = (usize, f64, usize);
+pub(crate) type Written = (usize, f64, usize);
 
 #[derive(Clone, Debug, PartialEq)]
-pub(super) struct Outcome {
-    pub(super) answers: Vec<Answer>,
+pub(crate) struct Outcome {
+    pub(crate) answers: Vec<Answer>,
     /// Level and pool of each key.
-    pub(super) levels: Vec<(f64, f64)>,
-    pub(super) written: Vec<Written>,
+    pub(crate) levels: Vec<(f64, f64)>,
+    pub(crate) written: Vec<Written>,
 }
 
-#[derive(Debug, Default)]
-pub(super) struct Twin {
-    pub(super) keys: HashMap<String, Stored>,
+impl Outcome {
+    /// As the script would reply.
+    pub(crate) fn reply(&self, now: f64) -> Vec<u8> {
+        let mut numbers = vec![now];
+        for Answer { taken, which } in &self.answers {
+            let which = (which + 1) as f64;
+            numbers.extend([
+                taken.now,
+                taken.granted,
+                taken.last,
+                taken.retry_after,
+                which,
+            ]);
+        }
+        for (level, pool) in &self.levels {
+            numbers.extend([*level, *pool]);
+        }
+        numbers.into_iter().flat_map(f64::to_le_bytes).collect()
+    }
+}
+
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Twin {
+    pub(crate) keys: HashMap<String, Stored>,
 }
 
 impl Twin {
-    pub(super) fn call(&mut self, call: &Call, now: f64) -> Outcome {
+    pub(crate) fn call(&mut self, call: &Call, now: f64) -> Outcome {
         let (mut buckets, mut widest, mut changed) = (Vec::new(), Vec::new(), Vec::new());
         for (key, terms) in &call.keys {
             let stored = self.keys.get(key);

@@ -1,0 +1,208 @@
+//! What must hold of every run, and by how much it was missed or kept.
+
+use std::time::Duration;
+
+use super::{
+    load::Admitted,
+    plan::{Fault, Kind, Plan, Role},
+    run::Story,
+};
+
+const REDIS_TIMEOUT: Duration = Duration::from_millis(100);
+
+/// Timers go off up to so much late.
+const TICK: Duration = Duration::from_millis(2);
+
+/// From when a fault begins to when nothing of it is left.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Span {
+    pub(super) fault: usize,
+    pub(super) from: f64,
+    pub(super) until: f64,
+}
+
+/// When Redis was away for anybody because of a fault, and the grace after it.
+pub(super) fn spans(plan: &Plan, story: &Story) -> Vec<Span> {
+    let end = plan.length.as_secs_f64();
+    let span = |(index, fault): (usize, &Fault)| {
+        let from = fault.at.as_secs_f64();
+        let healed = (fault.at + fault.lasts).as_secs_f64();
+        let next = plan.faults.get(index + 1);
+        let next = next.map_or(end, |next| next.at.as_secs_f64());
+        let spells = story.record.spells.iter();
+        let its = spells.filter(|spell| {
+            let began = spell.from.as_secs_f64();
+            began >= from && began < next
+        });
+        let back = its
+            .map(|spell| spell.until.map_or(end, |until| until.as_secs_f64()))
+            .fold(healed, f64::max);
+        Span {
+            fault: index,
+            from,
+            until: back + 2.3,
+        }
+    };
+    plan.faults.iter().enumerate().map(span).collect()
+}
+
+/// By how much the worst window in here passes `cap + rate * w`, in tokens.
+pub(super) fn excess(admitted: &[Admitted], (cap, rate): (f64, f64), from: f64, to: f64) -> f64 {
+    let (mut above, mut worst, mut last) = (0.0_f64, 0.0_f64, from);
+    for admitted in admitted {
+        let at = admitted.at.as_secs_f64();
+        if at < from || at > to {
+            continue;
+        }
+        above = (above - rate * (at - last)).max(0.0) + admitted.tokens;
+        worst = worst.max(above);
+        last = at;
+    }
+    worst - cap
+}
+
+/// By how much the worst window in here stays below `rate * w`, in tokens.
+pub(super) fn shortfall(admitted: &[Admitted], rate: f64, from: f64, to: f64) -> f64 {
+    let (mut below, mut worst, mut last) = (0.0_f64, 0.0_f64, from);
+    for admitted in admitted {
+        let at = admitted.at.as_secs_f64();
+        if at < from || at > to {
+            continue;
+        }
+        below += rate * (at - last);
+        worst = worst.max(below);
+        below = (below - admitted.tokens).max(0.0);
+        last = at;
+    }
+    worst.max(below + rate * (to - last))
+}
+
+/// What one run showed of one limit, in tokens.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Shown {
+    pub(super) limit: usize,
+    /// The faults of this part of the run, the first and the last.
+    pub(super) faults: Option<(usize, usize)>,
+    pub(super) excess: f64,
+    pub(super) allowed: f64,
+    pub(super) shortfall: f64,
+}
+
+pub(super) fn admitted(story: &Story, limit: usize) -> Vec<Admitted> {
+    let admitted = story.record.admitted.iter().copied();
+    admitted.filter(|event| event.limit == limit).collect()
+}
+
+/// What may come on top without any fault: what is on its way, and what is held to be corrected.
+fn slack(plan: &Plan, limit: usize) -> f64 {
+    let rate = plan.limits[limit].rate;
+    let held = plan.roles.iter().filter(|role| role.concerns(limit));
+    let held = held.map(|role| match role {
+        Role::Settles(_, cost) => *cost,
+        Role::Both(_) => 1.0,
+        _ => 0.0,
+    });
+    let held: f64 = held.sum();
+    1e-6 + rate * 0.1 + held * plan.busy as f64
+}
+
+/// The bound that section 6 of the design states.
+fn stated(plan: &Plan, fault: &Fault, limit: usize) -> f64 {
+    let n = plan.processes as f64;
+    let (cap, rate) = (plan.limits[limit].capacity, plan.limits[limit].rate);
+    let largest = plan.largest(limit);
+    let waits = plan.roles.iter().filter(|role| role.concerns(limit));
+    let promised = waits.map(|role| match role {
+        Role::Waits(_, cost, max_wait) | Role::Leaves(_, cost, max_wait) => {
+            (*cost * plan.busy as f64).min(rate * f64::from(*max_wait) / 1e3)
+        }
+        Role::Both(max_wait) => (plan.busy as f64).min(rate * f64::from(*max_wait) / 1e3),
+        Role::Asks(..) | Role::Settles(..) => 0.0,
+    });
+    let promised: f64 = promised.sum();
+    let start = (1.0 - 1.0 / n) * (cap + promised) + (n * largest - cap).max(0.0);
+    let part = fault.meet as f64 / n;
+    let unheard = part * rate * 4.0;
+    let lasts = fault.lasts.as_secs_f64();
+    match fault.kind {
+        Kind::ClockSet(ms) => (rate * f64::from(ms.max(0)) / 1e3).min(cap + promised),
+        Kind::Dies => 0.0,
+        Kind::Evicted => cap + promised,
+        _ => start + unheard + part * rate * (lasts - 60.0).max(0.0),
+    }
+}
+
+/// Every part of a run: those without a fault, and those with one or several in a row.
+pub(super) fn show(plan: &Plan, story: &Story) -> Vec<Shown> {
+    let spans = spans(plan, story);
+    let end = plan.length.as_secs_f64();
+    let mut shown = Vec::new();
+    for limit in 0..plan.limits.len() {
+        let admitted = admitted(story, limit);
+        let (cap, rate) = (plan.limits[limit].capacity, plan.limits[limit].rate);
+        let mut part = |faults: Option<(usize, usize)>, from: f64, to: f64| {
+            if to <= from {
+                return;
+            }
+            let allowed = match faults {
+                None => 0.0,
+                Some((first, last)) => plan.faults[first..=last]
+                    .iter()
+                    .map(|fault| stated(plan, fault, limit))
+                    .sum(),
+            };
+            shown.push(Shown {
+                limit,
+                faults,
+                excess: excess(&admitted, (cap, rate), from, to),
+                allowed: allowed + slack(plan, limit),
+                shortfall: shortfall(&admitted, rate, from, to),
+            });
+        };
+        let before = |index: usize| match index {
+            0 => 0.0,
+            _ => spans[index - 1].until,
+        };
+        let after = |index: usize| spans.get(index).map_or(end, |span| span.from);
+        for first in 0..=spans.len() {
+            part(None, before(first), after(first));
+            for last in first..spans.len() {
+                part(Some((first, last)), before(first), after(last + 1));
+            }
+        }
+    }
+    shown
+}
+
+/// All that is wrong with a run.
+pub(super) fn violations(plan: &Plan, story: &Story) -> Vec<String> {
+    let mut wrong = Vec::new();
+    for decided in &story.record.decided {
+        if decided.unavailable {
+            wrong.push(format!("unavailable: {decided:?}"));
+        }
+        // Behind a call in flight it is two calls.
+        let most = if decided.away && decided.max_wait.is_zero() {
+            Duration::ZERO
+        } else if decided.max_wait.is_zero() {
+            2 * REDIS_TIMEOUT + TICK
+        } else {
+            decided.max_wait + 4 * REDIS_TIMEOUT + TICK
+        };
+        if decided.took > most {
+            wrong.push(format!("too late, over {most:?}: {decided:?}"));
+        }
+    }
+    for shown in show(plan, story) {
+        if shown.excess > shown.allowed {
+            wrong.push(format!("too much: {shown:?}"));
+        }
+    }
+    if story.tasks_left > 0 {
+        wrong.push(format!("{} tasks are left", story.tasks_left));
+    }
+    if story.scopes_held > plan.limits.len() {
+        wrong.push(format!("{} buckets are held", story.scopes_held));
+    }
+    wrong
+}

@@ -1,0 +1,204 @@
+//! What the callers in a process do, and what is written down of it.
+
+use std::{
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use tokio::time::{Instant, sleep, timeout};
+
+use super::plan::{Limit, Plan, Role};
+use crate::{
+    bucket::law::Rng,
+    error::{Reason, Rejected},
+    limiter::{Limiter, Permit},
+    observe::Health,
+    scope::Scopes,
+};
+
+/// Tokens that were admitted, or, below zero, given back.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Admitted {
+    pub(super) at: Duration,
+    pub(super) process: usize,
+    pub(super) limit: usize,
+    pub(super) tokens: f64,
+    pub(super) degraded: bool,
+}
+
+/// An acquisition that was decided.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Decided {
+    pub(super) at: Duration,
+    pub(super) took: Duration,
+    pub(super) max_wait: Duration,
+    pub(super) admitted: bool,
+    pub(super) unavailable: bool,
+    /// Redis was known to be away when it was asked for, and when it was decided.
+    pub(super) away: bool,
+    pub(super) process: usize,
+}
+
+/// Redis was away for one process.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Spell {
+    pub(super) process: usize,
+    pub(super) from: Duration,
+    pub(super) until: Option<Duration>,
+}
+
+#[derive(Debug, Default)]
+pub(super) struct Record {
+    pub(super) admitted: Vec<Admitted>,
+    pub(super) decided: Vec<Decided>,
+    pub(super) spells: Vec<Spell>,
+}
+
+/// One task of one process.
+pub(super) struct Caller {
+    pub(super) limiter: Limiter,
+    pub(super) process: usize,
+    pub(super) role: Role,
+    pub(super) plan: Arc<Plan>,
+    pub(super) record: Arc<Mutex<Record>>,
+    pub(super) start: Instant,
+    pub(super) rng: Rng,
+}
+
+impl Caller {
+    pub(super) async fn run(mut self) {
+        loop {
+            self.act().await;
+            sleep(self.pause()).await;
+        }
+    }
+
+    /// So that a process by itself would spend twice its share.
+    fn pause(&mut self) -> Duration {
+        let limit = match self.role {
+            Role::Asks(limit, _)
+            | Role::Waits(limit, ..)
+            | Role::Leaves(limit, ..)
+            | Role::Settles(limit, _) => limit,
+            Role::Both(_) => 0,
+        };
+        let rate = self.plan.limits[limit].rate;
+        let mean = match self.role {
+            Role::Asks(..) => self.plan.busy as f64 / (2.5 * rate),
+            _ => self.plan.busy as f64 / rate,
+        };
+        let pause = (mean * (0.5 + self.rng.part())).clamp(0.001, 1.0);
+        Duration::from_secs_f64(pause)
+    }
+
+    async fn act(&mut self) {
+        match self.role {
+            Role::Asks(limit, cost) => {
+                self.acquire(&[(limit, cost)], 0).await;
+            }
+            Role::Waits(limit, cost, max_wait) => {
+                self.acquire(&[(limit, cost)], max_wait).await;
+            }
+            Role::Leaves(limit, cost, max_wait) => {
+                let patience = Duration::from_millis(u64::from(self.rng.below(2 * max_wait)));
+                // Its future is dropped, wherever it is.
+                let _ = timeout(patience, self.acquire(&[(limit, cost)], max_wait)).await;
+            }
+            Role::Settles(limit, cost) => {
+                let Some(permit) = self.acquire(&[(limit, cost)], 0).await else {
+                    return;
+                };
+                sleep(Duration::from_millis(u64::from(self.rng.below(300)))).await;
+                let actual = (cost * self.rng.part()).floor();
+                if self.rng.percent(50) {
+                    permit.settle(actual);
+                    self.admits(limit, actual - cost, permit.is_degraded());
+                } else {
+                    let degraded = permit.is_degraded();
+                    permit.refund();
+                    self.admits(limit, -cost, degraded);
+                }
+            }
+            Role::Both(max_wait) => {
+                self.acquire(&[(0, 1.0), (1, 1.0)], max_wait).await;
+            }
+        }
+    }
+
+    async fn acquire(&self, of: &[(usize, f64)], max_wait: u32) -> Option<Permit> {
+        let scope = |(limit, cost): &(usize, f64)| {
+            let limits: &[Limit] = &self.plan.limits;
+            limits[*limit].scope(*limit).cost(*cost)
+        };
+        let scopes: Scopes = of.iter().map(scope).collect::<Vec<_>>().into();
+        let max_wait = Duration::from_millis(u64::from(max_wait));
+        let asked = Instant::now();
+        let is_away = || matches!(self.limiter.health(), Health::Degraded { .. });
+        let away = is_away();
+        let result = self.limiter.acquire(scopes, max_wait).await;
+        let unavailable = |error: &Rejected| error.reason() == Reason::Unavailable;
+        self.note(|record| {
+            record.decided.push(Decided {
+                at: asked - self.start,
+                took: asked.elapsed(),
+                max_wait,
+                admitted: result.is_ok(),
+                unavailable: result.as_ref().is_err_and(unavailable),
+                away: away && is_away(),
+                process: self.process,
+            });
+        });
+        let permit = result.ok()?;
+        for (limit, cost) in of {
+            self.admits(*limit, *cost, permit.is_degraded());
+        }
+        Some(permit)
+    }
+
+    fn admits(&self, limit: usize, tokens: f64, degraded: bool) {
+        let at = self.start.elapsed();
+        self.note(|record| {
+            record.admitted.push(Admitted {
+                at,
+                process: self.process,
+                limit,
+                tokens,
+                degraded,
+            });
+        });
+    }
+
+    fn note(&self, f: impl FnOnce(&mut Record)) {
+        f(&mut self.record.lock().expect("no panic while it is held"));
+    }
+}
+
+/// Writes down when Redis goes and comes for one process.
+pub(super) async fn watch(
+    mut changes: tokio::sync::watch::Receiver<Health>,
+    process: usize,
+    record: Arc<Mutex<Record>>,
+    start: Instant,
+) {
+    while changes.changed().await.is_ok() {
+        let away = matches!(*changes.borrow_and_update(), Health::Degraded { .. });
+        let at = start.elapsed();
+        let mut record = record.lock().expect("no panic while it is held");
+        let spells = record.spells.iter_mut();
+        let open = spells
+            .filter(|spell| spell.process == process)
+            .next_back()
+            .filter(|spell| spell.until.is_none());
+        match open {
+            // It went and came again before this task heard of it.
+            Some(_) if away => {}
+            Some(spell) => spell.until = Some(at),
+            None if away => record.spells.push(Spell {
+                process,
+                from: at,
+                until: None,
+            }),
+            None => {}
+        }
+    }
+}

@@ -1,0 +1,201 @@
+//! What the scripted Redis holds, and what the two scripts do to it.
+
+use std::collections::{BTreeMap, HashMap};
+
+use crate::{
+    decision::{Failure, FailureKind},
+    redis::scripted::{ACQUIRE, Call, Command, HEARTBEAT, Script, Twin},
+};
+
+/// All keys of a Redis.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Store {
+    buckets: Twin,
+    epoch: Option<Epoch>,
+    /// By when each was last heard, in milliseconds.
+    members: BTreeMap<Vec<u8>, f64>,
+}
+
+#[derive(Clone, Debug)]
+struct Epoch {
+    key: Vec<u8>,
+    id: [u8; 8],
+    beats: f64,
+}
+
+/// A payment that was executed: who paid, under which number, and how much for all buckets.
+#[derive(Clone, Debug)]
+pub(super) struct Paid {
+    pub(super) limiter: String,
+    pub(super) number: String,
+    pub(super) tokens: f64,
+}
+
+/// What a script did.
+pub(super) struct Done {
+    pub(super) reply: Vec<u8>,
+    pub(super) wrote: bool,
+    pub(super) paid: Option<Paid>,
+}
+
+impl Store {
+    /// Runs a script at `now`, in microseconds, by the server's clock.
+    pub(super) fn run(
+        &mut self,
+        script: &'static Script,
+        keys: &[Vec<u8>],
+        arguments: &[Vec<u8>],
+        now: f64,
+    ) -> Done {
+        if std::ptr::eq(script, &raw const ACQUIRE) {
+            self.acquire(keys, arguments, now)
+        } else if std::ptr::eq(script, &raw const HEARTBEAT) {
+            self.beat(keys, arguments, now)
+        } else {
+            panic!("a script that the model does not know");
+        }
+    }
+
+    fn acquire(&mut self, keys: &[Vec<u8>], arguments: &[Vec<u8>], now: f64) -> Done {
+        let mut keys = keys;
+        let text = |bytes: &Vec<u8>| String::from_utf8(bytes.clone()).expect("text");
+        let back = arguments
+            .get(2)
+            .map_or(1.0, |part| text(part).parse().expect("a part, as a number"));
+        if let Some(known) = arguments.get(1).filter(|known| !known.is_empty()) {
+            let (epoch, buckets) = keys.split_last().expect("the epoch's key");
+            keys = buckets;
+            let same = |epoch: &&Epoch| epoch.id[..] == known[..];
+            let kept = self.epoch.as_ref().filter(|kept| kept.key == *epoch);
+            if kept.filter(same).is_none() {
+                return Done {
+                    reply: Vec::new(),
+                    wrote: false,
+                    paid: None,
+                };
+            }
+        }
+        let keys: Vec<_> = keys.iter().map(text).collect();
+        for key in &keys {
+            if self
+                .buckets
+                .keys
+                .get(key)
+                .is_some_and(|stored| stored.is_expired(now))
+            {
+                self.buckets.keys.remove(key);
+            }
+        }
+        let call = Call::read(&keys, &arguments[0], back);
+        let outcome = self.buckets.call(&call, now);
+        let first = outcome.written.first().is_some_and(|(key, ..)| *key == 0);
+        Done {
+            reply: outcome.reply(now),
+            wrote: !outcome.written.is_empty(),
+            paid: paid(&call).filter(|_| first),
+        }
+    }
+
+    fn beat(&mut self, keys: &[Vec<u8>], arguments: &[Vec<u8>], now: f64) -> Done {
+        let [me, leaves, known, beats, random, alive_within] = arguments else {
+            panic!("a heartbeat has six arguments");
+        };
+        let alive_within: f64 = std::str::from_utf8(alive_within)
+            .ok()
+            .and_then(|text| text.parse().ok())
+            .expect("milliseconds");
+        let number = |bytes: &[u8]| f64::from_le_bytes(bytes.try_into().expect("eight bytes"));
+        let now = (now / 1_000.0).floor();
+        if leaves == b"1" {
+            self.members.remove(me);
+            return Done {
+                reply: Vec::new(),
+                wrote: true,
+                paid: None,
+            };
+        }
+        let mut id: [u8; 8] = random[..].try_into().expect("eight bytes");
+        let mut count = 0.0;
+        if let Some(kept) = &self.epoch
+            && (kept.id[..] != known[..] || kept.beats >= number(beats))
+        {
+            (id, count) = (kept.id, kept.beats);
+        }
+        count += 1.0;
+        self.epoch = Some(Epoch {
+            key: keys[1].clone(),
+            id,
+            beats: count,
+        });
+        let kept = now - 60_000.0..now + 2_000.0;
+        self.members
+            .retain(|_, heard| *heard > kept.start && *heard < kept.end);
+        self.members.insert(me.clone(), now);
+        let alive = self
+            .members
+            .values()
+            .filter(|at| **at >= now - alive_within);
+        let alive = alive.count() as f64;
+        let mut reply = id.to_vec();
+        for number in [count, alive, self.members.len() as f64 - alive] {
+            reply.extend(number.to_le_bytes());
+        }
+        Done {
+            reply,
+            wrote: true,
+            paid: None,
+        }
+    }
+
+    /// Forgets one key: a bucket, the epoch, or who is alive.
+    pub(super) fn evict(&mut self, which: u64) {
+        let mut buckets: Vec<_> = self.buckets.keys.keys().cloned().collect();
+        buckets.sort();
+        match which as usize % (buckets.len() + 2) {
+            0 => self.epoch = None,
+            1 => self.members.clear(),
+            bucket => drop(self.buckets.keys.remove(&buckets[bucket - 2])),
+        }
+    }
+}
+
+/// The payment that this call is, unless it was made before.
+fn paid(call: &Call) -> Option<Paid> {
+    let (key, _) = call.keys.first()?;
+    let (_, payment) = key.split_once("#paid:")?;
+    let (limiter, number) = payment.split_once(':')?;
+    let tokens = call.commands.iter().map(|command| match command {
+        Command::Pay(_, tokens, ..) => *tokens,
+        Command::GiveBack(_, tokens) => -tokens,
+        _ => 0.0,
+    });
+    Some(Paid {
+        limiter: limiter.to_owned(),
+        number: number.to_owned(),
+        tokens: tokens.sum(),
+    })
+}
+
+pub(super) fn disconnected() -> Failure {
+    Failure::new(FailureKind::Disconnected, "the scripted Redis hung up")
+}
+
+pub(super) fn timed_out() -> Failure {
+    Failure::new(FailureKind::Timeout, "the scripted Redis did not answer")
+}
+
+pub(super) fn read_only() -> Failure {
+    Failure::new(
+        FailureKind::Unavailable,
+        "READONLY You can't write against a read only replica.",
+    )
+}
+
+/// Buckets by their keys, to look into.
+impl Store {
+    pub(super) fn levels(&self) -> HashMap<&str, f64> {
+        let keys = self.buckets.keys.iter();
+        keys.map(|(key, stored)| (&**key, stored.bucket.level))
+            .collect()
+    }
+}
