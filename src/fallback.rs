@@ -80,8 +80,8 @@ const fn is_part(part: f64) -> bool {
 #[non_exhaustive]
 pub enum Share {
     /// An equal one: one over the largest number of live limiters that were counted through
-    /// Redis within the last minute of contact, or, before the first contact, one over
-    /// [`replicas`](crate::LimiterBuilder::replicas).
+    /// Redis within the last minute of contact. Until contact has lasted for a minute,
+    /// [`replicas`](crate::LimiterBuilder::replicas) counts as well.
     Auto,
     /// This part, above 0 and at most 1.
     Fixed(f64),

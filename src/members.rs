@@ -15,6 +15,9 @@ use tokio::time::Instant;
 /// have not heard of a change yet.
 const REMEMBERED: Duration = Duration::from_secs(60);
 
+/// After so long a silence there was no contact.
+const SILENCE: Duration = Duration::from_secs(3);
+
 /// What the heartbeat told.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) struct Beat {
@@ -37,7 +40,7 @@ pub(crate) struct Members {
 struct Heard {
     /// Counts, each larger than all later ones, with when each was last heard.
     largest: VecDeque<(Instant, u32)>,
-    last: Option<Beat>,
+    last: Option<(Instant, Beat)>,
     grace_until: Option<Instant>,
 }
 
@@ -57,6 +60,17 @@ impl Members {
 
     pub(crate) fn hear(&self, beat: Beat, now: Instant) {
         let mut heard = self.lock();
+        match heard.last {
+            // Those who come back first see few others: an outage ages no count.
+            Some((last, _)) => {
+                let silence = now.saturating_duration_since(last);
+                if silence > SILENCE {
+                    heard.largest.iter_mut().for_each(|(at, _)| *at += silence);
+                }
+            }
+            // Nor does whoever starts first: the hint is the first count.
+            None => heard.largest.push_back((now, self.hint)),
+        }
         while heard
             .largest
             .back()
@@ -65,7 +79,6 @@ impl Members {
             heard.largest.pop_back();
         }
         heard.largest.push_back((now, beat.alive));
-        // Only while it is heard does time pass: an outage of an hour changes no share.
         while heard
             .largest
             .front()
@@ -73,7 +86,7 @@ impl Members {
         {
             heard.largest.pop_front();
         }
-        heard.last = Some(beat);
+        heard.last = Some((now, beat));
         self.update(&heard, now);
     }
 
@@ -85,7 +98,7 @@ impl Members {
     }
 
     fn update(&self, heard: &Heard, now: Instant) {
-        let part = heard.last.map_or(1.0, |beat| {
+        let part = heard.last.map_or(1.0, |(_, beat)| {
             let mut expected = beat.alive + beat.lapsed;
             if heard.grace_until.is_some_and(|until| now < until) {
                 expected = expected.max(self.count(heard));
@@ -136,19 +149,30 @@ mod tests {
         let start = Instant::now();
         let members = Members::new(3);
         assert_eq!(members.processes(), 3.0, "the hint, before any contact");
-        for (at, alive, processes) in [
-            (0, 1, 1.0),
-            (1, 4, 4.0),
-            (2, 2, 4.0),
-            (30, 3, 4.0),
-            (61, 2, 4.0),
-            (62, 2, 3.0),
-            (90, 2, 3.0),
-            (91, 1, 2.0),
-            // An hour without contact: what was counted last still counts.
-            (3_691, 1, 1.0),
-        ] {
-            members.hear(beat(alive, 0), start + at * SECOND);
+        // A beat each second, of so many, until then.
+        let hear = |seconds: std::ops::RangeInclusive<u32>, alive, processes| {
+            for at in seconds.clone() {
+                members.hear(beat(alive, 0), start + at * SECOND);
+            }
+            assert_eq!(members.processes(), processes, "after {seconds:?}");
+        };
+        hear(1..=1, 1, 3.0);
+        hear(2..=2, 4, 4.0);
+        hear(3..=32, 2, 4.0);
+        hear(33..=33, 3, 4.0);
+        hear(34..=62, 2, 4.0);
+        hear(63..=63, 2, 3.0);
+        hear(64..=93, 2, 3.0);
+        hear(94..=94, 2, 2.0);
+        // An hour without contact, and the first to be back sees nobody else.
+        hear(3_694..=3_694, 1, 2.0);
+        hear(3_695..=3_754, 1, 2.0);
+        hear(3_755..=3_755, 1, 1.0);
+        // The hint holds for a minute too.
+        let members = Members::new(3);
+        for at in 0..=61 {
+            members.hear(beat(1, 0), start + at * SECOND);
+            let processes = if at <= 60 { 3.0 } else { 1.0 };
             assert_eq!(members.processes(), processes, "at {at} s");
         }
         let members = Members::new(1);

@@ -137,7 +137,7 @@ impl LimiterBuilder {
     }
 
     /// How many limiters share the limits, for [`Share::Auto`] as long as they have not been
-    /// counted through Redis: a hint for a start without it; 1 unless said.
+    /// counted through Redis for a minute: a hint for a start without it; 1 unless said.
     ///
     /// ```
     /// # use tower_throttle::Limiter;
