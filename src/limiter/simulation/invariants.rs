@@ -16,7 +16,6 @@ const TICK: Duration = Duration::from_millis(2);
 /// From when a fault begins to when nothing of it is left.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Span {
-    pub(super) fault: usize,
     pub(super) from: f64,
     pub(super) until: f64,
 }
@@ -24,6 +23,9 @@ pub(super) struct Span {
 /// When Redis was away for anybody because of a fault, and the grace after it.
 pub(super) fn spans(plan: &Plan, story: &Story) -> Vec<Span> {
     let end = plan.length.as_secs_f64();
+    // Turns that memory promised come afterwards.
+    let longest = plan.roles.iter().map(Role::longest_wait).max();
+    let longest = longest.unwrap_or_default().as_secs_f64();
     let span = |(index, fault): (usize, &Fault)| {
         let from = fault.at.as_secs_f64();
         let healed = (fault.at + fault.lasts).as_secs_f64();
@@ -38,9 +40,8 @@ pub(super) fn spans(plan: &Plan, story: &Story) -> Vec<Span> {
             .map(|spell| spell.until.map_or(end, |until| until.as_secs_f64()))
             .fold(healed, f64::max);
         Span {
-            fault: index,
             from,
-            until: back + 2.3,
+            until: back + 2.3 + longest,
         }
     };
     plan.faults.iter().enumerate().map(span).collect()
@@ -128,6 +129,9 @@ fn stated(plan: &Plan, fault: &Fault, limit: usize) -> f64 {
         Kind::ClockSet(ms) => (rate * f64::from(ms.max(0)) / 1e3).min(cap + promised),
         Kind::Dies => 0.0,
         Kind::Evicted => cap + promised,
+        _ if fault.meet == plan.processes => start + rate * 0.2,
+        // Who was never met is not missed.
+        _ if fault.at.is_zero() => start + unheard + part * rate * lasts,
         _ => start + unheard + part * rate * (lasts - 60.0).max(0.0),
     }
 }

@@ -83,9 +83,11 @@ impl Caller {
             Role::Both(_) => 0,
         };
         let rate = self.plan.limits[limit].rate;
+        let mean = self.plan.busy as f64 / rate;
         let mean = match self.role {
-            Role::Asks(..) => self.plan.busy as f64 / (2.5 * rate),
-            _ => self.plan.busy as f64 / rate,
+            // On the way meanwhile.
+            Role::Asks(..) => mean / 2.5 - f64::from(self.plan.delay.0 + self.plan.delay.1) / 1e3,
+            _ => mean,
         };
         let pause = (mean * (0.5 + self.rng.part())).clamp(0.001, 1.0);
         Duration::from_secs_f64(pause)

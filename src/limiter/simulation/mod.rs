@@ -7,6 +7,7 @@
 mod faults;
 mod invariants;
 mod load;
+mod named;
 mod plan;
 mod run;
 mod search;

@@ -82,6 +82,13 @@ impl Role {
         }
     }
 
+    pub(super) fn longest_wait(&self) -> Duration {
+        match *self {
+            Self::Waits(_, _, wait) | Self::Leaves(_, _, wait) | Self::Both(wait) => ms(wait),
+            Self::Asks(..) | Self::Settles(..) => Duration::ZERO,
+        }
+    }
+
     /// Whether all that it is granted is admitted, and stays so.
     pub(super) fn is_plain(&self) -> bool {
         matches!(self, Self::Asks(..) | Self::Waits(..))
@@ -188,10 +195,14 @@ impl Plan {
     pub(super) fn random(seed: u64) -> Self {
         let rng = &mut Rng::new(seed);
         let processes = 1 + rng.below(5) as usize;
-        let limit = |rng: &mut Rng, strict| Limit {
-            capacity: rng.pick(&[1.0, 5.0, 10.0, 30.0]),
-            rate: rng.pick(&[5.0, 10.0, 20.0, 40.0]),
-            strict,
+        let limit = |rng: &mut Rng, strict| {
+            let rate = rng.pick(&[4.0, 8.0, 16.0]);
+            let capacity = rate * rng.pick(&[0.25, 0.5, 1.0, 2.0]);
+            Limit {
+                capacity,
+                rate,
+                strict,
+            }
         };
         let strict = rng.percent(30);
         let mut limits = vec![limit(rng, strict)];
@@ -202,7 +213,7 @@ impl Plan {
             seed,
             processes,
             hinted: rng.percent(80),
-            delay: rng.pick(&[(0, 0), (0, 2), (1, 4), (5, 20)]),
+            delay: rng.pick(&[(0, 0), (0, 2), (1, 4), (5, 15)]),
             roles: roles(rng, &limits),
             limits,
             busy: if rng.percent(80) { processes } else { 1 },

@@ -1,0 +1,69 @@
+//! Plans that once broke a rule, as small as they could be made.
+
+use std::time::Duration;
+
+use super::{
+    invariants::violations,
+    plan::{Data, Fault, Kind, Limit, Plan, Role},
+    run::{Story, run},
+};
+
+const fn ms(ms: u64) -> Duration {
+    Duration::from_millis(ms)
+}
+
+fn plan(processes: usize, roles: Vec<Role>, faults: &[(u64, u64, usize, Kind)]) -> Plan {
+    let fault = |(at, lasts, meet, kind): &(u64, u64, usize, Kind)| Fault {
+        at: ms(*at),
+        lasts: ms(*lasts),
+        meet: *meet,
+        kind: *kind,
+    };
+    let faults: Vec<_> = faults.iter().map(fault).collect();
+    let last = faults.iter().map(|fault| fault.at + fault.lasts).max();
+    Plan {
+        seed: 1,
+        processes,
+        hinted: true,
+        delay: (0, 2),
+        limits: vec![Limit {
+            capacity: 8.0,
+            rate: 16.0,
+            strict: false,
+        }],
+        roles,
+        busy: processes,
+        faults,
+        length: last.unwrap_or_default() + ms(9_000),
+    }
+}
+
+fn holds(plan: &Plan) -> Story {
+    let story = run(plan);
+    let wrong = violations(plan, &story);
+    assert!(wrong.is_empty(), "{plan}{wrong:#?}");
+    story
+}
+
+const ASKS: Role = Role::Asks(0, 1.0);
+
+/// Redis appears after they have started, and goes before they have heard of one another: those
+/// who saw it counted one, two and three processes.
+#[test]
+fn who_has_barely_met_goes_by_the_hint() {
+    let down = Kind::Down(Data::Kept);
+    holds(&plan(
+        3,
+        vec![ASKS],
+        &[(0, 482, 3, down), (827, 18_196, 3, down)],
+    ));
+}
+
+/// The same after an outage that was longer than counts are remembered: the first to be back on
+/// a Redis that lost its data sees nobody else.
+#[test]
+fn an_outage_of_over_a_minute_ages_no_count() {
+    let down = Kind::Down(Data::Lost);
+    let faults = [(4_000, 70_000, 3, down), (74_600, 18_000, 3, down)];
+    holds(&plan(3, vec![ASKS], &faults));
+}
