@@ -264,7 +264,13 @@ impl<A: Asker> Batch<A> {
             refusing[place] |= answer.taken.granted < askers as f64;
         }
         for (place, (id, terms)) in self.ids.iter().zip(&self.terms).enumerate() {
-            known.learn(id, *terms, reply.level(place), sent, refusing[place]);
+            known.learn(
+                id.as_bytes(),
+                *terms,
+                reply.level(place),
+                sent,
+                refusing[place],
+            );
         }
         let mut take = 0;
         for step in self.steps {

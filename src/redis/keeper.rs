@@ -230,11 +230,12 @@ async fn send(
     call: Call,
 ) -> Result<(), Failure> {
     let epoch = epoch.map(|epoch| epoch.id);
-    let Call { keys, argument } = call;
-    shared
-        .run_in_time(session, epoch, back, keys, &argument)
-        .await
-        .map(drop)
+    let sent = Instant::now();
+    let reply = shared
+        .run_in_time(session, epoch, back, call.keys.clone(), &call.argument)
+        .await?;
+    call.learn(&reply, sent, &shared.config.known);
+    Ok(())
 }
 
 impl Drop for Keeper {

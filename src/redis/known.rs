@@ -126,18 +126,15 @@ impl Known {
     /// A call sent at `sent` was answered; whether it refused somebody.
     pub(crate) fn learn(
         &self,
-        id: &BucketId,
+        id: &[u8],
         terms: Terms,
         (level, pool): (f64, f64),
         sent: Instant,
         refused: bool,
     ) {
         let sent = self.clock.us_at(sent);
-        let (hash, mut shard) = self.lock(id.as_bytes());
-        if let Some(entry) = shard
-            .table
-            .find_mut(hash, |entry| *entry.id == *id.as_bytes())
-        {
+        let (hash, mut shard) = self.lock(id);
+        if let Some(entry) = shard.table.find_mut(hash, |entry| *entry.id == *id) {
             if sent >= entry.sent {
                 (entry.level, entry.pool) = (level, pool);
                 (entry.terms, entry.sent) = (terms, sent);
@@ -175,6 +172,7 @@ impl Known {
         }
         // Replies that are on their way must find that they are out of date.
         let full = (terms.cap, 0.0);
+        let id = id.as_bytes();
         if let Some(entry) = self.insert(hash, &mut shard, id, terms, full, now, false) {
             entry.forgotten = now;
         }
@@ -196,7 +194,7 @@ impl Known {
         &self,
         hash: u64,
         shard: &'a mut Shard,
-        id: &BucketId,
+        id: &[u8],
         terms: Terms,
         (level, pool): (f64, f64),
         sent: f64,
@@ -214,7 +212,7 @@ impl Known {
         }
         self.count.fetch_add(1, Ordering::Relaxed);
         let mut entry = Entry {
-            id: id.as_bytes().into(),
+            id: id.into(),
             level,
             pool,
             terms,
@@ -305,7 +303,7 @@ mod tests {
         let terms = Terms::new(10.0, 10.0);
         let refuses = |terms, max_wait| known.refuses(&id, terms, 1.0, max_wait);
         assert_eq!(refuses(terms, 0.0), None);
-        known.learn(&id, terms, (-1.0, 0.0), Instant::now(), true);
+        known.learn(id.as_bytes(), terms, (-1.0, 0.0), Instant::now(), true);
         assert_eq!(refuses(terms, 0.0), Some(Duration::from_millis(200)));
         assert_eq!(refuses(terms, 200_000.0), None);
         tokio::time::advance(Duration::from_millis(150)).await;
@@ -324,17 +322,17 @@ mod tests {
         let sent = Instant::now();
         tokio::time::advance(Duration::from_millis(1)).await;
         known.raise(&id, terms, 1.0);
-        known.learn(&id, terms, (0.0, 0.0), sent, true);
+        known.learn(id.as_bytes(), terms, (0.0, 0.0), sent, true);
         assert_eq!(refuses(), None);
-        known.learn(&id, terms, (0.0, 0.0), Instant::now(), true);
+        known.learn(id.as_bytes(), terms, (0.0, 0.0), Instant::now(), true);
         assert!(refuses().is_some());
         // The same where the bucket is known already.
         let sent = Instant::now();
         tokio::time::advance(Duration::from_millis(1)).await;
         known.raise(&id, terms, 1.0);
-        known.learn(&id, terms, (0.0, 0.0), sent, true);
+        known.learn(id.as_bytes(), terms, (0.0, 0.0), sent, true);
         assert_eq!(refuses(), None);
-        known.learn(&id, terms, (0.0, 0.0), Instant::now(), true);
+        known.learn(id.as_bytes(), terms, (0.0, 0.0), Instant::now(), true);
         assert!(refuses().is_some());
         // Nor is any bound trusted for longer than a second.
         tokio::time::advance(Duration::from_millis(1_001)).await;
@@ -349,7 +347,7 @@ mod tests {
         let known = Known::new(1_000);
         let terms = Terms::new(10.0, 1.0);
         for key in 0..100 {
-            known.learn(&id(key), terms, (4.0, 1.0), Instant::now(), false);
+            known.learn(id(key).as_bytes(), terms, (4.0, 1.0), Instant::now(), false);
         }
         assert_eq!(known.refuses(&id(0), terms, 9.0, 0.0), None, "nobody was");
         tokio::time::advance(2 * SECOND).await;
@@ -366,7 +364,7 @@ mod tests {
         for round in 1..20 {
             for key in 0..1_000 {
                 known.learn(
-                    &id(round * 1_000 + key),
+                    id(round * 1_000 + key).as_bytes(),
                     terms,
                     (9.9, 0.0),
                     Instant::now(),
@@ -377,7 +375,7 @@ mod tests {
             tokio::time::advance(2 * SECOND).await;
         }
         let last = id(19_999);
-        known.learn(&last, terms, (0.0, 0.0), Instant::now(), true);
+        known.learn(last.as_bytes(), terms, (0.0, 0.0), Instant::now(), true);
         assert!(known.level(&last).is_some());
         let refusing = known.refusing.load(Ordering::Relaxed);
         assert!(

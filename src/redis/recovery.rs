@@ -5,7 +5,11 @@ use std::{collections::VecDeque, time::Duration};
 
 use tokio::time::Instant;
 
-use super::{command::Owed, known::Remembered, script::Argument};
+use super::{
+    command::Owed,
+    known::{Known, Remembered},
+    script::{Argument, Reply},
+};
 use crate::{bucket::Terms, clock::from_us, scope::redis_key};
 
 /// Buckets in one call.
@@ -18,6 +22,23 @@ const PAID: Duration = Duration::from_secs(3_600);
 pub(super) struct Call {
     pub(super) keys: Vec<Vec<u8>>,
     pub(super) argument: Vec<u8>,
+    /// The buckets of the last so many keys.
+    buckets: Vec<(Box<[u8]>, Terms)>,
+}
+
+impl Call {
+    /// What the reply tells of the buckets. If Redis loses them before it is asked again, what
+    /// was charged here must not be forgotten with them.
+    pub(super) fn learn(&self, reply: &[u8], sent: Instant, known: &Known) {
+        let keys = self.keys.len();
+        let Some(reply) = Reply::new(reply, 0, keys) else {
+            return;
+        };
+        let first = keys - self.buckets.len();
+        for (index, (id, terms)) in self.buckets.iter().enumerate() {
+            known.learn(id, *terms, reply.level(first + index), sent, false);
+        }
+    }
 }
 
 /// Leaves in each bucket no more than is remembered. Doing it twice does no harm.
@@ -36,6 +57,10 @@ pub(super) fn lower(prefix: &str, remembered: &[Remembered]) -> impl Iterator<It
                 .map(|bucket| redis_key(prefix, &bucket.id))
                 .collect(),
             argument: argument.into_bytes(),
+            buckets: buckets
+                .iter()
+                .map(|bucket| (bucket.id.clone(), bucket.terms))
+                .collect(),
         }
     })
 }
@@ -107,6 +132,10 @@ impl Payment {
         Call {
             keys,
             argument: argument.into_bytes(),
+            buckets: due
+                .iter()
+                .map(|owed| (owed.id.clone(), owed.terms))
+                .collect(),
         }
     }
 }
