@@ -12,4 +12,5 @@ mod plan;
 mod run;
 mod search;
 mod server;
+mod shrink;
 mod store;

@@ -67,3 +67,28 @@ fn an_outage_of_over_a_minute_ages_no_count() {
     let faults = [(4_000, 70_000, 3, down), (74_600, 18_000, 3, down)];
     holds(&plan(3, vec![ASKS], &faults));
 }
+
+/// Memory has promised turns when Redis comes back, is paid for, and loses its data before it is
+/// asked for anything: what was charged is known all the same.
+#[test]
+fn what_was_paid_is_not_forgotten_with_the_data() {
+    let faults = [
+        (2_216, 527, 1, Kind::Down(Data::Lost)),
+        (8_839, 7_067, 1, Kind::CutOff),
+        (16_290, 0, 1, Kind::Flushed),
+    ];
+    let mut plan = plan(
+        1,
+        vec![Role::Leaves(1, 1.0, 1_186), Role::Both(904)],
+        &faults,
+    );
+    let limit = |capacity, strict| Limit {
+        capacity,
+        rate: 4.0,
+        strict,
+    };
+    plan.limits = vec![limit(2.0, true), limit(8.0, false)];
+    plan.seed = 1_295;
+    plan.delay = (3, 8);
+    holds(&plan);
+}

@@ -213,7 +213,7 @@ impl Plan {
             seed,
             processes,
             hinted: rng.percent(80),
-            delay: rng.pick(&[(0, 0), (0, 2), (1, 4), (5, 15)]),
+            delay: rng.pick(&[(0, 0), (0, 2), (1, 4), (3, 8)]),
             roles: roles(rng, &limits),
             limits,
             busy: if rng.percent(80) { processes } else { 1 },
