@@ -34,11 +34,12 @@ impl Terms {
         }
     }
 
-    /// This part of the quota, from 0 to 1.
-    pub(crate) fn part(self, part: f64) -> Self {
+    /// This part of the rate, from 0 to 1. The capacity stays: a bucket that was cut to a part
+    /// of it, once, would have lost for ever what it held above.
+    pub(crate) fn slower(self, part: f64) -> Self {
         Self {
-            cap: self.cap * part,
             per_us: self.per_us * part,
+            ..self
         }
     }
 
@@ -250,8 +251,7 @@ impl Bucket {
         }
     }
 
-    /// Leaves no more than `x` tokens: what the script must do.
-    #[cfg(all(test, feature = "redis"))]
+    /// Leaves no more than `x` tokens.
     pub(crate) fn lower(&mut self, x: f64) {
         self.level = self.level.min(x);
         self.pool = self.pool.min(x.max(0.0));

@@ -108,7 +108,7 @@ impl Failure {
         }
     }
 
-    /// Nothing was sent.
+    /// Nothing was sent, or what was sent had no effect.
     pub(crate) fn unsent(self) -> Self {
         Self {
             sent: false,

@@ -52,6 +52,42 @@ impl fmt::Display for Health {
     }
 }
 
+/// Redis went, or came back.
+#[must_use]
+#[derive(Debug)]
+pub(crate) enum Transition {
+    Gone(Failure),
+    /// It was away since then.
+    Back(Instant),
+}
+
+impl Transition {
+    /// One log line and one metric.
+    pub(crate) fn tell(self) {
+        match self {
+            Self::Gone(_failure) => {
+                #[cfg(feature = "metrics")]
+                metrics::gauge!("tower_throttle_degraded").set(1.0);
+                #[cfg(feature = "tracing")]
+                tracing::warn!(
+                    reason = %_failure.kind,
+                    error = %_failure.source,
+                    "Redis cannot be asked; deciding from memory"
+                );
+            }
+            Self::Back(_since) => {
+                #[cfg(feature = "metrics")]
+                metrics::gauge!("tower_throttle_degraded").set(0.0);
+                #[cfg(feature = "tracing")]
+                tracing::info!(
+                    away_seconds = _since.elapsed().as_secs_f64(),
+                    "Redis answers again"
+                );
+            }
+        }
+    }
+}
+
 /// Notices when Redis goes and comes back.
 #[derive(Debug)]
 pub(crate) struct Observer {
@@ -89,7 +125,9 @@ impl Observer {
         self.fallbacks[kind as usize].load(Ordering::Relaxed)
     }
 
-    pub(crate) fn redis_fails(&self, failure: &Failure) {
+    /// To be called where the transition is decided, so that health cannot fall behind it; to be
+    /// told to others once no lock is held.
+    pub(crate) fn redis_fails(&self, failure: &Failure) -> Option<Transition> {
         let reason = failure.kind;
         let mut begins = false;
         self.health.send_if_modified(|health| match health {
@@ -110,19 +148,11 @@ impl Observer {
                 true
             }
         });
-        if begins {
-            #[cfg(feature = "metrics")]
-            metrics::gauge!("tower_throttle_degraded").set(1.0);
-            #[cfg(feature = "tracing")]
-            tracing::warn!(
-                reason = %failure.kind,
-                error = %failure.source,
-                "Redis cannot be asked; deciding from memory"
-            );
-        }
+        begins.then(|| Transition::Gone(failure.clone()))
     }
 
-    pub(crate) fn redis_answers(&self) {
+    /// As `redis_fails`.
+    pub(crate) fn redis_answers(&self) -> Option<Transition> {
         let mut ends = None;
         self.health.send_if_modified(|health| {
             if let Health::Degraded { since, .. } = health {
@@ -131,17 +161,8 @@ impl Observer {
             }
             ends.is_some()
         });
-        let Some(_since) = ends else {
-            return;
-        };
         self.advised().clear();
-        #[cfg(feature = "metrics")]
-        metrics::gauge!("tower_throttle_degraded").set(0.0);
-        #[cfg(feature = "tracing")]
-        tracing::info!(
-            away_seconds = _since.elapsed().as_secs_f64(),
-            "Redis answers again"
-        );
+        ends.map(Transition::Back)
     }
 
     /// Says what to do about a failure that does not pass by itself, once.

@@ -242,9 +242,12 @@ impl Acquire {
         let core = self.core.clone();
         core.observer.fell_back(failure.kind);
         for index in std::mem::take(&mut self.beside) {
-            // Redis has not charged it.
-            core.shares.owe(&self.scopes.as_slice()[index]);
-            self.taken.push((index, Origin::Share));
+            // Unless Redis has charged it, in an earlier step, memory is asked anew: it granted
+            // this without regard to what Redis had promised beside it.
+            if self.taken.iter().all(|(taken, _)| *taken != index) {
+                let scope = &self.scopes.as_slice()[index];
+                core.give_back(scope, scope.tokens(), Origin::Grace);
+            }
         }
         let left = self.left();
         let closed = left

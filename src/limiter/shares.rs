@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use crate::{
-    bucket::Terms,
+    bucket::{Bucket, Terms},
     fallback::{Fallback, Share},
     members::Members,
     memory::{MemoryStore, StandIn},
@@ -43,9 +43,6 @@ impl Shares {
 
     /// Charges a share, or, below zero, gives back to it, what Redis was not told of.
     pub(crate) fn correct(&self, scope: &Scope, tokens: f64) {
-        if !self.holds(scope) {
-            return;
-        }
         let (terms, whole) = (self.terms(scope), whole(scope));
         let stand_in = StandIn {
             whole,
@@ -69,28 +66,17 @@ impl Shares {
             });
     }
 
-    /// What was taken beside Redis is owed to it after all: it did not answer.
-    pub(crate) fn owe(&self, scope: &Scope) {
-        self.adjust(scope, |_, owed, _| *owed += scope.tokens());
-    }
-
     /// Gives back what was taken beside Redis and not used.
     pub(crate) fn give_back_unowed(&self, scope: &Scope) {
-        self.adjust(scope, |bucket, _, terms| {
-            bucket.give_back(scope.tokens(), terms);
-        });
-    }
-
-    fn adjust(&self, scope: &Scope, f: impl FnOnce(&mut crate::bucket::Bucket, &mut f64, Terms)) {
         let terms = self.terms(scope);
         let stand_in = StandIn {
             whole: whole(scope),
             most: f64::INFINITY,
             owes: false,
         };
+        let give_back = |bucket: &mut Bucket, _: &mut f64| bucket.give_back(scope.tokens(), terms);
         let id = scope.id(&self.salt);
-        self.memory
-            .with_stand_in(&id, terms, stand_in, |bucket, owed| f(bucket, owed, terms));
+        self.memory.with_stand_in(&id, terms, stand_in, give_back);
     }
 }
 

@@ -144,14 +144,18 @@ impl Entry {
     }
 
     fn is_full(&self, now: f64) -> bool {
-        self.at + self.bucket().full_in(self.widest) <= now
+        // What is to be given back is kept until the other store is told.
+        self.owed() >= 0.0 && self.at + self.bucket().full_in(self.widest) <= now
     }
 }
 
 /// What is still owed of a bucket that has refilled meanwhile: no more than it lacks. The other
 /// store's bucket has refilled as well, and both stand as if nothing had been taken.
 fn still_owed(owed: f64, bucket: &Bucket, terms: Terms) -> f64 {
-    if bucket.level >= terms.cap {
+    if owed <= 0.0 {
+        // To be given back: how full this share is says nothing of the other store's bucket.
+        owed
+    } else if bucket.level >= terms.cap {
         0.0
     } else {
         owed.min(terms.cap - bucket.level)
@@ -222,7 +226,7 @@ impl MemoryStore {
             let mut bucket = entry.bucket();
             bucket.visit(now, terms);
             let mut owed = still_owed(entry.owed(), &bucket, terms);
-            bucket.level = bucket.level.min(stand_in.most);
+            bucket.lower(stand_in.most);
             let result = f(&mut bucket, &mut owed);
             entry.widest = widest(entry.widest, terms);
             self.store(entry, &bucket, owed, stand_in.whole);
@@ -318,7 +322,7 @@ impl MemoryStore {
                 .map_or_else(|| Bucket::full(now, demand.terms), Entry::bucket);
             bucket.visit(now, demand.terms);
             if let Some(stand_in) = demand.stand_in {
-                bucket.level = bucket.level.min(stand_in.most);
+                bucket.lower(stand_in.most);
             }
             buckets.push(bucket);
         }

@@ -222,7 +222,7 @@ for i = 1, nkeys do
     -- Full is the same as absent, and the server's clock may be up to a second behind `at`.
     local us = at[i] - now + max((most[i] - level[i]) / slowest[i], tail[i] - at[i])
     -- It refills in part until all are back, or are no longer waited for.
-    if back < 1 then us = us + 3000000 end
+    if back < 1 then us = us + 10000000 end
     local px = min(max(ceil(us / 1000), 1), 9007199254740992)
     redis.call('SET', KEYS[i], value, 'PX', px)
   end

@@ -26,7 +26,7 @@ const MOST_COMMANDS: usize = 16_384;
 
 /// What goes out as one call.
 pub(super) struct Batch<A: Asker> {
-    /// Of each quota, as long as some processes live from their shares.
+    /// Of each rate, as long as some processes live from their shares.
     part: f64,
     ids: Vec<BucketId>,
     /// The whole quotas.
@@ -199,7 +199,7 @@ impl<A: Asker> Batch<A> {
     fn argument(&self) -> Vec<u8> {
         let mut argument = Argument::default();
         for terms in &self.terms {
-            argument.key(terms.part(self.part));
+            argument.key(terms.slower(self.part));
         }
         for step in &self.steps {
             match step {
@@ -279,7 +279,7 @@ impl<A: Asker> Batch<A> {
                     let answer = reply.answer(take);
                     take += 1;
                     let (place, cost) = from[answer.which.min(from.len() - 1)];
-                    let terms = self.terms[place].part(self.part);
+                    let terms = self.terms[place].slower(self.part);
                     let (tightest, level) = tightest(&from, &self.terms, reply);
                     for (k, asker) in askers.into_iter().enumerate() {
                         let k = k as u32;

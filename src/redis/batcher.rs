@@ -147,10 +147,12 @@ impl<A: Asker, W: Wire> Batcher<A, W> {
             return;
         }
         let Ok(runtime) = Handle::try_current() else {
-            // Outside a runtime nobody can be asked. What was given back stays for the next.
+            // Outside a runtime nobody can be asked. Corrections stay for the next.
             let (kept, orphans): (VecDeque<_>, VecDeque<_>) = std::mem::take(&mut queue.commands)
                 .into_iter()
-                .partition(|command| matches!(command, Command::GiveBack(..)));
+                .partition(|command| {
+                    matches!(command, Command::GiveBack(..) | Command::Charge(..))
+                });
             queue.commands = kept;
             drop(queue);
             // Answered outside the lock: an answer may queue something.

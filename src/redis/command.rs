@@ -15,7 +15,7 @@ pub(crate) trait Wire: Send + Sync + 'static {
     /// How long a demand may queue before it is turned away: as long as a call may take.
     fn patience(&self) -> Duration;
 
-    /// Which part of its quota this process asks for, for all processes that reach Redis.
+    /// By which part of its rate a bucket refills for all processes that reach Redis.
     fn part(&self) -> f64;
 
     /// Runs the script, within the deadline of the limiter, at most once.

@@ -43,6 +43,8 @@ pub(super) fn classify(error: RedisError) -> Failure {
     let single = kind == FailureKind::Misconfigured && !refused;
     let advice = (kind == FailureKind::Misconfigured).then(|| advice(&error));
     Failure {
+        // The script writes last and all or nothing, so what the server refuses left no trace.
+        sent: error.is_io_error() || code.is_none(),
         single,
         advice,
         ..Failure::new(kind, error)

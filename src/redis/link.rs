@@ -27,12 +27,12 @@ use super::{
 use crate::{
     decision::{Failure, FailureKind},
     members::{Beat, Members},
-    observe::Observer,
+    observe::{Observer, Transition},
 };
 
-/// After Redis is back, memory must admit as well for so long: longer than the longest pause
-/// between probes and the time-outs around it, so that all have charged what they spent.
-pub(crate) const GRACE: Duration = Duration::from_secs(2);
+/// After Redis is back, memory must admit as well for at least so long: longer than the longest
+/// pause between probes and the time-outs around it, so that all have charged what they spent.
+const GRACE: Duration = Duration::from_secs(2);
 
 /// Without a beat for so long a limiter counts as cut off.
 const ALIVE: Duration = Duration::from_secs(3);
@@ -53,6 +53,13 @@ pub(crate) struct LinkConfig {
     pub(crate) observer: Arc<Observer>,
     /// Different in each limiter.
     pub(crate) seed: u64,
+}
+
+impl LinkConfig {
+    fn grace(&self) -> Duration {
+        // A pause, a connect and a log-in, and a probe, a beat and a payment at their slowest.
+        GRACE.max(Duration::from_millis(1_400) + 3 * self.timeout)
+    }
 }
 
 /// One connection to Redis and the task that keeps it.
@@ -98,8 +105,8 @@ struct State {
 }
 
 impl State {
-    fn is_in_grace(&self) -> bool {
-        matches!(self.stage, Stage::Up(_)) && self.recovered.is_some_and(|at| at.elapsed() < GRACE)
+    fn is_in(&self, grace: Duration) -> bool {
+        matches!(self.stage, Stage::Up(_)) && self.recovered.is_some_and(|at| at.elapsed() < grace)
     }
 }
 
@@ -166,7 +173,7 @@ impl Link {
             Stage::Idle | Stage::Starting => Mode::Passing,
             Stage::Down(failure) => Mode::Away(failure.clone()),
             Stage::Up(_) => {
-                if state.is_in_grace() {
+                if state.is_in(shared.config.grace()) {
                     return Mode::Grace;
                 }
                 // Under the lock, so that no trip comes between.
@@ -251,6 +258,7 @@ pub(super) fn data_lost() -> Failure {
         FailureKind::DataLost,
         "Redis has lost its data: it came back empty, or was flushed",
     )
+    .unsent()
 }
 
 fn disconnected() -> Failure {
@@ -362,7 +370,7 @@ impl Shared {
     }
 
     pub(super) fn is_in_grace(&self) -> bool {
-        !self.calm.load(Ordering::Acquire) && self.lock().is_in_grace()
+        !self.calm.load(Ordering::Acquire) && self.lock().is_in(self.config.grace())
     }
 
     /// Who was heard within this time counts as alive; in and after an outage, whoever was heard
@@ -371,7 +379,7 @@ impl Shared {
         let state = self.lock();
         let away = matches!(state.stage, Stage::Down(_));
         match state.tripped {
-            Some(tripped) if away || state.is_in_grace() => {
+            Some(tripped) if away || state.is_in(self.config.grace()) => {
                 let back = state.recovered.filter(|_| !away);
                 let outage = back.unwrap_or_else(Instant::now) - tripped;
                 match outage >= LONG_OUTAGE {
@@ -429,8 +437,9 @@ impl Shared {
         state.tripped = Some(now);
         let down = Stage::Down(failure.clone());
         let up = std::mem::replace(&mut state.stage, down);
+        let transition = self.config.observer.redis_fails(&failure);
         drop(state);
-        self.config.observer.redis_fails(&failure);
+        transition.into_iter().for_each(Transition::tell);
         self.changed.send_replace(());
         if let Stage::Up(live) = up {
             live.gone.send_replace(true);
@@ -457,8 +466,8 @@ impl Shared {
     /// The probe failed.
     pub(super) fn stays_down(&self, failure: Failure) {
         self.config.observer.misconfigured(&failure);
-        self.config.observer.redis_fails(&failure);
         let mut state = self.lock();
+        let transition = self.config.observer.redis_fails(&failure);
         let now = Instant::now();
         if let Act::Trip(pause) = state.breaker.on(Event::ProbeFailed, now) {
             state.pause = pause;
@@ -468,6 +477,7 @@ impl Shared {
         }
         state.stage = Stage::Down(failure);
         drop(state);
+        transition.into_iter().for_each(Transition::tell);
         self.changed.send_replace(());
     }
 
@@ -484,13 +494,16 @@ impl Shared {
             epoch: state.epoch.map(|epoch| epoch.id),
             gone: watch::Sender::new(false),
         });
-        if matches!(state.stage, Stage::Down(_)) {
+        // Also where the keeper that saw it go is gone itself.
+        if state.tripped > state.recovered {
             state.recovered = Some(now);
-            self.config.members.expect_all_until(now + GRACE, now);
+            let until = now + self.config.grace();
+            self.config.members.expect_all_until(until, now);
         }
         state.stage = Stage::Up(live.clone());
+        let transition = self.config.observer.redis_answers();
         drop(state);
-        self.config.observer.redis_answers();
+        transition.into_iter().for_each(Transition::tell);
         self.changed.send_replace(());
         Some(live)
     }

@@ -109,13 +109,15 @@ impl Payment {
         // A bucket that is emptied by the payment, and full again when it is forgotten.
         argument.key(Terms::new(1.0, PAID.as_secs_f64().recip()));
         let mut keys = vec![format!("{prefix}#paid:{limiter}:{}", self.number).into_bytes()];
-        // Not charged in the time in which it would have refilled, it is forgiven, as if it had
-        // been charged then.
+        // Not charged in the time in which an empty bucket would have refilled in spite of it, it
+        // is forgiven, as if it had been charged then.
         let age = now.saturating_duration_since(self.since);
         let due: Vec<_> = self
             .owed
             .iter()
-            .filter(|owed| age < from_us(owed.terms.cap / owed.terms.per_us))
+            .filter(|owed| {
+                age < from_us((owed.terms.cap + owed.tokens.max(0.0)) / owed.terms.per_us)
+            })
             .collect();
         for owed in &due {
             keys.push(redis_key(prefix, &owed.id));
@@ -197,7 +199,7 @@ mod tests {
             let first = payments.first().expect("one");
             first.call("p:", "me", Instant::now()).keys.len()
         };
-        tokio::time::advance(Duration::from_secs(9)).await;
+        tokio::time::advance(Duration::from_secs(12)).await;
         assert_eq!(keys(&payments), 2);
         tokio::time::advance(Duration::from_secs(1)).await;
         assert_eq!(keys(&payments), 1);

@@ -240,7 +240,7 @@ impl Twin {
                 continue;
             }
             let (bucket, widest) = (buckets[index], widest[index]);
-            let slower = if call.back < 1.0 { 3e6 } else { 0.0 };
+            let slower = if call.back < 1.0 { 10e6 } else { 0.0 };
             let px = bucket.ttl_ms(now - slower, widest);
             let length = if bucket.tail > bucket.at { 56 } else { 32 };
             written.push((index, px, length));
