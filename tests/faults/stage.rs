@@ -78,6 +78,8 @@ pub(crate) struct Setup {
     pub(crate) args: &'static [&'static str],
     /// Each process through a proxy of its own.
     pub(crate) proxied: bool,
+    /// The server's clock can be set.
+    pub(crate) clock: bool,
     /// The server is down at first.
     pub(crate) absent: bool,
     pub(crate) policy: Option<tower_throttle::Fallback>,
@@ -85,9 +87,29 @@ pub(crate) struct Setup {
     pub(crate) user: &'static str,
 }
 
+/// The least that a limiter needs.
+const RIGHTS: [&str; 15] = [
+    "on",
+    ">secret",
+    "~throttle:v1:*",
+    "+evalsha",
+    "+eval",
+    "+time",
+    "+get",
+    "+mget",
+    "+set",
+    "+zadd",
+    "+zrem",
+    "+zcard",
+    "+zcount",
+    "+zremrangebyscore",
+    "+pexpire",
+];
+
 pub(crate) const PLAIN: Setup = Setup {
     args: &[],
     proxied: false,
+    clock: false,
     absent: false,
     policy: None,
     user: "",
@@ -111,6 +133,7 @@ pub(crate) struct Stage {
     processes: Vec<Process>,
     marks: Vec<Mark>,
     killed: Vec<usize>,
+    allowed: f64,
 }
 
 /// What all processes saw.
@@ -120,24 +143,18 @@ pub(crate) struct Trace {
     pub(crate) marks: Vec<Mark>,
     pub(crate) to: i64,
     pub(crate) killed: Vec<usize>,
+    /// What the faults allow beyond what the row does, tokens.
+    pub(crate) allowed: f64,
 }
 
 impl Stage {
     pub(crate) async fn new(setup: &Setup) -> Self {
-        let mut server = RedisServer::start_with(setup.args).await;
+        let mut server = match setup.clock {
+            true => RedisServer::start_with_clock(setup.args).await,
+            false => RedisServer::start_with(setup.args).await,
+        };
         if !setup.user.is_empty() {
-            let rules = "on >secret ~throttle:v1:* +evalsha +eval +time +get +mget +set +zadd \
-                         +zrem +zcard +zcount +zremrangebyscore +pexpire";
-            let mut command = redis::cmd("ACL");
-            command.arg("SETUSER").arg("throttle");
-            for rule in rules.split(' ').filter(|rule| !rule.is_empty()) {
-                command.arg(rule);
-            }
-            let mut connection = server.connection().await;
-            command
-                .exec_async(&mut connection)
-                .await
-                .expect("a user may be made");
+            server.acl_set_user("throttle", &RIGHTS).await;
         }
         let mut proxies = Vec::new();
         if setup.proxied {
@@ -169,19 +186,8 @@ impl Stage {
             processes: processes.await.expect("no panic"),
             marks: Vec::new(),
             killed: Vec::new(),
+            allowed: 0.0,
         }
-    }
-
-    pub(crate) async fn command(&self, words: &[&str]) {
-        let mut command = redis::cmd(words[0]);
-        for word in &words[1..] {
-            command.arg(word);
-        }
-        let mut connection = self.server.connection().await;
-        command
-            .exec_async(&mut connection)
-            .await
-            .unwrap_or_else(|error| panic!("{words:?}: {error}"));
     }
 
     pub(crate) async fn sleep(&self, seconds: f64) {
@@ -199,6 +205,11 @@ impl Stage {
         if let Some(mark) = self.marks.last_mut() {
             mark.to = now_us();
         }
+    }
+
+    /// So many more tokens may be admitted in the worst window.
+    pub(crate) fn allow(&mut self, tokens: f64) {
+        self.allowed += tokens;
     }
 
     pub(crate) fn kill_process(&mut self, index: usize) {
@@ -220,6 +231,7 @@ impl Stage {
             mut processes,
             marks,
             killed,
+            allowed,
         } = self;
         let to = now_us();
         let records = tokio::task::spawn_blocking(move || {
@@ -236,6 +248,7 @@ impl Stage {
             marks,
             to,
             killed,
+            allowed,
         }
     }
 }

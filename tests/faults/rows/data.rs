@@ -1,0 +1,192 @@
+//! Data is lost, changed, or elsewhere; and the server's clock is set.
+
+use std::time::Duration;
+
+use futures_util::future::{FutureExt, join_all};
+
+use super::{
+    super::{
+        child::{CAPACITY, RATE, SCOPES},
+        figures::IN_FLIGHT,
+        stage::{PLAIN, PROXIED, Setup, Stage},
+        support::RedisServer,
+    },
+    CALM, LATE, OUTAGE, Row, row,
+};
+
+const PAUSE: f64 = 0.2;
+
+/// The buckets of the processes, in Redis.
+fn keys() -> impl Iterator<Item = String> {
+    SCOPES.iter().map(|kind| {
+        let name = kind.name.replace(',', "%2C").replace(' ', "%20");
+        format!("throttle:v1:{name}:")
+    })
+}
+
+async fn set_clock(stage: &mut Stage, ahead_s: i64) {
+    stage.begins();
+    stage.server.set_clock(ahead_s);
+    stage.sleep(3.0).await;
+    stage.server.set_clock(0);
+    stage.ends();
+}
+
+async fn replica(stage: &Stage) -> RedisServer {
+    let replica = RedisServer::start().await;
+    replica.replicate(&stage.server).await;
+    replica
+}
+
+/// New links of these processes lead to that server, and the old ones are cut.
+fn lead(stage: &Stage, processes: std::ops::Range<usize>, server: &RedisServer) {
+    for proxy in &stage.proxies[processes] {
+        proxy.redirect(server.port());
+        proxy.cut();
+    }
+}
+
+async fn fail_over(stage: &mut Stage, lags: Option<Duration>) {
+    let replica = replica(stage).await;
+    if let Some(lag) = lags {
+        replica.freeze();
+        tokio::time::sleep(lag).await;
+    }
+    stage.begins();
+    stage.server.kill9();
+    if lags.is_some() {
+        replica.thaw();
+    }
+    stage.sleep(1.0).await;
+    replica.promote().await;
+    lead(stage, 0..stage.proxies.len(), &replica);
+    stage.server = replica;
+    stage.ends();
+}
+
+pub(super) fn rows() -> Vec<Row> {
+    let mut rows = values();
+    rows.extend(clocks());
+    rows.extend(elsewhere());
+    rows
+}
+
+fn values() -> Vec<Row> {
+    vec![
+        row("flushed", "`FLUSHALL`", |stage, _| {
+            async move {
+                stage.begins();
+                stage.server.flush_all().await;
+                stage.ends();
+            }
+            .boxed()
+        })
+        .core(),
+        row("scripts_flushed", "`SCRIPT FLUSH`", |stage, _| {
+            async move {
+                stage.begins();
+                stage.server.script_flush().await;
+                stage.ends();
+            }
+            .boxed()
+        })
+        .expect(CALM),
+        // The bound that no client can beat: a capacity.
+        row("key_evicted", "a bucket's key is evicted", |stage, _| {
+            async move {
+                stage.begins();
+                let server = &stage.server;
+                join_all(keys().map(async |key| server.del(&key).await)).await;
+                stage.ends();
+            }
+            .boxed()
+        })
+        .expect(CALM.and_over(CAPACITY)),
+        row(
+            "foreign_values",
+            "a bucket's key is overwritten, three times: a list, 4 bytes, NaN",
+            |stage, _| {
+                async move {
+                    stage.begins();
+                    let server = &stage.server;
+                    join_all(keys().map(async |key| server.set_list(&key).await)).await;
+                    stage.sleep(PAUSE).await;
+                    join_all(keys().map(async |key| server.set_bytes(&key, b"four").await)).await;
+                    stage.sleep(PAUSE).await;
+                    let nan = [f64::NAN; 4];
+                    join_all(keys().map(async |key| server.set_numbers(&key, &nan).await)).await;
+                    stage.ends();
+                }
+                .boxed()
+            },
+        )
+        .expect(CALM.and_over(3.0 * CAPACITY)),
+    ]
+}
+
+/// The bound of each jump forward: what it refills, at most a capacity and what was promised.
+fn clocks() -> Vec<Row> {
+    const CLOCK: Setup = Setup {
+        clock: true,
+        ..PLAIN
+    };
+    let jump = CALM.and_over(CAPACITY + IN_FLIGHT);
+    vec![
+        row(
+            "clock_60_s_ahead",
+            "the server's clock 60 s ahead, and back",
+            |stage, _| set_clock(stage, 60).boxed(),
+        )
+        .on(CLOCK)
+        .expect(jump),
+        row(
+            "clock_60_s_behind",
+            "the server's clock 60 s behind, and back",
+            |stage, _| set_clock(stage, -60).boxed(),
+        )
+        .on(CLOCK)
+        .expect(jump),
+        row(
+            "clock_1_h_behind",
+            "the server's clock 1 h behind, and back",
+            |stage, _| set_clock(stage, -3_600).boxed(),
+        )
+        .on(CLOCK)
+        .expect(jump),
+    ]
+}
+
+fn elsewhere() -> Vec<Row> {
+    let rows = vec![
+        row(
+            "failover_in_sync",
+            "failover to a replica in sync",
+            |stage, _| fail_over(stage, None).boxed(),
+        )
+        .core(),
+        row(
+            "failover_lagging",
+            "failover to a replica that lags by 1.5 s",
+            |stage, _| fail_over(stage, Some(Duration::from_millis(1_500))).boxed(),
+        ),
+        // No client can beat this one either: each master grants the whole rate.
+        row(
+            "two_masters",
+            "two masters for 2 s, half of the processes on each",
+            |stage, _| {
+                async move {
+                    let other = replica(stage).await;
+                    other.promote().await;
+                    stage.begins();
+                    lead(stage, 0..stage.proxies.len() / 2, &other);
+                    stage.sleep(2.0).await;
+                    lead(stage, 0..stage.proxies.len() / 2, &stage.server);
+                    stage.ends();
+                }
+                .boxed()
+            },
+        )
+        .expect(OUTAGE.and_over(2.0 * RATE + CAPACITY + LATE).and_under()),
+    ];
+    rows.into_iter().map(|row| row.on(PROXIED)).collect()
+}

@@ -1,0 +1,151 @@
+//! The server's process comes and goes.
+
+use futures_util::future::FutureExt;
+use tower_throttle::Fallback;
+
+use super::{
+    super::stage::{PLAIN, Setup, Stage},
+    Expect, Length, OUTAGE, Row, row,
+};
+
+const KEPT: Setup = Setup {
+    args: &["--appendonly", "yes", "--appendfsync", "always"],
+    ..PLAIN
+};
+
+async fn kill_and_restart(stage: &mut Stage, length: Length) {
+    stage.begins();
+    stage.server.kill9();
+    stage.sleep(length.of(2.0, 5.0)).await;
+    stage.server.restart().await;
+    stage.ends();
+}
+
+async fn freeze(stage: &mut Stage, seconds: f64) {
+    stage.begins();
+    stage.server.freeze();
+    stage.sleep(seconds).await;
+    stage.server.thaw();
+    stage.ends();
+}
+
+async fn flap(stage: &mut Stage, length: Length) {
+    for _ in 0..length.of(3.0, 15.0) as usize {
+        stage.begins();
+        stage.server.kill9();
+        stage.sleep(1.0).await;
+        stage.server.restart().await;
+        stage.ends();
+        stage.sleep(1.0).await;
+    }
+}
+
+fn policy(policy: Fallback) -> Setup {
+    Setup {
+        policy: Some(policy),
+        ..PLAIN
+    }
+}
+
+pub(super) fn rows() -> Vec<Row> {
+    vec![
+        row(
+            "killed_and_restarted_with_its_data",
+            "killed, restarted with its data",
+            |stage, length| kill_and_restart(stage, length).boxed(),
+        )
+        .on(KEPT)
+        .core(),
+        row(
+            "killed_and_restarted_empty",
+            "killed, restarted empty",
+            |stage, length| kill_and_restart(stage, length).boxed(),
+        )
+        .core(),
+        row(
+            "stopped_and_restarted",
+            "stopped (SIGTERM), restarted with its data",
+            |stage, length| {
+                async move {
+                    stage.begins();
+                    stage.server.terminate().await;
+                    stage.sleep(length.of(2.0, 5.0)).await;
+                    stage.server.restart().await;
+                    stage.ends();
+                }
+                .boxed()
+            },
+        )
+        .on(KEPT),
+        row("frozen_for_200_ms", "frozen for 0.2 s", |stage, _| {
+            freeze(stage, 0.2).boxed()
+        })
+        .core(),
+        row("frozen_for_3_s", "frozen for 3 s", |stage, _| {
+            freeze(stage, 3.0).boxed()
+        })
+        .core(),
+        row(
+            "flapping_with_its_data",
+            "killed and restarted every 2 s for 30 s, with its data",
+            |stage, length| flap(stage, length).boxed(),
+        )
+        .on(KEPT),
+        row(
+            "flapping_empty",
+            "killed and restarted every 2 s for 30 s, empty",
+            |stage, length| flap(stage, length).boxed(),
+        )
+        .core(),
+        row(
+            "absent_at_start",
+            "not there at the start",
+            |stage, length| {
+                async move {
+                    stage.begins();
+                    stage.sleep(length.of(2.0, 5.0)).await;
+                    stage.server.restart().await;
+                    stage.ends();
+                }
+                .boxed()
+            },
+        )
+        .on(Setup {
+            absent: true,
+            ..PLAIN
+        })
+        .core(),
+        row(
+            "gone_for_good",
+            "killed, and never there again",
+            |stage, length| {
+                async move {
+                    stage.begins();
+                    stage.server.kill9();
+                    stage.sleep(length.of(2.0, 15.0)).await;
+                }
+                .boxed()
+            },
+        )
+        .expect(Expect {
+            back: false,
+            ..OUTAGE
+        }),
+        row("open", "killed, under `Fallback::Open`", |stage, length| {
+            kill_and_restart(stage, length).boxed()
+        })
+        .on(policy(Fallback::Open))
+        .expect(OUTAGE.and_over(f64::INFINITY)),
+        row(
+            "closed",
+            "killed, under `Fallback::Closed`",
+            |stage, length| kill_and_restart(stage, length).boxed(),
+        )
+        .on(policy(Fallback::Closed))
+        .expect(Expect {
+            errors: true,
+            share: false,
+            ..OUTAGE.and_under()
+        }),
+    ]
+}

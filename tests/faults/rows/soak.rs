@@ -1,0 +1,150 @@
+//! Faults of many kinds in a random order, for as long as asked.
+
+use std::time::Duration;
+
+use futures_util::future::FutureExt;
+use tokio::time::Instant;
+
+use super::{
+    super::{
+        child::CAPACITY,
+        figures::IN_FLIGHT,
+        stage::{PROCESSES, PROXIED, Stage},
+        support::Proxy,
+    },
+    OUTAGE, Row, row,
+};
+
+/// Set where a soak is wanted, and nothing else.
+pub(super) fn seconds() -> Option<f64> {
+    std::env::var("THROTTLE_SOAK").ok()?.parse().ok()
+}
+
+/// A step of splitmix64 (Steele, Lea, Flood: "Fast splittable pseudorandom number generators",
+/// 2014).
+struct Rng(u64);
+
+impl Rng {
+    fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    }
+
+    fn between(&mut self, least: f64, most: f64) -> f64 {
+        let part = (self.next() >> 11) as f64 / (1u64 << 53) as f64;
+        least + part * (most - least)
+    }
+}
+
+async fn soak(stage: &mut Stage) {
+    let seed = std::env::var("THROTTLE_SEED")
+        .ok()
+        .and_then(|seed| seed.parse().ok())
+        .unwrap_or_else(rand_seed);
+    let seconds = seconds().unwrap_or(60.0);
+    println!("THROTTLE_SEED={seed} THROTTLE_SOAK={seconds}");
+    let mut rng = Rng(seed);
+    let end = Instant::now() + Duration::from_secs_f64(seconds);
+    while Instant::now() < end {
+        stage.begins();
+        let fault = fault(stage, &mut rng).await;
+        stage.ends();
+        // Two thirds of an outage's bound: those that come soon after another share it.
+        stage.allow(0.2 * CAPACITY + 0.25 * IN_FLIGHT);
+        println!("{fault}");
+        let healthy = rng.between(0.2, 6.0);
+        stage.sleep(healthy).await;
+    }
+}
+
+fn rand_seed() -> u64 {
+    use std::hash::BuildHasher;
+    std::hash::RandomState::new().hash_one(0)
+}
+
+/// Something happens, and is over.
+async fn fault(stage: &mut Stage, rng: &mut Rng) -> String {
+    let kind = rng.next() % 11;
+    let seconds = rng.between(0.02, 4.0);
+    let each = |act: fn(&Proxy)| stage.proxies.iter().for_each(act);
+    let name = match kind {
+        0 => {
+            stage.server.kill9();
+            stage.sleep(seconds).await;
+            stage.server.restart().await;
+            "killed, restarted"
+        }
+        1 => {
+            stage.server.freeze();
+            stage.sleep(seconds).await;
+            stage.server.thaw();
+            "frozen"
+        }
+        2 => {
+            each(Proxy::half_open);
+            "half open"
+        }
+        3 => {
+            each(Proxy::stall);
+            stage.sleep(seconds).await;
+            stage.proxies.iter().for_each(Proxy::cut);
+            stage.proxies.iter().for_each(Proxy::pass);
+            "black hole"
+        }
+        4 => {
+            each(Proxy::reset);
+            "reset"
+        }
+        5 => {
+            each(Proxy::cut_mid_reply);
+            stage.sleep(0.1).await;
+            stage.proxies.iter().for_each(Proxy::pass);
+            "cut in a reply"
+        }
+        6 => {
+            stage.server.demote().await;
+            stage.sleep(seconds).await;
+            stage.server.promote().await;
+            "read only"
+        }
+        7 => {
+            stage.server.fill_memory().await;
+            stage.sleep(seconds).await;
+            stage.server.free_memory().await;
+            "out of memory"
+        }
+        8 => {
+            stage.server.flush_all().await;
+            "flushed"
+        }
+        9 => {
+            stage.server.script_flush().await;
+            "scripts flushed"
+        }
+        _ => {
+            let one = rng.next() as usize % PROCESSES;
+            stage.proxies[one].stall();
+            let short = seconds.min(2.0);
+            stage.sleep(short).await;
+            stage.proxies[one].cut();
+            stage.proxies[one].pass();
+            // It spends its share beside the others, who cannot know yet.
+            stage.allow(super::RATE / PROCESSES as f64 * short + CAPACITY / PROCESSES as f64);
+            "one cut off"
+        }
+    };
+    format!("{name} ({seconds:.2} s)")
+}
+
+pub(super) fn rows() -> Vec<Row> {
+    vec![
+        row("soak", "faults in a random order", |stage, _| {
+            soak(stage).boxed()
+        })
+        .on(PROXIED)
+        .expect(OUTAGE.and_under()),
+    ]
+}
