@@ -1,0 +1,198 @@
+//! One subject under one load, and the rounds in which cases take turns.
+
+use std::time::Duration;
+
+use futures_util::future::{FutureExt, LocalBoxFuture};
+use tokio::time::Instant;
+
+use crate::{
+    load::{self, Load, Sample, Subject},
+    plan::Plan,
+    server::Probe,
+    subjects::Terms,
+};
+
+pub(crate) type Run = Box<dyn Fn(Duration) -> LocalBoxFuture<'static, Sample>>;
+
+/// What "allowed" is, of which admitted is a part.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Allowed {
+    /// Everything that was asked for.
+    Every,
+    /// So much from each of so many buckets, over all rounds together.
+    Once(Terms, usize),
+    /// So much from a new bucket in each round.
+    EachRound(Terms),
+}
+
+pub(crate) struct Case {
+    name: &'static str,
+    allowed: Allowed,
+    failures: Box<dyn Fn() -> u64>,
+    run: Run,
+}
+
+impl Case {
+    /// Tasks of the runtime.
+    pub(crate) fn new<S: Subject>(
+        name: &'static str,
+        subject: S,
+        load: Load,
+        probe: Option<&Probe>,
+    ) -> Self {
+        let probe = probe.cloned();
+        let failing = subject.clone();
+        let run = move |slice| {
+            let (subject, probe) = (subject.clone(), probe.clone());
+            async move { load::round(&subject, load, probe.as_ref(), slice).await }.boxed_local()
+        };
+        Self {
+            failures: Box::new(move || failing.failures()),
+            ..Self::of(name, Box::new(run))
+        }
+    }
+
+    /// Threads without a runtime.
+    pub(crate) fn tight<S: Subject>(
+        name: &'static str,
+        subject: S,
+        threads: usize,
+        scopes: usize,
+    ) -> Self {
+        let run = move |slice| {
+            let sample = load::tight(&subject, threads, scopes, slice);
+            async move { sample }.boxed_local()
+        };
+        Self::of(name, Box::new(run))
+    }
+
+    /// A loop of its own.
+    pub(crate) fn of(name: &'static str, run: Run) -> Self {
+        Self {
+            name,
+            allowed: Allowed::Every,
+            failures: Box::new(|| 0),
+            run,
+        }
+    }
+
+    pub(crate) fn allowed(mut self, allowed: Allowed) -> Self {
+        self.allowed = allowed;
+        self
+    }
+}
+
+/// What a case came to.
+#[derive(Clone, Debug)]
+pub(crate) struct Figures {
+    pub(crate) name: &'static str,
+    pub(crate) samples: Vec<Sample>,
+    /// Admitted over allowed, the least and the most of the rounds.
+    pub(crate) admitted: (f64, f64),
+    pub(crate) failures: u64,
+}
+
+impl Figures {
+    pub(crate) fn median(&self, of: impl Fn(&Sample) -> f64) -> f64 {
+        median(self.samples.iter().map(of).collect())
+    }
+
+    /// The median of the ratios to what `base` came to in the same round.
+    pub(crate) fn ratio(&self, base: &Self, of: impl Fn(&Sample) -> f64) -> f64 {
+        let pairs = self.samples.iter().zip(&base.samples);
+        median(pairs.map(|(own, base)| of(own) / of(base)).collect())
+    }
+}
+
+pub(crate) fn ops_per_second(sample: &Sample) -> f64 {
+    sample.ops as f64 / sample.seconds
+}
+
+/// Nanoseconds of one thread.
+pub(crate) fn ns_per_op(sample: &Sample) -> f64 {
+    1e9 / ops_per_second(sample)
+}
+
+/// Microseconds that so many of a thousand stayed below.
+pub(crate) fn latency(sample: &Sample, per_mille: u32) -> f64 {
+    let quantile = f64::from(per_mille) / 1e3;
+    sample.latency.value_at_quantile(quantile) as f64 / 1e3
+}
+
+pub(crate) fn p50(sample: &Sample) -> f64 {
+    latency(sample, 500)
+}
+
+pub(crate) fn p99(sample: &Sample) -> f64 {
+    latency(sample, 990)
+}
+
+/// Microseconds of Redis inside commands, per operation.
+pub(crate) fn redis_us(sample: &Sample) -> f64 {
+    1e6 * sample.redis_cpu / sample.ops as f64
+}
+
+/// Microseconds of this process, per operation.
+pub(crate) fn client_us(sample: &Sample) -> f64 {
+    1e6 * sample.cpu / sample.ops as f64
+}
+
+pub(crate) fn commands_per_op(sample: &Sample) -> f64 {
+    sample.commands as f64 / sample.ops as f64
+}
+
+fn median(mut values: Vec<f64>) -> f64 {
+    values.retain(|value| !value.is_nan());
+    values.sort_unstable_by(f64::total_cmp);
+    match values.len() {
+        0 => f64::NAN,
+        n if n % 2 == 1 => values[n / 2],
+        n => (values[n / 2 - 1] + values[n / 2]) / 2.0,
+    }
+}
+
+/// Warms every case up, then lets them take turns: each round begins with the next one, so that
+/// none always runs in the wake of the same other.
+pub(crate) async fn rounds(plan: &Plan, cases: Vec<Case>) -> Vec<Figures> {
+    let started = Instant::now();
+    let mut lifetime = vec![0; cases.len()];
+    for (case, total) in cases.iter().zip(&mut lifetime) {
+        *total += (case.run)(plan.warm_up).await.total_admitted;
+    }
+    let mut samples: Vec<Vec<Sample>> = cases.iter().map(|_| Vec::new()).collect();
+    for round in 0..plan.rounds {
+        for turn in 0..cases.len() {
+            let index = (turn + round) % cases.len();
+            let sample = (cases[index].run)(plan.slice).await;
+            lifetime[index] += sample.total_admitted;
+            samples[index].push(sample);
+        }
+    }
+    let seconds = started.elapsed().as_secs_f64();
+    let figures = cases.iter().zip(samples).zip(lifetime);
+    figures
+        .map(|((case, samples), lifetime)| {
+            let each = |of: &dyn Fn(&Sample) -> f64| {
+                let values: Vec<f64> = samples.iter().map(of).collect();
+                let least = values.iter().copied().fold(f64::INFINITY, f64::min);
+                (least, values.iter().copied().fold(0.0, f64::max))
+            };
+            let admitted = match case.allowed {
+                Allowed::Every => each(&|sample| sample.admitted as f64 / sample.ops as f64),
+                Allowed::Once(terms, scopes) => {
+                    let ratio = lifetime as f64 / (terms.allowed(seconds) * scopes as f64);
+                    (ratio, ratio)
+                }
+                Allowed::EachRound(terms) => each(&|sample| {
+                    sample.total_admitted as f64 / terms.allowed(sample.total_seconds)
+                }),
+            };
+            Figures {
+                name: case.name,
+                samples,
+                admitted,
+                failures: (case.failures)(),
+            }
+        })
+        .collect()
+}

@@ -1,0 +1,299 @@
+//! The closed loop: so many tasks that ask again as soon as they were answered.
+
+use std::{
+    cell::OnceCell,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use futures_util::FutureExt;
+use hdrhistogram::Histogram;
+use rustix::time::{ClockId, clock_gettime};
+use tokio::{
+    task::JoinSet,
+    time::{Instant, sleep},
+};
+
+use crate::server::Probe;
+
+/// Something that takes one token from one of the scopes it was made for. Each task has a clone.
+pub(crate) trait Subject: Clone + Send + Sync + 'static {
+    /// Decides without leaving the process: such a loop has to yield by itself.
+    const IN_MEMORY: bool = false;
+
+    /// Whether it was admitted.
+    fn take(&mut self, scope: usize) -> impl Future<Output = bool> + Send;
+
+    /// Decisions that a failure made, as far as the subject knows.
+    fn failures(&self) -> u64 {
+        0
+    }
+}
+
+/// Operations between two yields of an in-memory loop: one that never yields starves the timers.
+const YIELD: u32 = 64;
+
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Load {
+    pub(crate) tasks: usize,
+    pub(crate) scopes: usize,
+}
+
+/// What one round saw between its two marks.
+#[derive(Clone, Debug)]
+pub(crate) struct Sample {
+    pub(crate) ops: u64,
+    pub(crate) admitted: u64,
+    pub(crate) seconds: f64,
+    /// CPU seconds of this process.
+    pub(crate) cpu: f64,
+    /// CPU seconds of Redis inside commands, and how many commands it was sent.
+    pub(crate) redis_cpu: f64,
+    pub(crate) commands: u64,
+    pub(crate) latency: Histogram<u64>,
+    /// Over the whole round, from the first request to the last answer.
+    pub(crate) total_admitted: u64,
+    pub(crate) total_seconds: f64,
+}
+
+/// Where one worker thread counts, so that no two write to one place.
+pub(crate) struct Meter {
+    ops: AtomicU64,
+    admitted: AtomicU64,
+    latency: Mutex<Histogram<u64>>,
+}
+
+static METERS: Mutex<Vec<Arc<Meter>>> = Mutex::new(Vec::new());
+
+thread_local! {
+    static METER: OnceCell<Arc<Meter>> = const { OnceCell::new() };
+}
+
+impl Meter {
+    pub(crate) fn with(f: impl FnOnce(&Self)) {
+        METER.with(|meter| f(meter.get_or_init(Self::register)));
+    }
+
+    fn register() -> Arc<Self> {
+        let meter = Arc::new(Self {
+            ops: AtomicU64::new(0),
+            admitted: AtomicU64::new(0),
+            latency: Mutex::new(histogram()),
+        });
+        METERS.lock().unwrap().push(meter.clone());
+        meter
+    }
+
+    pub(crate) fn count(&self, ops: u64, admitted: u64) {
+        // One writer: no locked instruction is needed.
+        let add = |to: &AtomicU64, n: u64| {
+            to.store(to.load(Ordering::Relaxed) + n, Ordering::Relaxed);
+        };
+        add(&self.ops, ops);
+        add(&self.admitted, admitted);
+    }
+
+    pub(crate) fn time(&self, latency: Duration) {
+        let nanoseconds = u64::try_from(latency.as_nanos()).unwrap_or(u64::MAX);
+        self.latency.lock().unwrap().saturating_record(nanoseconds);
+    }
+}
+
+/// Nanoseconds, up to a minute.
+fn histogram() -> Histogram<u64> {
+    Histogram::new_with_bounds(1, 60_000_000_000, 3).unwrap()
+}
+
+/// Seconds of CPU that this process has used.
+pub(crate) fn cpu() -> f64 {
+    let time = clock_gettime(ClockId::ProcessCPUTime);
+    time.tv_sec as f64 + time.tv_nsec as f64 * 1e-9
+}
+
+/// A small generator: enough to choose scopes, and free.
+pub(crate) struct Random(u64);
+
+impl Random {
+    pub(crate) fn new(seed: u64) -> Self {
+        Self(seed.wrapping_add(1).wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1)
+    }
+
+    pub(crate) fn next(&mut self) -> u64 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        self.0
+    }
+
+    pub(crate) fn below(&mut self, n: usize) -> usize {
+        ((u128::from(self.next()) * n as u128) >> 64) as usize
+    }
+}
+
+/// What the marks at the beginning and the end of a measurement read.
+pub(crate) struct Mark {
+    at: Instant,
+    ops: u64,
+    admitted: u64,
+    cpu: f64,
+    redis: (f64, u64),
+}
+
+impl Mark {
+    /// Latencies are counted from here on.
+    pub(crate) async fn begin(probe: Option<&Probe>) -> Self {
+        let mark = Self::read(probe).await;
+        for meter in METERS.lock().unwrap().iter() {
+            meter.latency.lock().unwrap().reset();
+        }
+        mark
+    }
+
+    async fn read(probe: Option<&Probe>) -> Self {
+        let redis = match probe {
+            Some(probe) => probe.commands().await,
+            None => (0.0, 0),
+        };
+        let meters = METERS.lock().unwrap();
+        let sum = |of: fn(&Meter) -> &AtomicU64| {
+            let each = meters.iter().map(|meter| of(meter).load(Ordering::Relaxed));
+            each.sum()
+        };
+        Self {
+            at: Instant::now(),
+            ops: sum(|meter| &meter.ops),
+            admitted: sum(|meter| &meter.admitted),
+            cpu: cpu(),
+            redis,
+        }
+    }
+
+    pub(crate) async fn end(self, probe: Option<&Probe>) -> Sample {
+        let end = Self::read(probe).await;
+        let mut latency = histogram();
+        for meter in METERS.lock().unwrap().iter() {
+            latency.add(&*meter.latency.lock().unwrap()).unwrap();
+        }
+        Sample {
+            ops: end.ops - self.ops,
+            admitted: end.admitted - self.admitted,
+            seconds: (end.at - self.at).as_secs_f64(),
+            cpu: end.cpu - self.cpu,
+            redis_cpu: end.redis.0 - self.redis.0,
+            commands: end.redis.1 - self.redis.1,
+            latency,
+            total_admitted: 0,
+            total_seconds: 0.0,
+        }
+    }
+}
+
+/// One round: the tasks start, find their pace, are measured for `slice`, and end.
+pub(crate) async fn round<S: Subject>(
+    subject: &S,
+    load: Load,
+    probe: Option<&Probe>,
+    slice: Duration,
+) -> Sample {
+    let stop = Arc::new(AtomicBool::new(false));
+    let started = Instant::now();
+    let mut tasks = JoinSet::new();
+    for task in 0..load.tasks {
+        tasks.spawn(asking(subject.clone(), load, task, stop.clone()));
+    }
+    // The slowest subject needs this long to answer each task once.
+    let ramp = Duration::from_millis(40) + Duration::from_micros(15) * load.tasks as u32;
+    sleep(ramp).await;
+    let mark = Mark::begin(probe).await;
+    sleep(slice).await;
+    let mut sample = mark.end(probe).await;
+    stop.store(true, Ordering::Relaxed);
+    while let Some(admitted) = tasks.join_next().await {
+        sample.total_admitted += admitted.expect("a task panicked");
+    }
+    sample.total_seconds = started.elapsed().as_secs_f64();
+    sample
+}
+
+async fn asking<S: Subject>(
+    mut subject: S,
+    load: Load,
+    task: usize,
+    stop: Arc<AtomicBool>,
+) -> u64 {
+    let mut random = Random::new(task as u64);
+    let timed_each = match (S::IN_MEMORY, load.tasks) {
+        (true, _) => 64,
+        (false, ..=64) => 1,
+        (false, _) => 16,
+    };
+    let (mut n, mut total) = (task as u32, 0);
+    let (mut ops, mut admitted) = (0, 0);
+    while !stop.load(Ordering::Relaxed) {
+        let scope = random.below(load.scopes);
+        let start = n.is_multiple_of(timed_each).then(Instant::now);
+        let granted = u64::from(subject.take(scope).await);
+        n = n.wrapping_add(1);
+        total += granted;
+        ops += 1;
+        admitted += granted;
+        if let Some(start) = start {
+            Meter::with(|meter| meter.time(start.elapsed()));
+        }
+        if !S::IN_MEMORY || n.is_multiple_of(YIELD) {
+            Meter::with(|meter| meter.count(ops, admitted));
+            (ops, admitted) = (0, 0);
+            if S::IN_MEMORY {
+                tokio::task::yield_now().await;
+            }
+        }
+    }
+    total
+}
+
+/// One round without a runtime: `threads` loops over a subject that answers at its first poll.
+pub(crate) fn tight<S: Subject>(subject: &S, threads: usize, scopes: usize, slice: Duration) -> Sample {
+    let before = cpu();
+    let started = Instant::now();
+    let looped = |thread: usize| {
+        let mut subject = subject.clone();
+        let mut random = Random::new(thread as u64);
+        let (mut ops, mut admitted) = (0, 0);
+        let start = Instant::now();
+        loop {
+            for _ in 0..YIELD {
+                let decided = subject.take(random.below(scopes)).now_or_never();
+                admitted += u64::from(decided.expect("memory does not wait"));
+            }
+            ops += u64::from(YIELD);
+            let elapsed = start.elapsed();
+            if elapsed >= slice {
+                return (ops, admitted, elapsed.as_secs_f64());
+            }
+        }
+    };
+    let results: Vec<_> = std::thread::scope(|scope| {
+        let threads: Vec<_> = (0..threads)
+            .map(|thread| scope.spawn(move || looped(thread)))
+            .collect();
+        let joined = threads.into_iter().map(|thread| thread.join());
+        joined.map(|result| result.expect("a thread panicked")).collect()
+    });
+    let ops = results.iter().map(|(ops, ..)| ops).sum();
+    let admitted = results.iter().map(|(_, admitted, _)| admitted).sum();
+    let seconds = results.iter().map(|(.., seconds)| seconds).sum::<f64>() / threads as f64;
+    Sample {
+        ops,
+        admitted,
+        seconds,
+        cpu: cpu() - before,
+        redis_cpu: 0.0,
+        commands: 0,
+        latency: histogram(),
+        total_admitted: admitted,
+        total_seconds: started.elapsed().as_secs_f64(),
+    }
+}

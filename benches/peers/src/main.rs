@@ -1,0 +1,77 @@
+//! Measures tower-throttle beside other rate limiters, on the same work in the same run.
+//!
+//! `scripts/bench` is the way to run it; README.md says what is measured and how.
+
+mod case;
+mod load;
+mod plan;
+mod report;
+mod rows;
+mod server;
+mod subjects;
+
+use std::time::Duration;
+
+use tokio::{runtime::Builder, time::Instant};
+
+use self::{
+    plan::Plan,
+    report::Report,
+    rows::{Row, all, child},
+};
+
+const USAGE: &str = "usage: scripts/bench [--quick] [--list] [ROW…]
+  --quick   short rounds: whether it runs, not how fast
+  --list    the names of the rows
+  ROW       only the row of this name, or those whose names contain it";
+
+fn main() {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let runtime = Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .expect("no runtime");
+    if let [first, subject, url, milliseconds] = arguments.as_slice()
+        && first == "--child"
+    {
+        let slice = Duration::from_millis(milliseconds.parse().expect("milliseconds"));
+        return runtime.block_on(child(subject, url, slice));
+    }
+    let (flags, filters): (Vec<String>, Vec<String>) = arguments
+        .into_iter()
+        .partition(|argument| argument.starts_with("--"));
+    let known = ["--quick", "--list"];
+    if flags.iter().any(|flag| !known.contains(&flag.as_str())) {
+        eprintln!("{USAGE}");
+        std::process::exit(2);
+    }
+    let is_name = |filter: &String| all().iter().any(|row| row.name == filter);
+    let asked = |row: &Row| {
+        let meant = |filter: &String| match is_name(filter) {
+            true => row.name == filter,
+            false => row.name.contains(filter.as_str()),
+        };
+        filters.is_empty() || filters.iter().any(meant)
+    };
+    let rows: Vec<Row> = all().into_iter().filter(asked).collect();
+    if rows.is_empty() || flags.iter().any(|flag| flag == "--list") {
+        for row in all() {
+            println!("{:18} {}", row.name, row.title);
+        }
+        std::process::exit(i32::from(rows.is_empty()));
+    }
+    let plan = match flags.is_empty() {
+        true => Plan::FULL,
+        false => Plan::QUICK,
+    };
+    let whole = flags.is_empty() && filters.is_empty();
+    let started = Instant::now();
+    let mut report = Report::new(plan);
+    for row in rows {
+        eprintln!("[{:5.1} s] {}", started.elapsed().as_secs_f64(), row.title);
+        let outcome = runtime.block_on((row.run)(&plan));
+        report.add(row, outcome);
+    }
+    report.write(whole, started.elapsed());
+}

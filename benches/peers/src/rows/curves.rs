@@ -1,0 +1,171 @@
+//! How the cost grows with the work.
+
+use std::{
+    process::{Command, Stdio},
+    time::Duration,
+};
+
+use super::Outcome;
+use crate::{
+    case::{Case, ops_per_second, rounds},
+    load::{self, Load},
+    plan::Plan,
+    server::{self, Proxy},
+    subjects::{Cell, Direct, HOT, Keys, MANY, Naive, Ours, Terms},
+};
+
+/// Operations a second over the amount of work, per subject.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Curve {
+    pub(crate) axis: &'static str,
+    pub(crate) lines: Vec<(&'static str, Vec<(f64, f64)>)>,
+}
+
+impl Curve {
+    fn new(axis: &'static str) -> Self {
+        Self {
+            axis,
+            lines: Vec::new(),
+        }
+    }
+
+    fn add(&mut self, name: &'static str, x: f64, y: f64) {
+        match self.lines.iter_mut().find(|(known, _)| *known == name) {
+            Some((_, points)) => points.push((x, y)),
+            None => self.lines.push((name, vec![(x, y)])),
+        }
+    }
+
+    fn into_outcome(self) -> Outcome {
+        Outcome {
+            curve: Some(self),
+            ..Outcome::default()
+        }
+    }
+}
+
+/// One point for each of the scripts, the module and ours.
+async fn point(plan: &Plan, curve: &mut Curve, x: f64, url: &str, terms: Terms, load: Load) {
+    let keys = &Keys::new(load.scopes);
+    let mut cases = vec![
+        Case::new("naive", Naive::new(url, terms, keys).await, load, None),
+        Case::new("direct", Direct::new(url, terms, keys).await, load, None),
+        Case::new("ours", Ours::redis(url, "bench", terms, keys), load, None),
+    ];
+    if server::cell_module().is_some() {
+        let cell = Cell::new(url, terms, keys).await;
+        cases.push(Case::new("redis-cell", cell, load, None));
+    }
+    for figures in rounds(&plan.short(), cases).await {
+        curve.add(figures.name, x, figures.median(ops_per_second));
+    }
+}
+
+fn points<'a>(plan: &Plan, full: &'a [usize], quick: &'a [usize]) -> &'a [usize] {
+    if plan.quick { quick } else { full }
+}
+
+pub(super) async fn tasks(plan: &Plan) -> Outcome {
+    let mut curve = Curve::new("tasks");
+    let full = &[1, 4, 16, 64, 256, 1_024, 4_096, 10_240];
+    for &tasks in points(plan, full, &[1, 64, 1_024]) {
+        let server = server::start().await;
+        let load = Load { tasks, scopes: 1 };
+        point(plan, &mut curve, tasks as f64, &server.url(), HOT, load).await;
+    }
+    curve.into_outcome()
+}
+
+pub(super) async fn scopes(plan: &Plan) -> Outcome {
+    let mut curve = Curve::new("scopes");
+    let full = &[1, 10, 100, 1_000, 10_000, 100_000, 1_000_000];
+    for &scopes in points(plan, full, &[1, 100, 10_000]) {
+        let server = server::start().await;
+        let terms = if scopes < 100 { HOT } else { MANY };
+        let load = Load {
+            tasks: 1_024,
+            scopes,
+        };
+        point(plan, &mut curve, scopes as f64, &server.url(), terms, load).await;
+    }
+    curve.into_outcome()
+}
+
+pub(super) async fn distance(plan: &Plan) -> Outcome {
+    let mut curve = Curve::new("round trip added, ms");
+    for &milliseconds in points(plan, &[0, 1, 5], &[0, 5]) {
+        let server = server::start().await;
+        let proxy = Proxy::start(server.port()).await;
+        if milliseconds > 0 {
+            proxy.delay(Duration::from_millis(milliseconds as u64) / 2);
+        }
+        let load = Load {
+            tasks: 1_024,
+            scopes: 1,
+        };
+        point(plan, &mut curve, milliseconds as f64, &proxy.url(), HOT, load).await;
+    }
+    curve.into_outcome()
+}
+
+const PROCESS_TASKS: usize = 256;
+
+pub(super) async fn processes(plan: &Plan) -> Outcome {
+    let mut curve = Curve::new("processes");
+    for &processes in points(plan, &[1, 2, 4, 8], &[1, 2]) {
+        for subject in ["naive", "ours"] {
+            let server = server::start().await;
+            let sum = swarm(&server.url(), subject, processes, plan.slice);
+            curve.add(subject, processes as f64, sum);
+        }
+    }
+    curve.into_outcome()
+}
+
+/// Operations a second of so many processes together.
+fn swarm(url: &str, subject: &str, processes: usize, slice: Duration) -> f64 {
+    let program = std::env::current_exe().expect("this program has a path");
+    let children: Vec<_> = (0..processes)
+        .map(|_| {
+            Command::new(&program)
+                .args(["--child", subject, url, &slice.as_millis().to_string()])
+                .stdin(Stdio::null())
+                .stdout(Stdio::piped())
+                .spawn()
+                .expect("a child does not start")
+        })
+        .collect();
+    let outputs = children
+        .into_iter()
+        .map(|child| child.wait_with_output().expect("a child was lost"));
+    let figures = outputs.map(|output| {
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        let figure = text.trim().parse::<f64>();
+        figure.unwrap_or_else(|_| panic!("a child said {text:?}"))
+    });
+    figures.sum()
+}
+
+/// What a child process does: one round, whose figure it prints.
+pub(crate) async fn child(subject: &str, url: &str, slice: Duration) {
+    let keys = &Keys::new(1);
+    let load = Load {
+        tasks: PROCESS_TASKS,
+        scopes: 1,
+    };
+    // Long enough for all of them to have started.
+    let started = Duration::from_millis(150);
+    let sample = match subject {
+        "naive" => {
+            let naive = Naive::new(url, HOT, keys).await;
+            load::round(&naive, load, None, started).await;
+            load::round(&naive, load, None, slice).await
+        }
+        _ => {
+            let ours = Ours::redis(url, "bench", HOT, keys);
+            load::round(&ours, load, None, started).await;
+            load::round(&ours, load, None, slice).await
+        }
+    };
+    println!("{}", ops_per_second(&sample));
+}

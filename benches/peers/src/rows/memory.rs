@@ -1,0 +1,167 @@
+//! Buckets in this process.
+
+use std::convert::Infallible;
+
+use tower::Layer;
+use tower_throttle::{RateLimitLayer, Rejected};
+
+use super::{Claim, Outcome, case};
+use crate::{
+    case::{Allowed, Case, Figures, ns_per_op, rounds},
+    load::{Load, Subject},
+    plan::Plan,
+    subjects::{
+        Governor, HOT, Keys, Layered, MANY, Ours, SPENT, Terms, in_memory, is_success, no_op,
+        no_op_http, requests,
+    },
+};
+
+pub(super) async fn one(plan: &Plan) -> Outcome {
+    run(plan, HOT, 1, 1, 0.65).await
+}
+
+pub(super) async fn ten_thousand(plan: &Plan) -> Outcome {
+    run(plan, MANY, 10_000, 1, 0.65).await
+}
+
+pub(super) async fn million(plan: &Plan) -> Outcome {
+    run(plan, MANY, 1_000_000, 1, 0.65).await
+}
+
+pub(super) async fn refused(plan: &Plan) -> Outcome {
+    run(plan, SPENT, 1, 2, 0.5).await
+}
+
+async fn run(plan: &Plan, terms: Terms, scopes: usize, threads: usize, target: f64) -> Outcome {
+    let keys = &Keys::new(scopes);
+    let (mut governor, mut ours) = (
+        Governor::new(terms, keys),
+        Ours::memory("bench", terms, keys),
+    );
+    for scope in 0..scopes {
+        // What is measured is a bucket that is there.
+        governor.take(scope).await;
+        ours.take(scope).await;
+    }
+    let mut cases = vec![
+        Case::tight("governor", governor, threads, scopes),
+        Case::tight("ours", ours, threads, scopes),
+    ];
+    if terms.tokens == SPENT.tokens {
+        cases = cases
+            .into_iter()
+            .map(|case| case.allowed(Allowed::Once(terms, scopes)))
+            .collect();
+    }
+    let figures = rounds(plan, cases).await;
+    Outcome {
+        claims: vec![cheaper("ours", &figures, target)],
+        figures,
+        ..Outcome::default()
+    }
+}
+
+fn cheaper(name: &str, figures: &[Figures], target: f64) -> Claim {
+    let ratio = case(figures, name).ratio(case(figures, "governor"), ns_per_op);
+    Claim::at_most(
+        format!("time per decision of {name}, against governor called directly"),
+        target,
+        ratio,
+        "x",
+    )
+}
+
+pub(super) async fn layer(plan: &Plan) -> Outcome {
+    let keys = &Keys::new(1);
+    let scope = HOT.quota().scope("bench");
+    let keyed = {
+        let (scope, keys) = (scope.clone(), keys.clone());
+        move |index: &usize| scope.key(keys.get(*index))
+    };
+    let limiter = in_memory();
+    let request = |scope: usize| scope;
+    let granted = |answer: Result<bool, Infallible>| answer.unwrap_or(false);
+    let fixed = RateLimitLayer::new(&limiter, scope.clone()).respond(|_: &Rejected| false);
+    let keyed = RateLimitLayer::new(&limiter, keyed).respond(|_: &Rejected| false);
+    let bare = Layered::<_, _, _, true>::new(no_op::<usize>(), request, granted);
+    let fixed = Layered::<_, _, _, true>::new(fixed.layer(no_op::<usize>()), request, granted);
+    let keyed = Layered::<_, _, _, true>::new(keyed.layer(no_op::<usize>()), request, granted);
+    let mut cases = vec![
+        Case::tight("governor", Governor::new(HOT, keys), 1, 1),
+        Case::tight("no layer", bare, 1, 1),
+        Case::tight("ours", fixed, 1, 1),
+        Case::tight("ours, by key", keyed, 1, 1),
+        Case::tight("no layer, http", http_bare(keys), 1, 1),
+        Case::tight("ours, http by header", http_ours(HOT, keys), 1, 1),
+    ];
+    #[cfg(feature = "peers")]
+    cases.push(Case::tight(
+        "tower_governor",
+        crate::subjects::tower_governor(HOT, keys),
+        1,
+        1,
+    ));
+    let figures = rounds(plan, cases).await;
+    Outcome {
+        claims: vec![cheaper("ours", &figures, 0.5)],
+        figures,
+        ..Outcome::default()
+    }
+}
+
+pub(super) async fn tasks(plan: &Plan) -> Outcome {
+    let load = Load {
+        tasks: 1024,
+        scopes: 1,
+    };
+    let keys = &Keys::new(1);
+    let mut cases = vec![
+        Case::new("governor", Governor::new(HOT, keys), load, None),
+        Case::new("ours", Ours::memory("bench", HOT, keys), load, None),
+        Case::new("no layer, http", http_bare(keys), load, None),
+        Case::new("ours, http by header", http_ours(HOT, keys), load, None),
+        Case::new("tower RateLimit in a Buffer", buffered(), load, None),
+    ];
+    #[cfg(feature = "peers")]
+    {
+        use crate::subjects::{Limitador, rate_limiter, rate_tier, tower_governor};
+        let layer = tower_governor(HOT, keys);
+        cases.push(Case::new("tower_governor", layer, load, None));
+        let layer = rate_limiter::memory(HOT, keys);
+        cases.push(Case::new("tower-rate-limiter", layer, load, None));
+        let layer = rate_tier::memory(HOT, keys);
+        cases.push(Case::new("tower-rate-tier", layer, load, None));
+        cases.push(Case::new("limitador", Limitador::new(HOT, keys), load, None));
+    }
+    Outcome {
+        figures: rounds(plan, cases).await,
+        ..Outcome::default()
+    }
+}
+
+fn http_bare(keys: &Keys) -> impl Subject + use<> {
+    Layered::<_, _, _, true>::new(no_op_http::<String>(), requests(keys), is_success)
+}
+
+fn http_ours(terms: Terms, keys: &Keys) -> impl Subject + use<> {
+    let by_header = terms
+        .quota()
+        .scope("bench")
+        .by(tower_throttle::extract::header("x-api-key"));
+    let layer = RateLimitLayer::new(&in_memory(), by_header).respond_http();
+    let service = layer.layer(no_op_http::<String>());
+    Layered::<_, _, _, true>::new(service, requests(keys), is_success)
+}
+
+/// tower's own limit is not `Clone`: tasks share it through a `Buffer`.
+fn buffered() -> impl Subject + use<> {
+    let service = tower::ServiceBuilder::new()
+        .buffer(1024)
+        .rate_limit(u64::MAX, std::time::Duration::from_secs(3600))
+        .service(no_op::<usize>());
+    Layered::<_, _, _, false>::new(
+        service,
+        |scope: usize| scope,
+        |answer: Result<bool, tower::BoxError>| answer.unwrap_or(false),
+    )
+}

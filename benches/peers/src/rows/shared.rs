@@ -1,0 +1,149 @@
+//! Buckets in Redis, everything admitted.
+
+use super::{Claim, Outcome, case};
+use crate::{
+    case::{Case, Figures, commands_per_op, ops_per_second, p50, redis_us, rounds},
+    load::Load,
+    plan::Plan,
+    server::{self, Probe},
+    subjects::{Cell, Direct, HOT, Keys, MANY, Naive, Ours, Terms},
+};
+
+/// Which of the peers take part.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Peers {
+    All,
+    /// Where many tasks make every round long.
+    Scripts,
+}
+
+async fn run(plan: &Plan, terms: Terms, load: Load, peers: Peers) -> Vec<Figures> {
+    let server = server::start().await;
+    let url = server.url();
+    let probe = &Probe::new(&url).await;
+    let keys = &Keys::new(load.scopes);
+    let mut cases = vec![
+        Case::new("naive", Naive::new(&url, terms, keys).await, load, Some(probe)),
+        Case::new("direct", Direct::new(&url, terms, keys).await, load, Some(probe)),
+        Case::new("ours", Ours::redis(&url, "bench", terms, keys), load, Some(probe)),
+    ];
+    if server::cell_module().is_some() {
+        let cell = Cell::new(&url, terms, keys).await;
+        cases.push(Case::new("redis-cell", cell, load, Some(probe)));
+    }
+    #[cfg(feature = "peers")]
+    if peers == Peers::All {
+        use crate::subjects::{rate_limiter, rate_tier};
+        let limiter = rate_limiter::redis(server::connect(&url).await, terms, keys);
+        cases.push(Case::new("tower-rate-limiter", limiter, load, Some(probe)));
+        let tier = rate_tier::redis(server::connect(&url).await, terms, keys);
+        cases.push(Case::new("tower-rate-tier", tier, load, Some(probe)));
+    }
+    #[cfg(not(feature = "peers"))]
+    let _ = peers;
+    rounds(plan, cases).await
+}
+
+fn hot(tasks: usize) -> Load {
+    Load { tasks, scopes: 1 }
+}
+
+pub(super) async fn hot_1(plan: &Plan) -> Outcome {
+    let figures = run(plan, HOT, hot(1), Peers::All).await;
+    let ours = case(&figures, "ours");
+    let latency = ours.ratio(case(&figures, "direct"), p50);
+    Outcome {
+        claims: vec![Claim::at_most("p50 against direct", 1.05, latency, "x")],
+        figures,
+        ..Outcome::default()
+    }
+}
+
+pub(super) async fn hot_64(plan: &Plan) -> Outcome {
+    let figures = run(plan, HOT, hot(64), Peers::All).await;
+    let mut claims = vec![faster(&figures, 8.0)];
+    claims.push(fewer_commands(&figures, 0.02));
+    Outcome {
+        claims,
+        figures,
+        ..Outcome::default()
+    }
+}
+
+pub(super) async fn hot_1024(plan: &Plan) -> Outcome {
+    let figures = run(plan, HOT, hot(1024), Peers::All).await;
+    let mut claims = vec![faster(&figures, 40.0)];
+    claims.push(fewer_commands(&figures, 0.003));
+    let (ours, naive) = (case(&figures, "ours"), case(&figures, "naive"));
+    let cheaper = naive.ratio(ours, redis_us);
+    claims.push(Claim::at_least(
+        "Redis CPU per token, naive against ours",
+        150.0,
+        cheaper,
+        "x",
+    ));
+    Outcome {
+        claims,
+        figures,
+        ..Outcome::default()
+    }
+}
+
+pub(super) async fn hot_10240(plan: &Plan) -> Outcome {
+    let figures = run(plan, HOT, hot(10_240), Peers::Scripts).await;
+    Outcome {
+        claims: vec![faster(&figures, 25.0)],
+        figures,
+        ..Outcome::default()
+    }
+}
+
+fn many(scopes: usize) -> Load {
+    Load {
+        tasks: 1024,
+        scopes,
+    }
+}
+
+pub(super) async fn scopes_10k(plan: &Plan) -> Outcome {
+    let figures = run(plan, MANY, many(10_000), Peers::All).await;
+    let mut claims = vec![faster(&figures, 4.0)];
+    if server::cell_module().is_some() {
+        let cell = case(&figures, "redis-cell");
+        let ratio = case(&figures, "ours").ratio(cell, ops_per_second);
+        claims.push(Claim::at_least("operations against redis-cell", 1.8, ratio, "x"));
+    }
+    Outcome {
+        claims,
+        figures,
+        ..Outcome::default()
+    }
+}
+
+pub(super) async fn scopes_100k(plan: &Plan) -> Outcome {
+    let figures = run(plan, MANY, many(100_000), Peers::All).await;
+    let mut claims = vec![faster(&figures, 3.5)];
+    // Hardly any two of 1,024 tasks ask for the same of so many scopes: a token is a scope.
+    let ratio = case(&figures, "ours").ratio(case(&figures, "naive"), redis_us);
+    claims.push(Claim::at_most(
+        "Redis CPU per scope against naive",
+        0.35,
+        ratio,
+        "x",
+    ));
+    Outcome {
+        claims,
+        figures,
+        ..Outcome::default()
+    }
+}
+
+fn faster(figures: &[Figures], target: f64) -> Claim {
+    let ratio = case(figures, "ours").ratio(case(figures, "naive"), ops_per_second);
+    Claim::at_least("operations against naive", target, ratio, "x")
+}
+
+fn fewer_commands(figures: &[Figures], target: f64) -> Claim {
+    let commands = case(figures, "ours").median(commands_per_op);
+    Claim::at_most("Redis commands per token", target, commands, "")
+}

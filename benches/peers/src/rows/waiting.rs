@@ -1,0 +1,194 @@
+//! More wait than there is: what a turn costs, and whether turns come in order.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use futures_util::future::FutureExt;
+use tokio::{
+    task::JoinSet,
+    time::{Instant, sleep, timeout},
+};
+use tower_throttle::Limiter;
+
+use super::{Claim, Outcome, case};
+use crate::{
+    case::{Allowed, Case, commands_per_op, p99, rounds},
+    load::{Mark, Meter, Random, Sample, Subject},
+    plan::Plan,
+    server::{self, Probe},
+    subjects::{Direct, Keys, Naive, SATURATED, limiter},
+};
+
+const WAITERS: usize = 512;
+const LIMITERS: usize = 2;
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// Until the burst is gone and as many sleep as there are.
+const RAMP: Duration = Duration::from_millis(250);
+
+/// What each waits when all queue for the one rate.
+fn ideal_us() -> f64 {
+    1e6 * WAITERS as f64 / SATURATED.rate()
+}
+
+pub(super) async fn patient(plan: &Plan) -> Outcome {
+    let server = server::start().await;
+    let url = server.url();
+    let probe = Probe::new(&url).await;
+    let (naive, direct) = retrying(&url).await;
+    let cases = vec![
+        ours(&url, &probe, 0.0),
+        polling("naive, again after 1 ms", naive, &probe),
+        asking_again("direct, again when told", direct, &probe),
+    ];
+    outcome(plan, cases).await
+}
+
+pub(super) async fn cancelled(plan: &Plan) -> Outcome {
+    let server = server::start().await;
+    let url = server.url();
+    let probe = Probe::new(&url).await;
+    outcome(plan, vec![ours(&url, &probe, 0.2)]).await
+}
+
+async fn outcome(plan: &Plan, cases: Vec<Case>) -> Outcome {
+    let plan = Plan {
+        slice: plan.slice * 2,
+        ..*plan
+    };
+    let cases = cases
+        .into_iter()
+        .map(|case| case.allowed(Allowed::EachRound(SATURATED)))
+        .collect();
+    let figures = rounds(&plan, cases).await;
+    let ours = case(&figures, "ours");
+    let claims = vec![
+        Claim::at_most("Redis commands per token", 0.3, ours.median(commands_per_op), ""),
+        Claim::at_most("p99 against the ideal wait", 1.05, ours.median(p99) / ideal_us(), "x"),
+        Claim::at_least("admitted of allowed, the least of all rounds", 0.995, ours.admitted.0, ""),
+        Claim::at_most("admitted of allowed, the most of all rounds", 1.0, ours.admitted.1, ""),
+    ];
+    Outcome {
+        claims,
+        figures,
+        ..Outcome::default()
+    }
+}
+
+/// `Limiter::acquire`; of `cancels` the caller goes away within the time that a turn takes.
+fn ours(url: &str, probe: &Probe, cancels: f64) -> Case {
+    let limiters: Vec<Limiter> = (0..LIMITERS).map(|_| limiter(url)).collect();
+    saturated("ours", probe, move |bucket, waiter| {
+        let limiter = limiters[waiter % LIMITERS].clone();
+        let scope = SATURATED.quota().scope("bench").key(bucket);
+        async move {
+            let mut random = Random::new(waiter as u64);
+            loop {
+                let start = Instant::now();
+                let acquire = limiter.acquire(&scope, PATIENCE);
+                let chosen = (random.below(1_000_000) as f64) < cancels * 1e6;
+                let admitted = if chosen {
+                    let soon = Duration::from_micros(random.below(ideal_us() as usize) as u64);
+                    timeout(soon, acquire).await.is_ok_and(|taken| taken.is_ok())
+                } else {
+                    acquire.await.is_ok()
+                };
+                if admitted {
+                    admitted_since(start);
+                }
+            }
+        }
+        .boxed()
+    })
+}
+
+async fn retrying(url: &str) -> (Naive, Direct) {
+    // More buckets than there are rounds: each has its own.
+    let keys = &Keys::new(64);
+    let naive = Naive::new(url, SATURATED, keys).await;
+    (naive, Direct::new(url, SATURATED, keys).await)
+}
+
+fn polling(name: &'static str, subject: Naive, probe: &Probe) -> Case {
+    saturated(name, probe, move |bucket, _| {
+        let mut subject = subject.clone();
+        async move {
+            loop {
+                let start = Instant::now();
+                while !subject.take(bucket).await {
+                    sleep(Duration::from_millis(1)).await;
+                }
+                admitted_since(start);
+            }
+        }
+        .boxed()
+    })
+}
+
+fn asking_again(name: &'static str, subject: Direct, probe: &Probe) -> Case {
+    saturated(name, probe, move |bucket, _| {
+        let mut subject = subject.clone();
+        async move {
+            loop {
+                let start = Instant::now();
+                loop {
+                    let wait = subject.ask(bucket).await;
+                    if wait.is_zero() {
+                        break;
+                    }
+                    sleep(wait).await;
+                }
+                admitted_since(start);
+            }
+        }
+        .boxed()
+    })
+}
+
+fn admitted_since(start: Instant) {
+    Meter::with(|meter| {
+        meter.count(1, 1);
+        meter.time(start.elapsed());
+    });
+}
+
+type Waiter = futures_util::future::BoxFuture<'static, ()>;
+
+/// Rounds with a new bucket each, in which all wait all the time.
+fn saturated(
+    name: &'static str,
+    probe: &Probe,
+    waiter: impl Fn(usize, usize) -> Waiter + Send + Sync + 'static,
+) -> Case {
+    let (probe, waiter) = (probe.clone(), Arc::new(waiter));
+    let bucket = Arc::new(AtomicU64::new(0));
+    let run = move |slice| {
+        let (probe, waiter, bucket) = (probe.clone(), waiter.clone(), bucket.clone());
+        async move {
+            let bucket = bucket.fetch_add(1, Ordering::Relaxed) as usize;
+            let whole = Mark::begin(None).await;
+            let mut waiters = JoinSet::new();
+            for index in 0..WAITERS {
+                waiters.spawn(waiter(bucket, index));
+            }
+            sleep(RAMP).await;
+            let mark = Mark::begin(Some(&probe)).await;
+            sleep(slice).await;
+            let sample = mark.end(Some(&probe)).await;
+            let whole = whole.end(None).await;
+            waiters.shutdown().await;
+            Sample {
+                total_admitted: whole.admitted,
+                total_seconds: whole.seconds,
+                ..sample
+            }
+        }
+        .boxed_local()
+    };
+    Case::of(name, Box::new(run))
+}

@@ -1,0 +1,92 @@
+//! The Redis under the load, and what it says of itself.
+
+use std::sync::Arc;
+
+use redis::{AsyncConnectionConfig, Client, IntoConnectionInfo, aio::MultiplexedConnection};
+
+#[allow(
+    dead_code,
+    unreachable_pub,
+    reason = "the tests' own server, of which a part is needed here"
+)]
+#[path = "../../../tests/support/redis_server.rs"]
+mod redis_server;
+
+#[allow(
+    dead_code,
+    unreachable_pub,
+    reason = "the tests' own proxy, of which a part is needed here"
+)]
+#[path = "../../../tests/support/proxy.rs"]
+mod proxy;
+
+pub(crate) use self::{proxy::Proxy, redis_server::RedisServer};
+
+/// Where `scripts/bench` says that it has built the redis-cell module.
+pub(crate) fn cell_module() -> Option<String> {
+    std::env::var("REDIS_CELL_MODULE").ok()
+}
+
+/// A server for one row, with the redis-cell module where there is one.
+pub(crate) async fn start() -> RedisServer {
+    match cell_module() {
+        Some(module) => RedisServer::start_with(&["--loadmodule", &module]).await,
+        None => RedisServer::start().await,
+    }
+}
+
+/// A connection as a careful user would make it: without Nagle's delay, and patient.
+pub(crate) async fn connect(url: &str) -> MultiplexedConnection {
+    let info = url.into_connection_info().expect("our own URL parses");
+    let tcp = info.tcp_settings().clone().set_nodelay(true);
+    let config = AsyncConnectionConfig::new()
+        .set_connection_timeout(None)
+        .set_response_timeout(None);
+    Client::open(info.set_tcp_settings(tcp))
+        .expect("our own URL parses")
+        .get_multiplexed_async_connection_with_config(&config)
+        .await
+        .unwrap_or_else(|error| panic!("no connection to redis-server: {error}"))
+}
+
+/// Reads the statistics over a connection of its own.
+#[derive(Clone)]
+pub(crate) struct Probe(Arc<MultiplexedConnection>);
+
+impl Probe {
+    pub(crate) async fn new(url: &str) -> Self {
+        Self(Arc::new(connect(url).await))
+    }
+
+    /// CPU seconds inside the commands that clients sent, and how many those were. What a script
+    /// calls is part of the script.
+    pub(crate) async fn commands(&self) -> (f64, u64) {
+        let mut connection = (*self.0).clone();
+        let stats: String = redis::cmd("INFO")
+            .arg("commandstats")
+            .query_async(&mut connection)
+            .await
+            .expect("INFO commandstats failed");
+        let (mut seconds, mut calls) = (0.0, 0);
+        for line in stats.lines() {
+            let sent = ["eval", "evalsha", "cl.throttle"];
+            let Some((name, rest)) = line
+                .strip_prefix("cmdstat_")
+                .and_then(|line| line.split_once(':'))
+            else {
+                continue;
+            };
+            if !sent.contains(&name) {
+                continue;
+            }
+            let number = |field: &str| {
+                let mut fields = rest.split(',').filter_map(|field| field.split_once('='));
+                let found = fields.find(|(name, _)| *name == field);
+                found.map_or(0, |(_, number)| number.parse().unwrap_or(0_u64))
+            };
+            calls += number("calls");
+            seconds += number("usec") as f64 * 1e-6;
+        }
+        (seconds, calls)
+    }
+}

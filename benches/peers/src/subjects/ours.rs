@@ -1,0 +1,74 @@
+//! tower-throttle, through its public face.
+
+use tower_throttle::{Limiter, Scope};
+
+use super::{Keys, Terms};
+use crate::load::Subject;
+
+/// `Limiter::try_acquire`; its buckets in Redis, or in memory where `MEMORY`.
+#[derive(Clone)]
+pub(crate) struct Ours<const MEMORY: bool> {
+    limiter: Limiter,
+    scope: Scope,
+    /// Without keys, all tasks ask for the one scope.
+    keys: Option<Keys>,
+}
+
+impl Ours<false> {
+    pub(crate) fn redis(url: &str, name: &'static str, terms: Terms, keys: &Keys) -> Self {
+        let limiter = limiter(url);
+        Self::with(limiter, name, terms, keys)
+    }
+}
+
+impl Ours<true> {
+    pub(crate) fn memory(name: &'static str, terms: Terms, keys: &Keys) -> Self {
+        Self::with(in_memory(), name, terms, keys)
+    }
+}
+
+impl<const MEMORY: bool> Ours<MEMORY> {
+    fn with(limiter: Limiter, name: &'static str, terms: Terms, keys: &Keys) -> Self {
+        Self {
+            limiter,
+            scope: terms.quota().scope(name),
+            keys: (keys.len() > 1).then(|| keys.clone()),
+        }
+    }
+
+    pub(crate) fn limiter(&self) -> &Limiter {
+        &self.limiter
+    }
+}
+
+pub(crate) fn limiter(url: &str) -> Limiter {
+    Limiter::builder()
+        .redis(url)
+        .max_scopes(2_000_000)
+        .build()
+        .expect("our own URL parses")
+}
+
+pub(crate) fn in_memory() -> Limiter {
+    Limiter::builder()
+        .max_scopes(2_000_000)
+        .build()
+        .expect("nothing can be wrong without Redis")
+}
+
+impl<const MEMORY: bool> Subject for Ours<MEMORY> {
+    const IN_MEMORY: bool = MEMORY;
+
+    async fn take(&mut self, scope: usize) -> bool {
+        match &self.keys {
+            None => self.limiter.try_acquire(&self.scope),
+            Some(keys) => self.limiter.try_acquire(self.scope.key(keys.get(scope))),
+        }
+        .await
+        .is_ok()
+    }
+
+    fn failures(&self) -> u64 {
+        self.limiter.fallbacks()
+    }
+}

@@ -1,0 +1,174 @@
+//! The peers' own crates, each used as its documentation says.
+
+use std::sync::Arc;
+
+use limitador::{
+    RateLimiter,
+    limit::{Context, Limit, Namespace},
+};
+use redis::aio::MultiplexedConnection;
+use tower::Layer;
+
+use super::{
+    Keys, Terms,
+    layers::{Layered, is_success, key_of, no_op_http, requests},
+};
+use crate::load::Subject;
+
+/// tower_governor's layer over a service that does nothing.
+pub(crate) fn tower_governor(terms: Terms, keys: &Keys) -> impl Subject + use<> {
+    use tower_governor::{
+        GovernorError, GovernorLayer, governor::GovernorConfigBuilder, key_extractor::KeyExtractor,
+    };
+
+    #[derive(Clone)]
+    struct Header;
+    impl KeyExtractor for Header {
+        type Key = String;
+        fn extract<T>(&self, request: &http::Request<T>) -> Result<String, GovernorError> {
+            let key = key_of(request).ok_or(GovernorError::UnableToExtractKey)?;
+            Ok(key.to_owned())
+        }
+    }
+
+    let config = GovernorConfigBuilder::default()
+        .key_extractor(Header)
+        .period(terms.per / terms.tokens)
+        .burst_size(terms.tokens)
+        .finish()
+        .expect("nothing is zero");
+    let layer = GovernorLayer::new(config);
+    Layered::<_, _, _, true>::new(layer.layer(no_op_http::<axum::body::Body>()), requests(keys), is_success)
+}
+
+/// tower-rate-limiter's layer over a service that does nothing.
+pub(crate) mod rate_limiter {
+    use tower_rate_limiter::{
+        GcraQuota, KeyExtractor, MemoryGcra, RateLimitError, RateLimitLayer, RateLimitPolicy,
+        RedisGcra,
+    };
+
+    use super::*;
+
+    #[derive(Clone)]
+    struct Header;
+    impl KeyExtractor for Header {
+        type Key = String;
+        fn extract<T>(&self, request: &http::Request<T>) -> Result<String, RateLimitError> {
+            let key = key_of(request).ok_or_else(|| {
+                RateLimitError::Key("no_key".to_owned(), "no header holds a key".to_owned())
+            })?;
+            Ok(key.to_owned())
+        }
+    }
+
+    fn quota(terms: Terms) -> GcraQuota {
+        GcraQuota::new(terms.tokens, terms.per, terms.tokens).expect("within its bounds")
+    }
+
+    fn subject<P, const MEMORY: bool>(policy: P, keys: &Keys) -> impl Subject + use<P, MEMORY>
+    where
+        P: RateLimitPolicy + Send + Sync + 'static,
+        P::Future: Send,
+    {
+        let layer = RateLimitLayer::builder(Header)
+            .policy_name("bench")
+            .with_policy(policy)
+            .build()
+            .expect("the name is good");
+        Layered::<_, _, _, MEMORY>::new(layer.layer(no_op_http::<String>()), requests(keys), is_success)
+    }
+
+    pub(crate) fn memory(terms: Terms, keys: &Keys) -> impl Subject + use<> {
+        subject::<_, true>(MemoryGcra::new(quota(terms)), keys)
+    }
+
+    pub(crate) fn redis(
+        connection: MultiplexedConnection,
+        terms: Terms,
+        keys: &Keys,
+    ) -> impl Subject + use<> {
+        subject::<_, false>(RedisGcra::new(connection, quota(terms)), keys)
+    }
+}
+
+/// tower-rate-tier's layer over a service that does nothing.
+pub(crate) mod rate_tier {
+    use std::time::Duration;
+
+    use tower_rate_tier::{
+        Quota, RateTier, RedisStorage, TierIdentity, TierLimitLayer,
+        storage::{Storage, memory::MemoryStorage},
+    };
+
+    use super::*;
+
+    fn subject<const MEMORY: bool>(
+        storage: Arc<dyn Storage>,
+        terms: Terms,
+        keys: &Keys,
+    ) -> impl Subject + use<MEMORY> {
+        let tier = RateTier::builder()
+            .tier("bench", Quota::with_window(terms.tokens, terms.per))
+            .storage(storage)
+            .build();
+        let layer = TierLimitLayer::new(tier).identifier_fn(|headers| {
+            let key = headers.get(super::super::layers::KEY_HEADER)?.to_str().ok()?;
+            Some(TierIdentity::new(key, "bench"))
+        });
+        Layered::<_, _, _, MEMORY>::new(layer.layer(no_op_http::<String>()), requests(keys), is_success)
+    }
+
+    pub(crate) fn memory(terms: Terms, keys: &Keys) -> impl Subject + use<> {
+        subject::<true>(Arc::new(MemoryStorage::new()), terms, keys)
+    }
+
+    /// With a time-out under which a saturated connection does not fail.
+    pub(crate) fn redis(
+        connection: MultiplexedConnection,
+        terms: Terms,
+        keys: &Keys,
+    ) -> impl Subject + use<> {
+        let storage = RedisStorage::new(connection).timeout(Duration::from_secs(10));
+        subject::<false>(Arc::new(storage), terms, keys)
+    }
+}
+
+/// limitador's limiter in memory, called directly.
+#[derive(Clone)]
+pub(crate) struct Limitador {
+    limiter: Arc<RateLimiter>,
+    namespace: Namespace,
+    keys: Keys,
+}
+
+impl Limitador {
+    pub(crate) fn new(terms: Terms, keys: &Keys) -> Self {
+        let limiter = RateLimiter::new(2_000_000);
+        limiter.add_limit(Limit::new(
+            "bench",
+            u64::from(terms.tokens),
+            terms.per.as_secs(),
+            [],
+            ["tenant".try_into().expect("an expression")],
+        ));
+        Self {
+            limiter: Arc::new(limiter),
+            namespace: "bench".into(),
+            keys: keys.clone(),
+        }
+    }
+}
+
+impl Subject for Limitador {
+    const IN_MEMORY: bool = true;
+
+    async fn take(&mut self, scope: usize) -> bool {
+        let tenant = self.keys.get(scope).clone();
+        let context: Context = std::collections::HashMap::from([("tenant".to_owned(), tenant)]).into();
+        let decision =
+            self.limiter
+                .check_rate_limited_and_update(&self.namespace, &context, 1);
+        decision.is_ok_and(|decision| !decision.limited)
+    }
+}
