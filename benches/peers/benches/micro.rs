@@ -45,7 +45,11 @@ fn acquire_in_memory(bencher: Bencher) {
 #[divan::bench]
 fn acquire_in_memory_by_key(bencher: Bencher) {
     let limiter = Limiter::in_memory();
-    bencher.bench(|| limiter.try_acquire(WIDE.key(black_box("tenant-00000001"))).now_or_never());
+    bencher.bench(|| {
+        limiter
+            .try_acquire(WIDE.key(black_box("tenant-00000001")))
+            .now_or_never()
+    });
 }
 
 #[divan::bench]
@@ -84,7 +88,10 @@ fn layer_with_a_fixed_scope(bencher: Bencher) {
 #[divan::bench]
 fn layer_that_may_wait(bencher: Bencher) {
     let layer = RateLimitLayer::new(&Limiter::in_memory(), WIDE).respond(|_: &Rejected| 0);
-    through(bencher, layer.max_wait(Duration::from_secs(1)).layer(no_op()));
+    through(
+        bencher,
+        layer.max_wait(Duration::from_secs(1)).layer(no_op()),
+    );
 }
 
 #[divan::bench]
@@ -104,7 +111,9 @@ fn http_reply(bencher: Bencher) {
     };
     bencher
         .with_inputs(|| (rejected.clone(), request()))
-        .bench_values(|(rejected, request)| -> Result<Response<String>, Infallible> {
-            reply.limited(rejected, request)
-        });
+        .bench_values(
+            |(rejected, request)| -> Result<Response<String>, Infallible> {
+                reply.limited(rejected, request)
+            },
+        );
 }

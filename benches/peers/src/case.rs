@@ -12,11 +12,11 @@ use crate::{
     subjects::Terms,
 };
 
-pub(crate) type Run = Box<dyn Fn(Duration) -> LocalBoxFuture<'static, Sample>>;
+pub type Run = Box<dyn Fn(Duration) -> LocalBoxFuture<'static, Sample>>;
 
 /// What "allowed" is, of which admitted is a part.
 #[derive(Clone, Copy, Debug)]
-pub(crate) enum Allowed {
+pub enum Allowed {
     /// Everything that was asked for.
     Every,
     /// So much from each of so many buckets, over all rounds together.
@@ -25,7 +25,7 @@ pub(crate) enum Allowed {
     EachRound(Terms),
 }
 
-pub(crate) struct Case {
+pub struct Case {
     name: &'static str,
     allowed: Allowed,
     failures: Box<dyn Fn() -> u64>,
@@ -34,7 +34,7 @@ pub(crate) struct Case {
 
 impl Case {
     /// Tasks of the runtime.
-    pub(crate) fn new<S: Subject>(
+    pub fn new<S: Subject>(
         name: &'static str,
         subject: S,
         load: Load,
@@ -53,7 +53,7 @@ impl Case {
     }
 
     /// Threads without a runtime.
-    pub(crate) fn tight<S: Subject>(
+    pub fn tight<S: Subject>(
         name: &'static str,
         subject: S,
         threads: usize,
@@ -67,7 +67,7 @@ impl Case {
     }
 
     /// A loop of its own.
-    pub(crate) fn of(name: &'static str, run: Run) -> Self {
+    pub fn of(name: &'static str, run: Run) -> Self {
         Self {
             name,
             allowed: Allowed::Every,
@@ -76,7 +76,7 @@ impl Case {
         }
     }
 
-    pub(crate) fn allowed(mut self, allowed: Allowed) -> Self {
+    pub fn allowed(mut self, allowed: Allowed) -> Self {
         self.allowed = allowed;
         self
     }
@@ -84,60 +84,60 @@ impl Case {
 
 /// What a case came to.
 #[derive(Clone, Debug)]
-pub(crate) struct Figures {
-    pub(crate) name: &'static str,
-    pub(crate) samples: Vec<Sample>,
+pub struct Figures {
+    pub name: &'static str,
+    pub samples: Vec<Sample>,
     /// Admitted over allowed, the least and the most of the rounds.
-    pub(crate) admitted: (f64, f64),
-    pub(crate) failures: u64,
+    pub admitted: (f64, f64),
+    pub failures: u64,
 }
 
 impl Figures {
-    pub(crate) fn median(&self, of: impl Fn(&Sample) -> f64) -> f64 {
+    pub fn median(&self, of: impl Fn(&Sample) -> f64) -> f64 {
         median(self.samples.iter().map(of).collect())
     }
 
     /// The median of the ratios to what `base` came to in the same round.
-    pub(crate) fn ratio(&self, base: &Self, of: impl Fn(&Sample) -> f64) -> f64 {
+    pub fn ratio(&self, base: &Self, of: impl Fn(&Sample) -> f64) -> f64 {
         let pairs = self.samples.iter().zip(&base.samples);
         median(pairs.map(|(own, base)| of(own) / of(base)).collect())
     }
 }
 
-pub(crate) fn ops_per_second(sample: &Sample) -> f64 {
+pub fn ops_per_second(sample: &Sample) -> f64 {
     sample.ops as f64 / sample.seconds
 }
 
 /// Nanoseconds of one thread.
-pub(crate) fn ns_per_op(sample: &Sample) -> f64 {
+pub fn ns_per_op(sample: &Sample) -> f64 {
     1e9 / ops_per_second(sample)
 }
 
 /// Microseconds that so many of a thousand stayed below.
-pub(crate) fn latency(sample: &Sample, per_mille: u32) -> f64 {
+pub fn latency(sample: &Sample, per_mille: u32) -> f64 {
     let quantile = f64::from(per_mille) / 1e3;
     sample.latency.value_at_quantile(quantile) as f64 / 1e3
 }
 
-pub(crate) fn p50(sample: &Sample) -> f64 {
+pub fn p50(sample: &Sample) -> f64 {
     latency(sample, 500)
 }
 
-pub(crate) fn p99(sample: &Sample) -> f64 {
+pub fn p99(sample: &Sample) -> f64 {
     latency(sample, 990)
 }
 
 /// Microseconds of Redis inside commands, per operation.
-pub(crate) fn redis_us(sample: &Sample) -> f64 {
+pub fn redis_us(sample: &Sample) -> f64 {
     1e6 * sample.redis_cpu / sample.ops as f64
 }
 
 /// Microseconds of this process, per operation.
-pub(crate) fn client_us(sample: &Sample) -> f64 {
+pub fn client_us(sample: &Sample) -> f64 {
     1e6 * sample.cpu / sample.ops as f64
 }
 
-pub(crate) fn commands_per_op(sample: &Sample) -> f64 {
+pub fn commands_per_op(sample: &Sample) -> f64 {
     sample.commands as f64 / sample.ops as f64
 }
 
@@ -153,7 +153,7 @@ fn median(mut values: Vec<f64>) -> f64 {
 
 /// Warms every case up, then lets them take turns: each round begins with the next one, so that
 /// none always runs in the wake of the same other.
-pub(crate) async fn rounds(plan: &Plan, cases: Vec<Case>) -> Vec<Figures> {
+pub async fn rounds(plan: &Plan, cases: Vec<Case>) -> Vec<Figures> {
     let started = Instant::now();
     let mut lifetime = vec![0; cases.len()];
     for (case, total) in cases.iter().zip(&mut lifetime) {

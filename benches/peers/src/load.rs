@@ -20,7 +20,7 @@ use tokio::{
 use crate::server::Probe;
 
 /// Something that takes one token from one of the scopes it was made for. Each task has a clone.
-pub(crate) trait Subject: Clone + Send + Sync + 'static {
+pub trait Subject: Clone + Send + Sync + 'static {
     /// Decides without leaving the process: such a loop has to yield by itself.
     const IN_MEMORY: bool = false;
 
@@ -37,30 +37,30 @@ pub(crate) trait Subject: Clone + Send + Sync + 'static {
 const YIELD: u32 = 64;
 
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Load {
-    pub(crate) tasks: usize,
-    pub(crate) scopes: usize,
+pub struct Load {
+    pub tasks: usize,
+    pub scopes: usize,
 }
 
 /// What one round saw between its two marks.
 #[derive(Clone, Debug)]
-pub(crate) struct Sample {
-    pub(crate) ops: u64,
-    pub(crate) admitted: u64,
-    pub(crate) seconds: f64,
+pub struct Sample {
+    pub ops: u64,
+    pub admitted: u64,
+    pub seconds: f64,
     /// CPU seconds of this process.
-    pub(crate) cpu: f64,
+    pub cpu: f64,
     /// CPU seconds of Redis inside commands, and how many commands it was sent.
-    pub(crate) redis_cpu: f64,
-    pub(crate) commands: u64,
-    pub(crate) latency: Histogram<u64>,
+    pub redis_cpu: f64,
+    pub commands: u64,
+    pub latency: Histogram<u64>,
     /// Over the whole round, from the first request to the last answer.
-    pub(crate) total_admitted: u64,
-    pub(crate) total_seconds: f64,
+    pub total_admitted: u64,
+    pub total_seconds: f64,
 }
 
 /// Where one worker thread counts, so that no two write to one place.
-pub(crate) struct Meter {
+pub struct Meter {
     ops: AtomicU64,
     admitted: AtomicU64,
     latency: Mutex<Histogram<u64>>,
@@ -73,7 +73,7 @@ thread_local! {
 }
 
 impl Meter {
-    pub(crate) fn with(f: impl FnOnce(&Self)) {
+    pub fn with(f: impl FnOnce(&Self)) {
         METER.with(|meter| f(meter.get_or_init(Self::register)));
     }
 
@@ -87,7 +87,7 @@ impl Meter {
         meter
     }
 
-    pub(crate) fn count(&self, ops: u64, admitted: u64) {
+    pub fn count(&self, ops: u64, admitted: u64) {
         // One writer: no locked instruction is needed.
         let add = |to: &AtomicU64, n: u64| {
             to.store(to.load(Ordering::Relaxed) + n, Ordering::Relaxed);
@@ -96,7 +96,7 @@ impl Meter {
         add(&self.admitted, admitted);
     }
 
-    pub(crate) fn time(&self, latency: Duration) {
+    pub fn time(&self, latency: Duration) {
         let nanoseconds = u64::try_from(latency.as_nanos()).unwrap_or(u64::MAX);
         self.latency.lock().unwrap().saturating_record(nanoseconds);
     }
@@ -108,33 +108,33 @@ fn histogram() -> Histogram<u64> {
 }
 
 /// Seconds of CPU that this process has used.
-pub(crate) fn cpu() -> f64 {
+pub fn cpu() -> f64 {
     let time = clock_gettime(ClockId::ProcessCPUTime);
     time.tv_sec as f64 + time.tv_nsec as f64 * 1e-9
 }
 
 /// A small generator: enough to choose scopes, and free.
-pub(crate) struct Random(u64);
+pub struct Random(u64);
 
 impl Random {
-    pub(crate) fn new(seed: u64) -> Self {
+    pub fn new(seed: u64) -> Self {
         Self(seed.wrapping_add(1).wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1)
     }
 
-    pub(crate) fn next(&mut self) -> u64 {
+    fn step(&mut self) -> u64 {
         self.0 ^= self.0 << 13;
         self.0 ^= self.0 >> 7;
         self.0 ^= self.0 << 17;
         self.0
     }
 
-    pub(crate) fn below(&mut self, n: usize) -> usize {
-        ((u128::from(self.next()) * n as u128) >> 64) as usize
+    pub fn below(&mut self, n: usize) -> usize {
+        ((u128::from(self.step()) * n as u128) >> 64) as usize
     }
 }
 
 /// What the marks at the beginning and the end of a measurement read.
-pub(crate) struct Mark {
+pub struct Mark {
     at: Instant,
     ops: u64,
     admitted: u64,
@@ -144,7 +144,7 @@ pub(crate) struct Mark {
 
 impl Mark {
     /// Latencies are counted from here on.
-    pub(crate) async fn begin(probe: Option<&Probe>) -> Self {
+    pub async fn begin(probe: Option<&Probe>) -> Self {
         let mark = Self::read(probe).await;
         for meter in METERS.lock().unwrap().iter() {
             meter.latency.lock().unwrap().reset();
@@ -171,7 +171,7 @@ impl Mark {
         }
     }
 
-    pub(crate) async fn end(self, probe: Option<&Probe>) -> Sample {
+    pub async fn end(self, probe: Option<&Probe>) -> Sample {
         let end = Self::read(probe).await;
         let mut latency = histogram();
         for meter in METERS.lock().unwrap().iter() {
@@ -192,7 +192,7 @@ impl Mark {
 }
 
 /// One round: the tasks start, find their pace, are measured for `slice`, and end.
-pub(crate) async fn round<S: Subject>(
+pub async fn round<S: Subject>(
     subject: &S,
     load: Load,
     probe: Option<&Probe>,
@@ -218,12 +218,7 @@ pub(crate) async fn round<S: Subject>(
     sample
 }
 
-async fn asking<S: Subject>(
-    mut subject: S,
-    load: Load,
-    task: usize,
-    stop: Arc<AtomicBool>,
-) -> u64 {
+async fn asking<S: Subject>(mut subject: S, load: Load, task: usize, stop: Arc<AtomicBool>) -> u64 {
     let mut random = Random::new(task as u64);
     let timed_each = match (S::IN_MEMORY, load.tasks) {
         (true, _) => 64,
@@ -255,7 +250,7 @@ async fn asking<S: Subject>(
 }
 
 /// One round without a runtime: `threads` loops over a subject that answers at its first poll.
-pub(crate) fn tight<S: Subject>(subject: &S, threads: usize, scopes: usize, slice: Duration) -> Sample {
+pub fn tight<S: Subject>(subject: &S, threads: usize, scopes: usize, slice: Duration) -> Sample {
     let before = cpu();
     let started = Instant::now();
     let looped = |thread: usize| {
@@ -280,7 +275,9 @@ pub(crate) fn tight<S: Subject>(subject: &S, threads: usize, scopes: usize, slic
             .map(|thread| scope.spawn(move || looped(thread)))
             .collect();
         let joined = threads.into_iter().map(|thread| thread.join());
-        joined.map(|result| result.expect("a thread panicked")).collect()
+        joined
+            .map(|result| result.expect("a thread panicked"))
+            .collect()
     });
     let ops = results.iter().map(|(ops, ..)| ops).sum();
     let admitted = results.iter().map(|(_, admitted, _)| admitted).sum();

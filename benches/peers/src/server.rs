@@ -6,7 +6,6 @@ use redis::{AsyncConnectionConfig, Client, IntoConnectionInfo, aio::MultiplexedC
 
 #[allow(
     dead_code,
-    unreachable_pub,
     reason = "the tests' own server, of which a part is needed here"
 )]
 #[path = "../../../tests/support/redis_server.rs"]
@@ -14,21 +13,20 @@ mod redis_server;
 
 #[allow(
     dead_code,
-    unreachable_pub,
     reason = "the tests' own proxy, of which a part is needed here"
 )]
 #[path = "../../../tests/support/proxy.rs"]
 mod proxy;
 
-pub(crate) use self::{proxy::Proxy, redis_server::RedisServer};
+pub use self::{proxy::Proxy, redis_server::RedisServer};
 
 /// Where `scripts/bench` says that it has built the redis-cell module.
-pub(crate) fn cell_module() -> Option<String> {
+pub fn cell_module() -> Option<String> {
     std::env::var("REDIS_CELL_MODULE").ok()
 }
 
 /// A server for one row, with the redis-cell module where there is one.
-pub(crate) async fn start() -> RedisServer {
+pub async fn start() -> RedisServer {
     match cell_module() {
         Some(module) => RedisServer::start_with(&["--loadmodule", &module]).await,
         None => RedisServer::start().await,
@@ -36,7 +34,7 @@ pub(crate) async fn start() -> RedisServer {
 }
 
 /// A connection as a careful user would make it: without Nagle's delay, and patient.
-pub(crate) async fn connect(url: &str) -> MultiplexedConnection {
+pub async fn connect(url: &str) -> MultiplexedConnection {
     let info = url.into_connection_info().expect("our own URL parses");
     let tcp = info.tcp_settings().clone().set_nodelay(true);
     let config = AsyncConnectionConfig::new()
@@ -51,16 +49,16 @@ pub(crate) async fn connect(url: &str) -> MultiplexedConnection {
 
 /// Reads the statistics over a connection of its own.
 #[derive(Clone)]
-pub(crate) struct Probe(Arc<MultiplexedConnection>);
+pub struct Probe(Arc<MultiplexedConnection>);
 
 impl Probe {
-    pub(crate) async fn new(url: &str) -> Self {
+    pub async fn new(url: &str) -> Self {
         Self(Arc::new(connect(url).await))
     }
 
     /// CPU seconds inside the commands that clients sent, and how many those were. What a script
     /// calls is part of the script.
-    pub(crate) async fn commands(&self) -> (f64, u64) {
+    pub async fn commands(&self) -> (f64, u64) {
         let mut connection = (*self.0).clone();
         let stats: String = redis::cmd("INFO")
             .arg("commandstats")

@@ -12,7 +12,7 @@ const TOP: f64 = 36.0;
 const BOTTOM: f64 = 40.0;
 const COLOURS: [&str; 5] = ["#888888", "#d97706", "#2563eb", "#059669", "#9333ea"];
 
-pub(super) fn draw(curves: &[(&str, &Curve)]) -> String {
+pub fn draw(curves: &[(&str, &Curve)]) -> String {
     let rows = curves.len().div_ceil(2) as f64;
     let mut svg = format!(
         "<svg xmlns=\"http://www.w3.org/2000/svg\" width=\"{}\" height=\"{}\" \
@@ -65,7 +65,10 @@ fn panel(svg: &mut String, title: &str, curve: &Curve) {
     (up.least, up.most) = (up.least.floor(), up.most.ceil());
     let x = |value| LEFT + across.place(value) * (WIDTH - LEFT - RIGHT);
     let y = |value| HEIGHT - BOTTOM - up.place(value) * (HEIGHT - TOP - BOTTOM);
-    let _ = writeln!(svg, "<text x=\"{LEFT}\" y=\"18\" font-size=\"13\">{title}</text>");
+    let _ = writeln!(
+        svg,
+        "<text x=\"{LEFT}\" y=\"18\" font-size=\"13\">{title}</text>"
+    );
     let _ = writeln!(svg, "<text x=\"4\" y=\"{}\">ops/s</text>", TOP - 6.0);
     for decade in up.least as i32..=up.most as i32 {
         let value = 10_f64.powi(decade);

@@ -8,7 +8,7 @@ use crate::{
     rows::{Claim, Outcome, Row, Target},
 };
 
-pub(super) fn page(report: &Report, took: Duration) -> String {
+pub fn page(report: &Report, took: Duration) -> String {
     let mut page = String::from("# Benchmarks\n\n");
     let plan = &report.plan;
     let note = if plan.quick {
@@ -48,7 +48,10 @@ fn claims(page: &mut String, report: &Report) {
             };
             let value = number(claim.value);
             let title = row.title;
-            let _ = writeln!(page, "| {title} | {what} | {target} {unit} | {value} {unit} | {reached} |");
+            let _ = writeln!(
+                page,
+                "| {title} | {what} | {target} {unit} | {value} {unit} | {reached} |"
+            );
         }
     }
     page.push('\n');
@@ -74,8 +77,16 @@ fn section(page: &mut String, row: &Row, outcome: &Outcome) {
         let _ = writeln!(page, "|---|{}", "---|".repeat(names.len()));
         let first = curve.lines.first().map_or(&[][..], |(_, points)| points);
         for (index, (x, _)) in first.iter().enumerate() {
-            let each = curve.lines.iter().map(|(_, points)| number(points[index].1));
-            let _ = writeln!(page, "| {} | {} |", number(*x), each.collect::<Vec<_>>().join(" | "));
+            let each = curve
+                .lines
+                .iter()
+                .map(|(_, points)| number(points[index].1));
+            let _ = writeln!(
+                page,
+                "| {} | {} |",
+                number(*x),
+                each.collect::<Vec<_>>().join(" | ")
+            );
         }
         page.push('\n');
     }
@@ -106,9 +117,16 @@ fn cases(page: &mut String, row: &Row, outcome: &Outcome) {
         );
     }
     page.push('\n');
-    for figures in outcome.figures.iter().filter(|figures| figures.failures > 0) {
+    for figures in outcome
+        .figures
+        .iter()
+        .filter(|figures| figures.failures > 0)
+    {
         let Figures { name, failures, .. } = figures;
-        let _ = writeln!(page, "{failures} decisions of {name} were made without Redis.\n");
+        let _ = writeln!(
+            page,
+            "{failures} decisions of {name} were made without Redis.\n"
+        );
     }
 }
 
@@ -123,7 +141,11 @@ fn admitted(figures: &Figures) -> String {
 
 /// What was not measured is not shown as zero.
 fn positive(value: f64) -> String {
-    if value > 0.0 { number(value) } else { "–".to_owned() }
+    if value > 0.0 {
+        number(value)
+    } else {
+        "–".to_owned()
+    }
 }
 
 /// Three digits that say something.
@@ -144,5 +166,8 @@ fn number(value: f64) -> String {
 }
 
 fn trimmed(number: String) -> String {
-    number.trim_end_matches('0').trim_end_matches('.').to_owned()
+    number
+        .trim_end_matches('0')
+        .trim_end_matches('.')
+        .to_owned()
 }

@@ -13,27 +13,31 @@ use crate::{
     rows::{Outcome, Row, Target},
 };
 
-pub(crate) struct Report {
+pub struct Report {
     plan: Plan,
     rows: Vec<(Row, Outcome)>,
 }
 
 impl Report {
-    pub(crate) fn new(plan: Plan) -> Self {
+    pub fn new(plan: Plan) -> Self {
         Self {
             plan,
             rows: Vec::new(),
         }
     }
 
-    pub(crate) fn add(&mut self, row: Row, outcome: Outcome) {
+    pub fn add(&mut self, row: Row, outcome: Outcome) {
         self.rows.push((row, outcome));
     }
 
     /// A whole run replaces what is published; any other goes where builds go.
-    pub(crate) fn write(&self, whole: bool, took: Duration) {
+    pub fn write(&self, whole: bool, took: Duration) {
         let root = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../..");
-        let dir = root.join(if whole { "docs/benchmarks" } else { "target/benchmarks" });
+        let dir = root.join(if whole {
+            "docs/benchmarks"
+        } else {
+            "target/benchmarks"
+        });
         let markdown = markdown::page(self, took);
         println!("{markdown}");
         let write = |name: &str, text: String| {
@@ -55,7 +59,11 @@ impl Report {
     }
 
     fn json(&self, took: Duration) -> Value {
-        let rows: Vec<Value> = self.rows.iter().map(|(row, outcome)| of_row(row, outcome)).collect();
+        let rows: Vec<Value> = self
+            .rows
+            .iter()
+            .map(|(row, outcome)| of_row(row, outcome))
+            .collect();
         json!({
             "quick": self.plan.quick,
             "rounds": self.plan.rounds,
@@ -79,7 +87,10 @@ fn of_row(row: &Row, outcome: &Outcome) -> Value {
             "reached": claim.is_reached(),
         })
     });
-    let cases = outcome.figures.iter().map(|figures| of_case(row, outcome, figures));
+    let cases = outcome
+        .figures
+        .iter()
+        .map(|figures| of_case(row, outcome, figures));
     let curve = outcome.curve.as_ref().map(|curve| {
         let lines = curve.lines.iter();
         let lines: Vec<Value> = lines

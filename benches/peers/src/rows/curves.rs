@@ -16,9 +16,9 @@ use crate::{
 
 /// Operations a second over the amount of work, per subject.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct Curve {
-    pub(crate) axis: &'static str,
-    pub(crate) lines: Vec<(&'static str, Vec<(f64, f64)>)>,
+pub struct Curve {
+    pub axis: &'static str,
+    pub lines: Vec<(&'static str, Vec<(f64, f64)>)>,
 }
 
 impl Curve {
@@ -65,7 +65,7 @@ fn points<'a>(plan: &Plan, full: &'a [usize], quick: &'a [usize]) -> &'a [usize]
     if plan.quick { quick } else { full }
 }
 
-pub(super) async fn tasks(plan: &Plan) -> Outcome {
+pub async fn tasks(plan: &Plan) -> Outcome {
     let mut curve = Curve::new("tasks");
     let full = &[1, 4, 16, 64, 256, 1_024, 4_096, 10_240];
     for &tasks in points(plan, full, &[1, 64, 1_024]) {
@@ -76,7 +76,7 @@ pub(super) async fn tasks(plan: &Plan) -> Outcome {
     curve.into_outcome()
 }
 
-pub(super) async fn scopes(plan: &Plan) -> Outcome {
+pub async fn scopes(plan: &Plan) -> Outcome {
     let mut curve = Curve::new("scopes");
     let full = &[1, 10, 100, 1_000, 10_000, 100_000, 1_000_000];
     for &scopes in points(plan, full, &[1, 100, 10_000]) {
@@ -91,7 +91,7 @@ pub(super) async fn scopes(plan: &Plan) -> Outcome {
     curve.into_outcome()
 }
 
-pub(super) async fn distance(plan: &Plan) -> Outcome {
+pub async fn distance(plan: &Plan) -> Outcome {
     let mut curve = Curve::new("round trip added, ms");
     for &milliseconds in points(plan, &[0, 1, 5], &[0, 5]) {
         let server = server::start().await;
@@ -103,14 +103,22 @@ pub(super) async fn distance(plan: &Plan) -> Outcome {
             tasks: 1_024,
             scopes: 1,
         };
-        point(plan, &mut curve, milliseconds as f64, &proxy.url(), HOT, load).await;
+        point(
+            plan,
+            &mut curve,
+            milliseconds as f64,
+            &proxy.url(),
+            HOT,
+            load,
+        )
+        .await;
     }
     curve.into_outcome()
 }
 
 const PROCESS_TASKS: usize = 256;
 
-pub(super) async fn processes(plan: &Plan) -> Outcome {
+pub async fn processes(plan: &Plan) -> Outcome {
     let mut curve = Curve::new("processes");
     for &processes in points(plan, &[1, 2, 4, 8], &[1, 2]) {
         for subject in ["naive", "ours"] {
@@ -128,7 +136,7 @@ fn swarm(url: &str, subject: &str, processes: usize, slice: Duration) -> f64 {
     let children: Vec<_> = (0..processes)
         .map(|_| {
             Command::new(&program)
-                .args(["--child", subject, url, &slice.as_millis().to_string()])
+                .args(["--alone", subject, url, &slice.as_millis().to_string()])
                 .stdin(Stdio::null())
                 .stdout(Stdio::piped())
                 .spawn()
@@ -146,26 +154,26 @@ fn swarm(url: &str, subject: &str, processes: usize, slice: Duration) -> f64 {
     figures.sum()
 }
 
-/// What a child process does: one round, whose figure it prints.
-pub(crate) async fn child(subject: &str, url: &str, slice: Duration) {
+/// One subject by itself, for a child process or a profiler: prints its operations a second.
+pub async fn alone(subject: &str, url: &str, slice: Duration) {
     let keys = &Keys::new(1);
+    let sample = match subject {
+        "naive" => of(&Naive::new(url, HOT, keys).await, slice).await,
+        "direct" => of(&Direct::new(url, HOT, keys).await, slice).await,
+        "ours" => of(&Ours::redis(url, "bench", HOT, keys), slice).await,
+        "memory" => load::tight(&Ours::memory("bench", HOT, keys), 1, 1, slice),
+        "layer" => load::tight(&super::memory::fixed_layer(), 1, 1, slice),
+        unknown => panic!("no subject is called {unknown}"),
+    };
+    println!("{}", ops_per_second(&sample));
+}
+
+async fn of<S: load::Subject>(subject: &S, slice: Duration) -> load::Sample {
     let load = Load {
         tasks: PROCESS_TASKS,
         scopes: 1,
     };
     // Long enough for all of them to have started.
-    let started = Duration::from_millis(150);
-    let sample = match subject {
-        "naive" => {
-            let naive = Naive::new(url, HOT, keys).await;
-            load::round(&naive, load, None, started).await;
-            load::round(&naive, load, None, slice).await
-        }
-        _ => {
-            let ours = Ours::redis(url, "bench", HOT, keys);
-            load::round(&ours, load, None, started).await;
-            load::round(&ours, load, None, slice).await
-        }
-    };
-    println!("{}", ops_per_second(&sample));
+    load::round(subject, load, None, Duration::from_millis(150)).await;
+    load::round(subject, load, None, slice).await
 }

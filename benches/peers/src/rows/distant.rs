@@ -13,7 +13,7 @@ use crate::{
 
 const ROUND_TRIP: Duration = Duration::from_millis(5);
 
-pub(super) async fn hot(plan: &Plan) -> Outcome {
+pub async fn hot(plan: &Plan) -> Outcome {
     let server = server::start().await;
     let probe = &Probe::new(&server.url()).await;
     let proxy = Proxy::start(server.port()).await;
@@ -26,9 +26,24 @@ pub(super) async fn hot(plan: &Plan) -> Outcome {
     };
     let serial = Serial::new(&url, HOT, keys).await;
     let cases = vec![
-        Case::new("naive", Naive::new(&url, HOT, keys).await, load, Some(probe)),
-        Case::new("direct", Direct::new(&url, HOT, keys).await, load, Some(probe)),
-        Case::new("ours", Ours::redis(&url, "bench", HOT, keys), load, Some(probe)),
+        Case::new(
+            "naive",
+            Naive::new(&url, HOT, keys).await,
+            load,
+            Some(probe),
+        ),
+        Case::new(
+            "direct",
+            Direct::new(&url, HOT, keys).await,
+            load,
+            Some(probe),
+        ),
+        Case::new(
+            "ours",
+            Ours::redis(&url, "bench", HOT, keys),
+            load,
+            Some(probe),
+        ),
         Case::new("naive, not pipelined", serial, load, Some(probe)),
     ];
     let figures = rounds(plan, cases).await;
@@ -40,7 +55,12 @@ pub(super) async fn hot(plan: &Plan) -> Outcome {
     Outcome {
         claims: vec![
             Claim::at_most("p50, in round trips of direct", 2.0, trips, ""),
-            Claim::at_least("operations against naive, one round trip each", 8.0, serial, "x"),
+            Claim::at_least(
+                "operations against naive, one round trip each",
+                8.0,
+                serial,
+                "x",
+            ),
             Claim::at_least("operations against naive, pipelined", 8.0, naive, "x"),
         ],
         figures,

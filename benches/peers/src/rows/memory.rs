@@ -2,8 +2,8 @@
 
 use std::convert::Infallible;
 
-use tower::Layer;
-use tower_throttle::{RateLimitLayer, Rejected};
+use tower::{Layer, Service};
+use tower_throttle::{RateLimitLayer, Rejected, ScopeExtractor};
 
 use super::{Claim, Outcome, case};
 use crate::{
@@ -16,19 +16,19 @@ use crate::{
     },
 };
 
-pub(super) async fn one(plan: &Plan) -> Outcome {
+pub async fn one(plan: &Plan) -> Outcome {
     run(plan, HOT, 1, 1, 0.65).await
 }
 
-pub(super) async fn ten_thousand(plan: &Plan) -> Outcome {
+pub async fn ten_thousand(plan: &Plan) -> Outcome {
     run(plan, MANY, 10_000, 1, 0.65).await
 }
 
-pub(super) async fn million(plan: &Plan) -> Outcome {
+pub async fn million(plan: &Plan) -> Outcome {
     run(plan, MANY, 1_000_000, 1, 0.65).await
 }
 
-pub(super) async fn refused(plan: &Plan) -> Outcome {
+pub async fn refused(plan: &Plan) -> Outcome {
     run(plan, SPENT, 1, 2, 0.5).await
 }
 
@@ -38,10 +38,12 @@ async fn run(plan: &Plan, terms: Terms, scopes: usize, threads: usize, target: f
         Governor::new(terms, keys),
         Ours::memory("bench", terms, keys),
     );
-    for scope in 0..scopes {
+    if terms.tokens > SPENT.tokens {
         // What is measured is a bucket that is there.
-        governor.take(scope).await;
-        ours.take(scope).await;
+        for scope in 0..scopes {
+            governor.take(scope).await;
+            ours.take(scope).await;
+        }
     }
     let mut cases = vec![
         Case::tight("governor", governor, threads, scopes),
@@ -71,26 +73,42 @@ fn cheaper(name: &str, figures: &[Figures], target: f64) -> Claim {
     )
 }
 
-pub(super) async fn layer(plan: &Plan) -> Outcome {
+/// The layer with a fixed scope, over a service that does nothing.
+pub fn fixed_layer() -> impl Subject + use<> {
+    through(HOT.quota().scope("bench"))
+}
+
+fn through<K>(scope: K) -> impl Subject + use<K>
+where
+    K: ScopeExtractor<usize> + Clone + Send + Sync + 'static,
+{
+    let layer = RateLimitLayer::new(&in_memory(), scope).respond(|_: &Rejected| false);
+    plain(layer.layer(no_op::<usize>()))
+}
+
+fn plain<S>(service: S) -> impl Subject + use<S>
+where
+    S: Service<usize, Response = bool, Error = Infallible> + Clone + Send + Sync + 'static,
+    S::Future: Send,
+{
+    Layered::<_, _, _, true>::new(
+        service,
+        |scope: usize| scope,
+        |answer: Result<bool, Infallible>| answer.unwrap_or(false),
+    )
+}
+
+pub async fn layer(plan: &Plan) -> Outcome {
     let keys = &Keys::new(1);
-    let scope = HOT.quota().scope("bench");
     let keyed = {
-        let (scope, keys) = (scope.clone(), keys.clone());
+        let (scope, keys) = (HOT.quota().scope("bench"), keys.clone());
         move |index: &usize| scope.key(keys.get(*index))
     };
-    let limiter = in_memory();
-    let request = |scope: usize| scope;
-    let granted = |answer: Result<bool, Infallible>| answer.unwrap_or(false);
-    let fixed = RateLimitLayer::new(&limiter, scope.clone()).respond(|_: &Rejected| false);
-    let keyed = RateLimitLayer::new(&limiter, keyed).respond(|_: &Rejected| false);
-    let bare = Layered::<_, _, _, true>::new(no_op::<usize>(), request, granted);
-    let fixed = Layered::<_, _, _, true>::new(fixed.layer(no_op::<usize>()), request, granted);
-    let keyed = Layered::<_, _, _, true>::new(keyed.layer(no_op::<usize>()), request, granted);
     let mut cases = vec![
         Case::tight("governor", Governor::new(HOT, keys), 1, 1),
-        Case::tight("no layer", bare, 1, 1),
-        Case::tight("ours", fixed, 1, 1),
-        Case::tight("ours, by key", keyed, 1, 1),
+        Case::tight("no layer", plain(no_op::<usize>()), 1, 1),
+        Case::tight("ours", fixed_layer(), 1, 1),
+        Case::tight("ours, by key", through(keyed), 1, 1),
         Case::tight("no layer, http", http_bare(keys), 1, 1),
         Case::tight("ours, http by header", http_ours(HOT, keys), 1, 1),
     ];
@@ -109,7 +127,7 @@ pub(super) async fn layer(plan: &Plan) -> Outcome {
     }
 }
 
-pub(super) async fn tasks(plan: &Plan) -> Outcome {
+pub async fn tasks(plan: &Plan) -> Outcome {
     let load = Load {
         tasks: 1024,
         scopes: 1,
@@ -131,7 +149,12 @@ pub(super) async fn tasks(plan: &Plan) -> Outcome {
         cases.push(Case::new("tower-rate-limiter", layer, load, None));
         let layer = rate_tier::memory(HOT, keys);
         cases.push(Case::new("tower-rate-tier", layer, load, None));
-        cases.push(Case::new("limitador", Limitador::new(HOT, keys), load, None));
+        cases.push(Case::new(
+            "limitador",
+            Limitador::new(HOT, keys),
+            load,
+            None,
+        ));
     }
     Outcome {
         figures: rounds(plan, cases).await,

@@ -12,11 +12,11 @@ use crate::{
     subjects::{Governor, Keys, Layered, Naive, SPENT, in_memory, limiter, no_op},
 };
 
-pub(super) async fn one(plan: &Plan) -> Outcome {
+pub async fn one(plan: &Plan) -> Outcome {
     run(plan, 1, 0.95).await
 }
 
-pub(super) async fn many(plan: &Plan) -> Outcome {
+pub async fn many(plan: &Plan) -> Outcome {
     run(plan, 10_000, 1.0).await
 }
 
@@ -41,7 +41,12 @@ async fn run(plan: &Plan, scopes: usize, target: f64) -> Outcome {
         use crate::subjects::{Limitador, tower_governor};
         let layer = tower_governor(SPENT, keys);
         cases.push(Case::new("tower_governor", layer, load, None));
-        cases.push(Case::new("limitador, memory", Limitador::new(SPENT, keys), load, None));
+        cases.push(Case::new(
+            "limitador, memory",
+            Limitador::new(SPENT, keys),
+            load,
+            None,
+        ));
     }
     let cases = cases
         .into_iter()
@@ -62,13 +67,7 @@ async fn run(plan: &Plan, scopes: usize, target: f64) -> Outcome {
 }
 
 /// The whole layer over a service that does nothing.
-fn ours(
-    name: &'static str,
-    limiter: &Limiter,
-    keys: &Keys,
-    load: Load,
-    probe: &Probe,
-) -> Case {
+fn ours(name: &'static str, limiter: &Limiter, keys: &Keys, load: Load, probe: &Probe) -> Case {
     let scope = SPENT.quota().scope("bench");
     if load.scopes == 1 {
         return of(name, RateLimitLayer::new(limiter, scope), load, probe);

@@ -23,9 +23,24 @@ async fn run(plan: &Plan, terms: Terms, load: Load, peers: Peers) -> Vec<Figures
     let probe = &Probe::new(&url).await;
     let keys = &Keys::new(load.scopes);
     let mut cases = vec![
-        Case::new("naive", Naive::new(&url, terms, keys).await, load, Some(probe)),
-        Case::new("direct", Direct::new(&url, terms, keys).await, load, Some(probe)),
-        Case::new("ours", Ours::redis(&url, "bench", terms, keys), load, Some(probe)),
+        Case::new(
+            "naive",
+            Naive::new(&url, terms, keys).await,
+            load,
+            Some(probe),
+        ),
+        Case::new(
+            "direct",
+            Direct::new(&url, terms, keys).await,
+            load,
+            Some(probe),
+        ),
+        Case::new(
+            "ours",
+            Ours::redis(&url, "bench", terms, keys),
+            load,
+            Some(probe),
+        ),
     ];
     if server::cell_module().is_some() {
         let cell = Cell::new(&url, terms, keys).await;
@@ -48,7 +63,7 @@ fn hot(tasks: usize) -> Load {
     Load { tasks, scopes: 1 }
 }
 
-pub(super) async fn hot_1(plan: &Plan) -> Outcome {
+pub async fn hot_1(plan: &Plan) -> Outcome {
     let figures = run(plan, HOT, hot(1), Peers::All).await;
     let ours = case(&figures, "ours");
     let latency = ours.ratio(case(&figures, "direct"), p50);
@@ -59,7 +74,7 @@ pub(super) async fn hot_1(plan: &Plan) -> Outcome {
     }
 }
 
-pub(super) async fn hot_64(plan: &Plan) -> Outcome {
+pub async fn hot_64(plan: &Plan) -> Outcome {
     let figures = run(plan, HOT, hot(64), Peers::All).await;
     let mut claims = vec![faster(&figures, 8.0)];
     claims.push(fewer_commands(&figures, 0.02));
@@ -70,7 +85,7 @@ pub(super) async fn hot_64(plan: &Plan) -> Outcome {
     }
 }
 
-pub(super) async fn hot_1024(plan: &Plan) -> Outcome {
+pub async fn hot_1024(plan: &Plan) -> Outcome {
     let figures = run(plan, HOT, hot(1024), Peers::All).await;
     let mut claims = vec![faster(&figures, 40.0)];
     claims.push(fewer_commands(&figures, 0.003));
@@ -89,7 +104,7 @@ pub(super) async fn hot_1024(plan: &Plan) -> Outcome {
     }
 }
 
-pub(super) async fn hot_10240(plan: &Plan) -> Outcome {
+pub async fn hot_10240(plan: &Plan) -> Outcome {
     let figures = run(plan, HOT, hot(10_240), Peers::Scripts).await;
     Outcome {
         claims: vec![faster(&figures, 25.0)],
@@ -105,13 +120,18 @@ fn many(scopes: usize) -> Load {
     }
 }
 
-pub(super) async fn scopes_10k(plan: &Plan) -> Outcome {
+pub async fn scopes_10k(plan: &Plan) -> Outcome {
     let figures = run(plan, MANY, many(10_000), Peers::All).await;
     let mut claims = vec![faster(&figures, 4.0)];
     if server::cell_module().is_some() {
         let cell = case(&figures, "redis-cell");
         let ratio = case(&figures, "ours").ratio(cell, ops_per_second);
-        claims.push(Claim::at_least("operations against redis-cell", 1.8, ratio, "x"));
+        claims.push(Claim::at_least(
+            "operations against redis-cell",
+            1.8,
+            ratio,
+            "x",
+        ));
     }
     Outcome {
         claims,
@@ -120,7 +140,7 @@ pub(super) async fn scopes_10k(plan: &Plan) -> Outcome {
     }
 }
 
-pub(super) async fn scopes_100k(plan: &Plan) -> Outcome {
+pub async fn scopes_100k(plan: &Plan) -> Outcome {
     let figures = run(plan, MANY, many(100_000), Peers::All).await;
     let mut claims = vec![faster(&figures, 3.5)];
     // Hardly any two of 1,024 tasks ask for the same of so many scopes: a token is a scope.

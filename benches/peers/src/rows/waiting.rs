@@ -36,7 +36,7 @@ fn ideal_us() -> f64 {
     1e6 * WAITERS as f64 / SATURATED.rate()
 }
 
-pub(super) async fn patient(plan: &Plan) -> Outcome {
+pub async fn patient(plan: &Plan) -> Outcome {
     let server = server::start().await;
     let url = server.url();
     let probe = Probe::new(&url).await;
@@ -49,7 +49,7 @@ pub(super) async fn patient(plan: &Plan) -> Outcome {
     outcome(plan, cases).await
 }
 
-pub(super) async fn cancelled(plan: &Plan) -> Outcome {
+pub async fn cancelled(plan: &Plan) -> Outcome {
     let server = server::start().await;
     let url = server.url();
     let probe = Probe::new(&url).await;
@@ -68,10 +68,30 @@ async fn outcome(plan: &Plan, cases: Vec<Case>) -> Outcome {
     let figures = rounds(&plan, cases).await;
     let ours = case(&figures, "ours");
     let claims = vec![
-        Claim::at_most("Redis commands per token", 0.3, ours.median(commands_per_op), ""),
-        Claim::at_most("p99 against the ideal wait", 1.05, ours.median(p99) / ideal_us(), "x"),
-        Claim::at_least("admitted of allowed, the least of all rounds", 0.995, ours.admitted.0, ""),
-        Claim::at_most("admitted of allowed, the most of all rounds", 1.0, ours.admitted.1, ""),
+        Claim::at_most(
+            "Redis commands per token",
+            0.3,
+            ours.median(commands_per_op),
+            "",
+        ),
+        Claim::at_most(
+            "p99 against the ideal wait",
+            1.05,
+            ours.median(p99) / ideal_us(),
+            "x",
+        ),
+        Claim::at_least(
+            "admitted of allowed, the least of all rounds",
+            0.995,
+            ours.admitted.0,
+            "",
+        ),
+        Claim::at_most(
+            "admitted of allowed, the most of all rounds",
+            1.0,
+            ours.admitted.1,
+            "",
+        ),
     ];
     Outcome {
         claims,
@@ -94,7 +114,9 @@ fn ours(url: &str, probe: &Probe, cancels: f64) -> Case {
                 let chosen = (random.below(1_000_000) as f64) < cancels * 1e6;
                 let admitted = if chosen {
                     let soon = Duration::from_micros(random.below(ideal_us() as usize) as u64);
-                    timeout(soon, acquire).await.is_ok_and(|taken| taken.is_ok())
+                    timeout(soon, acquire)
+                        .await
+                        .is_ok_and(|taken| taken.is_ok())
                 } else {
                     acquire.await.is_ok()
                 };

@@ -10,18 +10,18 @@ use tower::{Service, ServiceExt, util::ServiceFn};
 use super::Keys;
 use crate::load::Subject;
 
-pub(crate) type HttpRequest = http::Request<String>;
+pub type HttpRequest = http::Request<String>;
 
 /// A service under load. `MEMORY`: it answers without leaving the process.
 #[derive(Clone)]
-pub(crate) struct Layered<S, R, A, const MEMORY: bool> {
+pub struct Layered<S, R, A, const MEMORY: bool> {
     service: S,
     request: R,
     admitted: A,
 }
 
 impl<S, R, A, const MEMORY: bool> Layered<S, R, A, MEMORY> {
-    pub(crate) fn new(service: S, request: R, admitted: A) -> Self {
+    pub fn new(service: S, request: R, admitted: A) -> Self {
         Self {
             service,
             request,
@@ -56,19 +56,19 @@ where
 type NoOp<Req> = ServiceFn<fn(Req) -> Ready<Result<bool, Infallible>>>;
 
 /// Answers `true` at once.
-pub(crate) fn no_op<Req>() -> NoOp<Req> {
+pub fn no_op<Req>() -> NoOp<Req> {
     tower::service_fn((|_| ready(Ok(true))) as fn(Req) -> _)
 }
 
 type NoOpHttp<B> = ServiceFn<fn(HttpRequest) -> Ready<Result<http::Response<B>, Infallible>>>;
 
 /// Answers 200 at once, without a byte.
-pub(crate) fn no_op_http<B: Default>() -> NoOpHttp<B> {
+pub fn no_op_http<B: Default>() -> NoOpHttp<B> {
     tower::service_fn((|_| ready(Ok(http::Response::default()))) as fn(HttpRequest) -> _)
 }
 
 /// Requests that carry the key in a header, as they come from a client.
-pub(crate) fn requests(keys: &Keys) -> impl Fn(usize) -> HttpRequest + Clone + Send + Sync + use<> {
+pub fn requests(keys: &Keys) -> impl Fn(usize) -> HttpRequest + Clone + Send + Sync + use<> {
     let values: std::sync::Arc<[http::HeaderValue]> = keys
         .iter()
         .map(|key| http::HeaderValue::from_str(key).expect("letters and digits"))
@@ -81,13 +81,13 @@ pub(crate) fn requests(keys: &Keys) -> impl Fn(usize) -> HttpRequest + Clone + S
     }
 }
 
-pub(crate) const KEY_HEADER: http::HeaderName = http::HeaderName::from_static("x-api-key");
+pub const KEY_HEADER: http::HeaderName = http::HeaderName::from_static("x-api-key");
 
-pub(crate) fn is_success<B, E>(answer: Result<http::Response<B>, E>) -> bool {
+pub fn is_success<B, E>(answer: Result<http::Response<B>, E>) -> bool {
     answer.is_ok_and(|response| response.status().is_success())
 }
 
 /// The key in the header of a request.
-pub(crate) fn key_of<T>(request: &http::Request<T>) -> Option<&str> {
+pub fn key_of<T>(request: &http::Request<T>) -> Option<&str> {
     request.headers().get(KEY_HEADER)?.to_str().ok()
 }

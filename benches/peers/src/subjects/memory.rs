@@ -9,19 +9,19 @@ use crate::load::Subject;
 
 /// governor's keyed limiter over `String` keys, called in the loop itself.
 #[derive(Clone)]
-pub(crate) struct Governor {
+pub struct Governor {
     limiter: Arc<DefaultKeyedRateLimiter<String>>,
     keys: Keys,
 }
 
-pub(crate) fn quota(terms: Terms) -> Quota {
+pub fn quota(terms: Terms) -> Quota {
     Quota::with_period(terms.per / terms.tokens)
         .expect("no period is zero")
         .allow_burst(NonZeroU32::new(terms.tokens).expect("no limit is zero"))
 }
 
 impl Governor {
-    pub(crate) fn new(terms: Terms, keys: &Keys) -> Self {
+    pub fn new(terms: Terms, keys: &Keys) -> Self {
         Self {
             limiter: Arc::new(RateLimiter::keyed(quota(terms))),
             keys: keys.clone(),

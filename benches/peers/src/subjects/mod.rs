@@ -9,21 +9,21 @@ mod scripts;
 
 use std::{sync::Arc, time::Duration};
 
-pub(crate) use self::{
+#[cfg(feature = "peers")]
+pub use self::peers::{Limitador, rate_limiter, rate_tier, tower_governor};
+pub use self::{
     layers::{Layered, is_success, no_op, no_op_http, requests},
     memory::Governor,
     ours::{Ours, in_memory, limiter},
     scripts::{Cell, Direct, Naive, Serial},
 };
-#[cfg(feature = "peers")]
-pub(crate) use self::peers::{Limitador, rate_limiter, rate_tier, tower_governor};
 
 /// A limit in whole tokens, as the least of the peers can say it: `tokens` at once, and as many
 /// again over `per`.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Terms {
-    pub(crate) tokens: u32,
-    pub(crate) per: Duration,
+pub struct Terms {
+    pub tokens: u32,
+    pub per: Duration,
 }
 
 impl Terms {
@@ -31,48 +31,48 @@ impl Terms {
         Self { tokens, per }
     }
 
-    pub(crate) fn rate(self) -> f64 {
+    pub fn rate(self) -> f64 {
         f64::from(self.tokens) / self.per.as_secs_f64()
     }
 
     /// What may be admitted in so many seconds, from a full bucket on.
-    pub(crate) fn allowed(self, seconds: f64) -> f64 {
+    pub fn allowed(self, seconds: f64) -> f64 {
         f64::from(self.tokens) + self.rate() * seconds
     }
 
-    pub(crate) fn quota(self) -> tower_throttle::Quota {
+    pub fn quota(self) -> tower_throttle::Quota {
         tower_throttle::Quota::per(self.per, f64::from(self.tokens))
     }
 }
 
 /// Never spent by one run, and never full again during it: a full bucket may be forgotten, and
 /// what is measured is a bucket that is kept. The least of the peers holds a year.
-pub(crate) const HOT: Terms = Terms::new(1_000_000_000, Duration::from_secs(1_000_000));
-pub(crate) const MANY: Terms = Terms::new(10_000_000, Duration::from_secs(10_000_000));
+pub const HOT: Terms = Terms::new(1_000_000_000, Duration::from_secs(1_000_000));
+pub const MANY: Terms = Terms::new(10_000_000, Duration::from_secs(10_000_000));
 /// Spent by one request.
-pub(crate) const SPENT: Terms = Terms::new(1, Duration::from_secs(86_400));
+pub const SPENT: Terms = Terms::new(1, Duration::from_secs(86_400));
 /// 20,000 tokens a second, for those who wait.
-pub(crate) const SATURATED: Terms = Terms::new(1_000, Duration::from_millis(50));
+pub const SATURATED: Terms = Terms::new(1_000, Duration::from_millis(50));
 
 /// Names of 15 bytes. They exist before the clock runs: where a name comes from is the user's
 /// business.
 #[derive(Clone)]
-pub(crate) struct Keys(Arc<[String]>);
+pub struct Keys(Arc<[String]>);
 
 impl Keys {
-    pub(crate) fn new(scopes: usize) -> Self {
+    pub fn new(scopes: usize) -> Self {
         Self((0..scopes).map(|n| format!("tenant-{n:08}")).collect())
     }
 
-    pub(crate) fn get(&self, scope: usize) -> &String {
+    pub fn get(&self, scope: usize) -> &String {
         &self.0[scope]
     }
 
-    pub(crate) fn len(&self) -> usize {
+    pub fn count(&self) -> usize {
         self.0.len()
     }
 
-    pub(crate) fn iter(&self) -> impl Iterator<Item = &String> {
+    pub fn iter(&self) -> impl Iterator<Item = &String> {
         self.0.iter()
     }
 }

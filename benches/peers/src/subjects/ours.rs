@@ -7,7 +7,7 @@ use crate::load::Subject;
 
 /// `Limiter::try_acquire`; its buckets in Redis, or in memory where `MEMORY`.
 #[derive(Clone)]
-pub(crate) struct Ours<const MEMORY: bool> {
+pub struct Ours<const MEMORY: bool> {
     limiter: Limiter,
     scope: Scope,
     /// Without keys, all tasks ask for the one scope.
@@ -15,14 +15,14 @@ pub(crate) struct Ours<const MEMORY: bool> {
 }
 
 impl Ours<false> {
-    pub(crate) fn redis(url: &str, name: &'static str, terms: Terms, keys: &Keys) -> Self {
+    pub fn redis(url: &str, name: &'static str, terms: Terms, keys: &Keys) -> Self {
         let limiter = limiter(url);
         Self::with(limiter, name, terms, keys)
     }
 }
 
 impl Ours<true> {
-    pub(crate) fn memory(name: &'static str, terms: Terms, keys: &Keys) -> Self {
+    pub fn memory(name: &'static str, terms: Terms, keys: &Keys) -> Self {
         Self::with(in_memory(), name, terms, keys)
     }
 }
@@ -32,16 +32,16 @@ impl<const MEMORY: bool> Ours<MEMORY> {
         Self {
             limiter,
             scope: terms.quota().scope(name),
-            keys: (keys.len() > 1).then(|| keys.clone()),
+            keys: (keys.count() > 1).then(|| keys.clone()),
         }
     }
 
-    pub(crate) fn limiter(&self) -> &Limiter {
+    pub fn limiter(&self) -> &Limiter {
         &self.limiter
     }
 }
 
-pub(crate) fn limiter(url: &str) -> Limiter {
+pub fn limiter(url: &str) -> Limiter {
     Limiter::builder()
         .redis(url)
         .max_scopes(2_000_000)
@@ -49,7 +49,7 @@ pub(crate) fn limiter(url: &str) -> Limiter {
         .expect("our own URL parses")
 }
 
-pub(crate) fn in_memory() -> Limiter {
+pub fn in_memory() -> Limiter {
     Limiter::builder()
         .max_scopes(2_000_000)
         .build()

@@ -16,7 +16,7 @@ use super::{
 use crate::load::Subject;
 
 /// tower_governor's layer over a service that does nothing.
-pub(crate) fn tower_governor(terms: Terms, keys: &Keys) -> impl Subject + use<> {
+pub fn tower_governor(terms: Terms, keys: &Keys) -> impl Subject + use<> {
     use tower_governor::{
         GovernorError, GovernorLayer, governor::GovernorConfigBuilder, key_extractor::KeyExtractor,
     };
@@ -38,11 +38,15 @@ pub(crate) fn tower_governor(terms: Terms, keys: &Keys) -> impl Subject + use<> 
         .finish()
         .expect("nothing is zero");
     let layer = GovernorLayer::new(config);
-    Layered::<_, _, _, true>::new(layer.layer(no_op_http::<axum::body::Body>()), requests(keys), is_success)
+    Layered::<_, _, _, true>::new(
+        layer.layer(no_op_http::<axum::body::Body>()),
+        requests(keys),
+        is_success,
+    )
 }
 
 /// tower-rate-limiter's layer over a service that does nothing.
-pub(crate) mod rate_limiter {
+pub mod rate_limiter {
     use tower_rate_limiter::{
         GcraQuota, KeyExtractor, MemoryGcra, RateLimitError, RateLimitLayer, RateLimitPolicy,
         RedisGcra,
@@ -76,14 +80,18 @@ pub(crate) mod rate_limiter {
             .with_policy(policy)
             .build()
             .expect("the name is good");
-        Layered::<_, _, _, MEMORY>::new(layer.layer(no_op_http::<String>()), requests(keys), is_success)
+        Layered::<_, _, _, MEMORY>::new(
+            layer.layer(no_op_http::<String>()),
+            requests(keys),
+            is_success,
+        )
     }
 
-    pub(crate) fn memory(terms: Terms, keys: &Keys) -> impl Subject + use<> {
+    pub fn memory(terms: Terms, keys: &Keys) -> impl Subject + use<> {
         subject::<_, true>(MemoryGcra::new(quota(terms)), keys)
     }
 
-    pub(crate) fn redis(
+    pub fn redis(
         connection: MultiplexedConnection,
         terms: Terms,
         keys: &Keys,
@@ -93,7 +101,7 @@ pub(crate) mod rate_limiter {
 }
 
 /// tower-rate-tier's layer over a service that does nothing.
-pub(crate) mod rate_tier {
+pub mod rate_tier {
     use std::time::Duration;
 
     use tower_rate_tier::{
@@ -113,18 +121,25 @@ pub(crate) mod rate_tier {
             .storage(storage)
             .build();
         let layer = TierLimitLayer::new(tier).identifier_fn(|headers| {
-            let key = headers.get(super::super::layers::KEY_HEADER)?.to_str().ok()?;
+            let key = headers
+                .get(super::super::layers::KEY_HEADER)?
+                .to_str()
+                .ok()?;
             Some(TierIdentity::new(key, "bench"))
         });
-        Layered::<_, _, _, MEMORY>::new(layer.layer(no_op_http::<String>()), requests(keys), is_success)
+        Layered::<_, _, _, MEMORY>::new(
+            layer.layer(no_op_http::<String>()),
+            requests(keys),
+            is_success,
+        )
     }
 
-    pub(crate) fn memory(terms: Terms, keys: &Keys) -> impl Subject + use<> {
+    pub fn memory(terms: Terms, keys: &Keys) -> impl Subject + use<> {
         subject::<true>(Arc::new(MemoryStorage::new()), terms, keys)
     }
 
     /// With a time-out under which a saturated connection does not fail.
-    pub(crate) fn redis(
+    pub fn redis(
         connection: MultiplexedConnection,
         terms: Terms,
         keys: &Keys,
@@ -136,14 +151,14 @@ pub(crate) mod rate_tier {
 
 /// limitador's limiter in memory, called directly.
 #[derive(Clone)]
-pub(crate) struct Limitador {
+pub struct Limitador {
     limiter: Arc<RateLimiter>,
     namespace: Namespace,
     keys: Keys,
 }
 
 impl Limitador {
-    pub(crate) fn new(terms: Terms, keys: &Keys) -> Self {
+    pub fn new(terms: Terms, keys: &Keys) -> Self {
         let limiter = RateLimiter::new(2_000_000);
         limiter.add_limit(Limit::new(
             "bench",
@@ -165,10 +180,11 @@ impl Subject for Limitador {
 
     async fn take(&mut self, scope: usize) -> bool {
         let tenant = self.keys.get(scope).clone();
-        let context: Context = std::collections::HashMap::from([("tenant".to_owned(), tenant)]).into();
-        let decision =
-            self.limiter
-                .check_rate_limited_and_update(&self.namespace, &context, 1);
+        let context: Context =
+            std::collections::HashMap::from([("tenant".to_owned(), tenant)]).into();
+        let decision = self
+            .limiter
+            .check_rate_limited_and_update(&self.namespace, &context, 1);
         decision.is_ok_and(|decision| !decision.limited)
     }
 }

@@ -10,7 +10,7 @@ use crate::{load::Subject, server::connect};
 
 /// "Naive": one `EVALSHA` a request of the script that everybody writes.
 #[derive(Clone)]
-pub(crate) struct Naive {
+pub struct Naive {
     connection: MultiplexedConnection,
     hash: Arc<str>,
     terms: Terms,
@@ -18,7 +18,7 @@ pub(crate) struct Naive {
 }
 
 impl Naive {
-    pub(crate) async fn new(url: &str, terms: Terms, keys: &Keys) -> Self {
+    pub async fn new(url: &str, terms: Terms, keys: &Keys) -> Self {
         let mut connection = connect(url).await;
         let hash = load(&mut connection, include_str!("naive.lua")).await;
         Self {
@@ -50,7 +50,7 @@ impl Subject for Naive {
 
 /// "Direct": one `EVALSHA` a request of the leanest script with one key.
 #[derive(Clone)]
-pub(crate) struct Direct {
+pub struct Direct {
     connection: MultiplexedConnection,
     hash: Arc<str>,
     /// Microseconds that a token and the capacity are worth.
@@ -59,7 +59,7 @@ pub(crate) struct Direct {
 }
 
 impl Direct {
-    pub(crate) async fn new(url: &str, terms: Terms, keys: &Keys) -> Self {
+    pub async fn new(url: &str, terms: Terms, keys: &Keys) -> Self {
         let mut connection = connect(url).await;
         let hash = load(&mut connection, include_str!("direct.lua")).await;
         Self {
@@ -71,7 +71,7 @@ impl Direct {
     }
 
     /// How long to wait before asking again; zero when it was admitted.
-    pub(crate) async fn ask(&mut self, scope: usize) -> Duration {
+    pub async fn ask(&mut self, scope: usize) -> Duration {
         let mut command = Cmd::new();
         command
             .arg("EVALSHA")
@@ -92,10 +92,10 @@ impl Subject for Direct {
 
 /// The naive script where a connection is held from request to reply, as a blocking client does.
 #[derive(Clone)]
-pub(crate) struct Serial(Arc<Mutex<Naive>>);
+pub struct Serial(Arc<Mutex<Naive>>);
 
 impl Serial {
-    pub(crate) async fn new(url: &str, terms: Terms, keys: &Keys) -> Self {
+    pub async fn new(url: &str, terms: Terms, keys: &Keys) -> Self {
         Self(Arc::new(Mutex::new(Naive::new(url, terms, keys).await)))
     }
 }
@@ -108,14 +108,14 @@ impl Subject for Serial {
 
 /// The redis-cell module: GCRA inside the server.
 #[derive(Clone)]
-pub(crate) struct Cell {
+pub struct Cell {
     connection: MultiplexedConnection,
     terms: Terms,
     keys: Keys,
 }
 
 impl Cell {
-    pub(crate) async fn new(url: &str, terms: Terms, keys: &Keys) -> Self {
+    pub async fn new(url: &str, terms: Terms, keys: &Keys) -> Self {
         Self {
             connection: connect(url).await,
             terms,

@@ -1,29 +1,20 @@
-//! Measures tower-throttle beside other rate limiters, on the same work in the same run.
-//!
-//! `scripts/bench` is the way to run it; README.md says what is measured and how.
-
-mod case;
-mod load;
-mod plan;
-mod report;
-mod rows;
-mod server;
-mod subjects;
+//! Runs the rows and writes the report.
 
 use std::time::Duration;
 
-use tokio::{runtime::Builder, time::Instant};
-
-use self::{
+use peers::{
     plan::Plan,
     report::Report,
-    rows::{Row, all, child},
+    rows::{Row, all, alone},
 };
+use tokio::{runtime::Builder, time::Instant};
 
 const USAGE: &str = "usage: scripts/bench [--quick] [--list] [ROW…]
   --quick   short rounds: whether it runs, not how fast
   --list    the names of the rows
-  ROW       only the row of this name, or those whose names contain it";
+  ROW       only the row of this name, or those whose names contain it
+or, for a profiler: peers --alone SUBJECT URL MILLISECONDS
+  SUBJECT   naive, direct or ours, 256 tasks on one scope of the Redis at URL; memory or layer";
 
 fn main() {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
@@ -33,10 +24,10 @@ fn main() {
         .build()
         .expect("no runtime");
     if let [first, subject, url, milliseconds] = arguments.as_slice()
-        && first == "--child"
+        && first == "--alone"
     {
         let slice = Duration::from_millis(milliseconds.parse().expect("milliseconds"));
-        return runtime.block_on(child(subject, url, slice));
+        return runtime.block_on(alone(subject, url, slice));
     }
     let (flags, filters): (Vec<String>, Vec<String>) = arguments
         .into_iter()
