@@ -21,7 +21,7 @@ impl Plan {
 
     pub const QUICK: Self = Self {
         quick: true,
-        rounds: 3,
+        rounds: 2,
         slice: Duration::from_millis(70),
         warm_up: Duration::from_millis(20),
     };

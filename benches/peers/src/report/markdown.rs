@@ -46,7 +46,7 @@ fn claims(page: &mut String, report: &Report) {
             } else {
                 "**not reached**"
             };
-            let value = number(claim.value);
+            let value = beside(claim);
             let title = row.title;
             let _ = writeln!(
                 page,
@@ -55,6 +55,17 @@ fn claims(page: &mut String, report: &Report) {
         }
     }
     page.push('\n');
+}
+
+/// In as many digits as it takes to tell it from its target.
+fn beside(claim: &Claim) -> String {
+    let (Target::AtLeast(target) | Target::AtMost(target)) = claim.target;
+    let short = number(claim.value);
+    if short == number(target) && claim.value != target {
+        format!("{:.4}", claim.value)
+    } else {
+        short
+    }
 }
 
 fn section(page: &mut String, row: &Row, outcome: &Outcome) {
