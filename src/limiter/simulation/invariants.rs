@@ -1,10 +1,10 @@
 //! What must hold of every run, and by how much it was missed or kept.
 
-use std::time::Duration;
+use std::{collections::BTreeMap, time::Duration};
 
 use super::{
     load::Admitted,
-    plan::{Fault, Kind, Plan, Role},
+    plan::{Fault, Kind, Limit, Plan, Role},
     run::Story,
 };
 
@@ -52,7 +52,7 @@ pub(super) fn excess(admitted: &[Admitted], (cap, rate): (f64, f64), from: f64, 
     let (mut above, mut worst, mut last) = (0.0_f64, 0.0_f64, from);
     for admitted in admitted {
         let at = admitted.at.as_secs_f64();
-        if at < from || at > to {
+        if at < from || at >= to {
             continue;
         }
         above = (above - rate * (at - last)).max(0.0) + admitted.tokens;
@@ -67,7 +67,7 @@ pub(super) fn shortfall(admitted: &[Admitted], rate: f64, from: f64, to: f64) ->
     let (mut below, mut worst, mut last) = (0.0_f64, 0.0_f64, from);
     for admitted in admitted {
         let at = admitted.at.as_secs_f64();
-        if at < from || at > to {
+        if at < from || at >= to {
             continue;
         }
         below += rate * (at - last);
@@ -87,6 +87,8 @@ pub(super) struct Shown {
     pub(super) excess: f64,
     pub(super) allowed: f64,
     pub(super) shortfall: f64,
+    /// None where the load does not always ask for all that there is.
+    pub(super) may_lack: Option<f64>,
 }
 
 pub(super) fn admitted(story: &Story, limit: usize) -> Vec<Admitted> {
@@ -112,15 +114,7 @@ fn stated(plan: &Plan, fault: &Fault, limit: usize) -> f64 {
     let n = plan.processes as f64;
     let (cap, rate) = (plan.limits[limit].capacity, plan.limits[limit].rate);
     let largest = plan.largest(limit);
-    let waits = plan.roles.iter().filter(|role| role.concerns(limit));
-    let promised = waits.map(|role| match role {
-        Role::Waits(_, cost, max_wait) | Role::Leaves(_, cost, max_wait) => {
-            (*cost * plan.busy as f64).min(rate * f64::from(*max_wait) / 1e3)
-        }
-        Role::Both(max_wait) => (plan.busy as f64).min(rate * f64::from(*max_wait) / 1e3),
-        Role::Asks(..) | Role::Settles(..) => 0.0,
-    });
-    let promised: f64 = promised.sum();
+    let promised = plan.promised(limit);
     let start = (1.0 - 1.0 / n) * (cap + promised) + (n * largest - cap).max(0.0);
     let part = fault.meet as f64 / n;
     let unheard = part * rate * 4.0;
@@ -130,10 +124,58 @@ fn stated(plan: &Plan, fault: &Fault, limit: usize) -> f64 {
         Kind::Dies => 0.0,
         Kind::Evicted => cap + promised,
         _ if fault.meet == plan.processes => start + rate * 0.2,
-        // Who was never met is not missed.
+        // Who was never met is not missed, nor who comes back again and again.
+        Kind::Slow(_) => start + unheard + part * rate * lasts,
         _ if fault.at.is_zero() => start + unheard + part * rate * lasts,
         _ => start + unheard + part * rate * (lasts - 60.0).max(0.0),
     }
+}
+
+/// How many tokens may have been taken and not used, or not been there to be taken.
+fn may_lack(plan: &Plan, limit: usize, faults: Option<(usize, usize)>) -> Option<f64> {
+    let roles = plan.roles.iter().filter(|role| role.concerns(limit));
+    if plan.busy < plan.processes || !roles.clone().all(Role::is_plain) {
+        return None;
+    }
+    let n = plan.processes as f64;
+    let (rate, largest) = (plan.limits[limit].rate, plan.largest(limit));
+    let calm = largest + 1.0 + 0.5 * rate;
+    // Of each process: what is in flight, and what its share held when it was no longer asked.
+    let in_flight = roles.map(Role::cost).sum::<f64>() + largest;
+    // Whoever died before is missed for a minute.
+    let (first, last) = faults.unwrap_or_default();
+    let until = if faults.is_some() {
+        last + 1
+    } else {
+        plan.faults.len()
+    };
+    if plan.faults[..until]
+        .iter()
+        .any(|fault| fault.kind == Kind::Dies)
+    {
+        return None;
+    }
+    let Some(_) = faults else {
+        return Some(calm);
+    };
+    let mut lack = calm;
+    for fault in &plan.faults[first..=last] {
+        let meet = fault.meet as f64;
+        lack += match fault.kind {
+            // Each call over the time-out is executed, and its tokens are lost.
+            Kind::Slow(_) => return None,
+            Kind::ClockSet(_) => 2.5 * rate,
+            Kind::Flaps(period, _) => {
+                in_flight * meet * (fault.lasts.as_secs_f64() / period.as_secs_f64() + 1.0)
+            }
+            _ => in_flight * meet,
+        };
+        if fault.meet < plan.processes {
+            // Until the next beats, those who come back are not yet counted.
+            lack += meet / n * rate * 2.5;
+        }
+    }
+    Some(lack)
 }
 
 /// Every part of a run: those without a fault, and those with one or several in a row.
@@ -161,6 +203,7 @@ pub(super) fn show(plan: &Plan, story: &Story) -> Vec<Shown> {
                 excess: excess(&admitted, (cap, rate), from, to),
                 allowed: allowed + slack(plan, limit),
                 shortfall: shortfall(&admitted, rate, from, to),
+                may_lack: may_lack(plan, limit, faults),
             });
         };
         let before = |index: usize| match index {
@@ -201,7 +244,12 @@ pub(super) fn violations(plan: &Plan, story: &Story) -> Vec<String> {
         if shown.excess > shown.allowed {
             wrong.push(format!("too much: {shown:?}"));
         }
+        if shown.may_lack.is_some_and(|may| shown.shortfall > may) {
+            wrong.push(format!("too little: {shown:?}"));
+        }
     }
+    shares(plan, story, &mut wrong);
+    payments(plan, story, &mut wrong);
     if story.tasks_left > 0 {
         wrong.push(format!("{} tasks are left", story.tasks_left));
     }
@@ -209,4 +257,49 @@ pub(super) fn violations(plan: &Plan, story: &Story) -> Vec<String> {
         wrong.push(format!("{} buckets are held", story.scopes_held));
     }
     wrong
+}
+
+/// While Redis is away, each process admits its share.
+fn shares(plan: &Plan, story: &Story, wrong: &mut Vec<String>) {
+    let n = plan.processes as f64;
+    for spell in &story.record.spells {
+        let died = story.died.get(&spell.process).copied();
+        let until = spell.until.unwrap_or(plan.length);
+        let (from, until) = (spell.from, until.min(died.unwrap_or(until)));
+        let seconds = (until.min(plan.length).saturating_sub(from)).as_secs_f64();
+        if spell.process >= plan.busy || seconds < 4.0 {
+            continue;
+        }
+        for (limit, Limit { rate, .. }) in plan.limits.iter().enumerate() {
+            let mut roles = plan.roles.iter().filter(|role| role.concerns(limit));
+            if !roles.all(Role::is_plain) {
+                continue;
+            }
+            let its = story.record.admitted.iter().filter(|event| {
+                (event.limit, event.process) == (limit, spell.process)
+                    && event.at >= from
+                    && event.at <= until
+            });
+            let admitted: f64 = its.map(|event| event.tokens).sum();
+            // Those who were promised more have it, here or elsewhere; then the share fills.
+            let missing = plan.promised(limit) / n + 2.0 * plan.largest(limit) + 1.0;
+            if admitted + missing < 0.9 * rate / n * seconds {
+                wrong.push(format!(
+                    "less than a share: {admitted} of limit {limit} in {seconds} s of {spell:?}"
+                ));
+            }
+        }
+    }
+}
+
+/// What memory granted is charged, and charged once.
+fn payments(plan: &Plan, story: &Story, wrong: &mut Vec<String>) {
+    let mut paid = BTreeMap::new();
+    for payment in &story.paid {
+        let seen = paid.entry((&payment.limiter, &payment.number)).or_insert(0);
+        *seen += 1;
+        if *seen > 1 && plan.keeps_data() {
+            wrong.push(format!("paid twice: {payment:?}"));
+        }
+    }
 }

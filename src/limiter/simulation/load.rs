@@ -16,6 +16,9 @@ use crate::{
     scope::Scopes,
 };
 
+/// A refused caller comes again after so long at the latest.
+const LONGEST_PAUSE: Duration = Duration::from_millis(500);
+
 /// Tokens that were admitted, or, below zero, given back.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Admitted {
@@ -63,34 +66,31 @@ pub(super) struct Caller {
     pub(super) record: Arc<Mutex<Record>>,
     pub(super) start: Instant,
     pub(super) rng: Rng,
+    /// When it may come again, if it was refused.
+    pub(super) refused: Option<Duration>,
 }
 
 impl Caller {
     pub(super) async fn run(mut self) {
         loop {
+            self.refused = None;
             self.act().await;
-            sleep(self.pause()).await;
+            sleep(self.pause(self.refused)).await;
         }
     }
 
-    /// So that a process by itself would spend twice its share.
-    fn pause(&mut self) -> Duration {
-        let limit = match self.role {
-            Role::Asks(limit, _)
-            | Role::Waits(limit, ..)
-            | Role::Leaves(limit, ..)
-            | Role::Settles(limit, _) => limit,
-            Role::Both(_) => 0,
-        };
-        let rate = self.plan.limits[limit].rate;
-        let mean = self.plan.busy as f64 / rate;
-        let mean = match self.role {
-            // On the way meanwhile.
-            Role::Asks(..) => mean / 2.5 - f64::from(self.plan.delay.0 + self.plan.delay.1) / 1e3,
-            _ => mean,
-        };
-        let pause = (mean * (0.5 + self.rng.part())).clamp(0.001, 1.0);
-        Duration::from_secs_f64(pause)
+    /// Whoever asks comes again at once, or when it was told to: all that there is is spent.
+    fn pause(&mut self, retry_after: Option<Duration>) -> Duration {
+        let jitter = Duration::from_millis(u64::from(1 + self.rng.below(10)));
+        match (self.role, retry_after) {
+            (Role::Asks(..), None) => jitter,
+            (_, Some(retry_after)) => retry_after.min(LONGEST_PAUSE) + jitter,
+            (Role::Leaves(limit, ..) | Role::Waits(limit, ..) | Role::Settles(limit, _), None) => {
+                let mean = self.plan.busy as f64 / self.plan.limits[limit].rate;
+                Duration::from_secs_f64(mean * (0.5 + self.rng.part()))
+            }
+            (Role::Both(_), None) => 20 * jitter,
+        }
     }
 
     async fn act(&mut self) {
@@ -127,7 +127,7 @@ impl Caller {
         }
     }
 
-    async fn acquire(&self, of: &[(usize, f64)], max_wait: u32) -> Option<Permit> {
+    async fn acquire(&mut self, of: &[(usize, f64)], max_wait: u32) -> Option<Permit> {
         let scope = |(limit, cost): &(usize, f64)| {
             let limits: &[Limit] = &self.plan.limits;
             limits[*limit].scope(*limit).cost(*cost)
@@ -138,6 +138,7 @@ impl Caller {
         let is_away = || matches!(self.limiter.health(), Health::Degraded { .. });
         let away = is_away();
         let result = self.limiter.acquire(scopes, max_wait).await;
+        let away = away && is_away();
         let unavailable = |error: &Rejected| error.reason() == Reason::Unavailable;
         self.note(|record| {
             record.decided.push(Decided {
@@ -146,10 +147,13 @@ impl Caller {
                 max_wait,
                 admitted: result.is_ok(),
                 unavailable: result.as_ref().is_err_and(unavailable),
-                away: away && is_away(),
+                away,
                 process: self.process,
             });
         });
+        if let Err(error) = &result {
+            self.refused = error.retry_after();
+        }
         let permit = result.ok()?;
         for (limit, cost) in of {
             self.admits(*limit, *cost, permit.is_degraded());

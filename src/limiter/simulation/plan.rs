@@ -262,6 +262,24 @@ impl Plan {
         }
     }
 
+    /// The most tokens that sleepers can have been promised of this limit.
+    pub(super) fn promised(&self, limit: usize) -> f64 {
+        let (rate, busy) = (self.limits[limit].rate, self.busy as f64);
+        let roles = self.roles.iter().filter(|role| role.concerns(limit));
+        roles
+            .map(|role| (role.cost() * busy).min(rate * role.longest_wait().as_secs_f64()))
+            .sum()
+    }
+
+    /// Whether Redis never forgets anything.
+    pub(super) fn keeps_data(&self) -> bool {
+        self.faults.iter().all(|fault| match fault.kind {
+            Kind::Down(data) | Kind::Flaps(_, data) => data == Data::Kept,
+            Kind::Flushed | Kind::Evicted => false,
+            _ => true,
+        })
+    }
+
     /// The most that one acquisition takes of this limit.
     pub(super) fn largest(&self, limit: usize) -> f64 {
         let roles = self.roles.iter().filter(|role| role.concerns(limit));

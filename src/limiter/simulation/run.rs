@@ -1,6 +1,7 @@
 //! One run of a plan, in paused time.
 
 use std::{
+    collections::BTreeMap,
     mem,
     sync::{Arc, Mutex},
     time::Duration,
@@ -29,6 +30,8 @@ const AFTERGLOW: Duration = Duration::from_secs(30);
 pub(super) struct Story {
     pub(super) record: Record,
     pub(super) paid: Vec<Paid>,
+    /// When a process died.
+    pub(super) died: BTreeMap<usize, Duration>,
     /// Tasks that did not end.
     pub(super) tasks_left: usize,
     /// The most buckets that a limiter still held at the end.
@@ -80,6 +83,7 @@ impl Process {
                     record: record.clone(),
                     start,
                     rng: Rng::new(rng.next()),
+                    refused: None,
                 };
                 tasks.push(tokio::spawn(caller.run()));
             }
@@ -126,6 +130,7 @@ async fn tell(plan: Arc<Plan>) -> Story {
     let mut processes: Vec<_> = (0..plan.processes)
         .map(|process| Process::start(&plan, process, &server, &record, start))
         .collect();
+    let mut died = BTreeMap::new();
     for fault in &plan.faults {
         if fault.kind == Kind::Dies && fault.at < plan.length {
             sleep_until(start + fault.at).await;
@@ -138,6 +143,7 @@ async fn tell(plan: Arc<Plan>) -> Story {
             faults::bury(&server, last);
             processes[last].stop().await;
             processes[last].limiter = None;
+            died.insert(last, start.elapsed());
         }
     }
     sleep_until(start + plan.length).await;
@@ -162,6 +168,7 @@ async fn tell(plan: Arc<Plan>) -> Story {
     Story {
         record,
         paid,
+        died,
         tasks_left,
         scopes_held,
     }

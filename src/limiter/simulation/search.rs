@@ -27,6 +27,7 @@ fn every_rule_holds_in_random_outages() {
     println!("THROTTLE_SEED={first}");
     let mut table: BTreeMap<&str, Worst> = BTreeMap::new();
     let mut failed = 0;
+    let mut decided = 0;
     for sequence in 0..count {
         let seed = first.wrapping_add(sequence);
         let plan = Plan::random(seed);
@@ -51,6 +52,7 @@ fn every_rule_holds_in_random_outages() {
                 worst.shortfall_seed = seed;
             }
         }
+        decided += story.record.decided.len();
         let wrong = violations(&plan, &story);
         if !wrong.is_empty() {
             failed += 1;
@@ -67,8 +69,41 @@ fn every_rule_holds_in_random_outages() {
             }
         }
     }
+    println!("{decided} decided");
     for (name, worst) in table {
         println!("{name:20} {worst:?}");
     }
     assert_eq!(failed, 0);
+}
+
+/// For looking at one run: what was decided, in order.
+#[test]
+fn scratch() {
+    let Ok(_) = std::env::var("SCRATCH") else {
+        return;
+    };
+    let plan = Plan::random(seed());
+    let story = run(&plan);
+    println!("{plan}");
+    for event in &story.record.admitted {
+        println!(
+            "{:.3} p{} limit {} {} {}",
+            event.at.as_secs_f64(),
+            event.process,
+            event.limit,
+            event.tokens,
+            if event.degraded { "deg" } else { "" }
+        );
+    }
+    for d in &story.record.decided {
+        println!(
+            "D {:.3} p{} took {:?} max {:?} {}",
+            d.at.as_secs_f64(),
+            d.process,
+            d.took,
+            d.max_wait,
+            d.admitted
+        );
+    }
+    println!("{:?} {:?}", story.paid, story.record.spells);
 }

@@ -237,13 +237,12 @@ pub(super) struct Connector {
 impl Connect for Connector {
     fn connect(&self) -> BoxFuture<'_, Result<Box<dyn Session>, Failure>> {
         async {
-            let (delay, refuses) = {
+            let delay = {
                 let mut state = self.server.lock();
-                let delay = state.delay(self.process) + state.delay(self.process);
-                (delay, state.lines[self.process].refuses)
+                state.delay(self.process) + state.delay(self.process)
             };
             sleep(delay.min(CONNECT)).await;
-            if refuses {
+            if self.server.lock().lines[self.process].refuses {
                 return Err(disconnected());
             }
             let connection = {
