@@ -13,7 +13,7 @@ use tokio::time::Instant;
 
 /// For so long the largest count holds: shares must add up to one limit also for those who
 /// have not heard of a change yet.
-const REMEMBERED: Duration = Duration::from_secs(60);
+pub(crate) const REMEMBERED: Duration = Duration::from_secs(60);
 
 /// After so long a silence there was no contact.
 const SILENCE: Duration = Duration::from_secs(3);
@@ -93,7 +93,7 @@ impl Members {
     /// Until then, those who have not come back yet are expected.
     pub(crate) fn expect_all_until(&self, until: Instant, now: Instant) {
         let mut heard = self.lock();
-        heard.grace_until = Some(until);
+        heard.grace_until = heard.grace_until.max(Some(until));
         self.update(&heard, now);
     }
 

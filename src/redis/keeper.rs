@@ -17,7 +17,7 @@ use super::{
     recovery::{Call, lower},
     script::Argument,
 };
-use crate::{bucket::Terms, decision::Failure};
+use crate::{bucket::Terms, decision::Failure, members::REMEMBERED};
 
 /// Between beats.
 const BEAT: Duration = Duration::from_secs(1);
@@ -102,6 +102,11 @@ impl Keeper {
             let remembered = config.known.all();
             for call in lower(&config.prefix, &remembered) {
                 send(shared, &*session, told, back, call).await?;
+            }
+            // Who had lapsed is lost with the data.
+            if known.is_some() {
+                let now = Instant::now();
+                config.members.expect_all_until(now + REMEMBERED, now);
             }
         }
         // Not before: an attempt that ends half way must not forget what it was about.
