@@ -92,3 +92,14 @@ fn what_was_paid_is_not_forgotten_with_the_data() {
     plan.delay = (3, 8);
     holds(&plan);
 }
+
+/// Two are cut off before they are heard of on a Redis that has lost its data: nobody there sees
+/// that they have lapsed.
+#[test]
+fn who_is_not_back_on_an_empty_redis_is_expected() {
+    let faults = [
+        (5_291, 128, 5, Kind::Down(Data::Lost)),
+        (5_420, 30_000, 2, Kind::HalfOpen),
+    ];
+    holds(&plan(5, vec![ASKS], &faults));
+}
