@@ -1,12 +1,13 @@
 //! What must hold of every run, and by how much it was missed or kept.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{collections::BTreeSet, time::Duration};
 
 use super::{
     load::Admitted,
-    plan::{Fault, Kind, Limit, Plan, Role},
+    plan::{Data, Fault, Kind, Limit, Plan, Role},
     run::Story,
 };
+use crate::bucket::Terms;
 
 const REDIS_TIMEOUT: Duration = Duration::from_millis(100);
 
@@ -109,24 +110,39 @@ fn slack(plan: &Plan, limit: usize) -> f64 {
     1e-6 + rate * 0.1 + held * plan.busy as f64
 }
 
-/// The bound that section 6 of the design states.
-fn stated(plan: &Plan, fault: &Fault, limit: usize) -> f64 {
+/// The bound that section 6 of the design states, of one fault.
+fn stated(plan: &Plan, index: usize, limit: usize) -> f64 {
+    let fault = &plan.faults[index];
     let n = plan.processes as f64;
-    let (cap, rate) = (plan.limits[limit].capacity, plan.limits[limit].rate);
+    let Limit { capacity, rate, .. } = plan.limits[limit];
     let largest = plan.largest(limit);
-    let promised = plan.promised(limit);
-    let start = (1.0 - 1.0 / n) * (cap + promised) + (n * largest - cap).max(0.0);
+    let full = capacity + plan.promised(limit);
+    let start = (1.0 - 1.0 / n) * full + (n * largest - capacity).max(0.0);
     let part = fault.meet as f64 / n;
     let unheard = part * rate * 4.0;
     let lasts = fault.lasts.as_secs_f64();
+    // Nobody misses those who were never met, or who are forgotten with a key that only they
+    // would write again; nor who comes back again and again.
+    let forgotten = index > 0 && {
+        let before = &plan.faults[index - 1];
+        before.kind == Kind::Evicted && fault.at - before.at < Duration::from_secs(2)
+    };
+    let unseen = fault.at.is_zero() || forgotten || matches!(fault.kind, Kind::Slow(_));
+    // What was charged since the last beat may be lost without a sign.
+    let old = |data| {
+        if matches!(data, Data::Old(_)) {
+            full
+        } else {
+            0.0
+        }
+    };
     match fault.kind {
-        Kind::ClockSet(ms) => (rate * f64::from(ms.max(0)) / 1e3).min(cap + promised),
+        Kind::ClockSet(ms) => (rate * f64::from(ms.max(0)) / 1e3).min(full),
         Kind::Dies => 0.0,
-        Kind::Evicted => cap + promised,
+        Kind::Evicted => full,
+        Kind::Down(data) | Kind::Flaps(_, data) => start + rate * 0.2 + old(data),
         _ if fault.meet == plan.processes => start + rate * 0.2,
-        // Who was never met is not missed, nor who comes back again and again.
-        Kind::Slow(_) => start + unheard + part * rate * lasts,
-        _ if fault.at.is_zero() => start + unheard + part * rate * lasts,
+        _ if unseen => start + unheard + part * rate * lasts,
         _ => start + unheard + part * rate * (lasts - 60.0).max(0.0),
     }
 }
@@ -141,7 +157,10 @@ fn may_lack(plan: &Plan, limit: usize, faults: Option<(usize, usize)>) -> Option
     let (rate, largest) = (plan.limits[limit].rate, plan.largest(limit));
     let calm = largest + 1.0 + 0.5 * rate;
     // Of each process: what is in flight, and what its share held when it was no longer asked.
-    let in_flight = roles.map(Role::cost).sum::<f64>() + largest;
+    let mut in_flight = roles.map(Role::cost).sum::<f64>() + largest;
+    if plan.limits[limit].strict {
+        in_flight += largest;
+    }
     // Whoever died before is missed for a minute.
     let (first, last) = faults.unwrap_or_default();
     let until = if faults.is_some() {
@@ -192,10 +211,7 @@ pub(super) fn show(plan: &Plan, story: &Story) -> Vec<Shown> {
             }
             let allowed = match faults {
                 None => 0.0,
-                Some((first, last)) => plan.faults[first..=last]
-                    .iter()
-                    .map(|fault| stated(plan, fault, limit))
-                    .sum(),
+                Some((first, last)) => (first..=last).map(|fault| stated(plan, fault, limit)).sum(),
             };
             shown.push(Shown {
                 limit,
@@ -294,12 +310,45 @@ fn shares(plan: &Plan, story: &Story, wrong: &mut Vec<String>) {
 
 /// What memory granted is charged, and charged once.
 fn payments(plan: &Plan, story: &Story, wrong: &mut Vec<String>) {
-    let mut paid = BTreeMap::new();
+    let unkept = |fault: &Fault| matches!(fault.kind, Kind::Dies | Kind::ClockSet(_));
+    if !plan.keeps_data() || plan.faults.iter().any(unkept) {
+        return;
+    }
+    let mut seen = BTreeSet::new();
     for payment in &story.paid {
-        let seen = paid.entry((&payment.limiter, &payment.number)).or_insert(0);
-        *seen += 1;
-        if *seen > 1 && plan.keeps_data() {
+        if !seen.insert((&payment.limiter, &payment.number)) {
             wrong.push(format!("paid twice: {payment:?}"));
+        }
+    }
+    let ([limit], true) = (&plan.limits[..], plan.roles.iter().all(Role::is_plain)) else {
+        return;
+    };
+    let share = Terms::new(limit.capacity, limit.rate).share(plan.processes as f64);
+    let largest = plan.largest(0);
+    for (process, name) in story.names.iter().enumerate() {
+        let granted = |from: Duration, until: Duration| {
+            let its = story.record.admitted.iter().filter(|event| {
+                event.process == process && event.degraded && event.at >= from && event.at < until
+            });
+            its.map(|event| event.tokens).sum::<f64>()
+        };
+        let its = story.paid.iter().filter(|paid| paid.limiter == *name);
+        let paid: f64 = its.map(|paid| paid.tokens).sum();
+        // Those who still slept at the end were charged, and did not go.
+        let asleep = plan.promised(0);
+        let most = granted(Duration::ZERO, plan.length) + asleep;
+        if paid > most + 1e-6 {
+            wrong.push(format!("paid too much: {paid} of {most} by {process}"));
+        }
+        // What has refilled meanwhile is not charged: a share lacks at most its capacity.
+        let spells = story.record.spells.iter();
+        let owed = spells
+            .filter(|spell| spell.process == process)
+            .filter_map(|spell| Some(granted(spell.from, spell.until?)))
+            .map(|granted| (granted.min(share.cap) - 2.0 * largest).max(0.0));
+        let owed: f64 = owed.sum();
+        if paid < owed - 1e-6 {
+            wrong.push(format!("paid too little: {paid} of {owed} by {process}"));
         }
     }
 }

@@ -30,6 +30,8 @@ const AFTERGLOW: Duration = Duration::from_secs(30);
 pub(super) struct Story {
     pub(super) record: Record,
     pub(super) paid: Vec<Paid>,
+    /// By which name each process pays.
+    pub(super) names: Vec<String>,
     /// When a process died.
     pub(super) died: BTreeMap<usize, Duration>,
     /// Tasks that did not end.
@@ -52,6 +54,7 @@ pub(super) fn run(plan: &Plan) -> Story {
 }
 
 struct Process {
+    name: String,
     limiter: Option<Limiter>,
     tasks: Vec<JoinHandle<()>>,
 }
@@ -69,7 +72,8 @@ impl Process {
         if plan.hinted {
             builder = builder.replicas(plan.processes as u32);
         }
-        let limiter = builder.connected_by(server.connector(process), rng.next());
+        let seed = rng.next();
+        let limiter = builder.connected_by(server.connector(process), seed);
         let mut tasks = Vec::new();
         let changes = limiter.health_changes();
         tasks.push(tokio::spawn(watch(changes, process, record.clone(), start)));
@@ -95,6 +99,7 @@ impl Process {
             }));
         }
         Self {
+            name: format!("{seed:016x}"),
             limiter: Some(limiter),
             tasks,
         }
@@ -158,6 +163,8 @@ async fn tell(plan: Arc<Plan>) -> Story {
         .iter()
         .filter_map(|process| process.limiter.as_ref());
     let scopes_held = held.map(Limiter::scopes_held).max().unwrap_or_default();
+    let names = processes.iter().map(|process| process.name.clone());
+    let names = names.collect();
     drop(processes);
     sleep(AFTERGLOW).await;
     serving.abort();
@@ -168,6 +175,7 @@ async fn tell(plan: Arc<Plan>) -> Story {
     Story {
         record,
         paid,
+        names,
         died,
         tasks_left,
         scopes_held,

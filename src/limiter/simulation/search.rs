@@ -1,109 +1,154 @@
 //! Random plans.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, fmt, thread};
 
 use super::{
-    invariants::{show, violations},
-    plan::Plan,
+    invariants::{Shown, show, violations},
+    plan::{Kind, Plan},
     run::run,
     shrink::shrink,
 };
 use crate::bucket::law::{seed, sequences};
 
-/// The worst of one kind of fault, over and under, in capacities.
+/// The worst of one kind of fault, over and under, in capacities, and by which seed.
 #[derive(Debug, Default)]
 struct Worst {
-    runs: u32,
-    excess: f64,
+    parts: u32,
+    over: (f64, u64),
     of_allowed: f64,
-    excess_seed: u64,
-    shortfall: f64,
-    shortfall_seed: u64,
+    under: (f64, u64),
+}
+
+impl Worst {
+    fn see(&mut self, shown: &Shown, capacity: f64, seed: u64) {
+        self.parts += 1;
+        self.of_allowed = self.of_allowed.max(shown.excess / shown.allowed);
+        let over = shown.excess / capacity;
+        if over > self.over.0 {
+            self.over = (over, seed);
+        }
+        let under = shown.shortfall / capacity;
+        if shown.may_lack.is_some() && under > self.under.0 {
+            self.under = (under, seed);
+        }
+    }
+
+    fn join(&mut self, other: Self) {
+        self.parts += other.parts;
+        self.of_allowed = self.of_allowed.max(other.of_allowed);
+        if other.over.0 > self.over.0 {
+            self.over = other.over;
+        }
+        if other.under.0 > self.under.0 {
+            self.under = other.under;
+        }
+    }
+}
+
+impl fmt::Display for Worst {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self {
+            parts,
+            over: (over, over_seed),
+            of_allowed,
+            under: (under, under_seed),
+        } = self;
+        write!(
+            f,
+            "{parts:6} {over:7.2} {of_allowed:7.2} {under:7.2}   {over_seed} {under_seed}"
+        )
+    }
+}
+
+#[derive(Default)]
+struct Seen {
+    table: BTreeMap<String, Worst>,
+    decided: usize,
+    broken: Vec<(Plan, Vec<String>)>,
+}
+
+/// What a part of a run is about: one kind of fault, met by all or by some.
+fn name(plan: &Plan, shown: &Shown) -> String {
+    let Some((first, last)) = shown.faults else {
+        return "none".to_owned();
+    };
+    if first < last {
+        return "several".to_owned();
+    }
+    let fault = &plan.faults[first];
+    let some = match fault.kind {
+        Kind::Dies => "",
+        _ if fault.meet < plan.processes => ", by some",
+        _ if plan.busy < plan.processes => ", one busy",
+        _ => "",
+    };
+    format!("{}{some}", fault.kind.name())
+}
+
+fn search(seeds: impl Iterator<Item = u64>) -> Seen {
+    let mut seen = Seen::default();
+    for seed in seeds {
+        let plan = Plan::random(seed);
+        let story = run(&plan);
+        seen.decided += story.record.decided.len();
+        for shown in show(&plan, &story) {
+            let worst = seen.table.entry(name(&plan, &shown)).or_default();
+            worst.see(&shown, plan.limits[shown.limit].capacity, seed);
+        }
+        let wrong = violations(&plan, &story);
+        if !wrong.is_empty() {
+            seen.broken.push((plan, wrong));
+        }
+    }
+    seen
 }
 
 #[test]
 fn every_rule_holds_in_random_outages() {
     let (first, count) = (seed(), sequences(200, 10_000));
     println!("THROTTLE_SEED={first}");
-    let mut table: BTreeMap<&str, Worst> = BTreeMap::new();
-    let mut failed = 0;
-    let mut decided = 0;
-    for sequence in 0..count {
-        let seed = first.wrapping_add(sequence);
-        let plan = Plan::random(seed);
-        let story = run(&plan);
-        for shown in show(&plan, &story) {
-            let name = match shown.faults {
-                None => "none",
-                Some((first, last)) if first == last => plan.faults[first].kind.name(),
-                Some(_) => "several",
-            };
-            let worst = table.entry(name).or_default();
-            worst.runs += 1;
-            let cap = plan.limits[shown.limit].capacity;
-            if shown.excess / cap > worst.excess {
-                worst.excess = shown.excess / cap;
-                worst.excess_seed = seed;
-            }
-            worst.of_allowed = worst.of_allowed.max(shown.excess / shown.allowed);
-            let all = plan.busy == plan.processes;
-            if all && shown.shortfall / cap > worst.shortfall {
-                worst.shortfall = shown.shortfall / cap;
-                worst.shortfall_seed = seed;
-            }
-        }
-        decided += story.record.decided.len();
-        let wrong = violations(&plan, &story);
-        if !wrong.is_empty() {
-            failed += 1;
-            if failed == 1 {
-                let smallest = shrink(&plan, &wrong[0]);
-                println!("The smallest that breaks it:\n{smallest}");
-                for wrong in violations(&smallest, &run(&smallest)) {
-                    println!("  WRONG {wrong}");
-                }
-            }
-            println!("THROTTLE_SEED={seed} THROTTLE_SEQUENCES=1 repeats it\n{plan}");
-            for wrong in wrong.iter().take(5) {
-                println!("  WRONG {wrong}");
-            }
+    let threads = thread::available_parallelism().map_or(1, |threads| threads.get().min(8));
+    let parts = thread::scope(|scope| {
+        let handles: Vec<_> = (0..threads)
+            .map(|thread| {
+                let seeds = (0..count).skip(thread).step_by(threads);
+                scope.spawn(move || search(seeds.map(|n| first.wrapping_add(n))))
+            })
+            .collect();
+        let join = |handle: thread::ScopedJoinHandle<'_, Seen>| handle.join().expect("no panic");
+        handles.into_iter().map(join).collect::<Vec<_>>()
+    });
+    let mut seen = Seen::default();
+    for part in parts {
+        seen.decided += part.decided;
+        seen.broken.extend(part.broken);
+        for (name, worst) in part.table {
+            seen.table.entry(name).or_default().join(worst);
         }
     }
-    println!("{decided} decided");
-    for (name, worst) in table {
-        println!("{name:20} {worst:?}");
+    println!(
+        "{count} runs, {} decisions; the worst, in capacities:",
+        seen.decided
+    );
+    println!("{:28} parts    over of bound under   seeds", "");
+    for (name, worst) in &seen.table {
+        println!("{name:28} {worst}");
     }
-    assert_eq!(failed, 0);
-}
-
-/// For looking at one run: what was decided, in order.
-#[test]
-fn scratch() {
-    let Ok(_) = std::env::var("SCRATCH") else {
-        return;
-    };
-    let plan = Plan::random(seed());
-    let story = run(&plan);
-    println!("{plan}");
-    for event in &story.record.admitted {
-        println!(
-            "{:.3} p{} limit {} {} {}",
-            event.at.as_secs_f64(),
-            event.process,
-            event.limit,
-            event.tokens,
-            if event.degraded { "deg" } else { "" }
+    seen.broken.sort_by_key(|(plan, _)| plan.seed);
+    for (plan, wrong) in &seen.broken {
+        let seed = plan.seed;
+        println!("THROTTLE_SEED={seed} THROTTLE_SEQUENCES=1 repeats it\n{plan}");
+        for wrong in wrong.iter().take(5) {
+            println!("  {wrong}");
+        }
+    }
+    if let Some((plan, wrong)) = seen.broken.first() {
+        let smallest = shrink(plan, &wrong[0]);
+        println!("The smallest that breaks it:\n{smallest}");
+        let broken = violations(&smallest, &run(&smallest));
+        panic!(
+            "{} of {count} runs break a rule: {broken:#?}",
+            seen.broken.len()
         );
     }
-    for d in &story.record.decided {
-        println!(
-            "D {:.3} p{} took {:?} max {:?} {}",
-            d.at.as_secs_f64(),
-            d.process,
-            d.took,
-            d.max_wait,
-            d.admitted
-        );
-    }
-    println!("{:?} {:?}", story.paid, story.record.spells);
 }
