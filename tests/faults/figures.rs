@@ -104,7 +104,11 @@ impl Figures {
                     false => 0,
                 };
                 // A turn may be missed by a pause of the process, and asked for again.
-                self.overdue += usize::from(took > wait + REDIS_TIMEOUT + 400 * MS);
+                if took > wait + REDIS_TIMEOUT + 400 * MS {
+                    self.overdue += 1;
+                    let (name, asked) = (SCOPES[scope].name, (asked - first.from) / MS);
+                    println!("hung: {name}, asked at {asked} ms, {} ms: {outcome:?}", took / MS);
+                }
                 if SCOPES[scope].waits || asked + took < first.from {
                     continue;
                 }

@@ -77,8 +77,8 @@ pub(super) fn rows() -> Vec<Row> {
         }),
         row(
             "split",
-            "replies in pieces of 3 bytes, for 2 s",
-            |stage, _| spoil(stage, 2.0, |proxy| proxy.split(3)).boxed(),
+            "replies in pieces of 40 bytes, for 2 s",
+            |stage, _| spoil(stage, 2.0, |proxy| proxy.split(40)).boxed(),
         )
         .expect(CALM),
         row("reset", "links reset", |stage, _| {
