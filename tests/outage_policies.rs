@@ -23,7 +23,11 @@ fn limiter(server: &RedisServer, fallback: Fallback) -> Limiter {
 }
 
 /// The answer to one request to a service under this layer.
-async fn answer(limiter: &Limiter, max_wait: Duration, content_type: &'static str) -> Response<()> {
+async fn request(
+    limiter: &Limiter,
+    max_wait: Duration,
+    content_type: &'static str,
+) -> Response<()> {
     let inner = service_fn(async |_: Request<()>| Ok::<_, Infallible>(Response::new(())));
     let layer = RateLimitLayer::new(limiter, API)
         .respond_http()
@@ -56,10 +60,10 @@ async fn closed_refuses_everybody_and_says_why() {
         assert!(Rejected::find(&refused).is_some());
     }
     for max_wait in [Duration::ZERO, SECOND] {
-        let answer = answer(&limiter, max_wait, "text/plain").await;
+        let answer = request(&limiter, max_wait, "text/plain").await;
         assert_eq!(answer.status(), StatusCode::SERVICE_UNAVAILABLE);
         assert!(!answer.headers().contains_key("retry-after"));
-        let answer = answer(&limiter, max_wait, "application/grpc").await;
+        let answer = request(&limiter, max_wait, "application/grpc").await;
         // UNAVAILABLE, in gRPC's numbers.
         assert_eq!(answer.status(), StatusCode::OK);
         assert_eq!(answer.headers()["grpc-status"], "14");
@@ -67,7 +71,7 @@ async fn closed_refuses_everybody_and_says_why() {
     // Nobody was admitted: nothing is to be paid.
     server.restart().await;
     let back = async {
-        while answer(&limiter, SECOND, "text/plain").await.status() != StatusCode::OK {
+        while request(&limiter, SECOND, "text/plain").await.status() != StatusCode::OK {
             tokio::time::sleep(SECOND / 100).await;
         }
     };
@@ -95,7 +99,7 @@ async fn open_lets_everybody_pass_and_pays_nothing() {
             1 => permit.settle(50.0),
             _ => {}
         }
-        let answer = answer(&limiter, (n % 2) * SECOND, "text/plain").await;
+        let answer = request(&limiter, (n % 2) * SECOND, "text/plain").await;
         assert_eq!(answer.status(), StatusCode::OK);
     }
     server.restart().await;
@@ -112,7 +116,7 @@ async fn one_closed_scope_among_others() {
     let login = PLENTY.fallback(Fallback::Closed);
     limiter.try_acquire(&login).await.expect("Redis decides");
     server.kill9();
-    assert_eq!(answer(&limiter, SECOND, "text/plain").await.status(), 200);
+    assert_eq!(request(&limiter, SECOND, "text/plain").await.status(), 200);
     let inner = service_fn(async |_: Request<()>| Ok::<_, Infallible>(Response::new(())));
     let service = ServiceBuilder::new()
         .layer(RateLimitLayer::new(&limiter, [API, login]))
