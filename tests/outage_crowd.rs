@@ -105,6 +105,12 @@ impl Crowd {
     }
 }
 
+/// Patient, so that the freeze alone is what they meet.
+fn limiter(server: &RedisServer) -> Limiter {
+    let builder = Limiter::builder().redis(server.url());
+    builder.redis_timeout(SECOND / 2).build().expect("a URL")
+}
+
 async fn warm(limiter: &Limiter) {
     let permit = limiter.try_acquire(PLENTY).await.expect("plenty");
     assert!(!permit.is_degraded());
@@ -114,12 +120,7 @@ async fn warm(limiter: &Limiter) {
 async fn asleep_with_promised_turns() {
     let server = RedisServer::start().await;
     let before = tasks();
-    let limiter = Limiter::builder()
-        .redis(server.url())
-        // So that the freeze alone is what they meet.
-        .redis_timeout(SECOND / 2)
-        .build()
-        .expect("a URL");
+    let limiter = limiter(&server);
     warm(&limiter).await;
     let api = Quota::per_second(5_000.0).burst(1.0).scope("api");
     let crowd = Crowd::asks(&limiter, |_| api.clone(), 10 * SECOND);
@@ -147,7 +148,7 @@ async fn asleep_with_promised_turns() {
 async fn queued_and_in_flight() {
     let server = RedisServer::start().await;
     let before = tasks();
-    let limiter = Limiter::redis(&server.url()).expect("a URL");
+    let limiter = limiter(&server);
     warm(&limiter).await;
     // Half of them by one scope, half by one each: some hundred calls.
     let one = Quota::per_second(1_000.0).burst(3_000.0).scope("one");
@@ -179,7 +180,7 @@ async fn queued_and_in_flight() {
 async fn given_up_while_it_is_frozen() {
     let server = RedisServer::start().await;
     let before = tasks();
-    let limiter = Limiter::redis(&server.url()).expect("a URL");
+    let limiter = limiter(&server);
     warm(&limiter).await;
     let api = Quota::per_day(1.0).burst(2.0 * CROWD as f64).scope("api");
     server.freeze();

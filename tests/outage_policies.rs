@@ -18,8 +18,12 @@ const SECOND: Duration = Duration::from_secs(1);
 const API: Scope = Quota::per_day(1.0).burst(100.0).scope("api");
 
 fn limiter(server: &RedisServer, fallback: Fallback) -> Limiter {
-    let builder = Limiter::builder().redis(server.url()).fallback(fallback);
-    builder.build().expect("a URL")
+    Limiter::builder()
+        .redis(server.url())
+        .redis_timeout(SECOND)
+        .fallback(fallback)
+        .build()
+        .expect("a URL")
 }
 
 /// The answer to one request to a service under this layer.

@@ -101,6 +101,11 @@ impl Proxy {
         self.accepted.load(Ordering::Relaxed)
     }
 
+    /// The mode, which some modes change by themselves.
+    pub fn mode(&self) -> Mode {
+        *self.mode.borrow()
+    }
+
     /// Changes the mode, for live connections too.
     pub fn set(&self, mode: Mode) {
         assert_ne!(mode, Mode::Split(0), "a piece has at least one byte");
