@@ -161,7 +161,9 @@ impl Observer {
             }
             ends.is_some()
         });
-        self.advised().clear();
+        if ends.is_some() {
+            self.advised().clear();
+        }
         ends.map(Transition::Back)
     }
 
