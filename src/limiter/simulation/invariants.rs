@@ -88,6 +88,9 @@ pub(super) struct Shown {
     pub(super) excess: f64,
     pub(super) allowed: f64,
     pub(super) shortfall: f64,
+    /// What an outage of all may exceed where all processes know the same: far less than what
+    /// is stated for the worst case.
+    pub(super) even: Option<f64>,
     /// None where the load does not always ask for all that there is.
     pub(super) may_lack: Option<f64>,
 }
@@ -147,10 +150,37 @@ fn stated(plan: &Plan, index: usize, limit: usize) -> f64 {
     }
 }
 
+/// A tenth of the capacity and a token, where all know what was left when Redis went.
+fn even(plan: &Plan, limit: usize, (first, last): (usize, usize)) -> Option<f64> {
+    let n = plan.processes as f64;
+    let Limit { capacity, rate, .. } = plan.limits[limit];
+    let mut allowed = 1.0 + rate * 0.1;
+    if !plan.is_even(limit) || capacity < n * plan.largest(limit) {
+        return None;
+    }
+    for fault in &plan.faults[first..=last] {
+        let short = match fault.kind {
+            // All that was charged since may be lost, and nobody knows.
+            Kind::Evicted | Kind::ClockSet(_) | Kind::Dies => return None,
+            Kind::Down(Data::Old(_)) | Kind::Flaps(_, Data::Old(_)) => return None,
+            _ if fault.meet < plan.processes || fault.at.is_zero() => return None,
+            Kind::Flaps(..) => true,
+            _ => fault.lasts < Duration::from_secs(4),
+        };
+        allowed += 0.1 * capacity;
+        if short {
+            // Those who come back last still count as alive for those who are first.
+            allowed += (1.0 - 1.0 / n) * rate;
+        }
+    }
+    Some(allowed)
+}
+
 /// How many tokens may have been taken and not used, or not been there to be taken.
 fn may_lack(plan: &Plan, limit: usize, faults: Option<(usize, usize)>) -> Option<f64> {
     let roles = plan.roles.iter().filter(|role| role.concerns(limit));
-    if plan.busy < plan.processes || !roles.clone().all(Role::is_plain) {
+    let (first, last) = faults.unwrap_or_default();
+    if !plan.is_even(limit) || (first == 0 && !plan.lull.is_zero()) {
         return None;
     }
     let n = plan.processes as f64;
@@ -162,7 +192,6 @@ fn may_lack(plan: &Plan, limit: usize, faults: Option<(usize, usize)>) -> Option
         in_flight += largest;
     }
     // Whoever died before is missed for a minute.
-    let (first, last) = faults.unwrap_or_default();
     let until = if faults.is_some() {
         last + 1
     } else {
@@ -219,6 +248,7 @@ pub(super) fn show(plan: &Plan, story: &Story) -> Vec<Shown> {
                 excess: excess(&admitted, (cap, rate), from, to),
                 allowed: allowed + slack(plan, limit),
                 shortfall: shortfall(&admitted, rate, from, to),
+                even: faults.and_then(|faults| even(plan, limit, faults)),
                 may_lack: may_lack(plan, limit, faults),
             });
         };
@@ -259,6 +289,9 @@ pub(super) fn violations(plan: &Plan, story: &Story) -> Vec<String> {
     for shown in show(plan, story) {
         if shown.excess > shown.allowed {
             wrong.push(format!("too much: {shown:?}"));
+        }
+        if shown.even.is_some_and(|even| shown.excess > even) {
+            wrong.push(format!("too much for an even load: {shown:?}"));
         }
         if shown.may_lack.is_some_and(|may| shown.shortfall > may) {
             wrong.push(format!("too little: {shown:?}"));

@@ -82,6 +82,14 @@ impl Caller {
     /// Whoever asks comes again at once, or when it was told to: all that there is is spent.
     fn pause(&mut self, retry_after: Option<Duration>) -> Duration {
         let jitter = Duration::from_millis(u64::from(1 + self.rng.below(10)));
+        let quiet = self.plan.quiet();
+        let now = self.start.elapsed();
+        if quiet.contains(&now) {
+            let rate = self.plan.limits[0].rate;
+            let tasks = self.plan.busy * self.plan.roles.len();
+            let pause = Duration::from_secs_f64(4.0 * tasks as f64 / rate);
+            return pause.mul_f64(0.5 + self.rng.part()).min(quiet.end - now) + jitter;
+        }
         match (self.role, retry_after) {
             (Role::Asks(..), None) => jitter,
             (_, Some(retry_after)) => retry_after.min(LONGEST_PAUSE) + jitter,

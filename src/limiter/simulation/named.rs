@@ -34,6 +34,7 @@ fn plan(processes: usize, roles: Vec<Role>, faults: &[(u64, u64, usize, Kind)]) 
         roles,
         busy: processes,
         faults,
+        lull: Duration::ZERO,
         length: last.unwrap_or_default() + ms(9_000),
     }
 }

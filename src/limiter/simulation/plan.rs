@@ -24,6 +24,8 @@ pub(super) struct Plan {
     /// How many of the processes do it; the others do nothing but connect.
     pub(super) busy: usize,
     pub(super) faults: Vec<Fault>,
+    /// For so long before the first fault hardly anybody asks, and buckets fill.
+    pub(super) lull: Duration,
     pub(super) length: Duration,
 }
 
@@ -197,7 +199,7 @@ impl Plan {
         let processes = 1 + rng.below(5) as usize;
         let limit = |rng: &mut Rng, strict| {
             let rate = rng.pick(&[4.0, 8.0, 16.0]);
-            let capacity = rate * rng.pick(&[0.25, 0.5, 1.0, 2.0]);
+            let capacity = rate * rng.pick(&[0.25, 0.5, 1.0, 2.0, 4.0]);
             Limit {
                 capacity,
                 rate,
@@ -218,8 +220,13 @@ impl Plan {
             limits,
             busy: if rng.percent(80) { processes } else { 1 },
             faults: Vec::new(),
+            lull: Duration::ZERO,
             length: Duration::ZERO,
         };
+        if rng.percent(40) {
+            let Limit { capacity, rate, .. } = plan.limits[0];
+            plan.lull = Duration::from_secs_f64((0.2 + 0.6 * rng.part()) * capacity / rate);
+        }
         let mut at = match rng.below(6) {
             0 => 0,
             _ => 2_000 + rng.below(4_000),
@@ -271,6 +278,19 @@ impl Plan {
             .sum()
     }
 
+    /// When hardly anybody asks.
+    pub(super) fn quiet(&self) -> std::ops::Range<Duration> {
+        let first = self.faults.first().map_or(self.length, |fault| fault.at);
+        first.saturating_sub(self.lull)..first
+    }
+
+    /// Whether all processes ask for all there is of this limit, or all rest together, and keep
+    /// what they get.
+    pub(super) fn is_even(&self, limit: usize) -> bool {
+        let mut roles = self.roles.iter().filter(|role| role.concerns(limit));
+        self.busy == self.processes && roles.all(Role::is_plain)
+    }
+
     /// Whether Redis never forgets anything.
     pub(super) fn keeps_data(&self) -> bool {
         self.faults.iter().all(|fault| match fault.kind {
@@ -316,8 +336,9 @@ impl fmt::Display for Plan {
         let (processes, busy, delay) = (self.processes, self.busy, self.delay);
         writeln!(
             f,
-            "{processes} processes ({busy} busy, {hinted}), delay {delay:?} ms, {:?}, seed {}",
-            self.length, self.seed
+            "{processes} processes ({busy} busy, {hinted}), delay {delay:?} ms, lull {:?} of {:?}, \
+             seed {}",
+            self.lull, self.length, self.seed
         )?;
         for limit in &self.limits {
             writeln!(f, "  {limit:?}")?;
