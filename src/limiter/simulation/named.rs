@@ -104,3 +104,16 @@ fn who_is_not_back_on_an_empty_redis_is_expected() {
     ];
     holds(&plan(5, vec![ASKS], &faults));
 }
+
+/// Whoever is first back cut the bucket down to its share, and the others then charged it for
+/// what they had spent: nothing was left for two seconds.
+#[test]
+fn who_comes_back_first_leaves_the_bucket_whole() {
+    let faults = [(6_000, 5_000, 5, Kind::Down(Data::Kept))];
+    let mut plan = plan(5, vec![ASKS], &faults);
+    plan.limits[0].capacity = 64.0;
+    for seed in 0..8 {
+        plan.seed = seed;
+        holds(&plan);
+    }
+}
