@@ -52,6 +52,11 @@ impl fmt::Display for Health {
     }
 }
 
+/// How many limiters of this process decide from memory because Redis cannot be asked. A count,
+/// so that one that recovers does not speak for another.
+#[cfg(feature = "metrics")]
+const DEGRADED: &str = "tower_throttle_degraded";
+
 /// Redis went, or came back.
 #[must_use]
 #[derive(Debug)]
@@ -67,7 +72,7 @@ impl Transition {
         match self {
             Self::Gone(_failure) => {
                 #[cfg(feature = "metrics")]
-                metrics::gauge!("tower_throttle_degraded").set(1.0);
+                metrics::gauge!(DEGRADED).increment(1.0);
                 #[cfg(feature = "tracing")]
                 tracing::warn!(
                     reason = %_failure.kind,
@@ -77,7 +82,7 @@ impl Transition {
             }
             Self::Back(_since) => {
                 #[cfg(feature = "metrics")]
-                metrics::gauge!("tower_throttle_degraded").set(0.0);
+                metrics::gauge!(DEGRADED).decrement(1.0);
                 #[cfg(feature = "tracing")]
                 tracing::info!(
                     away_seconds = _since.elapsed().as_secs_f64(),
@@ -94,7 +99,7 @@ pub(crate) struct Observer {
     health: watch::Sender<Health>,
     /// By kind, in the order of `FailureKind::ALL`.
     fallbacks: [AtomicU64; FailureKind::ALL.len()],
-    /// What was advised since Redis answered last.
+    /// What was advised since the last outage began.
     advised: Mutex<Vec<&'static str>>,
 }
 
@@ -148,7 +153,10 @@ impl Observer {
                 true
             }
         });
-        begins.then(|| Transition::Gone(failure.clone()))
+        begins.then(|| {
+            self.advised().clear();
+            Transition::Gone(failure.clone())
+        })
     }
 
     /// As `redis_fails`.
@@ -161,9 +169,6 @@ impl Observer {
             }
             ends.is_some()
         });
-        if ends.is_some() {
-            self.advised().clear();
-        }
         ends.map(Transition::Back)
     }
 
@@ -191,6 +196,15 @@ impl Observer {
         self.fallbacks[kind as usize].fetch_add(1, Ordering::Relaxed);
         #[cfg(feature = "metrics")]
         metrics::counter!("tower_throttle_fallback_total", "reason" => kind.label()).increment(1);
+    }
+}
+
+#[cfg(feature = "metrics")]
+impl Drop for Observer {
+    fn drop(&mut self) {
+        if matches!(self.health(), Health::Degraded { .. }) {
+            metrics::gauge!(DEGRADED).decrement(1.0);
+        }
     }
 }
 

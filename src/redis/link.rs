@@ -418,9 +418,14 @@ impl Shared {
 
     /// What a call over this connection met.
     pub(super) fn tell(&self, generation: u64, failure: Option<&Failure>) {
+        self.observe(generation, failure);
         if let Some(failure) = failure {
+            // After the transition: once in each outage.
             self.config.observer.misconfigured(failure);
         }
+    }
+
+    fn observe(&self, generation: u64, failure: Option<&Failure>) {
         let mut state = self.lock();
         let event = match failure {
             None => Event::Answered(generation),
@@ -465,7 +470,6 @@ impl Shared {
 
     /// The probe failed.
     pub(super) fn stays_down(&self, failure: Failure) {
-        self.config.observer.misconfigured(&failure);
         let mut state = self.lock();
         let transition = self.config.observer.redis_fails(&failure);
         let now = Instant::now();
@@ -475,9 +479,10 @@ impl Shared {
         if !matches!(state.stage, Stage::Down(_)) {
             state.tripped = Some(now);
         }
-        state.stage = Stage::Down(failure);
+        state.stage = Stage::Down(failure.clone());
         drop(state);
         transition.into_iter().for_each(Transition::tell);
+        self.config.observer.misconfigured(&failure);
         self.changed.send_replace(());
     }
 

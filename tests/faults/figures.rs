@@ -107,7 +107,10 @@ impl Figures {
                 if took > wait + REDIS_TIMEOUT + 400 * MS {
                     self.overdue += 1;
                     let (name, asked) = (SCOPES[scope].name, (asked - first.from) / MS);
-                    println!("hung: {name}, asked at {asked} ms, {} ms: {outcome:?}", took / MS);
+                    println!(
+                        "hung: {name}, asked at {asked} ms, {} ms: {outcome:?}",
+                        took / MS
+                    );
                 }
                 if SCOPES[scope].waits || asked + took < first.from {
                     continue;
