@@ -73,7 +73,12 @@ impl Figures {
             let (from, to) = *spell;
             (from <= last + 300 * MS && to > last && to < trace.to).then_some(to - last)
         });
-        figures.back = back.max();
+        // Where all were back before the cause was quite gone, it took no time.
+        figures.back = back
+            .max()
+            .or((figures.outages > 0 && trace.killed.is_empty())
+                .then_some(0)
+                .filter(|_| spells.iter().flatten().all(|(_, to)| *to <= last)));
         for (scope, of) in figures.scopes.iter_mut().enumerate() {
             *of = OfScope::of(trace, &spells, scope, last + figures.back.unwrap_or(0));
         }
@@ -104,7 +109,7 @@ impl Figures {
                     false => 0,
                 };
                 // A turn may be missed by a pause of the process, and asked for again.
-                if took > wait + REDIS_TIMEOUT + 400 * MS {
+                if took > wait + REDIS_TIMEOUT + 2 * SECOND {
                     self.overdue += 1;
                     let (name, asked) = (SCOPES[scope].name, (asked - first.from) / MS);
                     println!(

@@ -279,10 +279,11 @@ impl RedisServer {
         self.command::<()>(&["DEL", key]).await;
     }
 
-    /// Puts a list under this key.
+    /// Puts a list under this key, at once whatever was there.
     pub async fn set_list(&self, key: &str) {
-        self.del(key).await;
-        self.command::<()>(&["RPUSH", key, "a"]).await;
+        let made = format!("{key}.list");
+        self.command::<()>(&["RPUSH", &made, "a"]).await;
+        self.command::<()>(&["RENAME", &made, key]).await;
     }
 
     /// Puts these bytes under this key.

@@ -19,9 +19,15 @@ const PAUSE: f64 = 0.2;
 /// The buckets of the processes, in Redis.
 fn keys() -> impl Iterator<Item = String> {
     SCOPES.iter().map(|kind| {
-        let name = kind.name.replace(',', "%2C").replace(' ', "%20");
-        format!("throttle:v1:{name}:")
+        let name = kind.name.replace(',', "%2c").replace(' ', "%20");
+        format!("throttle:v1:{name}")
     })
+}
+
+/// The bucket is gone, as by an eviction.
+async fn evict(server: &RedisServer, key: &str) {
+    let gone: u32 = server.command(&["DEL", key]).await;
+    assert_eq!(gone, 1, "no bucket {key}");
 }
 
 async fn set_clock(stage: &mut Stage, ahead_s: i64) {
@@ -91,17 +97,17 @@ fn values() -> Vec<Row> {
             .boxed()
         })
         .expect(CALM),
-        // The bound that no client can beat: a capacity.
+        // The bound that no client can beat: a capacity, and what was promised.
         row("key_evicted", "a bucket's key is evicted", |stage, _| {
             async move {
                 stage.begins();
                 let server = &stage.server;
-                join_all(keys().map(async |key| server.del(&key).await)).await;
+                join_all(keys().map(async |key| evict(server, &key).await)).await;
                 stage.ends();
             }
             .boxed()
         })
-        .expect(CALM.and_over(CAPACITY)),
+        .expect(CALM.and_over(CAPACITY + IN_FLIGHT)),
         row(
             "foreign_values",
             "a bucket's key is overwritten, three times: a list, 4 bytes, NaN",
@@ -109,6 +115,10 @@ fn values() -> Vec<Row> {
                 async move {
                     stage.begins();
                     let server = &stage.server;
+                    for key in keys() {
+                        let there: u32 = server.command(&["EXISTS", &key]).await;
+                        assert_eq!(there, 1, "no bucket {key}");
+                    }
                     join_all(keys().map(async |key| server.set_list(&key).await)).await;
                     stage.sleep(PAUSE).await;
                     join_all(keys().map(async |key| server.set_bytes(&key, b"four").await)).await;
@@ -120,7 +130,7 @@ fn values() -> Vec<Row> {
                 .boxed()
             },
         )
-        .expect(CALM.and_over(3.0 * CAPACITY)),
+        .expect(CALM.and_over(3.0 * (CAPACITY + IN_FLIGHT))),
     ]
 }
 

@@ -4,8 +4,19 @@ use futures_util::future::FutureExt;
 use tower_throttle::Fallback;
 
 use super::{
-    super::stage::{PLAIN, Setup, Stage},
+    super::{
+        child::CAPACITY,
+        stage::{PLAIN, Setup, Stage},
+    },
     Expect, Length, OUTAGE, Row, row,
+};
+
+const FLAPS: f64 = 15.0;
+
+/// A share that starts empty refuses until a token has come, in each of the outages.
+const FLAPPING: Expect = Expect {
+    under: OUTAGE.under + FLAPS * 0.1 * CAPACITY,
+    ..OUTAGE
 };
 
 const KEPT: Setup = Setup {
@@ -30,7 +41,7 @@ async fn freeze(stage: &mut Stage, seconds: f64) {
 }
 
 async fn flap(stage: &mut Stage, length: Length) {
-    for _ in 0..length.of(3.0, 15.0) as usize {
+    for _ in 0..length.of(3.0, FLAPS) as usize {
         stage.begins();
         stage.server.kill9();
         stage.sleep(1.0).await;
@@ -90,12 +101,14 @@ pub(super) fn rows() -> Vec<Row> {
             "killed and restarted every 2 s for 30 s, with its data",
             |stage, length| flap(stage, length).boxed(),
         )
+        .expect(FLAPPING)
         .on(KEPT),
         row(
             "flapping_empty",
             "killed and restarted every 2 s for 30 s, empty",
             |stage, length| flap(stage, length).boxed(),
         )
+        .expect(FLAPPING)
         .core(),
         row(
             "absent_at_start",
