@@ -202,3 +202,24 @@ async fn given_up_while_it_is_frozen() {
     drop(limiter);
     until_tasks(before).await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn memory_that_an_outage_took_is_given_back() {
+    let mut server = RedisServer::start().await;
+    let limiter = Limiter::redis(&server.url()).expect("a URL");
+    let each = Quota::per_second(10.0).burst(1.0).scope("each");
+    limiter.try_acquire(each.key(0)).await.expect("one");
+    server.kill9();
+    for key in 1..20_000 {
+        limiter.try_acquire(each.key(key)).await.expect("one each");
+    }
+    assert!(limiter.scopes_held() > 1_000, "{}", limiter.scopes_held());
+    server.restart().await;
+    let forgotten = async {
+        while limiter.scopes_held() > 0 {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    let forgotten = tokio::time::timeout(Duration::from_secs(20), forgotten).await;
+    assert!(forgotten.is_ok(), "{} are held", limiter.scopes_held());
+}

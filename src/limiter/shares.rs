@@ -92,6 +92,10 @@ impl crate::redis::Books for Shares {
         Shares::correct(self, scope, tokens);
     }
 
+    fn tidy(&self, turn: usize) {
+        self.memory.tidy(turn);
+    }
+
     fn owes(&self) -> bool {
         self.memory.owes()
     }

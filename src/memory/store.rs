@@ -23,6 +23,9 @@ const SMALLEST_SWEEP: usize = 64;
 /// A shard at the limit of the store is not swept more often than this.
 const SWEEP_PAUSE_US: f64 = 1_000_000.0;
 
+/// In so many turns of `tidy` all shards are swept.
+const TURNS: usize = 8;
+
 /// Names that get an overflow bucket of their own.
 const OVERFLOW_NAMES: usize = 1_024;
 
@@ -426,28 +429,41 @@ impl MemoryStore {
         let at_limit = self.scopes.load(Ordering::Relaxed) >= self.max_scopes;
         let due = shard.table.len() >= shard.sweep_at.max(SMALLEST_SWEEP);
         if due || (at_limit && now - shard.swept >= SWEEP_PAUSE_US) {
-            let before = shard.table.len();
-            let mut overflow_gone = 0;
-            shard.table.retain(|entry| {
-                let keep = !entry.is_full(now);
-                overflow_gone += usize::from(!keep && entry.id.first() == Some(&OVERFLOW_MARK));
-                keep
-            });
-            let gone = before - shard.table.len();
-            self.scopes
-                .fetch_sub(gone - overflow_gone, Ordering::Relaxed);
-            self.overflow_names
-                .fetch_sub(overflow_gone, Ordering::Relaxed);
-            shard.sweep_at = 2 * shard.table.len();
-            shard.swept = now;
-            if gone > shard.table.len() {
-                let hasher = &self.hasher;
-                shard
-                    .table
-                    .shrink_to(shard.sweep_at, |entry| hasher.hash_one(&*entry.id));
-            }
+            self.sweep(shard, now);
         }
         self.scopes.load(Ordering::Relaxed) < self.max_scopes
+    }
+
+    /// Drops what is full in some of the shards; in eight turns, in all of them. Where nobody
+    /// comes any more, nothing else would.
+    pub(crate) fn tidy(&self, turn: usize) {
+        let now = self.clock.now_us();
+        for shard in (turn % TURNS..SHARDS).step_by(TURNS) {
+            self.sweep(&mut self.lock(shard), now);
+        }
+    }
+
+    fn sweep(&self, shard: &mut Shard, now: f64) {
+        let before = shard.table.len();
+        let mut overflow_gone = 0;
+        shard.table.retain(|entry| {
+            let keep = !entry.is_full(now);
+            overflow_gone += usize::from(!keep && entry.id.first() == Some(&OVERFLOW_MARK));
+            keep
+        });
+        let gone = before - shard.table.len();
+        self.scopes
+            .fetch_sub(gone - overflow_gone, Ordering::Relaxed);
+        self.overflow_names
+            .fetch_sub(overflow_gone, Ordering::Relaxed);
+        shard.sweep_at = 2 * shard.table.len();
+        shard.swept = now;
+        if gone > shard.table.len() {
+            let hasher = &self.hasher;
+            shard
+                .table
+                .shrink_to(shard.sweep_at, |entry| hasher.hash_one(&*entry.id));
+        }
     }
 
     fn insert<'a>(
@@ -553,6 +569,21 @@ mod tests {
             );
         }
         assert_eq!(store.overflowed(), 0);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn in_so_many_turns_all_that_is_full_is_forgotten() {
+        let store = MemoryStore::new(1_000_000);
+        let (fast, slow) = (Terms::new(1.0, 10.0), Terms::new(1.0, 0.001));
+        for key in 0..10_000 {
+            assert!(take(&store, key, if key < 10 { slow } else { fast }));
+        }
+        tokio::time::advance(Duration::from_secs(1)).await;
+        assert!(store.scopes() > 1_000);
+        for turn in 5..5 + TURNS {
+            store.tidy(turn);
+        }
+        assert_eq!(store.scopes(), 10);
     }
 
     #[tokio::test(start_paused = true)]

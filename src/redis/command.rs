@@ -30,6 +30,8 @@ pub(crate) trait Wire: Send + Sync + 'static {
 pub(crate) trait Books: Send + Sync + 'static {
     /// Redis was not told of a correction: tokens charged, or, below zero, given back.
     fn correct(&self, scope: &Scope, tokens: f64);
+    /// Forgets some of what has refilled; in some turns, all of it.
+    fn tidy(&self, turn: usize);
     /// Whether anything is to be charged to Redis.
     fn owes(&self) -> bool;
     /// What is to be charged; from here on it is no longer in the books.

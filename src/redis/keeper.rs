@@ -124,6 +124,7 @@ impl Keeper {
     /// Beats until the connection fails, or the limiter is gone: then false.
     async fn keep(&self, live: &Live) -> bool {
         let mut gone = live.gone.subscribe();
+        let mut turn = 0;
         loop {
             // What memory granted between the last payment and the first call by Redis, and
             // what it granted because Redis was too slow for some.
@@ -133,6 +134,10 @@ impl Keeper {
                 if let Err(failure) = self.pay(&shared, &*live.session, epoch, back).await {
                     shared.tell(live.generation, Some(&failure));
                 }
+                // Memory that an outage took is not needed once what is owed is paid.
+                shared.config.books.tidy(turn);
+                shared.config.known.tidy(turn);
+                turn += 1;
             }
             tokio::select! {
                 biased;

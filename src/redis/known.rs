@@ -27,6 +27,9 @@ const TRUSTED: Duration = Duration::from_secs(1);
 
 const SMALLEST_SWEEP: usize = 64;
 
+/// In so many turns of `tidy` all shards are swept.
+const TURNS: usize = 8;
+
 /// The last known level of each bucket that is not full, as far as there is room.
 ///
 /// A reply's level, refilled since its call was *sent*, is an upper bound of the level now, as
@@ -228,6 +231,15 @@ impl Known {
         Some(entry.into_mut())
     }
 
+    /// Forgets what is full in some of the shards; in eight turns, in all of them.
+    pub(super) fn tidy(&self, turn: usize) {
+        let now = self.clock.now_us();
+        for shard in self.shards.iter().skip(turn % TURNS).step_by(TURNS) {
+            let mut shard = shard.lock().unwrap_or_else(PoisonError::into_inner);
+            self.sweep(&mut shard, now);
+        }
+    }
+
     fn sweep(&self, shard: &mut Shard, now: f64) {
         let before = shard.table.len();
         shard.table.retain(|entry| {
@@ -340,6 +352,21 @@ mod tests {
         // But the level is remembered.
         let (level, _) = known.level(&id).expect("not full");
         assert!((0.001..0.002).contains(&level), "{level}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_nobody_asks_for_any_more_is_forgotten() {
+        let known = Known::new(1_000);
+        let terms = Terms::new(10.0, 10.0);
+        for key in 0..1_000 {
+            known.learn(id(key).as_bytes(), terms, (0.0, 0.0), Instant::now(), true);
+        }
+        tokio::time::advance(2 * SECOND).await;
+        for turn in 3..3 + TURNS {
+            known.tidy(turn);
+        }
+        assert_eq!(known.count.load(Ordering::Relaxed), 0);
+        assert_eq!(known.refusing.load(Ordering::Relaxed), 0);
     }
 
     #[tokio::test(start_paused = true)]
