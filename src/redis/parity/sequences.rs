@@ -300,8 +300,13 @@ async fn the_twins_agree_on_the_servers_time() {
                 // it makes no difference.
                 known.quotas.truncate(1);
             }
+            // Nor does it where the whole sequence refills at one pace.
+            let back = rng.pick(&[1.0, 1.0, 0.75, 0.0]);
             for _ in 0..4 + rng.below(12) {
-                let call = random_call(&mut rng, &known);
+                let call = Call {
+                    back,
+                    ..random_call(&mut rng, &known)
+                };
                 pipeline.add_command(command(&sha, &call));
                 calls.push((seed, call));
             }
