@@ -99,7 +99,7 @@ pub(crate) struct Observer {
     health: watch::Sender<Health>,
     /// By kind, in the order of `FailureKind::ALL`.
     fallbacks: [AtomicU64; FailureKind::ALL.len()],
-    /// What was advised since the last outage began.
+    /// What was advised since the last outage ended.
     advised: Mutex<Vec<&'static str>>,
 }
 
@@ -153,10 +153,7 @@ impl Observer {
                 true
             }
         });
-        begins.then(|| {
-            self.advised().clear();
-            Transition::Gone(failure.clone())
-        })
+        begins.then(|| Transition::Gone(failure.clone()))
     }
 
     /// As `redis_fails`.
@@ -169,6 +166,9 @@ impl Observer {
             }
             ends.is_some()
         });
+        if ends.is_some() {
+            self.advised().clear();
+        }
         ends.map(Transition::Back)
     }
 

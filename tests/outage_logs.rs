@@ -220,3 +220,24 @@ async fn a_gauge_and_counters_by_reason() {
         "{names:?}"
     );
 }
+
+#[tokio::test]
+async fn no_right_to_beat_after_a_cold_start() {
+    let mut server = RedisServer::start().await;
+    let url = as_user(&server);
+    server.kill9();
+    let (log, _guard) = Log::listen();
+    let limiter = limiter(url);
+    thousands(&limiter).await;
+    server.restart().await;
+    let rules = ["on", ">p", "~*", "+@all", "-zadd"];
+    server.acl_set_user("u", &rules).await;
+    until_back(&limiter).await;
+    let start = tokio::time::Instant::now();
+    while start.elapsed() < 5 * SECOND / 2 {
+        tokio::time::sleep(SECOND / 100).await;
+    }
+    let rights: Vec<_> = log.lines(Level::ERROR);
+    let rights = rights.iter().filter(|line| line.contains("+zadd")).count();
+    assert_eq!(rights, 1, "{:?}", log.lines(Level::ERROR));
+}

@@ -87,6 +87,8 @@ pub(super) struct Shared {
     pub(super) limiter: String,
     random: AtomicU64,
     pub(super) payments: Mutex<Payments>,
+    /// This client may not beat, and that was told.
+    may_not_beat: AtomicBool,
     /// It has said goodbye, and no longer beats.
     pub(super) left: AtomicBool,
     /// The limiter is gone.
@@ -156,6 +158,7 @@ impl Link {
                 changed: watch::Sender::new(()),
                 calm: AtomicBool::new(false),
                 payments: Mutex::default(),
+                may_not_beat: AtomicBool::new(false),
                 left: AtomicBool::new(false),
                 closed: Arc::default(),
             }),
@@ -406,10 +409,15 @@ impl Shared {
             random: self.random(),
         };
         match heartbeat.send(session, self.config.timeout).await {
-            Ok(told) => Ok(told),
+            Ok(told) => {
+                self.may_not_beat.store(false, Ordering::Relaxed);
+                Ok(told)
+            }
             // The limits are kept without it, only less well when Redis goes.
             Err(failure) if failure.single || failure.kind == FailureKind::Misconfigured => {
-                self.config.observer.misconfigured(&failure);
+                if !self.may_not_beat.swap(true, Ordering::Relaxed) {
+                    self.config.observer.misconfigured(&failure);
+                }
                 Ok(None)
             }
             Err(failure) => Err(failure),
@@ -420,7 +428,6 @@ impl Shared {
     pub(super) fn tell(&self, generation: u64, failure: Option<&Failure>) {
         self.observe(generation, failure);
         if let Some(failure) = failure {
-            // After the transition: once in each outage.
             self.config.observer.misconfigured(failure);
         }
     }
