@@ -155,7 +155,8 @@ fn even(plan: &Plan, limit: usize, (first, last): (usize, usize)) -> Option<f64>
     let n = plan.processes as f64;
     let Limit { capacity, rate, .. } = plan.limits[limit];
     let mut allowed = 1.0 + rate * 0.1;
-    if !plan.is_even(limit) || capacity < n * plan.largest(limit) {
+    // Of larger ones, one may be under way that the others have not heard of.
+    if !plan.is_even(limit) || plan.largest(limit) > 1.0 || capacity < n {
         return None;
     }
     for fault in &plan.faults[first..=last] {
@@ -219,8 +220,9 @@ fn may_lack(plan: &Plan, limit: usize, faults: Option<(usize, usize)>) -> Option
             _ => in_flight * meet,
         };
         if fault.meet < plan.processes {
-            // Until the next beats, those who come back are not yet counted.
-            lack += meet / n * rate * 2.5;
+            // Until the next beats, those who come back are not yet counted; and they are charged
+            // at most their shares, though those had been left for them.
+            lack += meet / n * (rate * 2.5 + plan.limits[limit].capacity);
         }
     }
     Some(lack)
