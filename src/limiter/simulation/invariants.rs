@@ -31,7 +31,8 @@ pub(super) fn spans(plan: &Plan, story: &Story) -> Vec<Span> {
         let from = fault.at.as_secs_f64();
         let healed = (fault.at + fault.lasts).as_secs_f64();
         let next = plan.faults.get(index + 1);
-        let next = next.map_or(end, |next| next.at.as_secs_f64());
+        // Who has nothing to ask finds out late.
+        let next = next.map_or(end, |next| next.at.as_secs_f64() + 1.0);
         let spells = story.record.spells.iter();
         let its = spells.filter(|spell| {
             let began = spell.from.as_secs_f64();
