@@ -227,6 +227,10 @@ impl Plan {
             let Limit { capacity, rate, .. } = plan.limits[0];
             plan.lull = Duration::from_secs_f64((0.2 + 0.6 * rng.part()) * capacity / rate);
         }
+        if rng.percent(25) {
+            plan.simple(rng);
+            return plan;
+        }
         let mut at = match rng.below(6) {
             0 => 0,
             _ => 2_000 + rng.below(4_000),
@@ -241,6 +245,33 @@ impl Plan {
         }
         plan.length = ms(at.max(10_000) + 9_000);
         plan
+    }
+
+    /// One outage of all, in which all know the same: what must come out is known almost to the
+    /// token.
+    fn simple(&mut self, rng: &mut Rng) {
+        self.processes = self.processes.max(2);
+        self.busy = self.processes;
+        self.limits.truncate(1);
+        self.limits[0].capacity = self.limits[0].capacity.max(self.processes as f64);
+        self.roles = vec![Role::Asks(0, 1.0)];
+        let data = rng.pick(&[Data::Kept, Data::Lost]);
+        let kinds = [
+            Kind::Down(data),
+            Kind::CutOff,
+            Kind::Frozen,
+            Kind::HalfOpen,
+            Kind::Deaf,
+            Kind::ReadOnly,
+        ];
+        let fault = Fault {
+            at: ms(5_000 + rng.below(1_000)),
+            lasts: ms(4_000 + rng.below(6_000)),
+            meet: self.processes,
+            kind: rng.pick(&kinds),
+        };
+        self.length = fault.at + fault.lasts + ms(8_000);
+        self.faults = vec![fault];
     }
 
     fn fault(&self, rng: &mut Rng, at: Duration) -> Fault {
