@@ -163,7 +163,7 @@ fn even(plan: &Plan, limit: usize, (first, last): (usize, usize)) -> Option<f64>
     for fault in &plan.faults[first..=last] {
         let short = match fault.kind {
             // All that was charged since may be lost, and nobody knows.
-            Kind::Evicted | Kind::ClockSet(_) | Kind::Dies => return None,
+            Kind::Evicted | Kind::ClockSet(_) | Kind::Dies | Kind::Slow(_) => return None,
             Kind::Down(Data::Old(_)) | Kind::Flaps(_, Data::Old(_)) => return None,
             _ if fault.meet < plan.processes || fault.at.is_zero() => return None,
             Kind::Flaps(..) => true,

@@ -264,12 +264,24 @@ impl Plan {
             Kind::Deaf,
             Kind::ReadOnly,
         ];
-        let fault = Fault {
+        let mut fault = Fault {
             at: ms(5_000 + rng.below(1_000)),
             lasts: ms(4_000 + rng.below(6_000)),
             meet: self.processes,
             kind: rng.pick(&kinds),
         };
+        match rng.below(4) {
+            // Little was spent meanwhile, so what was lost is all that counts.
+            0 => {
+                self.limits[0].capacity = 4.0 * self.limits[0].rate;
+                fault.at += ms(4_000);
+                fault.kind = rng.pick(&[Kind::Flushed, Kind::Down(Data::Lost)]);
+                fault.lasts = ms(100 + rng.below(1_000));
+            }
+            // About as slow as a call may be: payments are made and not confirmed.
+            1 => fault.kind = Kind::Slow(35 + rng.below(12)),
+            _ => {}
+        }
         self.length = fault.at + fault.lasts + ms(8_000);
         self.faults = vec![fault];
     }
