@@ -1,11 +1,12 @@
-//! What must hold of every run, and by how much it was missed or kept.
+//! What must hold of every run.
 
 use std::{collections::BTreeSet, time::Duration};
 
 use super::{
-    load::Admitted,
-    plan::{Data, Fault, Kind, Limit, Plan, Role},
+    load::Decided,
+    plan::{Fault, Kind, Limit, Plan, Role},
     run::Story,
+    windows::show,
 };
 use crate::bucket::Terms;
 
@@ -14,281 +15,10 @@ const REDIS_TIMEOUT: Duration = Duration::from_millis(100);
 /// Timers go off up to so much late.
 const TICK: Duration = Duration::from_millis(2);
 
-/// From when a fault begins to when nothing of it is left.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Span {
-    pub(super) from: f64,
-    pub(super) until: f64,
-}
-
-/// When Redis was away for anybody because of a fault, and the grace after it.
-pub(super) fn spans(plan: &Plan, story: &Story) -> Vec<Span> {
-    let end = plan.length.as_secs_f64();
-    // Turns that memory promised come afterwards.
-    let longest = plan.roles.iter().map(Role::longest_wait).max();
-    let longest = longest.unwrap_or_default().as_secs_f64();
-    let span = |(index, fault): (usize, &Fault)| {
-        let from = fault.at.as_secs_f64();
-        let healed = (fault.at + fault.lasts).as_secs_f64();
-        let next = plan.faults.get(index + 1);
-        // Who has nothing to ask finds out late.
-        let next = next.map_or(end, |next| next.at.as_secs_f64() + 1.0);
-        let spells = story.record.spells.iter();
-        let its = spells.filter(|spell| {
-            let began = spell.from.as_secs_f64();
-            began >= from && began < next
-        });
-        let back = its
-            .map(|spell| spell.until.map_or(end, |until| until.as_secs_f64()))
-            .fold(healed, f64::max);
-        Span {
-            from,
-            until: back + 2.3 + longest,
-        }
-    };
-    plan.faults.iter().enumerate().map(span).collect()
-}
-
-/// By how much the worst window in here passes `cap + rate * w`, in tokens.
-pub(super) fn excess(admitted: &[Admitted], (cap, rate): (f64, f64), from: f64, to: f64) -> f64 {
-    let (mut above, mut worst, mut last) = (0.0_f64, 0.0_f64, from);
-    for admitted in admitted {
-        let at = admitted.at.as_secs_f64();
-        if at < from || at >= to {
-            continue;
-        }
-        above = (above - rate * (at - last)).max(0.0) + admitted.tokens;
-        worst = worst.max(above);
-        last = at;
-    }
-    worst - cap
-}
-
-/// By how much the worst window in here stays below `rate * w`, in tokens.
-pub(super) fn shortfall(admitted: &[Admitted], rate: f64, from: f64, to: f64) -> f64 {
-    let (mut below, mut worst, mut last) = (0.0_f64, 0.0_f64, from);
-    for admitted in admitted {
-        let at = admitted.at.as_secs_f64();
-        if at < from || at >= to {
-            continue;
-        }
-        below += rate * (at - last);
-        worst = worst.max(below);
-        below = (below - admitted.tokens).max(0.0);
-        last = at;
-    }
-    worst.max(below + rate * (to - last))
-}
-
-/// What one run showed of one limit, in tokens.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Shown {
-    pub(super) limit: usize,
-    /// The faults of this part of the run, the first and the last.
-    pub(super) faults: Option<(usize, usize)>,
-    pub(super) excess: f64,
-    pub(super) allowed: f64,
-    pub(super) shortfall: f64,
-    /// What an outage of all may exceed where all processes know the same: far less than what
-    /// is stated for the worst case.
-    pub(super) even: Option<f64>,
-    /// None where the load does not always ask for all that there is.
-    pub(super) may_lack: Option<f64>,
-}
-
-pub(super) fn admitted(story: &Story, limit: usize) -> Vec<Admitted> {
-    let admitted = story.record.admitted.iter().copied();
-    admitted.filter(|event| event.limit == limit).collect()
-}
-
-/// What may come on top without any fault: what is on its way, and what is held to be corrected.
-fn slack(plan: &Plan, limit: usize) -> f64 {
-    let rate = plan.limits[limit].rate;
-    let held = plan.roles.iter().filter(|role| role.concerns(limit));
-    let held = held.map(|role| match role {
-        Role::Settles(_, cost) => *cost,
-        Role::Both(_) => 1.0,
-        _ => 0.0,
-    });
-    let held: f64 = held.sum();
-    1e-6 + rate * 0.1 + held * plan.busy as f64
-}
-
-/// The bound that section 6 of the design states, of one fault.
-fn stated(plan: &Plan, index: usize, limit: usize) -> f64 {
-    let fault = &plan.faults[index];
-    let n = plan.processes as f64;
-    let Limit { capacity, rate, .. } = plan.limits[limit];
-    let largest = plan.largest(limit);
-    let full = capacity + plan.promised(limit);
-    let start = (1.0 - 1.0 / n) * full + (n * largest - capacity).max(0.0);
-    let part = fault.meet as f64 / n;
-    let unheard = part * rate * 4.0;
-    let lasts = fault.lasts.as_secs_f64();
-    // Nobody misses those who were never met, or who are forgotten with a key that only they
-    // would write again; nor who comes back again and again.
-    let forgotten = index > 0 && {
-        let before = &plan.faults[index - 1];
-        before.kind == Kind::Evicted && fault.at - before.at < Duration::from_secs(2)
-    };
-    let unseen = fault.at.is_zero() || forgotten || matches!(fault.kind, Kind::Slow(_));
-    // What was charged since the last beat may be lost without a sign.
-    let old = |data| {
-        if matches!(data, Data::Old(_)) {
-            full
-        } else {
-            0.0
-        }
-    };
-    match fault.kind {
-        Kind::ClockSet(ms) => (rate * f64::from(ms.max(0)) / 1e3).min(full),
-        Kind::Dies => 0.0,
-        Kind::Evicted => full,
-        Kind::Down(data) | Kind::Flaps(_, data) => start + rate * 0.2 + old(data),
-        _ if fault.meet == plan.processes => start + rate * 0.2,
-        _ if unseen => start + unheard + part * rate * lasts,
-        _ => start + unheard + part * rate * (lasts - 60.0).max(0.0),
-    }
-}
-
-/// A tenth of the capacity and a token, where all know what was left when Redis went.
-fn even(plan: &Plan, limit: usize, (first, last): (usize, usize)) -> Option<f64> {
-    let n = plan.processes as f64;
-    let Limit { capacity, rate, .. } = plan.limits[limit];
-    let mut allowed = 1.0 + rate * 0.1;
-    // Of larger ones, one may be under way that the others have not heard of.
-    if !plan.is_even(limit) || plan.largest(limit) > 1.0 || capacity < n {
-        return None;
-    }
-    for fault in &plan.faults[first..=last] {
-        let short = match fault.kind {
-            // All that was charged since may be lost, and nobody knows.
-            Kind::Evicted | Kind::ClockSet(_) | Kind::Dies | Kind::Slow(_) => return None,
-            Kind::Down(Data::Old(_)) | Kind::Flaps(_, Data::Old(_)) => return None,
-            _ if fault.meet < plan.processes || fault.at.is_zero() => return None,
-            Kind::Flaps(..) => true,
-            _ => fault.lasts < Duration::from_secs(4),
-        };
-        allowed += 0.1 * capacity;
-        if short {
-            // Those who come back last still count as alive for those who are first.
-            allowed += (1.0 - 1.0 / n) * rate;
-        }
-    }
-    Some(allowed)
-}
-
-/// How many tokens may have been taken and not used, or not been there to be taken.
-fn may_lack(plan: &Plan, limit: usize, faults: Option<(usize, usize)>) -> Option<f64> {
-    let roles = plan.roles.iter().filter(|role| role.concerns(limit));
-    let (first, last) = faults.unwrap_or_default();
-    if !plan.is_even(limit) || (first == 0 && !plan.lull.is_zero()) {
-        return None;
-    }
-    let n = plan.processes as f64;
-    let (rate, largest) = (plan.limits[limit].rate, plan.largest(limit));
-    let calm = largest + 1.0 + 0.5 * rate;
-    // Of each process: what is in flight, and what its share held when it was no longer asked.
-    let mut in_flight = roles.map(Role::cost).sum::<f64>() + largest;
-    if plan.limits[limit].strict {
-        in_flight += largest;
-    }
-    // Whoever died before is missed for a minute.
-    let until = if faults.is_some() {
-        last + 1
-    } else {
-        plan.faults.len()
-    };
-    if plan.faults[..until]
-        .iter()
-        .any(|fault| fault.kind == Kind::Dies)
-    {
-        return None;
-    }
-    let Some(_) = faults else {
-        return Some(calm);
-    };
-    let mut lack = calm;
-    for fault in &plan.faults[first..=last] {
-        let meet = fault.meet as f64;
-        lack += match fault.kind {
-            // Each call over the time-out is executed, and its tokens are lost.
-            Kind::Slow(_) => return None,
-            Kind::ClockSet(_) => 2.5 * rate,
-            Kind::Flaps(period, _) => {
-                in_flight * meet * (fault.lasts.as_secs_f64() / period.as_secs_f64() + 1.0)
-            }
-            _ => in_flight * meet,
-        };
-        if fault.meet < plan.processes {
-            // Until the next beats, those who come back are not yet counted; and they are charged
-            // at most their shares, though those had been left for them.
-            lack += meet / n * (rate * 2.5 + plan.limits[limit].capacity);
-        }
-    }
-    Some(lack)
-}
-
-/// Every part of a run: those without a fault, and those with one or several in a row.
-pub(super) fn show(plan: &Plan, story: &Story) -> Vec<Shown> {
-    let spans = spans(plan, story);
-    let end = plan.length.as_secs_f64();
-    let mut shown = Vec::new();
-    for limit in 0..plan.limits.len() {
-        let admitted = admitted(story, limit);
-        let (cap, rate) = (plan.limits[limit].capacity, plan.limits[limit].rate);
-        let mut part = |faults: Option<(usize, usize)>, from: f64, to: f64| {
-            if to <= from {
-                return;
-            }
-            let allowed = match faults {
-                None => 0.0,
-                Some((first, last)) => (first..=last).map(|fault| stated(plan, fault, limit)).sum(),
-            };
-            shown.push(Shown {
-                limit,
-                faults,
-                excess: excess(&admitted, (cap, rate), from, to),
-                allowed: allowed + slack(plan, limit),
-                shortfall: shortfall(&admitted, rate, from, to),
-                even: faults.and_then(|faults| even(plan, limit, faults)),
-                may_lack: may_lack(plan, limit, faults),
-            });
-        };
-        let before = |index: usize| match index {
-            0 => 0.0,
-            _ => spans[index - 1].until,
-        };
-        let after = |index: usize| spans.get(index).map_or(end, |span| span.from);
-        for first in 0..=spans.len() {
-            part(None, before(first), after(first));
-            for last in first..spans.len() {
-                part(Some((first, last)), before(first), after(last + 1));
-            }
-        }
-    }
-    shown
-}
-
 /// All that is wrong with a run.
 pub(super) fn violations(plan: &Plan, story: &Story) -> Vec<String> {
     let mut wrong = Vec::new();
-    for decided in &story.record.decided {
-        if decided.unavailable {
-            wrong.push(format!("unavailable: {decided:?}"));
-        }
-        // Behind a call in flight it is two calls.
-        let most = if decided.away && decided.max_wait.is_zero() {
-            Duration::ZERO
-        } else if decided.max_wait.is_zero() {
-            2 * REDIS_TIMEOUT + TICK
-        } else {
-            decided.max_wait + 4 * REDIS_TIMEOUT + TICK
-        };
-        if decided.took > most {
-            wrong.push(format!("too late, over {most:?}: {decided:?}"));
-        }
-    }
+    decisions(plan, story, &mut wrong);
     for shown in show(plan, story) {
         if shown.excess > shown.allowed {
             wrong.push(format!("too much: {shown:?}"));
@@ -309,6 +39,42 @@ pub(super) fn violations(plan: &Plan, story: &Story) -> Vec<String> {
         wrong.push(format!("{} buckets are held", story.scopes_held));
     }
     wrong
+}
+
+/// Everybody is answered, and in time.
+fn decisions(plan: &Plan, story: &Story, wrong: &mut Vec<String>) {
+    let most = |max_wait: Duration| {
+        if max_wait.is_zero() {
+            // Behind a call in flight it is two calls.
+            2 * REDIS_TIMEOUT + TICK
+        } else {
+            max_wait + 4 * REDIS_TIMEOUT + TICK
+        }
+    };
+    for decided in &story.record.decided {
+        let Decided {
+            at,
+            took,
+            max_wait,
+            unavailable,
+            away,
+            process,
+        } = *decided;
+        if unavailable {
+            wrong.push(format!("unavailable: for {process} at {at:?}"));
+        }
+        if took > most(max_wait) || (away && max_wait.is_zero() && !took.is_zero()) {
+            wrong.push(format!(
+                "too late: {process} at {at:?} took {took:?} of {max_wait:?}, away: {away}"
+            ));
+        }
+    }
+    for ((process, task), asking) in &story.record.asking {
+        let end = story.died.get(process).copied().unwrap_or(plan.length);
+        if end > asking.at + most(asking.max_wait) {
+            wrong.push(format!("unanswered: task {task} of {process}, {asking:?}"));
+        }
+    }
 }
 
 /// While Redis is away, each process admits its share.

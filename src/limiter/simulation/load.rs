@@ -1,6 +1,7 @@
 //! What the callers in a process do, and what is written down of it.
 
 use std::{
+    collections::BTreeMap,
     sync::{Arc, Mutex},
     time::Duration,
 };
@@ -35,7 +36,6 @@ pub(super) struct Decided {
     pub(super) at: Duration,
     pub(super) took: Duration,
     pub(super) max_wait: Duration,
-    pub(super) admitted: bool,
     pub(super) unavailable: bool,
     /// Redis was known to be away when it was asked for, and when it was decided.
     pub(super) away: bool,
@@ -50,8 +50,17 @@ pub(super) struct Spell {
     pub(super) until: Option<Duration>,
 }
 
+/// An acquisition that is not decided yet.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Asking {
+    pub(super) at: Duration,
+    pub(super) max_wait: Duration,
+}
+
 #[derive(Debug, Default)]
 pub(super) struct Record {
+    /// By process and task.
+    pub(super) asking: BTreeMap<(usize, usize), Asking>,
     pub(super) admitted: Vec<Admitted>,
     pub(super) decided: Vec<Decided>,
     pub(super) spells: Vec<Spell>,
@@ -61,6 +70,7 @@ pub(super) struct Record {
 pub(super) struct Caller {
     pub(super) limiter: Limiter,
     pub(super) process: usize,
+    pub(super) task: usize,
     pub(super) role: Role,
     pub(super) plan: Arc<Plan>,
     pub(super) record: Arc<Mutex<Record>>,
@@ -113,6 +123,9 @@ impl Caller {
                 let patience = Duration::from_millis(u64::from(self.rng.below(2 * max_wait)));
                 // Its future is dropped, wherever it is.
                 let _ = timeout(patience, self.acquire(&[(limit, cost)], max_wait)).await;
+                self.note(|record| {
+                    record.asking.remove(&(self.process, self.task));
+                });
             }
             Role::Settles(limit, cost) => {
                 let Some(permit) = self.acquire(&[(limit, cost)], 0).await else {
@@ -145,15 +158,23 @@ impl Caller {
         let asked = Instant::now();
         let is_away = || matches!(self.limiter.health(), Health::Degraded { .. });
         let away = is_away();
+        let asking = Asking {
+            at: asked - self.start,
+            max_wait,
+        };
+        let task = (self.process, self.task);
+        self.note(|record| {
+            record.asking.insert(task, asking);
+        });
         let result = self.limiter.acquire(scopes, max_wait).await;
         let away = away && is_away();
         let unavailable = |error: &Rejected| error.reason() == Reason::Unavailable;
         self.note(|record| {
+            record.asking.remove(&task);
             record.decided.push(Decided {
                 at: asked - self.start,
                 took: asked.elapsed(),
                 max_wait,
-                admitted: result.is_ok(),
                 unavailable: result.as_ref().is_err_and(unavailable),
                 away,
                 process: self.process,
@@ -198,10 +219,9 @@ pub(super) async fn watch(
         let away = matches!(*changes.borrow_and_update(), Health::Degraded { .. });
         let at = start.elapsed();
         let mut record = record.lock().expect("no panic while it is held");
-        let spells = record.spells.iter_mut();
+        let mut spells = record.spells.iter_mut();
         let open = spells
-            .filter(|spell| spell.process == process)
-            .next_back()
+            .rfind(|spell| spell.process == process)
             .filter(|spell| spell.until.is_none());
         match open {
             // It went and came again before this task heard of it.

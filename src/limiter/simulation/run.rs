@@ -78,10 +78,11 @@ impl Process {
         let changes = limiter.health_changes();
         tasks.push(tokio::spawn(watch(changes, process, record.clone(), start)));
         if process < plan.busy {
-            for role in &plan.roles {
+            for (task, role) in plan.roles.iter().enumerate() {
                 let caller = Caller {
                     limiter: limiter.clone(),
                     process,
+                    task,
                     role: *role,
                     plan: plan.clone(),
                     record: record.clone(),

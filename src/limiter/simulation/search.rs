@@ -1,12 +1,13 @@
 //! Random plans.
 
-use std::{collections::BTreeMap, fmt, thread};
+use std::{collections::BTreeMap, fmt, thread, time::Duration};
 
 use super::{
-    invariants::{Shown, show, violations},
-    plan::{Kind, Plan},
+    invariants::violations,
+    plan::{Fault, Kind, Plan},
     run::run,
     shrink::shrink,
+    windows::{Shown, show},
 };
 use crate::bucket::law::{seed, sequences};
 
@@ -85,6 +86,11 @@ fn name(plan: &Plan, shown: &Shown) -> String {
     format!("{}{some}", fault.kind.name())
 }
 
+/// Longer than anybody counts as alive without being heard.
+fn is_long(fault: &Fault) -> bool {
+    fault.lasts >= Duration::from_secs(4) && !matches!(fault.kind, Kind::Flaps(..))
+}
+
 fn search(seeds: impl Iterator<Item = u64>) -> Seen {
     let mut seen = Seen::default();
     for seed in seeds {
@@ -93,7 +99,12 @@ fn search(seeds: impl Iterator<Item = u64>) -> Seen {
         seen.decided += story.record.decided.len();
         for shown in show(&plan, &story) {
             let worst = seen.table.entry(name(&plan, &shown)).or_default();
-            worst.see(&shown, plan.limits[shown.limit].capacity, seed);
+            let capacity = plan.limits[shown.limit].capacity;
+            worst.see(&shown, capacity, seed);
+            if shown.even.is_some() && plan.faults.iter().all(is_long) {
+                let worst = seen.table.entry("all, evenly, over 4 s".to_owned());
+                worst.or_default().see(&shown, capacity, seed);
+            }
         }
         let wrong = violations(&plan, &story);
         if !wrong.is_empty() {

@@ -33,11 +33,15 @@ fn smaller(plan: &Plan) -> Vec<Plan> {
         plans.push(smaller);
     };
     for fault in 0..plan.faults.len() {
-        with(&|plan| drop(plan.faults.remove(fault)));
+        with(&|plan| {
+            plan.faults.remove(fault);
+        });
     }
     for role in 0..plan.roles.len() {
         if plan.roles.len() > 1 {
-            with(&|plan| drop(plan.roles.remove(role)));
+            with(&|plan| {
+                plan.roles.remove(role);
+            });
         }
     }
     if plan.delay != (0, 0) {

@@ -1,6 +1,6 @@
 //! What the scripted Redis holds, and what the two scripts do to it.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 
 use crate::{
     decision::{Failure, FailureKind},
@@ -189,13 +189,4 @@ pub(super) fn read_only() -> Failure {
         FailureKind::Unavailable,
         "READONLY You can't write against a read only replica.",
     )
-}
-
-/// Buckets by their keys, to look into.
-impl Store {
-    pub(super) fn levels(&self) -> HashMap<&str, f64> {
-        let keys = self.buckets.keys.iter();
-        keys.map(|(key, stored)| (&**key, stored.bucket.level))
-            .collect()
-    }
 }
