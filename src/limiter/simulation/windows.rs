@@ -120,12 +120,12 @@ fn stated(plan: &Plan, index: usize, limit: usize) -> f64 {
     let unheard = part * rate * 4.0;
     let lasts = fault.lasts.as_secs_f64();
     // Nobody misses those who were never met, or who are forgotten with a key that only they
-    // would write again; nor who comes back again and again.
+    // would write again.
     let forgotten = index > 0 && {
         let before = &plan.faults[index - 1];
         before.kind == Kind::Evicted && fault.at - before.at < Duration::from_secs(2)
     };
-    let unseen = fault.at.is_zero() || forgotten || matches!(fault.kind, Kind::Slow(_));
+    let unseen = fault.at.is_zero() || forgotten;
     // What was charged since the last beat may be lost without a sign.
     let old = |data| {
         if matches!(data, Data::Old(_)) {
@@ -139,6 +139,8 @@ fn stated(plan: &Plan, index: usize, limit: usize) -> f64 {
         Kind::Dies => 0.0,
         Kind::Evicted => full,
         Kind::Down(data) | Kind::Flaps(_, data) => start + rate * 0.2 + old(data),
+        // Some pass while others do not, whoever it is.
+        Kind::Slow(_) => start + unheard + part * rate * lasts,
         _ if fault.meet == plan.processes => start + rate * 0.2,
         _ if unseen => start + unheard + part * rate * lasts,
         _ => start + unheard + part * rate * (lasts - 60.0).max(0.0),
@@ -150,6 +152,10 @@ fn even(plan: &Plan, limit: usize, (first, last): (usize, usize)) -> Option<f64>
     let n = plan.processes as f64;
     let Limit { capacity, rate, .. } = plan.limits[limit];
     let mut allowed = 1.0 + rate * 0.1;
+    if plan.promised(limit) > 0.0 {
+        // Nor is it heard at once what was promised last.
+        allowed += 2.0;
+    }
     // Of larger ones, one may be under way that the others have not heard of.
     if !plan.is_even(limit) || plan.largest(limit) > 1.0 || capacity < n {
         return None;
