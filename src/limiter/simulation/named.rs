@@ -117,3 +117,15 @@ fn who_comes_back_first_leaves_the_bucket_whole() {
         holds(&plan);
     }
 }
+
+/// Payments are executed, and the answers come just too late: made again, they charge nothing.
+#[test]
+fn a_payment_that_is_not_confirmed_is_made_once() {
+    let mut plan = plan(3, vec![ASKS], &[(5_000, 8_000, 3, Kind::Slow(40))]);
+    let mut again = 0;
+    for seed in 0..12 {
+        plan.seed = seed;
+        again += holds(&plan).paid_again;
+    }
+    assert!(again > 0, "no answer to a payment came too late");
+}

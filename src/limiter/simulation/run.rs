@@ -30,6 +30,8 @@ const AFTERGLOW: Duration = Duration::from_secs(30);
 pub(super) struct Story {
     pub(super) record: Record,
     pub(super) paid: Vec<Paid>,
+    /// Payments that had been made before, and so changed nothing.
+    pub(super) paid_again: usize,
     /// By which name each process pays.
     pub(super) names: Vec<String>,
     /// When a process died.
@@ -173,9 +175,11 @@ async fn tell(plan: Arc<Plan>) -> Story {
     let tasks_left = Handle::current().metrics().num_alive_tasks() - tasks_before;
     let record = mem::take(&mut *record.lock().expect("no panic while it is held"));
     let paid = mem::take(&mut server.lock().paid);
+    let paid_again = server.lock().paid_again;
     Story {
         record,
         paid,
+        paid_again,
         names,
         died,
         tasks_left,

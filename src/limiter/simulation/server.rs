@@ -69,6 +69,7 @@ pub(super) struct State {
     /// By how much the server's clock was set, in microseconds.
     pub(super) clock_step: f64,
     pub(super) paid: Vec<Paid>,
+    pub(super) paid_again: usize,
     pub(super) rng: Rng,
     start: Instant,
     queue: BTreeMap<(Instant, u64), Arrival>,
@@ -100,6 +101,7 @@ impl Server {
             read_only: false,
             clock_step: 0.0,
             paid: Vec::new(),
+            paid_again: 0,
             rng: Rng::new(seed),
             start,
             queue: BTreeMap::new(),
@@ -200,6 +202,7 @@ impl State {
             }
             _ => {
                 self.paid.extend(done.paid);
+                self.paid_again += usize::from(done.paid_before);
                 Ok(done.reply)
             }
         };

@@ -36,6 +36,8 @@ pub(super) struct Done {
     pub(super) reply: Vec<u8>,
     pub(super) wrote: bool,
     pub(super) paid: Option<Paid>,
+    /// It was a payment that had been made before.
+    pub(super) paid_before: bool,
 }
 
 impl Store {
@@ -72,6 +74,7 @@ impl Store {
                     reply: Vec::new(),
                     wrote: false,
                     paid: None,
+                    paid_before: false,
                 };
             }
         }
@@ -89,10 +92,12 @@ impl Store {
         let call = Call::read(&keys, &arguments[0], back);
         let outcome = self.buckets.call(&call, now);
         let first = outcome.written.first().is_some_and(|(key, ..)| *key == 0);
+        let payment = paid(&call);
         Done {
             reply: outcome.reply(now),
             wrote: !outcome.written.is_empty(),
-            paid: paid(&call).filter(|_| first),
+            paid_before: payment.is_some() && !first,
+            paid: payment.filter(|_| first),
         }
     }
 
@@ -112,6 +117,7 @@ impl Store {
                 reply: Vec::new(),
                 wrote: true,
                 paid: None,
+                paid_before: false,
             };
         }
         let mut id: [u8; 8] = random[..].try_into().expect("eight bytes");
@@ -144,6 +150,7 @@ impl Store {
             reply,
             wrote: true,
             paid: None,
+            paid_before: false,
         }
     }
 
