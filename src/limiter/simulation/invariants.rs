@@ -88,7 +88,7 @@ fn shares(plan: &Plan, story: &Story, wrong: &mut Vec<String>) {
         if spell.process >= plan.busy || seconds < 4.0 {
             continue;
         }
-        for (limit, Limit { rate, .. }) in plan.limits.iter().enumerate() {
+        for (limit, Limit { capacity, rate, .. }) in plan.limits.iter().enumerate() {
             let mut roles = plan.roles.iter().filter(|role| role.concerns(limit));
             if !roles.all(Role::is_plain) {
                 continue;
@@ -100,7 +100,11 @@ fn shares(plan: &Plan, story: &Story, wrong: &mut Vec<String>) {
             });
             let admitted: f64 = its.map(|event| event.tokens).sum();
             // Those who were promised more have it, here or elsewhere; then the share fills.
-            let missing = plan.promised(limit) / n + 2.0 * plan.largest(limit) + 1.0;
+            let mut missing = plan.promised(limit) / n + 2.0 * plan.largest(limit) + 1.0;
+            if spell.from > plan.faults.get(1).map_or(spell.from, |second| second.at) {
+                // What an earlier outage was charged may not have refilled.
+                missing += capacity / n;
+            }
             if admitted + missing < 0.9 * rate / n * seconds {
                 wrong.push(format!(
                     "less than a share: {admitted} of limit {limit} in {seconds} s of {spell:?}"

@@ -147,11 +147,11 @@ fn stated(plan: &Plan, index: usize, limit: usize) -> f64 {
     }
 }
 
-/// A tenth of the capacity and a token, where all know what was left when Redis went.
+/// A seventh of the capacity and two tokens, where all know what was left when Redis went.
 fn even(plan: &Plan, limit: usize, (first, last): (usize, usize)) -> Option<f64> {
     let n = plan.processes as f64;
     let Limit { capacity, rate, .. } = plan.limits[limit];
-    let mut allowed = 1.0 + rate * 0.1;
+    let mut allowed = 2.0 + rate * 0.1;
     if plan.promised(limit) > 0.0 {
         // Nor is it heard at once what was promised last.
         allowed += 2.0;
@@ -169,7 +169,7 @@ fn even(plan: &Plan, limit: usize, (first, last): (usize, usize)) -> Option<f64>
             Kind::Flaps(..) => true,
             _ => fault.lasts < Duration::from_secs(4),
         };
-        allowed += 0.1 * capacity;
+        allowed += 0.15 * capacity;
         if short {
             // Those who come back last still count as alive for those who are first.
             allowed += (1.0 - 1.0 / n) * rate;
