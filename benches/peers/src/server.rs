@@ -13,6 +13,13 @@ mod redis_server;
 
 #[allow(
     dead_code,
+    reason = "the tests' own children, of which a part is needed here"
+)]
+#[path = "../../../tests/support/process.rs"]
+mod process;
+
+#[allow(
+    dead_code,
     reason = "the tests' own proxy, of which a part is needed here"
 )]
 #[path = "../../../tests/support/proxy.rs"]
