@@ -262,11 +262,14 @@ impl Bucket {
         ((terms.cap - self.level) / terms.per_us).max(self.tail - self.at)
     }
 
-    /// How long Redis must remember this bucket, in whole milliseconds: what the script must say.
+    /// For how many milliseconds Redis is told to remember this bucket: twice as long as needed,
+    /// because an expiry costs as much as a value. None while `left`, in microseconds, is enough
+    /// and not too much. What the script must say.
     #[cfg(test)]
-    pub(crate) fn ttl_ms(&self, now: f64, terms: Terms) -> f64 {
+    pub(crate) fn ttl_ms(&self, now: f64, left: f64, terms: Terms) -> Option<f64> {
         let us = self.at - now + self.full_in(terms);
-        (us / 1_000.0).ceil().clamp(1.0, MAX_TTL_MS)
+        let anew = left < us || left > 4.0 * us;
+        anew.then(|| (2.0 * us / 1_000.0).ceil().clamp(1.0, MAX_TTL_MS))
     }
 }
 

@@ -1,8 +1,9 @@
 -- The twin of bucket.rs: the same law, in the same order of operations, where the buckets live.
 --
 -- KEYS     the buckets, each once; then the epoch, where ARGV[2] says which it must be
--- ARGV[1]  doubles, little-endian: capacity and tokens per microsecond of each key; then
---          commands until the end:
+-- ARGV[1]  doubles, little-endian. Of each key five: capacity and tokens per microsecond; then
+--          the first demand on it, which takes from no other: cost, of how many callers (0: there
+--          is none), max_wait. Then commands until the end, for which there is seldom need:
 --            0 n max_wait m (index cost)*m   take, n times (n > 1 only where m = 1)
 --            1 index tokens                  give back
 --            2 index tokens                  charge
@@ -15,19 +16,16 @@
 --                                            has his turn after this wait
 -- ARGV[2]  the epoch by which the caller knows these buckets
 -- ARGV[3]  after an outage, the part of all processes that is back
--- Reply    nothing, where the epoch is another; else doubles: the server's time; per take: how
---          many go now, how many are granted, the wait of the last, when a refused one may ask
---          again, which of its buckets decides; then level and pool of each key. All times are
---          microseconds.
+-- Reply    nothing, where the epoch is another; else doubles: the server's time; per key: of its
+--          first demand how many go now, how many are granted, the wait of the last, when a
+--          refused one may ask again; then level and pool; per command that takes: the first four
+--          of these, and which of its buckets decides. All times are microseconds.
 --
--- A value is level, at [, tail, big, pool], capacity, rate: the bracket while somebody sleeps
--- towards a promised turn; then the largest capacity and the slowest rate by which any process
--- has known this bucket since it was last full. A smaller quota's call must not let it expire
--- before the larger one's debt is paid, and can learn of that one only from the value.
-
-local pack, unpack_d = struct.pack, struct.unpack
-local ceil, floor, max, min = math.ceil, math.floor, math.max, math.min
-local HUGE = 1.7e308
+-- A value is level, at, the largest capacity and the slowest rate by which any process has known
+-- this bucket since it was last full, and until when Redis keeps it; then, while somebody sleeps
+-- towards a promised turn, tail, big, pool. A smaller quota's call must not let it expire before
+-- the larger one's debt is paid, and can learn of that one only from the value. An expiry costs
+-- Redis as much as the value does, so it is set for longer than needed, and then seldom.
 
 local t = redis.call('TIME')
 local now = t[1] * 1000000 + t[2]
@@ -38,108 +36,173 @@ if (ARGV[2] or '') ~= '' then
   if not epoch or string.sub(epoch, 1, 8) ~= ARGV[2] then return '' end
   nkeys = nkeys - 1
 end
-local cap, rate, level, at, tail, big, pool = {}, {}, {}, {}, {}, {}, {}
-local most, slowest, changed = {}, {}, {}
-local pos = 1
+local call, pack, unpack_d = redis.call, struct.pack, struct.unpack
 
--- NaN fails both comparisons, infinities one.
-local function finite(x) return x >= -HUGE and x <= HUGE end
-
-for i = 1, nkeys do
-  local c, r
-  c, r, pos = unpack_d('<dd', argument, pos)
-  cap[i], rate[i], most[i], slowest[i] = c, r, c, r
-  tail[i], big[i], pool[i] = 0, 0, 0
-  local value = stored[i]
-  local size = value and #value or 0
-  local l, a
-  if size == 32 then
-    l, a, most[i], slowest[i] = unpack_d('<dddd', value)
-  elseif size == 56 then
-    l, a, tail[i], big[i], pool[i], most[i], slowest[i] = unpack_d('<ddddddd', value)
+-- Functions name what they use of `math`: to hand it in costs each call, and few run any.
+local function take(c, n, max_wait, cap, rate, level, at, tail, big, pool)
+  local ceil, floor, max, min = math.ceil, math.floor, math.max, math.min
+  local function whole(have)
+    if have < c then return 0 end
+    local k = floor(have / c)
+    if k * c > have then return k - 1 end
+    return k
   end
-  if not (l and finite(l) and finite(a) and finite(tail[i]) and finite(big[i])
-      and finite(pool[i]) and finite(most[i]) and slowest[i] > 0 and finite(slowest[i])) then
-    -- Missing, of another type or length, or not numbers: full.
-    l, a = c, now
-    tail[i], big[i], pool[i], most[i], slowest[i] = 0, 0, 0, c, r
-  end
-  most[i], slowest[i] = max(most[i], c), min(slowest[i], r)
-
-  -- visit
-  if a > now + 1000000 then
-    tail[i] = tail[i] - (a - now)
-    a = now
-    changed[i] = true
-  end
-  local n = max(a, now)
-  local us = n - a
-  if back < 1 then
-    local promised = max(tail[i] - a, 0) * r * back
-    local to_full = (1 - back) * c - promised - l
-    local at_whole = min(us, max(to_full / (r * (1 - back)), 0))
-    us = at_whole + (us - at_whole) * back
-  end
-  l = min(c, l + us * r)
-  local p = min(pool[i], max(c - big[i] - max(l, 0), 0))
-  if tail[i] <= n then
-    l = min(c, l + p)
-    tail[i], big[i], p = 0, 0, 0
-  end
-  level[i], at[i], pool[i] = l, n, p
-end
-
-local function whole(have, c)
-  if have < c then return 0 end
-  local k = floor(have / c)
-  if k * c > have then return k - 1 end
-  return k
-end
-
-local function quote(i, c)
-  local need = min(c, cap[i])
-  if level[i] >= need or pool[i] >= c then return 0 end
-  return ceil((need - level[i]) / rate[i])
-end
-
-local function take(i, c, n, max_wait)
-  if c <= 0 then return n, n, 0, 0 end
   -- Over the whole capacity: when the bucket is full, into debt.
-  local over, ready = max(c - cap[i], 0), 0
+  local over, ready = max(c - cap, 0), 0
   if over > 0 then
-    if level[i] >= cap[i] then ready = 1 end
+    if level >= cap then ready = 1 end
   else
-    ready = min(whole(level[i], c), n)
+    ready = min(whole(level), n)
   end
-  level[i] = level[i] - ready * c
-  local pooled = min(whole(pool[i], c), n - ready)
-  pool[i] = pool[i] - pooled * c
+  level = level - ready * c
+  local pooled = min(whole(pool), n - ready)
+  pool = pool - pooled * c
   local at_once, last, retry_after = ready + pooled, 0, 0
   local granted, left = at_once, n - at_once
   if left > 0 then
-    local l, r = level[i], rate[i]
-    local later = min(max(floor((l + over + max_wait * r) / c), 0), left)
-    if later > 0 and ceil((later * c - over - l) / r) > max_wait then
+    local later = min(max(floor((level + over + max_wait * rate) / c), 0), left)
+    if later > 0 and ceil((later * c - over - level) / rate) > max_wait then
       later = later - 1
-    elseif later < left and ceil(((later + 1) * c - over - l) / r) <= max_wait then
+    elseif later < left and ceil(((later + 1) * c - over - level) / rate) <= max_wait then
       later = later + 1
+    end
+    if later < left then
+      retry_after = max(ceil(((later + 1) * c - over - level) / rate) - max_wait, 1)
     end
     if later > 0 then
       granted = granted + later
-      last = ceil((later * c - over - l) / r)
-      level[i] = l - later * c
-      tail[i] = max(tail[i], at[i] + last)
-      big[i] = max(big[i], min(c, cap[i]))
-    end
-    if later < left then
-      retry_after = max(ceil(((later + 1) * c - over - l) / r) - max_wait, 1)
+      last = ceil((later * c - over - level) / rate)
+      level = level - later * c
+      tail = max(tail, at + last)
+      big = max(big, min(c, cap))
     end
   end
-  if granted > 0 then changed[i] = true end
+  return at_once, granted, last, retry_after, level, tail, big, pool
+end
+
+local function keep(i, level, at, most, slowest, kept, tail, big, pool)
+  -- Full is the same as absent, and the server's clock may be up to a second behind `at`.
+  local full = (most - level) / slowest
+  if tail - at > full then full = tail - at end
+  local us = at - now
+  -- It refills in part until all are back, or are no longer waited for.
+  if back < 1 then us = us + 10000000 end
+  us = us + full
+  local px
+  if kept - now < us or kept - now > 4 * us then
+    px = math.min(math.max(math.ceil(2 * us / 1000), 1), 9007199254740992)
+    kept = now + (px - 1) * 1000
+  end
+  local value
+  if tail > at then
+    value = pack('<dddddddd', level, at, most, slowest, kept, tail, big, pool)
+  else
+    value = pack('<ddddd', level, at, most, slowest, kept)
+  end
+  if px then
+    call('SET', KEYS[i], value, 'PX', px)
+  else
+    call('SET', KEYS[i], value, 'KEEPTTL')
+  end
+end
+
+local pos, size = 1, #argument
+local alone = size == 40 * nkeys
+local reply = { pack('<d', now) }
+local key = not alone and {}
+
+for i = 1, nkeys do
+  local c, r, cost, n, max_wait
+  c, r, cost, n, max_wait, pos = unpack_d('<ddddd', argument, pos)
+  local value = stored[i]
+  local length = value and #value
+  local l, a, most, slowest, kept
+  local tail, big, pool = 0, 0, 0
+  if length == 40 then
+    l, a, most, slowest, kept = unpack_d('<ddddd', value)
+  elseif length == 64 then
+    l, a, most, slowest, kept, tail, big, pool = unpack_d('<dddddddd', value)
+  end
+  -- What is no number, or infinite, leaves NaN.
+  if not l or slowest <= 0 or (l - l) + (a - a) + (most - most) + (slowest - slowest)
+      + (kept - kept) + (tail - tail) + (big - big) + (pool - pool) ~= 0 then
+    -- Missing, of another type or length, or not numbers: full.
+    l, a, most, slowest, kept, tail, big, pool = c, now, c, r, 0, 0, 0, 0
+  end
+  if c > most then most = c end
+  if r < slowest then slowest = r end
+
+  -- visit
+  local changed = false
+  if a > now + 1000000 then
+    tail = tail - (a - now)
+    a = now
+    changed = true
+  end
+  local us = 0
+  if now > a then
+    us = now - a
+    if back < 1 then
+      local promised = math.max(tail - a, 0) * r * back
+      local to_full = (1 - back) * c - promised - l
+      local at_whole = math.min(us, math.max(to_full / (r * (1 - back)), 0))
+      us = at_whole + (us - at_whole) * back
+    end
+    a = now
+  end
+  l = l + us * r
+  if l > c then l = c end
+  if pool > 0 then pool = math.min(pool, math.max(c - big - math.max(l, 0), 0)) end
+  if tail <= a then
+    l = l + pool
+    if l > c then l = c end
+    tail, big, pool = 0, 0, 0
+  end
+
+  local at_once, granted, last, retry_after = n, n, 0, 0
+  -- Zero takes nothing.
+  if n > 0 and cost > 0 then
+    if cost <= c and l >= cost and (n == 1 or l / cost >= n + 1) then
+      -- All of them, as most are.
+      l = l - n * cost
+      changed = true
+    else
+      at_once, granted, last, retry_after, l, tail, big, pool =
+        take(cost, n, max_wait, c, r, l, a, tail, big, pool)
+      if granted > 0 then changed = true end
+    end
+  end
+  if alone then
+    if changed then keep(i, l, a, most, slowest, kept, tail, big, pool) end
+    reply[i + 1] = pack('<dddddd', at_once, granted, last, retry_after, l, pool)
+  else
+    key[i] = {
+      cap = c, rate = r, level = l, at = a, most = most, slowest = slowest, kept = kept,
+      tail = tail, big = big, pool = pool, changed = changed,
+      first = pack('<dddd', at_once, granted, last, retry_after),
+    }
+  end
+end
+if alone then return table.concat(reply) end
+
+local ceil, max, min = math.ceil, math.max, math.min
+
+local function quote(k, c)
+  local need = min(c, k.cap)
+  if k.level >= need or k.pool >= c then return 0 end
+  return ceil((need - k.level) / k.rate)
+end
+
+local function take_from(k, c, n, max_wait)
+  if c <= 0 then return n, n, 0, 0 end
+  local at_once, granted, last, retry_after
+  at_once, granted, last, retry_after, k.level, k.tail, k.big, k.pool =
+    take(c, n, max_wait, k.cap, k.rate, k.level, k.at, k.tail, k.big, k.pool)
+  if granted > 0 then k.changed = true end
   return at_once, granted, last, retry_after
 end
 
-local reply, size = { pack('<d', now) }, #argument
+local taken = {}
 while pos <= size do
   local op
   op, pos = unpack_d('<d', argument, pos)
@@ -149,83 +212,74 @@ while pos <= size do
     if m == 1 then
       local i, c
       i, c, pos = unpack_d('<dd', argument, pos)
-      local at_once, granted, last, retry_after = take(i, c, n, max_wait)
-      reply[#reply + 1] = pack('<ddddd', at_once, granted, last, retry_after, 1)
+      local at_once, granted, last, retry_after = take_from(key[i], c, n, max_wait)
+      taken[#taken + 1] = pack('<ddddd', at_once, granted, last, retry_after, 1)
     else
-      local index, cost, which, wait = {}, {}, 1, -1
+      local of, cost, which, wait = {}, {}, 1, -1
       for j = 1, m do
-        index[j], cost[j], pos = unpack_d('<dd', argument, pos)
-        local quoted = quote(index[j], cost[j])
+        local i
+        i, cost[j], pos = unpack_d('<dd', argument, pos)
+        of[j] = key[i]
+        local quoted = quote(of[j], cost[j])
         if quoted > wait then which, wait = j, quoted end
       end
       if wait <= 0 then
-        for j = 1, m do take(index[j], cost[j], 1, 0) end
-        reply[#reply + 1] = pack('<ddddd', 1, 1, 0, 0, 1)
+        for j = 1, m do take_from(of[j], cost[j], 1, 0) end
+        taken[#taken + 1] = pack('<ddddd', 1, 1, 0, 0, 1)
       elseif wait <= max_wait then
-        take(index[which], cost[which], 1, max_wait)
-        reply[#reply + 1] = pack('<ddddd', 0, 1, wait, 0, which)
+        take_from(of[which], cost[which], 1, max_wait)
+        taken[#taken + 1] = pack('<ddddd', 0, 1, wait, 0, which)
       else
-        reply[#reply + 1] = pack('<ddddd', 0, 0, 0, max(wait - max_wait, 1), which)
+        taken[#taken + 1] = pack('<ddddd', 0, 0, 0, max(wait - max_wait, 1), which)
       end
     end
-  elseif op == 4 then
-    local _
-    _, pos = unpack_d('<d', argument, pos)
   else
     local i, x
     i, pos = unpack_d('<d', argument, pos)
+    local k = key[i]
+    if op ~= 4 then
+      if op == 6 and k.level < k.cap then break end
+      k.changed = true
+    end
     if op == 6 then
-      if level[i] < cap[i] then break end
-      level[i], changed[i] = 0, true
+      k.level = 0
     elseif op == 3 then
-      level[i], tail[i], big[i], pool[i] = cap[i], 0, 0, 0
-      changed[i] = true
-    elseif op == 5 then
+      k.level, k.tail, k.big, k.pool = k.cap, 0, 0, 0
+    elseif op ~= 4 then
       x, pos = unpack_d('<d', argument, pos)
-      level[i], pool[i] = min(level[i], x), min(pool[i], max(x, 0))
-      changed[i] = true
-    else
-      changed[i] = true
-      x, pos = unpack_d('<d', argument, pos)
-      if op == 1 then
-        if tail[i] <= at[i] then
-          level[i] = min(cap[i], level[i] + x)
+      if op == 5 then
+        k.level, k.pool = min(k.level, x), min(k.pool, max(x, 0))
+      elseif op == 1 then
+        if k.tail <= k.at then
+          k.level = min(k.cap, k.level + x)
         else
-          pool[i] = min(pool[i] + x, max(cap[i] - big[i] - max(level[i], 0), 0))
+          k.pool = min(k.pool + x, max(k.cap - k.big - max(k.level, 0), 0))
         end
       else
-        local from_pool = min(pool[i], x)
-        pool[i] = pool[i] - from_pool
-        local floor_at = -HUGE
+        local from_pool = min(k.pool, x)
+        k.pool = k.pool - from_pool
+        local level = k.level - (x - from_pool)
         if op == 2 then
-          floor_at = -cap[i] - max(tail[i] - at[i], 0) * rate[i]
+          level = max(level, -k.cap - max(k.tail - k.at, 0) * k.rate)
         else
           local wait, biggest
           wait, biggest, pos = unpack_d('<dd', argument, pos)
           if wait > 0 then
-            tail[i], big[i] = max(tail[i], at[i] + wait), max(big[i], biggest)
+            k.tail, k.big = max(k.tail, k.at + wait), max(k.big, biggest)
           end
         end
-        level[i] = min(level[i], max(level[i] - (x - from_pool), floor_at))
+        k.level = min(k.level, level)
       end
     end
   end
 end
 
 for i = 1, nkeys do
-  if changed[i] then
-    local value = pack('<dd', level[i], at[i])
-    if tail[i] > at[i] then
-      value = value .. pack('<ddd', tail[i], big[i], pool[i])
-    end
-    value = value .. pack('<dd', most[i], slowest[i])
-    -- Full is the same as absent, and the server's clock may be up to a second behind `at`.
-    local us = at[i] - now + max((most[i] - level[i]) / slowest[i], tail[i] - at[i])
-    -- It refills in part until all are back, or are no longer waited for.
-    if back < 1 then us = us + 10000000 end
-    local px = min(max(ceil(us / 1000), 1), 9007199254740992)
-    redis.call('SET', KEYS[i], value, 'PX', px)
+  local k = key[i]
+  if k.changed then
+    keep(i, k.level, k.at, k.most, k.slowest, k.kept, k.tail, k.big, k.pool)
   end
-  reply[#reply + 1] = pack('<dd', level[i], pool[i])
+  reply[#reply + 1] = k.first
+  reply[#reply + 1] = pack('<dd', k.level, k.pool)
 end
-return table.concat(reply)
+return table.concat(reply) .. table.concat(taken)

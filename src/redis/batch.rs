@@ -9,10 +9,10 @@ use super::{
     batcher::Shared,
     command::{Asker, Books, Command, Pending, Wire},
     known::Known,
-    script::{Argument, Reply},
+    script::{Answer, Argument, First, Reply},
 };
 use crate::{
-    bucket::Terms,
+    bucket::{Taken, Terms},
     clock::from_us,
     decision::{Decision, Failure, FailureKind},
     scope::{BucketId, Scope},
@@ -28,191 +28,288 @@ const MOST_COMMANDS: usize = 16_384;
 pub(super) struct Batch<A: Asker> {
     /// Of each rate, as long as some processes live from their shares.
     part: f64,
-    ids: Vec<BucketId>,
-    /// The whole quotas.
-    terms: Vec<Terms>,
-    /// Per bucket, the merged demand that the next equal one may join.
-    open: Vec<Option<usize>>,
+    places: Vec<Place<A>>,
+    /// All but the first demands, in their order.
     steps: Vec<Step<A>>,
     takes: usize,
 }
 
+/// A bucket of this call.
+struct Place<A: Asker> {
+    /// One that names it; by it the next is compared, which on a hot scope is the same again.
+    scope: Scope,
+    id: BucketId,
+    /// The whole quota.
+    terms: Terms,
+    /// Without anything before it in this call, it commutes with all else.
+    first: Option<Demand<A>>,
+    open: Open,
+}
+
+/// Which demand the next equal one may join. Demands on other buckets commute, so only the last
+/// one on this bucket counts.
+#[derive(Clone, Copy)]
+enum Open {
+    /// Nobody has asked for it yet.
+    Untouched,
+    First,
+    Step(usize),
+    None,
+}
+
+/// Equal demands on one bucket, in their order.
+struct Demand<A: Asker> {
+    cost: f64,
+    max_wait_us: f64,
+    askers: Vec<Pending<A>>,
+}
+
 enum Step<A: Asker> {
-    Take {
-        askers: Vec<Pending<A>>,
+    Take(usize, Demand<A>),
+    TakeAll {
+        asker: Pending<A>,
         max_wait_us: f64,
         /// Bucket and cost.
         from: Vec<(usize, f64)>,
     },
-    GiveBack(usize, Scope, f64),
-    Charge(usize, Scope, f64),
+    GiveBack(usize, Box<Scope>, f64),
+    Charge(usize, Box<Scope>, f64),
     Reset(usize, oneshot::Sender<Result<f64, Failure>>),
     Look(usize, oneshot::Sender<Result<f64, Failure>>),
 }
 
-impl<A: Asker> Batch<A> {
-    fn new(part: f64) -> Self {
+impl<A: Asker> Demand<A> {
+    fn new(cost: f64, max_wait_us: f64, asker: Pending<A>) -> Self {
         Self {
-            part,
-            ids: Vec::new(),
-            terms: Vec::new(),
-            open: Vec::new(),
-            steps: Vec::new(),
-            takes: 0,
+            cost,
+            max_wait_us,
+            askers: vec![asker],
         }
     }
 
+    fn is_equal(&self, cost: f64, max_wait_us: f64) -> bool {
+        self.cost == cost && self.max_wait_us == max_wait_us
+    }
+
+    fn first(&self) -> First {
+        First {
+            cost: self.cost,
+            // At most `MOST_COMMANDS`.
+            n: self.askers.len() as u32,
+            max_wait_us: self.max_wait_us,
+        }
+    }
+
+    fn is_refused(&self, taken: Taken) -> bool {
+        taken.granted < self.askers.len() as f64
+    }
+
+    fn answer(self, taken: Taken, level: f64, terms: Terms) {
+        for (k, asker) in self.askers.into_iter().enumerate() {
+            let k = k as u32;
+            let tightest = (0, level);
+            asker.answer(Ok(decision(taken, 0, k, self.cost, terms, tightest)));
+        }
+    }
+}
+
+/// What the `k`th of equal demands got.
+fn decision(
+    taken: Taken,
+    which: usize,
+    k: u32,
+    cost: f64,
+    terms: Terms,
+    (tightest, level): (usize, f64),
+) -> Decision {
+    if f64::from(k) < taken.now {
+        Decision::Now { tightest, level }
+    } else if f64::from(k) < taken.granted {
+        Decision::Wait {
+            which,
+            wait: from_us(taken.wait(k, cost, terms)),
+        }
+    } else {
+        Decision::Refused {
+            which,
+            retry_after: from_us(taken.retry_after),
+        }
+    }
+}
+
+/// Why a command is not part of this call.
+enum Unfit {
+    /// Of too many buckets, or of one that this call knows by another quota: it is for the next.
+    Next,
+    /// Of one bucket by two quotas, in itself. Nobody asks for that; kept, it would hold up
+    /// everybody behind it for ever.
+    Never,
+}
+
+impl<A: Asker> Batch<A> {
     pub(super) fn build<W: Wire>(
         commands: &mut VecDeque<Command<A>>,
+        index: &mut Index,
         shared: &Shared<A, W>,
     ) -> Self {
-        let mut batch = Self::new(shared.wire.part());
-        let mut index = Index::default();
-        let mut left = MOST_COMMANDS;
+        let mut batch = Self {
+            part: shared.wire.part(),
+            places: Vec::with_capacity(commands.len().min(MOST_BUCKETS)),
+            steps: Vec::new(),
+            takes: 0,
+        };
+        index.clear();
         let (now, patience) = (Instant::now(), shared.wire.patience());
-        while let Some(command) = commands.front() {
-            let scopes = match command {
-                Command::Take(Pending(Some(asker)), since)
-                    if asker.is_wanted() && now - *since <= patience =>
+        let mut left = MOST_COMMANDS;
+        while left > 0
+            && let Some(command) = commands.pop_front()
+        {
+            let command = match command {
+                Command::Take(asker, since)
+                    if !asker.is_wanted() || now.duration_since(since) > patience =>
                 {
-                    asker.scopes()
-                }
-                Command::Take(..) => {
-                    // Cancelled before it was sent: nothing was taken, nobody listens. Or it
-                    // has waited as long for its call as the call itself may take.
-                    if let Some(Command::Take(asker, _)) = commands.pop_front() {
-                        asker.answer(Err(Failure::new(
-                            FailureKind::Overloaded,
-                            "Redis is too slow for all the demands that are queued",
-                        )));
-                    }
+                    // Cancelled before it was sent: nothing was taken, nobody listens. Or it has
+                    // waited as long for its call as the call itself may take.
+                    asker.answer(Err(Failure::new(
+                        FailureKind::Overloaded,
+                        "Redis is too slow for all the demands that are queued",
+                    )));
                     continue;
                 }
-                Command::GiveBack(scope, _)
-                | Command::Charge(scope, _)
-                | Command::Reset(scope, _)
-                | Command::Look(scope, _) => std::slice::from_ref(scope),
-            };
-            if left == 0 || (batch.ids.len() + scopes.len() > MOST_BUCKETS && !batch.ids.is_empty())
-            {
-                break;
-            }
-            let Some(places) = batch.places(scopes, &mut index, &shared.salt) else {
-                if !batch.steps.is_empty() {
-                    // The same bucket by another quota: that is another call.
-                    break;
-                }
-                // By two quotas in one demand. Nobody asks for that; kept, it would hold up
-                // everybody behind it for ever. Dropped, it is answered.
-                drop(commands.pop_front());
-                (batch, index) = (Self::new(batch.part), Index::default());
-                continue;
+                command => command,
             };
             left -= 1;
-            if let Some(command) = commands.pop_front() {
-                batch.add(command, &places);
+            match batch.add(command, index, &shared.salt) {
+                Ok(()) => {}
+                Err((Unfit::Next, command)) => {
+                    commands.push_front(command);
+                    break;
+                }
+                // Dropped, it is answered.
+                Err((Unfit::Never, command)) => drop(command),
             }
         }
         batch
     }
 
-    /// The places of these buckets in this batch, added where they are new; none of them, where
-    /// one is known by another quota.
-    fn places(
+    fn add(
         &mut self,
-        scopes: &[Scope],
+        command: Command<A>,
         index: &mut Index,
         salt: &[u8; 32],
-    ) -> Option<Vec<usize>> {
-        let known = self.ids.len();
-        let mut places = Vec::with_capacity(scopes.len());
-        for scope in scopes {
-            let (id, terms) = (scope.id(salt), terms_of(scope));
-            let place = index.find_or_insert(&mut self.ids, &id);
-            if place == self.terms.len() {
-                self.terms.push(terms);
-                self.open.push(None);
-            } else if self.terms[place] != terms {
-                // Buckets that this demand added stay; they are only looked at.
-                debug_assert!(known <= self.ids.len());
-                return None;
+    ) -> Result<(), (Unfit, Command<A>)> {
+        let scopes = command.scopes();
+        let [scope] = scopes else {
+            return self.add_all(command, index, salt);
+        };
+        let place = match index.place(&mut self.places, scope, salt) {
+            Ok(place) => place,
+            Err(unfit) => return Err((unfit, command)),
+        };
+        match command {
+            Command::Take(asker, _) => self.take(place, asker),
+            Command::GiveBack(scope, tokens) => {
+                self.step(place, Step::GiveBack(place, scope, tokens));
             }
-            places.push(place);
+            Command::Charge(scope, tokens) => {
+                self.step(place, Step::Charge(place, scope, tokens));
+            }
+            Command::Reset(_, reply) => self.step(place, Step::Reset(place, reply)),
+            Command::Look(_, reply) => self.step(place, Step::Look(place, reply)),
         }
-        Some(places)
+        Ok(())
     }
 
-    fn add(&mut self, command: Command<A>, places: &[usize]) {
-        let place = places[0];
-        match command {
-            Command::Take(asker, _) => {
-                let Some((scopes, max_wait_us)) = asker
-                    .0
-                    .as_ref()
-                    .map(|asker| (asker.scopes(), asker.max_wait_us()))
-                else {
-                    return;
-                };
-                let from: Vec<_> = places
-                    .iter()
-                    .zip(scopes)
-                    .map(|(place, scope)| (*place, scope.tokens()))
-                    .collect();
-                // Demands on other buckets commute, so only the last one on this bucket counts.
-                if let (Some(open), [_]) = (self.open[place], places)
-                    && let Step::Take {
-                        askers,
-                        max_wait_us: merged_wait,
-                        from: merged,
-                    } = &mut self.steps[open]
-                    && *merged == from
-                    && *merged_wait == max_wait_us
-                {
-                    askers.push(asker);
-                    return;
-                }
-                for place in places {
-                    self.open[*place] = (places.len() == 1).then_some(self.steps.len());
-                }
-                self.takes += 1;
-                self.steps.push(Step::Take {
-                    askers: vec![asker],
-                    max_wait_us,
-                    from,
-                });
-                return;
-            }
-            Command::GiveBack(scope, tokens) => {
-                self.steps.push(Step::GiveBack(place, scope, tokens));
-            }
-            Command::Charge(scope, tokens) => self.steps.push(Step::Charge(place, scope, tokens)),
-            Command::Reset(_, reply) => self.steps.push(Step::Reset(place, reply)),
-            Command::Look(_, reply) => self.steps.push(Step::Look(place, reply)),
+    /// A demand of several buckets.
+    fn add_all(
+        &mut self,
+        command: Command<A>,
+        index: &mut Index,
+        salt: &[u8; 32],
+    ) -> Result<(), (Unfit, Command<A>)> {
+        let known = self.places.len();
+        let scopes = command.scopes();
+        if known > 0 && known + scopes.len() > MOST_BUCKETS {
+            return Err((Unfit::Next, command));
         }
-        self.open[place] = None;
+        let mut from = Vec::with_capacity(scopes.len());
+        for scope in scopes {
+            match index.place(&mut self.places, scope, salt) {
+                Ok(place) => from.push((place, scope.tokens())),
+                Err(unfit) => {
+                    index.truncate(&mut self.places, known);
+                    let unfit = if known > 0 { unfit } else { Unfit::Never };
+                    return Err((unfit, command));
+                }
+            }
+        }
+        if let Command::Take(asker, _) = command {
+            for (place, _) in &from {
+                self.places[*place].open = Open::None;
+            }
+            self.takes += 1;
+            self.steps.push(Step::TakeAll {
+                max_wait_us: asker.max_wait_us(),
+                asker,
+                from,
+            });
+        }
+        Ok(())
+    }
+
+    fn take(&mut self, at: usize, asker: Pending<A>) {
+        let (cost, max_wait_us) = (asker.scopes()[0].tokens(), asker.max_wait_us());
+        let place = &mut self.places[at];
+        let open = match place.open {
+            Open::Untouched | Open::None => None,
+            Open::First => place.first.as_mut(),
+            Open::Step(step) => match &mut self.steps[step] {
+                Step::Take(_, demand) => Some(demand),
+                _ => None,
+            },
+        };
+        if let Some(demand) = open.filter(|open| open.is_equal(cost, max_wait_us)) {
+            demand.askers.push(asker);
+            return;
+        }
+        let demand = Demand::new(cost, max_wait_us, asker);
+        if let Open::Untouched = place.open {
+            place.open = Open::First;
+            place.first = Some(demand);
+        } else {
+            place.open = Open::Step(self.steps.len());
+            self.takes += 1;
+            self.steps.push(Step::Take(at, demand));
+        }
+    }
+
+    fn step(&mut self, place: usize, step: Step<A>) {
+        self.places[place].open = Open::None;
+        self.steps.push(step);
     }
 
     pub(super) fn is_empty(&self) -> bool {
-        self.steps.is_empty()
+        self.places.is_empty()
     }
 
     fn argument(&self) -> Vec<u8> {
-        let mut argument = Argument::default();
-        for terms in &self.terms {
-            argument.key(terms.slower(self.part));
+        let mut argument = Argument::with_keys(self.places.len());
+        for place in &self.places {
+            let first = place.first.as_ref().map_or(First::NONE, Demand::first);
+            argument.key(place.terms.slower(self.part), first);
         }
         for step in &self.steps {
             match step {
-                Step::Take {
-                    askers,
-                    max_wait_us,
-                    from,
-                } => argument.take(
-                    // At most `MOST_COMMANDS`.
-                    askers.len() as u32,
-                    *max_wait_us,
-                    from.iter().map(|(place, cost)| (place + 1, *cost)),
-                ),
+                Step::Take(place, demand) => {
+                    let First { cost, n, .. } = demand.first();
+                    argument.take(n, demand.max_wait_us, std::iter::once((place + 1, cost)));
+                }
+                Step::TakeAll {
+                    max_wait_us, from, ..
+                } => {
+                    let from = from.iter().map(|(place, cost)| (place + 1, *cost));
+                    argument.take(1, *max_wait_us, from);
+                }
                 Step::GiveBack(place, _, tokens) => argument.give_back(place + 1, *tokens),
                 Step::Charge(place, _, tokens) => argument.charge(place + 1, *tokens),
                 Step::Reset(place, _) => argument.reset(place + 1),
@@ -224,15 +321,13 @@ impl<A: Asker> Batch<A> {
 
     /// Sends, and answers all askers. The failure, where there was one.
     pub(super) async fn send<W: Wire>(self, shared: Arc<Shared<A, W>>) -> Option<Failure> {
-        let keys = self
-            .ids
-            .iter()
-            .map(|id| id.redis_key(&shared.prefix))
-            .collect();
+        let places = self.places.iter();
+        let keys = places.map(|place| place.id.redis_key(&shared.prefix));
+        let keys = keys.collect();
         let sent = Instant::now();
         let result = shared.wire.call(keys, self.argument()).await;
         let reply = result.as_ref().map_err(Clone::clone).and_then(|bytes| {
-            Reply::new(bytes, self.takes, self.ids.len()).ok_or_else(|| {
+            Reply::new(bytes, self.places.len(), self.takes).ok_or_else(|| {
                 Failure::new(
                     FailureKind::Misconfigured,
                     "the script's reply is of another length",
@@ -253,50 +348,54 @@ impl<A: Asker> Batch<A> {
 
     fn answer(self, reply: &Reply<'_>, known: &Known, sent: Instant) {
         // First, so that whoever is answered finds what is known.
-        let mut refusing = vec![false; self.ids.len()];
-        let takes = self.steps.iter().filter_map(|step| match step {
-            Step::Take { askers, from, .. } => Some((askers.len(), from)),
-            _ => None,
-        });
-        for (take, (askers, from)) in takes.enumerate() {
-            let answer = reply.answer(take);
-            let (place, _) = from[answer.which.min(from.len() - 1)];
-            refusing[place] |= answer.taken.granted < askers as f64;
+        let mut refusing = vec![false; self.places.len()];
+        for (index, place) in self.places.iter().enumerate() {
+            let first = place.first.as_ref();
+            refusing[index] = first.is_some_and(|first| first.is_refused(reply.first(index)));
         }
-        for (place, (id, terms)) in self.ids.iter().zip(&self.terms).enumerate() {
-            known.learn(
-                id.as_bytes(),
-                *terms,
-                reply.level(place),
-                sent,
-                refusing[place],
-            );
+        let mut take = 0;
+        for step in &self.steps {
+            match step {
+                Step::Take(place, demand) => {
+                    refusing[*place] |= demand.is_refused(reply.answer(take).taken);
+                    take += 1;
+                }
+                Step::TakeAll { from, .. } => {
+                    let answer = reply.answer(take);
+                    let (place, _) = from[answer.which.min(from.len() - 1)];
+                    refusing[place] |= answer.taken.granted < 1.0;
+                    take += 1;
+                }
+                _ => {}
+            }
+        }
+        let terms: Vec<_> = self.places.iter().map(|place| place.terms).collect();
+        for (index, place) in self.places.iter().enumerate() {
+            let (id, level) = (place.id.as_bytes(), reply.level(index));
+            known.learn(id, place.terms, level, sent, refusing[index]);
+        }
+        for (index, place) in self.places.into_iter().enumerate() {
+            if let Some(first) = place.first {
+                let (level, _) = reply.level(index);
+                first.answer(reply.first(index), level, place.terms.slower(self.part));
+            }
         }
         let mut take = 0;
         for step in self.steps {
             match step {
-                Step::Take { askers, from, .. } => {
-                    let answer = reply.answer(take);
+                Step::Take(place, demand) => {
+                    let (level, _) = reply.level(place);
+                    let slower = terms[place].slower(self.part);
+                    demand.answer(reply.answer(take).taken, level, slower);
                     take += 1;
-                    let (place, cost) = from[answer.which.min(from.len() - 1)];
-                    let terms = self.terms[place].slower(self.part);
-                    let (tightest, level) = tightest(&from, &self.terms, reply);
-                    for (k, asker) in askers.into_iter().enumerate() {
-                        let k = k as u32;
-                        asker.answer(Ok(if f64::from(k) < answer.taken.now {
-                            Decision::Now { tightest, level }
-                        } else if f64::from(k) < answer.taken.granted {
-                            Decision::Wait {
-                                which: answer.which,
-                                wait: from_us(answer.taken.wait(k, cost, terms)),
-                            }
-                        } else {
-                            Decision::Refused {
-                                which: answer.which,
-                                retry_after: from_us(answer.taken.retry_after),
-                            }
-                        }));
-                    }
+                }
+                Step::TakeAll { asker, from, .. } => {
+                    let Answer { taken, which } = reply.answer(take);
+                    take += 1;
+                    let (place, cost) = from[which.min(from.len() - 1)];
+                    let slower = terms[place].slower(self.part);
+                    let tightest = tightest(&from, &terms, reply);
+                    asker.answer(Ok(decision(taken, which, 0, cost, slower, tightest)));
                 }
                 Step::Look(place, answer) | Step::Reset(place, answer) => {
                     let _ = answer.send(Ok(reply.level(place).0));
@@ -307,13 +406,18 @@ impl<A: Asker> Batch<A> {
     }
 
     fn fail(self, failure: &Failure, books: &dyn Books) {
+        let firsts = self.places.into_iter().filter_map(|place| place.first);
+        for asker in firsts.flat_map(|first| first.askers) {
+            asker.answer(Err(failure.clone()));
+        }
         for step in self.steps {
             match step {
-                Step::Take { askers, .. } => {
-                    for asker in askers {
+                Step::Take(_, demand) => {
+                    for asker in demand.askers {
                         asker.answer(Err(failure.clone()));
                     }
                 }
+                Step::TakeAll { asker, .. } => asker.answer(Err(failure.clone())),
                 Step::Reset(_, answer) | Step::Look(_, answer) => {
                     let _ = answer.send(Err(failure.clone()));
                 }
@@ -345,38 +449,64 @@ fn tightest(from: &[(usize, f64)], terms: &[Terms], reply: &Reply<'_>) -> (usize
     (tightest.0, tightest.2)
 }
 
-/// Finds a bucket's place in a batch.
+/// Finds a bucket's place in a call.
 #[derive(Default)]
-struct Index {
+pub(super) struct Index {
     table: HashTable<usize>,
     hasher: DefaultHashBuilder,
     last: usize,
 }
 
 impl Index {
-    fn find_or_insert(&mut self, ids: &mut Vec<BucketId>, id: &BucketId) -> usize {
+    fn clear(&mut self) {
+        self.table.clear();
+        self.last = 0;
+    }
+
+    /// Where this bucket is, added where it is new.
+    fn place<A: Asker>(
+        &mut self,
+        places: &mut Vec<Place<A>>,
+        scope: &Scope,
+        salt: &[u8; 32],
+    ) -> Result<usize, Unfit> {
+        let terms = terms_of(scope);
         // On a hot scope it is the same again.
-        if ids
-            .get(self.last)
-            .is_some_and(|last| last.as_bytes() == id.as_bytes())
-        {
-            return self.last;
-        }
-        let hash = self.hasher.hash_one(id.as_bytes());
-        let found = self
-            .table
-            .find(hash, |place| ids[*place].as_bytes() == id.as_bytes());
-        self.last = match found {
-            Some(place) => *place,
-            None => {
-                ids.push(*id);
-                let hasher = &self.hasher;
-                self.table.insert_unique(hash, ids.len() - 1, |place| {
-                    hasher.hash_one(ids[*place].as_bytes())
+        let last = places.get(self.last);
+        if !last.is_some_and(|last| last.scope.same_bucket(scope)) {
+            let id = scope.id(salt);
+            let hash = self.hasher.hash_one(id.as_bytes());
+            let is_it = |place: &usize| places[*place].id.as_bytes() == id.as_bytes();
+            if let Some(place) = self.table.find(hash, is_it) {
+                self.last = *place;
+            } else if places.len() < MOST_BUCKETS {
+                self.last = places.len();
+                places.push(Place {
+                    scope: scope.clone(),
+                    id,
+                    terms,
+                    first: None,
+                    open: Open::Untouched,
                 });
-                ids.len() - 1
+                let hasher = &self.hasher;
+                self.table.insert_unique(hash, self.last, |place| {
+                    hasher.hash_one(places[*place].id.as_bytes())
+                });
+            } else {
+                return Err(Unfit::Next);
             }
-        };
-        self.last
+        }
+        if places[self.last].terms == terms {
+            Ok(self.last)
+        } else {
+            Err(Unfit::Next)
+        }
+    }
+
+    /// Forgets all but the first so many.
+    fn truncate<A: Asker>(&mut self, places: &mut Vec<Place<A>>, known: usize) {
+        places.truncate(known);
+        self.table.retain(|place| *place < known);
+        self.last = 0;
     }
 }

@@ -14,7 +14,7 @@ use tokio::{
 };
 
 use super::{
-    batch::{Batch, terms_of},
+    batch::{Batch, Index, terms_of},
     command::{Asker, Books, Command, Pending, Wire},
     known::Known,
 };
@@ -92,12 +92,12 @@ impl<A: Asker, W: Wire> Batcher<A, W> {
         let shared = &self.shared;
         let id = scope.id(&shared.salt);
         shared.known.raise(&id, terms_of(scope), tokens);
-        self.push(Command::GiveBack(scope.clone(), tokens));
+        self.push(Command::GiveBack(Box::new(scope.clone()), tokens));
     }
 
     /// Charges tokens that were used beyond what was taken.
     pub(crate) fn charge(&self, scope: &Scope, tokens: f64) {
-        self.push(Command::Charge(scope.clone(), tokens));
+        self.push(Command::Charge(Box::new(scope.clone()), tokens));
     }
 
     /// Makes a bucket full.
@@ -105,12 +105,14 @@ impl<A: Asker, W: Wire> Batcher<A, W> {
         let shared = &self.shared;
         let id = scope.id(&shared.salt);
         shared.known.fill(&id, terms_of(scope));
-        self.ask(|reply| Command::Reset(scope.clone(), reply)).await
+        let scope = Box::new(scope.clone());
+        self.ask(|reply| Command::Reset(scope, reply)).await
     }
 
     /// The level of a bucket.
     pub(crate) async fn look(&self, scope: &Scope) -> Result<f64, Failure> {
-        self.ask(|reply| Command::Look(scope.clone(), reply)).await
+        let scope = Box::new(scope.clone());
+        self.ask(|reply| Command::Look(scope, reply)).await
     }
 
     async fn ask(
@@ -164,6 +166,7 @@ impl<A: Asker, W: Wire> Batcher<A, W> {
         let worker = Worker {
             shared: self.shared.clone(),
             gathered: VecDeque::new(),
+            index: Index::default(),
         };
         // Outside the lock: a runtime that shuts down drops the worker here.
         runtime.spawn(worker.run());
@@ -187,6 +190,7 @@ impl<A: Asker, W: Wire> Shared<A, W> {
 struct Worker<A: Asker, W: Wire> {
     shared: Arc<Shared<A, W>>,
     gathered: VecDeque<Command<A>>,
+    index: Index,
 }
 
 impl<A: Asker, W: Wire> Worker<A, W> {
@@ -197,7 +201,7 @@ impl<A: Asker, W: Wire> Worker<A, W> {
                 // Those who were just answered may have the next demand ready: let them join.
                 tokio::task::yield_now().await;
                 self.gather();
-                let batch = Batch::build(&mut self.gathered, &self.shared);
+                let batch = Batch::build(&mut self.gathered, &mut self.index, &self.shared);
                 self.shared.lock().gathered = self.gathered.len();
                 if batch.is_empty() {
                     continue;

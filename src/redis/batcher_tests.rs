@@ -23,8 +23,9 @@ const PATIENCE: Duration = Duration::from_millis(100);
 
 const QUOTA: Quota = Quota::per_second(10.0).burst(1_000.0);
 
-/// What a call carried: its keys, and the numbers after their quotas.
-type Call = (Vec<String>, Vec<f64>);
+/// What a call carried: its keys, the first demand on each (how many, max_wait, cost), and the
+/// numbers of the commands.
+type Call = (Vec<String>, Vec<[f64; 3]>, Vec<f64>);
 
 /// Grants everything at once, when it is allowed to answer.
 #[derive(Clone)]
@@ -66,8 +67,13 @@ impl Wire for Scripted {
             .chunks(8)
             .map(|number| f64::from_le_bytes(number.try_into().expect("eight bytes")))
             .collect();
-        let commands = numbers[2 * keys.len()..].to_vec();
+        let (firsts, commands) = numbers.split_at(5 * keys.len());
         let mut reply = vec![0.0];
+        let firsts: Vec<_> = firsts.chunks(5).map(|of| [of[3], of[4], of[2]]).collect();
+        for [n, ..] in &firsts {
+            reply.extend([*n, *n, 0.0, 0.0, 500.0, 0.0]);
+        }
+        let commands = commands.to_vec();
         let mut at = 0;
         while at < commands.len() {
             if commands[at] == 0.0 {
@@ -78,12 +84,12 @@ impl Wire for Scripted {
                 at += if commands[at] <= 2.0 { 3 } else { 2 };
             }
         }
-        reply.extend(keys.iter().flat_map(|_| [500.0, 0.0]));
         let names = keys
             .into_iter()
             .map(|key| String::from_utf8(key).expect("ASCII"))
             .collect();
-        self.calls.lock().expect("no panic").push((names, commands));
+        let call = (names, firsts, commands);
+        self.calls.lock().expect("no panic").push(call);
         let (answers, fails) = (self.answers.clone(), self.fails);
         async move {
             answers.acquire().await.expect("open").forget();
@@ -213,17 +219,11 @@ async fn what_gathers_during_a_call_goes_out_as_one() {
     setup.wire.answers.add_permits(2);
     setup.settle().await;
     let calls = setup.wire.calls();
-    assert_eq!(calls[0].1, [0.0, 1.0, 0.0, 1.0, 1.0, 1.0]);
+    assert_eq!(calls[0].1, [[1.0, 0.0, 1.0]]);
     assert_eq!(calls[1].0, ["a", "b"]);
     // Demands on different buckets commute, so equal ones merge across each other.
-    assert_eq!(
-        calls[1].1,
-        [
-            [0.0, 10.0, 0.0, 1.0, 1.0, 1.0],
-            [0.0, 10.0, 0.0, 1.0, 2.0, 1.0]
-        ]
-        .concat()
-    );
+    assert_eq!(calls[1].1, [[10.0, 0.0, 1.0]; 2]);
+    assert!(calls.iter().all(|(.., commands)| commands.is_empty()));
     assert_eq!(setup.answered().len(), 21);
 }
 
@@ -244,8 +244,8 @@ async fn demands_on_one_bucket_keep_their_order() {
     let [call] = &setup.wire.calls()[..] else {
         panic!("one call");
     };
-    let expected: [&[f64]; 8] = [
-        &[0.0, 2.0, 0.0, 1.0, 1.0, 1.0],
+    assert_eq!(call.1, [[2.0, 0.0, 1.0], [0.0, 0.0, 0.0]]);
+    let expected: [&[f64]; 7] = [
         &[0.0, 1.0, 0.0, 1.0, 1.0, 5.0],
         &[0.0, 1.0, 0.0, 1.0, 1.0, 1.0],
         &[0.0, 1.0, 7.0, 1.0, 1.0, 1.0],
@@ -254,7 +254,7 @@ async fn demands_on_one_bucket_keep_their_order() {
         &[1.0, 2.0, 2.0],
         &[0.0, 1.0, 0.0, 1.0, 2.0, 1.0],
     ];
-    assert_eq!(call.1, expected.concat());
+    assert_eq!(call.2, expected.concat());
     assert_eq!(setup.answered(), [0, 1, 2, 3, 4, 5, 6, 7]);
 }
 
@@ -377,7 +377,7 @@ async fn a_demand_that_contradicts_itself_holds_nobody_up() {
     setup.ask([QUOTA.scope("a")]);
     setup.settle().await;
     assert_eq!(setup.answered(), [0, 1]);
-    let [(keys, _)] = &setup.wire.calls()[..] else {
+    let [(keys, ..)] = &setup.wire.calls()[..] else {
         panic!("one call");
     };
     assert_eq!(keys, &["a"]);

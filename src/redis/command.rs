@@ -65,6 +65,18 @@ pub(crate) trait Asker: Send + 'static {
 pub(super) struct Pending<A: Asker>(pub(super) Option<A>);
 
 impl<A: Asker> Pending<A> {
+    pub(super) fn scopes(&self) -> &[Scope] {
+        self.0.as_ref().map_or(&[], Asker::scopes)
+    }
+
+    pub(super) fn max_wait_us(&self) -> f64 {
+        self.0.as_ref().map_or(0.0, Asker::max_wait_us)
+    }
+
+    pub(super) fn is_wanted(&self) -> bool {
+        self.0.as_ref().is_some_and(Asker::is_wanted)
+    }
+
     pub(super) fn answer(mut self, answer: Result<Decision, Failure>) {
         if let Some(asker) = self.0.take() {
             asker.answer(answer);
@@ -84,11 +96,24 @@ impl<A: Asker> Drop for Pending<A> {
     }
 }
 
+/// Those that are rare keep their scopes in a box, so that the queue stays small.
 pub(super) enum Command<A: Asker> {
     /// And since when it is queued.
     Take(Pending<A>, Instant),
-    GiveBack(Scope, f64),
-    Charge(Scope, f64),
-    Reset(Scope, oneshot::Sender<Result<f64, Failure>>),
-    Look(Scope, oneshot::Sender<Result<f64, Failure>>),
+    GiveBack(Box<Scope>, f64),
+    Charge(Box<Scope>, f64),
+    Reset(Box<Scope>, oneshot::Sender<Result<f64, Failure>>),
+    Look(Box<Scope>, oneshot::Sender<Result<f64, Failure>>),
+}
+
+impl<A: Asker> Command<A> {
+    pub(super) fn scopes(&self) -> &[Scope] {
+        match self {
+            Self::Take(asker, _) => asker.scopes(),
+            Self::GiveBack(scope, _)
+            | Self::Charge(scope, _)
+            | Self::Reset(scope, _)
+            | Self::Look(scope, _) => std::slice::from_ref(scope),
+        }
+    }
 }

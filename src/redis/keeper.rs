@@ -15,7 +15,7 @@ use super::{
     heartbeat::{Epoch, Heartbeat},
     link::{Live, Shared, data_lost},
     recovery::{Call, lower},
-    script::Argument,
+    script::{Argument, First},
 };
 use crate::{bucket::Terms, decision::Failure, members::REMEMBERED};
 
@@ -85,7 +85,7 @@ impl Keeper {
         let session = config.connect.connect().await?;
         // A Redis that answers but refuses writes is not back: the probe writes.
         let mut argument = Argument::default();
-        argument.key(Terms::new(1.0, 1.0));
+        argument.key(Terms::new(1.0, 1.0), First::NONE);
         argument.reset(1);
         let key = format!("{}{PROBE}", config.prefix).into_bytes();
         let bytes = argument.into_bytes();

@@ -8,7 +8,7 @@ use tokio::time::Instant;
 use super::{
     command::Owed,
     known::{Known, Remembered},
-    script::{Argument, Reply},
+    script::{Argument, First, Reply},
 };
 use crate::{bucket::Terms, clock::from_us, scope::redis_key};
 
@@ -31,7 +31,7 @@ impl Call {
     /// was charged here must not be forgotten with them.
     pub(super) fn learn(&self, reply: &[u8], sent: Instant, known: &Known) {
         let keys = self.keys.len();
-        let Some(reply) = Reply::new(reply, 0, keys) else {
+        let Some(reply) = Reply::new(reply, keys, 0) else {
             return;
         };
         let first = keys - self.buckets.len();
@@ -46,7 +46,7 @@ pub(super) fn lower(prefix: &str, remembered: &[Remembered]) -> impl Iterator<It
     remembered.chunks(MOST_BUCKETS).map(|buckets| {
         let mut argument = Argument::default();
         for bucket in buckets {
-            argument.key(bucket.terms);
+            argument.key(bucket.terms, First::NONE);
         }
         for (index, bucket) in buckets.iter().enumerate() {
             argument.lower(index + 1, bucket.level);
@@ -107,7 +107,7 @@ impl Payment {
     pub(super) fn call(&self, prefix: &str, limiter: &str, now: Instant) -> Call {
         let mut argument = Argument::default();
         // A bucket that is emptied by the payment, and full again when it is forgotten.
-        argument.key(Terms::new(1.0, PAID.as_secs_f64().recip()));
+        argument.key(Terms::new(1.0, PAID.as_secs_f64().recip()), First::NONE);
         let mut keys = vec![format!("{prefix}#paid:{limiter}:{}", self.number).into_bytes()];
         // Not charged in the time in which an empty bucket would have refilled in spite of it, it
         // is forgiven, as if it had been charged then.
@@ -121,7 +121,7 @@ impl Payment {
             .collect();
         for owed in &due {
             keys.push(redis_key(prefix, &owed.id));
-            argument.key(owed.terms);
+            argument.key(owed.terms, First::NONE);
         }
         argument.once(1);
         for (index, owed) in due.iter().enumerate() {

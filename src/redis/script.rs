@@ -26,10 +26,27 @@ fn hash(source: &str) -> String {
     redis::Script::new(source).get_hash().to_owned()
 }
 
+/// The first demand on a bucket in a call: `n` callers, each of whom takes `cost` and waits no
+/// longer than `max_wait` microseconds.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) struct First {
+    pub(crate) cost: f64,
+    pub(crate) n: u32,
+    pub(crate) max_wait_us: f64,
+}
+
+impl First {
+    pub(crate) const NONE: Self = Self {
+        cost: 0.0,
+        n: 0,
+        max_wait_us: 0.0,
+    };
+}
+
 /// The argument of one call, in the order in which the script reads it.
 #[derive(Debug, Default)]
 pub(crate) struct Argument {
-    terms: Vec<u8>,
+    keys: Vec<u8>,
     commands: Vec<u8>,
 }
 
@@ -40,9 +57,23 @@ impl Argument {
         }
     }
 
-    /// The quota of the next key. Keys count from 1, as in Lua.
-    pub(crate) fn key(&mut self, terms: Terms) {
-        Self::push(&mut self.terms, &[terms.cap, terms.per_us]);
+    /// Has room for so many keys.
+    pub(crate) fn with_keys(keys: usize) -> Self {
+        Self {
+            keys: Vec::with_capacity(40 * keys),
+            commands: Vec::new(),
+        }
+    }
+
+    /// The next key: its quota, and the first demand on it. Keys count from 1, as in Lua.
+    pub(crate) fn key(&mut self, terms: Terms, first: First) {
+        let First {
+            cost,
+            n,
+            max_wait_us,
+        } = first;
+        let numbers = [terms.cap, terms.per_us, cost, f64::from(n), max_wait_us];
+        Self::push(&mut self.keys, &numbers);
     }
 
     /// `n` equal demands; each takes every one of `buckets` (index, cost) or nothing.
@@ -91,12 +122,12 @@ impl Argument {
     }
 
     pub(crate) fn into_bytes(mut self) -> Vec<u8> {
-        self.terms.append(&mut self.commands);
-        self.terms
+        self.keys.append(&mut self.commands);
+        self.keys
     }
 }
 
-/// What one take command got.
+/// What one command that takes got.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) struct Answer {
     pub(crate) taken: Taken,
@@ -108,15 +139,15 @@ pub(crate) struct Answer {
 #[derive(Debug)]
 pub(crate) struct Reply<'a> {
     bytes: &'a [u8],
-    takes: usize,
+    keys: usize,
 }
 
 impl<'a> Reply<'a> {
-    /// None where the length is not that of a call with so many takes and keys, or a number is
-    /// not finite.
-    pub(crate) fn new(bytes: &'a [u8], takes: usize, keys: usize) -> Option<Self> {
-        let numbers = 1 + 5 * takes + 2 * keys;
-        let reply = Self { bytes, takes };
+    /// None where the length is not that of a call with so many keys and commands that take, or
+    /// a number is not finite.
+    pub(crate) fn new(bytes: &'a [u8], keys: usize, takes: usize) -> Option<Self> {
+        let numbers = 1 + 6 * keys + 5 * takes;
+        let reply = Self { bytes, keys };
         (bytes.len() == 8 * numbers && (0..numbers).all(|n| reply.number(n).is_finite()))
             .then_some(reply)
     }
@@ -127,28 +158,38 @@ impl<'a> Reply<'a> {
         f64::from_le_bytes(number)
     }
 
+    fn taken(&self, at: usize) -> Taken {
+        Taken {
+            now: self.number(at),
+            granted: self.number(at + 1),
+            last: self.number(at + 2),
+            retry_after: self.number(at + 3),
+        }
+    }
+
     /// The server's time, in microseconds since 1970.
     #[cfg(test)]
     pub(crate) fn time(&self) -> f64 {
         self.number(0)
     }
 
-    pub(crate) fn answer(&self, take: usize) -> Answer {
-        let at = 1 + 5 * take;
-        Answer {
-            taken: Taken {
-                now: self.number(at),
-                granted: self.number(at + 1),
-                last: self.number(at + 2),
-                retry_after: self.number(at + 3),
-            },
-            which: (self.number(at + 4) as usize).saturating_sub(1),
-        }
+    /// What the first demand on a key got. Keys count from zero here.
+    pub(crate) fn first(&self, key: usize) -> Taken {
+        self.taken(1 + 6 * key)
     }
 
-    /// Level and pool of a key, counted from zero, after the call.
+    /// Level and pool of a key after the call.
     pub(crate) fn level(&self, key: usize) -> (f64, f64) {
-        let at = 1 + 5 * self.takes + 2 * key;
+        let at = 1 + 6 * key + 4;
         (self.number(at), self.number(at + 1))
+    }
+
+    /// What a command that takes got, counted from zero.
+    pub(crate) fn answer(&self, take: usize) -> Answer {
+        let at = 1 + 6 * self.keys + 5 * take;
+        Answer {
+            taken: self.taken(at),
+            which: (self.number(at + 4) as usize).saturating_sub(1),
+        }
     }
 }

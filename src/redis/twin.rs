@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use crate::bucket::{Bucket, Taken, TakenAll, Terms, take_all};
 
-use super::script::{Answer, Argument};
+use super::script::{Answer, Argument, First};
 
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) enum Command {
@@ -25,9 +25,28 @@ pub(crate) enum Command {
     Once(usize),
 }
 
+impl Command {
+    /// The keys that it is about.
+    fn indexes(&self) -> impl Iterator<Item = usize> {
+        let (several, one) = match self {
+            Self::Take { of, .. } => (&of[..], None),
+            Self::GiveBack(index, _)
+            | Self::Charge(index, _)
+            | Self::Pay(index, ..)
+            | Self::Reset(index)
+            | Self::Look(index)
+            | Self::Lower(index, _)
+            | Self::Once(index) => (&[][..], Some(*index)),
+        };
+        several.iter().map(|(index, _)| *index).chain(one)
+    }
+}
+
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Call {
     pub(crate) keys: Vec<(String, Terms)>,
+    /// Of each key.
+    pub(crate) firsts: Vec<First>,
     pub(crate) commands: Vec<Command>,
     /// The part of all processes that is back after an outage.
     pub(crate) back: f64,
@@ -40,10 +59,47 @@ impl Call {
 
     pub(crate) fn of(keys: Vec<(String, Terms)>, commands: Vec<Command>) -> Self {
         Self {
+            firsts: vec![First::NONE; keys.len()],
             keys,
             commands,
             back: 1.0,
         }
+    }
+
+    /// The same call, where the first demand on a key, if nothing comes before it and it takes
+    /// from no other, goes with the key.
+    pub(crate) fn hoisted(mut self) -> Self {
+        let mut touched = vec![false; self.keys.len()];
+        let mut stopped = false;
+        let firsts = &mut self.firsts;
+        self.commands.retain(|command| {
+            let &Command::Take {
+                n,
+                max_wait,
+                ref of,
+            } = command
+            else {
+                stopped |= matches!(command, Command::Once(_));
+                command.indexes().for_each(|index| touched[index] = true);
+                return true;
+            };
+            match of[..] {
+                [(index, cost)] if !touched[index] && !stopped => {
+                    firsts[index] = First {
+                        cost,
+                        n,
+                        max_wait_us: max_wait,
+                    };
+                    touched[index] = true;
+                    false
+                }
+                _ => {
+                    command.indexes().for_each(|index| touched[index] = true);
+                    true
+                }
+            }
+        });
+        self
     }
 
     pub(crate) fn takes(&self) -> usize {
@@ -55,8 +111,8 @@ impl Call {
 
     pub(crate) fn argument(&self) -> Vec<u8> {
         let mut argument = Argument::default();
-        for (_, terms) in &self.keys {
-            argument.key(*terms);
+        for ((_, terms), first) in self.keys.iter().zip(&self.firsts) {
+            argument.key(*terms, *first);
         }
         for command in &self.commands {
             match command {
@@ -88,13 +144,21 @@ impl Call {
         let mut next = || numbers.next();
         let mut call = Self {
             keys: Vec::with_capacity(keys.len()),
+            firsts: Vec::with_capacity(keys.len()),
             commands: Vec::new(),
             back,
         };
         let short = "an argument of whole commands";
         for key in keys {
-            let (cap, per_us) = (next().expect(short), next().expect(short));
+            let mut number = || next().expect(short);
+            let (cap, per_us) = (number(), number());
             call.keys.push((key.clone(), Terms { cap, per_us }));
+            let (cost, n, max_wait_us) = (number(), number() as u32, number());
+            call.firsts.push(First {
+                cost,
+                n,
+                max_wait_us,
+            });
         }
         while let Some(op) = next() {
             let mut number = || next().expect(short);
@@ -133,6 +197,8 @@ pub(crate) struct Stored {
     pub(crate) widest: Terms,
     /// When Redis forgets it, in milliseconds.
     pub(crate) expires: f64,
+    /// Until when, in microseconds, the value says that it is kept.
+    pub(crate) kept: f64,
 }
 
 impl Stored {
@@ -142,11 +208,14 @@ impl Stored {
     }
 }
 
-/// A key that a call wrote: its index, how long it must live, and how long the value is.
+/// A key that a call wrote: its index, for how long anew (0: as long as before), and how long the
+/// value is.
 pub(crate) type Written = (usize, f64, usize);
 
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Outcome {
+    /// Of each key.
+    pub(crate) firsts: Vec<Taken>,
     pub(crate) answers: Vec<Answer>,
     /// Level and pool of each key.
     pub(crate) levels: Vec<(f64, f64)>,
@@ -156,21 +225,17 @@ pub(crate) struct Outcome {
 impl Outcome {
     /// As the script would reply.
     pub(crate) fn reply(&self, now: f64) -> Vec<u8> {
-        let mut numbers = vec![now];
+        let numbers = |taken: &Taken| [taken.now, taken.granted, taken.last, taken.retry_after];
+        let mut reply = vec![now];
+        for (first, (level, pool)) in self.firsts.iter().zip(&self.levels) {
+            reply.extend(numbers(first));
+            reply.extend([*level, *pool]);
+        }
         for Answer { taken, which } in &self.answers {
-            let which = (which + 1) as f64;
-            numbers.extend([
-                taken.now,
-                taken.granted,
-                taken.last,
-                taken.retry_after,
-                which,
-            ]);
+            reply.extend(numbers(taken));
+            reply.push((which + 1) as f64);
         }
-        for (level, pool) in &self.levels {
-            numbers.extend([*level, *pool]);
-        }
-        numbers.into_iter().flat_map(f64::to_le_bytes).collect()
+        reply.into_iter().flat_map(f64::to_le_bytes).collect()
     }
 }
 
@@ -194,6 +259,20 @@ impl Twin {
         }
         let mut answers = Vec::new();
         let terms: Vec<Terms> = call.keys.iter().map(|(_, terms)| *terms).collect();
+        let mut firsts = Vec::new();
+        for (index, first) in call.firsts.iter().enumerate() {
+            let &First {
+                cost,
+                n,
+                max_wait_us,
+            } = first;
+            let before = buckets[index];
+            firsts.push(match n {
+                0 => Taken::default(),
+                n => buckets[index].take(cost, n, max_wait_us, terms[index]),
+            });
+            changed[index] |= buckets[index] != before;
+        }
         for command in &call.commands {
             match command {
                 Command::Take { n, max_wait, of } => {
@@ -241,18 +320,29 @@ impl Twin {
             }
             let (bucket, widest) = (buckets[index], widest[index]);
             let slower = if call.back < 1.0 { 10e6 } else { 0.0 };
-            let px = bucket.ttl_ms(now - slower, widest);
-            let length = if bucket.tail > bucket.at { 56 } else { 32 };
-            written.push((index, px, length));
+            let stored = self.keys.get(key);
+            let mut kept = stored.map_or(0.0, |stored| stored.kept);
+            let px = bucket.ttl_ms(now - slower, kept - now, widest);
+            if let Some(px) = px {
+                kept = now + (px - 1.0) * 1_000.0;
+            }
+            let length = if bucket.tail > bucket.at { 64 } else { 40 };
+            written.push((index, px.unwrap_or_default(), length));
+            let expires = match (px, stored) {
+                (None, Some(stored)) => stored.expires,
+                _ => (now / 1_000.0).floor() + px.unwrap_or_default(),
+            };
             let stored = Stored {
                 bucket,
                 widest,
-                expires: (now / 1_000.0).floor() + px,
+                expires,
+                kept,
             };
             self.keys.insert(key.clone(), stored);
         }
         let levels = buckets.iter().map(|bucket| (bucket.level, bucket.pool));
         Outcome {
+            firsts,
             answers,
             levels: levels.collect(),
             written,

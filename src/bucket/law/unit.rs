@@ -201,19 +201,30 @@ fn a_full_bucket_equals_an_absent_one() {
 fn redis_remembers_until_full() {
     let terms = Terms::new(10.0, 1.0);
     let mut bucket = Bucket::full(5e6, terms);
-    assert_eq!(bucket.ttl_ms(5e6, terms), 1.0, "PX 0 is an error");
+    assert_eq!(
+        bucket.ttl_ms(5e6, 1.0, terms),
+        Some(1.0),
+        "PX 0 is an error"
+    );
     bucket.take(3.0, 1, 0.0, terms);
-    assert_eq!(bucket.ttl_ms(5e6, terms), 3_000.0);
+    assert_eq!(bucket.ttl_ms(5e6, 0.0, terms), Some(6_000.0));
+    // Neither too short, nor too long.
+    assert_eq!(bucket.ttl_ms(5e6, 2.999e6, terms), Some(6_000.0));
+    assert_eq!(bucket.ttl_ms(5e6, 3e6, terms), None);
+    assert_eq!(bucket.ttl_ms(5e6, 12e6, terms), None);
+    assert_eq!(bucket.ttl_ms(5e6, 12.001e6, terms), Some(6_000.0));
     // A server whose clock is behind `at` also needs to get there.
-    assert_eq!(bucket.ttl_ms(4.5e6, terms), 3_500.0);
+    assert_eq!(bucket.ttl_ms(4.5e6, 3e6, terms), Some(7_000.0));
     bucket.take(0.0001, 1, 0.0, terms);
-    assert_eq!(bucket.ttl_ms(5e6, terms), 3_001.0);
+    assert_eq!(bucket.ttl_ms(5e6, 0.0, terms), Some(6_001.0));
     bucket.take(9.0, 1, 1e12, terms);
     bucket.level = terms.cap;
-    assert_eq!(bucket.ttl_ms(5e6, terms), 2_001.0, "somebody sleeps");
+    let ttl = bucket.ttl_ms(5e6, 0.0, terms);
+    assert_eq!(ttl, Some(4_001.0), "somebody sleeps");
     let never = Terms::new(1e15, 1e-12);
     bucket.level = 0.0;
-    assert_eq!(bucket.ttl_ms(5e6, never), 9_007_199_254_740_992.0);
+    let ttl = bucket.ttl_ms(5e6, 0.0, never);
+    assert_eq!(ttl, Some(9_007_199_254_740_992.0));
 }
 
 #[test]
