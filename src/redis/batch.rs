@@ -32,6 +32,8 @@ pub(super) struct Batch<A: Asker> {
     /// All but the first demands, in their order.
     steps: Vec<Step<A>>,
     takes: usize,
+    /// Of how many commands it is made.
+    length: usize,
 }
 
 /// A bucket of this call.
@@ -157,11 +159,11 @@ impl<A: Asker> Batch<A> {
             places: Vec::with_capacity(commands.len().min(MOST_BUCKETS)),
             steps: Vec::new(),
             takes: 0,
+            length: 0,
         };
         index.clear();
         let (now, patience) = (Instant::now(), shared.wire.patience());
-        let mut left = MOST_COMMANDS;
-        while left > 0
+        while batch.length < MOST_COMMANDS
             && let Some(command) = commands.pop_front()
         {
             let command = match command {
@@ -178,9 +180,8 @@ impl<A: Asker> Batch<A> {
                 }
                 command => command,
             };
-            left -= 1;
             match batch.add(command, index, &shared.salt) {
-                Ok(()) => {}
+                Ok(()) => batch.length += 1,
                 Err((Unfit::Next, command)) => {
                     commands.push_front(command);
                     break;
@@ -290,6 +291,11 @@ impl<A: Asker> Batch<A> {
 
     pub(super) fn is_empty(&self) -> bool {
         self.places.is_empty()
+    }
+
+    /// Of how many commands it is made.
+    pub(super) fn len(&self) -> usize {
+        self.length
     }
 
     fn argument(&self) -> Vec<u8> {

@@ -29,6 +29,8 @@ pub(super) const MOST_QUEUED: usize = 131_072;
 /// With fewer than this gathered, a second call in flight would only halve the batches.
 const SECOND_CALL: usize = 128;
 
+const NEVER: usize = usize::MAX;
+
 /// The queue in front of Redis, and the task that empties it.
 pub(crate) struct Batcher<A: Asker, W: Wire> {
     shared: Arc<Shared<A, W>>,
@@ -48,6 +50,8 @@ struct Queue<A: Asker> {
     commands: VecDeque<Command<A>>,
     /// How many more the worker holds and has not sent.
     gathered: usize,
+    /// With so many in it the worker is woken; until then it has no use for them.
+    wake_at: usize,
     running: bool,
     closed: bool,
 }
@@ -65,6 +69,7 @@ impl<A: Asker, W: Wire> Batcher<A, W> {
                 queue: Mutex::new(Queue {
                     commands: VecDeque::new(),
                     gathered: 0,
+                    wake_at: NEVER,
                     running: false,
                     closed: false,
                 }),
@@ -144,8 +149,14 @@ impl<A: Asker, W: Wire> Batcher<A, W> {
         }
         queue.commands.push_back(command);
         if queue.running {
+            let wakes = queue.commands.len() >= queue.wake_at;
+            if wakes {
+                queue.wake_at = NEVER;
+            }
             drop(queue);
-            self.shared.wake.notify_one();
+            if wakes {
+                self.shared.wake.notify_one();
+            }
             return;
         }
         let Ok(runtime) = Handle::try_current() else {
@@ -167,6 +178,7 @@ impl<A: Asker, W: Wire> Batcher<A, W> {
             shared: self.shared.clone(),
             gathered: VecDeque::new(),
             index: Index::default(),
+            crowded: false,
         };
         // Outside the lock: a runtime that shuts down drops the worker here.
         runtime.spawn(worker.run());
@@ -191,21 +203,27 @@ struct Worker<A: Asker, W: Wire> {
     shared: Arc<Shared<A, W>>,
     gathered: VecDeque<Command<A>>,
     index: Index,
+    /// The last call was for several.
+    crowded: bool,
 }
 
 impl<A: Asker, W: Wire> Worker<A, W> {
     async fn run(mut self) {
         let mut calls = pin!(FuturesUnordered::new());
         loop {
-            if self.may_send(calls.len()) {
-                // Those who were just answered may have the next demand ready: let them join.
-                tokio::task::yield_now().await;
+            if let Some(waiting) = self.may_send(calls.len()) {
+                if waiting > 1 || self.crowded {
+                    // Those who were just answered may have the next demand ready: let them join.
+                    // A lone caller shall not wait for nobody.
+                    tokio::task::yield_now().await;
+                }
                 self.gather();
                 let batch = Batch::build(&mut self.gathered, &mut self.index, &self.shared);
                 self.shared.lock().gathered = self.gathered.len();
                 if batch.is_empty() {
                     continue;
                 }
+                self.crowded = batch.len() > 1;
                 calls.push(batch.send(self.shared.clone()));
                 continue;
             }
@@ -234,13 +252,21 @@ impl<A: Asker, W: Wire> Worker<A, W> {
         queue.gathered = self.gathered.len();
     }
 
-    fn may_send(&self, in_flight: usize) -> bool {
-        let waiting = || self.gathered.len() + self.shared.lock().commands.len();
-        match in_flight {
-            0 => waiting() > 0,
-            1 => waiting() >= SECOND_CALL,
-            _ => false,
+    /// How many wait, where they may go out beside so many calls in flight; else the worker is
+    /// woken once there are enough.
+    fn may_send(&self, in_flight: usize) -> Option<usize> {
+        let mut queue = self.shared.lock();
+        let waiting = self.gathered.len() + queue.commands.len();
+        let enough = match in_flight {
+            0 => 1,
+            1 => SECOND_CALL,
+            _ => NEVER,
+        };
+        if waiting >= enough {
+            return Some(waiting);
         }
+        queue.wake_at = enough.saturating_sub(self.gathered.len());
+        None
     }
 
     /// Redis does not answer: nobody who waits behind the failed call shall find that out again.
