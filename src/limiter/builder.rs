@@ -193,7 +193,7 @@ impl LimiterBuilder {
         self.fallback.check()?;
         #[cfg(feature = "redis")]
         if let Some(url) = &self.url {
-            let driver = crate::redis::Driver::new(&url.0, self.timeout)?;
+            let driver = crate::redis::Driver::new(&url.0)?;
             return Ok(self.connected_by(driver, random()));
         }
         Ok(self.into_memory())

@@ -7,7 +7,7 @@ use tokio::{sync::oneshot, time::Instant};
 
 use super::{
     batcher::Shared,
-    command::{Asker, Books, Command, Pending, Wire},
+    command::{Asker, Books, Command, Deadline, Pending, Wire},
     known::Known,
     script::{Answer, Argument, First, Reply},
 };
@@ -326,12 +326,16 @@ impl<A: Asker> Batch<A> {
     }
 
     /// Sends, and answers all askers. The failure, where there was one.
-    pub(super) async fn send<W: Wire>(self, shared: Arc<Shared<A, W>>) -> Option<Failure> {
+    pub(super) async fn send<W: Wire>(
+        self,
+        shared: Arc<Shared<A, W>>,
+        deadline: &mut Deadline,
+    ) -> Option<Failure> {
         let places = self.places.iter();
         let keys = places.map(|place| place.id.redis_key(&shared.prefix));
         let keys = keys.collect();
         let sent = Instant::now();
-        let result = shared.wire.call(keys, self.argument()).await;
+        let result = shared.wire.call(keys, self.argument(), deadline).await;
         let reply = result.as_ref().map_err(Clone::clone).and_then(|bytes| {
             Reply::new(bytes, self.places.len(), self.takes).ok_or_else(|| {
                 Failure::new(

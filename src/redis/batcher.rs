@@ -15,7 +15,7 @@ use tokio::{
 
 use super::{
     batch::{Batch, Index, terms_of},
-    command::{Asker, Books, Command, Pending, Wire},
+    command::{Asker, Books, Command, Deadline, Pending, Wire},
     known::Known,
 };
 use crate::{
@@ -179,6 +179,7 @@ impl<A: Asker, W: Wire> Batcher<A, W> {
             gathered: VecDeque::new(),
             index: Index::default(),
             crowded: false,
+            deadlines: Vec::new(),
         };
         // Outside the lock: a runtime that shuts down drops the worker here.
         runtime.spawn(worker.run());
@@ -205,6 +206,8 @@ struct Worker<A: Asker, W: Wire> {
     index: Index,
     /// The last call was for several.
     crowded: bool,
+    /// Of calls that are over.
+    deadlines: Vec<Deadline>,
 }
 
 impl<A: Asker, W: Wire> Worker<A, W> {
@@ -224,7 +227,12 @@ impl<A: Asker, W: Wire> Worker<A, W> {
                     continue;
                 }
                 self.crowded = batch.len() > 1;
-                calls.push(batch.send(self.shared.clone()));
+                let shared = self.shared.clone();
+                let mut deadline = self.deadlines.pop().unwrap_or_else(Deadline::new);
+                calls.push(async move {
+                    let failed = batch.send(shared, &mut deadline).await;
+                    (failed, deadline)
+                });
                 continue;
             }
             if calls.is_empty() && self.is_over() {
@@ -232,7 +240,8 @@ impl<A: Asker, W: Wire> Worker<A, W> {
             }
             tokio::select! {
                 biased;
-                Some(failed) = calls.next(), if !calls.is_empty() => {
+                Some((failed, deadline)) = calls.next(), if !calls.is_empty() => {
+                    self.deadlines.push(deadline);
                     if let Some(failure) = failed.filter(|failure| !failure.single) {
                         self.turn_away(&failure);
                     }

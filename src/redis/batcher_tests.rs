@@ -10,7 +10,7 @@ use tokio::{sync::Semaphore, time::Instant};
 
 use super::{
     batcher::Batcher,
-    command::{Asker, Books, Owed, Wire},
+    command::{Asker, Books, Deadline, Owed, Wire},
     known::Known,
 };
 use crate::{
@@ -62,6 +62,7 @@ impl Wire for Scripted {
         &self,
         keys: Vec<Vec<u8>>,
         argument: Vec<u8>,
+        _: &mut Deadline,
     ) -> impl Future<Output = Result<Vec<u8>, Failure>> + Send {
         let numbers: Vec<f64> = argument
             .chunks(8)

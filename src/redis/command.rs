@@ -1,8 +1,11 @@
 //! What is queued for Redis, who is told, what carries it, and who keeps the books.
 
-use std::{future::Future, time::Duration};
+use std::{future::Future, pin::Pin, time::Duration};
 
-use tokio::{sync::oneshot, time::Instant};
+use tokio::{
+    sync::oneshot,
+    time::{Instant, Sleep, sleep},
+};
 
 use crate::{
     bucket::Terms,
@@ -23,7 +26,26 @@ pub(crate) trait Wire: Send + Sync + 'static {
         &self,
         keys: Vec<Vec<u8>>,
         argument: Vec<u8>,
+        deadline: &mut Deadline,
     ) -> impl Future<Output = Result<Vec<u8>, Failure>> + Send;
+}
+
+/// A timer for one call after another. Set for later, as each call does, it costs nothing; a new
+/// one each time would wake the runtime's driver, and cancelled wake it again.
+pub(crate) struct Deadline(Pin<Box<Sleep>>);
+
+impl Deadline {
+    pub(super) fn new() -> Self {
+        Self(Box::pin(sleep(Duration::ZERO)))
+    }
+
+    pub(super) fn set(&mut self, deadline: Instant) {
+        self.0.as_mut().reset(deadline);
+    }
+
+    pub(super) async fn passed(&mut self) {
+        self.0.as_mut().await;
+    }
 }
 
 /// Keeps what memory granted, and what could not be told to Redis.

@@ -12,7 +12,7 @@ pub(crate) trait Connect: Send + Sync + 'static {
 
 /// One connection. Calls may be in flight side by side.
 pub(crate) trait Session: Send + Sync + 'static {
-    /// Runs a script, at most once.
+    /// Runs a script, at most once. How long that may take is the caller's business.
     fn run<'a>(
         &'a self,
         script: &'static Script,

@@ -22,12 +22,11 @@ const CONNECT_TIMEOUT: Duration = Duration::from_millis(200);
 /// Connects to the Redis at one address.
 pub(crate) struct Driver {
     client: Client,
-    timeout: Duration,
 }
 
 impl Driver {
-    /// No I/O. Every call over its connections takes at most `timeout`.
-    pub(crate) fn new(url: &str, timeout: Duration) -> Result<Self, ConfigError> {
+    /// No I/O.
+    pub(crate) fn new(url: &str) -> Result<Self, ConfigError> {
         let explain = |error: RedisError| {
             ConfigError::new(format!(
                 "this is not the address of a Redis: {}. Write redis://host:port/database, \
@@ -38,13 +37,14 @@ impl Driver {
         let info = url.into_connection_info().map_err(explain)?;
         let tcp = info.tcp_settings().clone().set_nodelay(true);
         let client = Client::open(info.set_tcp_settings(tcp)).map_err(explain)?;
-        Ok(Self { client, timeout })
+        Ok(Self { client })
     }
 
     async fn open(&self) -> Result<Box<dyn Session>, Failure> {
         let config = AsyncConnectionConfig::new()
             .set_connection_timeout(Some(CONNECT_TIMEOUT))
-            .set_response_timeout(Some(self.timeout));
+            // Whoever calls has a timer already; one of the driver's own would cost each call.
+            .set_response_timeout(None);
         let connect = self
             .client
             .get_multiplexed_async_connection_with_config(&config);

@@ -15,7 +15,7 @@ use tokio::{
 
 use super::{
     breaker::{Act, Breaker, Event},
-    command::{Books, Wire},
+    command::{Books, Deadline, Wire},
     connect::{Connect, Session},
     failure::timed_out,
     heartbeat::{Epoch, Heartbeat},
@@ -232,9 +232,15 @@ impl Wire for Link {
         }
     }
 
-    async fn call(&self, keys: Vec<Vec<u8>>, argument: Vec<u8>) -> Result<Vec<u8>, Failure> {
-        let deadline = Instant::now() + self.shared.config.timeout;
-        let live = self.shared.live(deadline).await.map_err(Failure::unsent)?;
+    async fn call(
+        &self,
+        keys: Vec<Vec<u8>>,
+        argument: Vec<u8>,
+        deadline: &mut Deadline,
+    ) -> Result<Vec<u8>, Failure> {
+        let until = Instant::now() + self.shared.config.timeout;
+        let live = self.shared.live(until).await.map_err(Failure::unsent)?;
+        deadline.set(until);
         let mut gone = live.gone.subscribe();
         let back = self.shared.back();
         let run = self
@@ -242,9 +248,8 @@ impl Wire for Link {
             .run(&*live.session, live.epoch, back, keys, &argument);
         let result = tokio::select! {
             biased;
-            result = timeout_at(deadline, run) => {
-                result.unwrap_or_else(|_| Err(timed_out()))
-            }
+            result = run => result,
+            () = deadline.passed() => Err(timed_out()),
             // Another call over this connection has found out: nobody needs to wait for that.
             _ = gone.wait_for(|gone| *gone) => match &self.shared.lock().stage {
                 Stage::Down(failure) => Err(failure.clone()),
@@ -289,6 +294,9 @@ impl Shared {
 
     /// The connection as it is; only the first connection of all is waited for.
     async fn live(self: &Arc<Self>, deadline: Instant) -> Result<Arc<Live>, Failure> {
+        if let Stage::Up(live) = &self.lock().stage {
+            return Ok(live.clone());
+        }
         let mut changed = self.changed.subscribe();
         let mut started = false;
         loop {
