@@ -219,15 +219,16 @@ async fn one_spoilt_value_is_full_and_trips_nothing() {
     let now: (f64, f64) = server.command(&["TIME"]).await;
     let now = now.0 * 1e6 + now.1;
     let (cap, rate) = (5.0, 5.0 / 86_400e6);
-    let spoilt: [&[f64]; 8] = [
-        &[f64::NAN, now, cap, rate],
-        &[1.0, f64::NAN, cap, rate],
-        &[f64::INFINITY, now, cap, rate],
-        &[1.0, f64::NEG_INFINITY, cap, rate],
-        &[1.0, now, f64::NAN, rate],
-        &[1.0, now, cap, 0.0],
-        &[1.0, now, cap, rate, 0.0],
-        &[-5.0, now, now + 1e9, f64::NAN, 1.0, cap, rate],
+    let spoilt: [&[f64]; 9] = [
+        &[f64::NAN, now, cap, rate, 0.0],
+        &[1.0, f64::NAN, cap, rate, 0.0],
+        &[f64::INFINITY, now, cap, rate, 0.0],
+        &[1.0, f64::NEG_INFINITY, cap, rate, 0.0],
+        &[1.0, now, f64::NAN, rate, 0.0],
+        &[1.0, now, cap, 0.0, 0.0],
+        &[1.0, now, cap, rate, f64::NAN],
+        &[1.0, now, cap, rate],
+        &[-5.0, now, cap, rate, 0.0, now + 1e9, f64::NAN, 1.0],
     ];
     for numbers in spoilt {
         server.set_numbers(key, numbers).await;

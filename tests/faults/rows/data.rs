@@ -123,7 +123,7 @@ fn values() -> Vec<Row> {
                     stage.sleep(PAUSE).await;
                     join_all(keys().map(async |key| server.set_bytes(&key, b"four").await)).await;
                     stage.sleep(PAUSE).await;
-                    let nan = [f64::NAN; 4];
+                    let nan = [f64::NAN; 5];
                     join_all(keys().map(async |key| server.set_numbers(&key, &nan).await)).await;
                     stage.ends();
                 }
