@@ -273,6 +273,20 @@ impl Bucket {
     }
 }
 
+/// As `visit` and then `take` once, for a bucket for which nobody waits and whose clock is right,
+/// which nearly all are. False where it cannot be had at once; then nothing has happened.
+#[inline]
+pub(crate) fn take_at_once(level: &mut f64, at: &mut f64, now: f64, c: f64, terms: Terms) -> bool {
+    let n = at.max(now);
+    let refilled = terms.cap.min(*level + (n - *at) * terms.per_us);
+    let takes = refilled >= c && *at <= now + CLOCK_SLACK_US;
+    if takes {
+        *level = refilled - c;
+        *at = n;
+    }
+    takes
+}
+
 /// How many whole `c` are in `level`, without ever taking more than is there.
 fn whole(level: f64, c: f64) -> f64 {
     if level < c {

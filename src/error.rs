@@ -2,6 +2,11 @@
 
 use std::{error::Error, fmt, sync::Arc, time::Duration};
 
+use crate::{
+    quota::Quota,
+    scope::{Name, Scope},
+};
+
 /// Why an acquisition was refused.
 ///
 /// # Examples
@@ -50,42 +55,38 @@ pub enum Reason {
 #[derive(Clone)]
 pub struct Rejected {
     why: Why,
-    scope: crate::Scope,
+    /// Not the whole scope: a refusal shall cost little.
+    name: Name,
     degraded: bool,
 }
 
 #[derive(Clone)]
 enum Why {
     Limited(Duration),
-    Impossible,
+    Impossible(Arc<(f64, Quota)>),
     Unavailable(Option<Arc<dyn Error + Send + Sync>>),
 }
 
 impl Rejected {
-    pub(crate) fn limited(scope: &crate::Scope, retry_after: Duration, degraded: bool) -> Self {
+    pub(crate) fn limited(scope: &Scope, retry_after: Duration, degraded: bool) -> Self {
+        let why = Why::Limited(retry_after.max(Duration::from_micros(1)));
+        Self::new(why, scope, degraded)
+    }
+
+    pub(crate) fn impossible(scope: &Scope) -> Self {
+        let why = Why::Impossible(Arc::new((scope.tokens(), scope.quota())));
+        Self::new(why, scope, false)
+    }
+
+    pub(crate) fn unavailable(scope: &Scope, source: Option<Arc<dyn Error + Send + Sync>>) -> Self {
+        Self::new(Why::Unavailable(source), scope, true)
+    }
+
+    fn new(why: Why, scope: &Scope, degraded: bool) -> Self {
         Self {
-            why: Why::Limited(retry_after.max(Duration::from_micros(1))),
-            scope: scope.clone(),
+            why,
+            name: scope.to_name(),
             degraded,
-        }
-    }
-
-    pub(crate) fn impossible(scope: &crate::Scope) -> Self {
-        Self {
-            why: Why::Impossible,
-            scope: scope.clone(),
-            degraded: false,
-        }
-    }
-
-    pub(crate) fn unavailable(
-        scope: &crate::Scope,
-        source: Option<Arc<dyn Error + Send + Sync>>,
-    ) -> Self {
-        Self {
-            why: Why::Unavailable(source),
-            scope: scope.clone(),
-            degraded: true,
         }
     }
 
@@ -104,7 +105,7 @@ impl Rejected {
     pub fn reason(&self) -> Reason {
         match self.why {
             Why::Limited(_) => Reason::Limited,
-            Why::Impossible => Reason::Impossible,
+            Why::Impossible(_) => Reason::Impossible,
             Why::Unavailable(_) => Reason::Unavailable,
         }
     }
@@ -122,7 +123,7 @@ impl Rejected {
     /// # }
     /// ```
     pub fn scope(&self) -> &str {
-        self.scope.name()
+        self.name.as_str()
     }
 
     /// How long until the same acquisition could succeed, above zero; `None`: never, or nobody
@@ -205,11 +206,10 @@ impl fmt::Display for Rejected {
                 // Up: nobody is sent back early.
                 (retry_after.as_secs_f64() * 1_000.0).ceil() / 1_000.0
             ),
-            Why::Impossible => write!(
+            Why::Impossible(cost) => write!(
                 f,
                 "a cost of {} can never pass the rate limit \"{scope}\" of {}",
-                self.scope.tokens(),
-                self.scope.quota()
+                cost.0, cost.1
             ),
             Why::Unavailable(_) => write!(f, "the rate limit \"{scope}\" cannot be checked now"),
         }

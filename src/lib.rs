@@ -108,6 +108,8 @@ mod quota;
 mod redis;
 pub mod reply;
 mod scope;
+mod spent;
+mod table;
 
 pub use self::{
     decision::FailureKind,

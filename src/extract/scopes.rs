@@ -48,6 +48,12 @@ pub trait ScopeExtractor<Req> {
         None
     }
 
+    /// As [`fixed`](Self::fixed), without a copy, where there is something to refer to.
+    #[doc(hidden)]
+    fn fixed_ref(&self) -> Option<&[Scope]> {
+        None
+    }
+
     /// The scopes of this request; none is not limited.
     ///
     /// ```
@@ -59,10 +65,16 @@ pub trait ScopeExtractor<Req> {
 }
 
 macro_rules! fixed {
-    ($([$($generics:tt)*] $type:ty;)*) => {$(
+    ($([$($generics:tt)*] $type:ty, $this:ident => $slice:expr;)*) => {$(
         impl<Req, $($generics)*> ScopeExtractor<Req> for $type {
             fn fixed(&self) -> Option<Scopes> {
                 Some(self.clone().into_scopes())
+            }
+
+            #[inline]
+            fn fixed_ref(&self) -> Option<&[Scope]> {
+                let $this = self;
+                Some($slice)
             }
 
             fn extract(&self, _: &Req) -> Scopes {
@@ -73,15 +85,19 @@ macro_rules! fixed {
 }
 
 fixed! {
-    [] Scope;
-    [] Scopes;
-    [const N: usize] [Scope; N];
-    [] Vec<Scope>;
+    [] Scope, scope => std::slice::from_ref(scope);
+    [] Scopes, scopes => scopes.as_slice();
+    [const N: usize] [Scope; N], scopes => scopes;
+    [] Vec<Scope>, scopes => scopes;
 }
 
 impl<Req, X: ScopeExtractor<Req> + ?Sized> ScopeExtractor<Req> for Arc<X> {
     fn fixed(&self) -> Option<Scopes> {
         (**self).fixed()
+    }
+
+    fn fixed_ref(&self) -> Option<&[Scope]> {
+        (**self).fixed_ref()
     }
 
     fn extract(&self, req: &Req) -> Scopes {

@@ -29,6 +29,8 @@ use crate::{
 /// Scopes of one acquisition: Redis is never held up by a long script.
 const MOST_SCOPES: usize = 128;
 
+const POLLED_AGAIN: &str = "`Acquire` was polled after it had resolved";
+
 /// Takes tokens; made by [`Limiter::try_acquire`](crate::Limiter::try_acquire) and
 /// [`Limiter::acquire`](crate::Limiter::acquire). Nothing happens before it is polled.
 ///
@@ -57,16 +59,24 @@ const MOST_SCOPES: usize = 128;
 /// ```
 #[must_use = "an acquisition takes nothing unless it is awaited"]
 pub struct Acquire {
-    core: Arc<Core>,
+    /// None once it has resolved.
+    core: Option<Arc<Core>>,
     scopes: Scopes,
     max_wait: Duration,
     /// When the wait is over; set by the first poll.
     deadline: Option<Instant>,
-    /// The scopes taken so far, where they are taken in several steps.
+    /// Where there have been any.
+    steps: Option<Box<Steps>>,
+    state: State,
+}
+
+/// What was taken in several steps, of which the last is still to come.
+#[derive(Default)]
+struct Steps {
+    /// The scopes taken so far.
     taken: Vec<(usize, Origin)>,
     /// The scopes taken from memory beside Redis, as long as it has just come back.
     beside: Vec<usize>,
-    state: State,
 }
 
 enum State {
@@ -86,15 +96,50 @@ pub(crate) enum Progress {
 }
 
 impl Acquire {
+    #[inline]
     pub(crate) fn new(core: Arc<Core>, scopes: Scopes, max_wait: Duration) -> Self {
         Self {
-            core,
-            scopes: merged(scopes),
+            core: Some(core),
+            scopes: match scopes.as_slice().len() {
+                ..2 => scopes,
+                _ => merged(scopes),
+            },
             max_wait: max_wait.min(LONGEST_WAIT),
             deadline: None,
-            taken: Vec::new(),
-            beside: Vec::new(),
+            steps: None,
             state: State::Start,
+        }
+    }
+
+    fn core(&self) -> &Arc<Core> {
+        self.core.as_ref().expect(POLLED_AGAIN)
+    }
+
+    fn taken(&self) -> &[(usize, Origin)] {
+        self.steps.as_ref().map_or(&[], |steps| &steps.taken)
+    }
+
+    fn beside(&self) -> &[usize] {
+        self.steps.as_ref().map_or(&[], |steps| &steps.beside)
+    }
+
+    /// The first poll of one that does not wait, on one scope.
+    #[inline]
+    fn decide(&mut self) -> Option<Result<Permit, Rejected>> {
+        let [scope] = self.scopes.as_slice() else {
+            return None;
+        };
+        if !self.max_wait.is_zero() {
+            return None;
+        }
+        match self.core.as_ref()?.decide(scope, true)? {
+            Ok(level) => {
+                let origin = Origins::All(Origin::Memory);
+                let (core, scopes) = (self.core.take()?, std::mem::take(&mut self.scopes));
+                let taken = Taken::new(core, scopes, origin);
+                Some(Ok(Permit::new(taken, Some((0, level)))))
+            }
+            Err(retry_after) => Some(Err(Rejected::limited(scope, retry_after, false))),
         }
     }
 
@@ -112,7 +157,8 @@ impl Acquire {
 
     /// Decides at once, where that takes neither Redis nor a wait; else nothing has happened.
     pub(crate) fn decide_now(&mut self) -> Option<Result<Permit, Rejected>> {
-        if self.core.remote.is_some() || !self.max_wait.is_zero() {
+        let waits = self.core().remote.is_some() || !self.max_wait.is_zero();
+        if waits && !self.scopes.as_slice().is_empty() {
             return None;
         }
         match self.ask() {
@@ -133,7 +179,7 @@ impl Acquire {
         }
         let impossible = self.scopes.iter().find(|scope| {
             !self
-                .core
+                .core()
                 .terms(scope, Origin::Memory)
                 .can_grant(scope.tokens())
         });
@@ -143,7 +189,7 @@ impl Acquire {
         let left = self.left();
         if left.as_slice().is_empty() {
             // Nothing, or all that was to be taken in several steps.
-            let home = match self.core.remote {
+            let home = match self.core().remote {
                 Some(_) => Origin::Redis,
                 None => Origin::Memory,
             };
@@ -154,7 +200,7 @@ impl Acquire {
             None => self.max_wait,
         };
         // Kept alive beside `self`, which the steps change.
-        let core = self.core.clone();
+        let core = self.core().clone();
         let Some(remote) = &core.remote else {
             return self.ask_memory(left, max_wait, Origin::Memory);
         };
@@ -179,7 +225,7 @@ impl Acquire {
     ) -> Poll<Result<Permit, Rejected>> {
         let max_wait_us = to_us(max_wait);
         // A free turn of this process counts before what is known of the bucket.
-        if !max_wait.is_zero() && !self.core.turns.is_empty() {
+        if !max_wait.is_zero() && !self.core().turns.is_empty() {
             let waiter = self.waiter(left.clone(), max_wait_us);
             if self.joins(&waiter, Origin::Redis, max_wait) {
                 self.state = State::Waiting(waiter);
@@ -205,7 +251,7 @@ impl Acquire {
         origin: Origin,
     ) -> Poll<Result<Permit, Rejected>> {
         let max_wait_us = to_us(max_wait);
-        if !max_wait.is_zero() && !self.core.turns.is_empty() {
+        if !max_wait.is_zero() && !self.core().turns.is_empty() {
             let waiter = self.waiter(left.clone(), max_wait_us);
             if self.joins(&waiter, origin, max_wait) {
                 self.state = State::Waiting(waiter);
@@ -213,11 +259,11 @@ impl Acquire {
             }
         }
         let slice = left.as_slice();
-        match self.core.take_from_memory(slice, max_wait_us, origin) {
+        match self.core().take_from_memory(slice, max_wait_us, origin) {
             Decision::Now { tightest, level } => {
                 if origin == Origin::Grace {
                     let beside: Vec<_> = slice.iter().map(|scope| self.index_of(scope)).collect();
-                    self.beside.extend(beside);
+                    self.steps.get_or_insert_default().beside.extend(beside);
                     return self.ask();
                 }
                 let scope = self.index_of(&slice[tightest]);
@@ -239,12 +285,16 @@ impl Acquire {
 
     /// Redis could not be asked: the policies decide.
     fn fall_back(&mut self, failure: &Failure) -> Poll<Result<Permit, Rejected>> {
-        let core = self.core.clone();
+        let core = self.core().clone();
         core.observer.fell_back(failure.kind);
-        for index in std::mem::take(&mut self.beside) {
+        let beside = self
+            .steps
+            .as_mut()
+            .map(|steps| std::mem::take(&mut steps.beside));
+        for index in beside.into_iter().flatten() {
             // Unless Redis has charged it, in an earlier step, memory is asked anew: it granted
             // this without regard to what Redis had promised beside it.
-            if self.taken.iter().all(|(taken, _)| *taken != index) {
+            if self.taken().iter().all(|(taken, _)| *taken != index) {
                 let scope = &self.scopes.as_slice()[index];
                 core.give_back(scope, scope.tokens(), Origin::Grace);
             }
@@ -258,7 +308,11 @@ impl Acquire {
             return self.refuse(refused);
         }
         for scope in left.iter().filter(|scope| !core.shares.holds(scope)) {
-            self.taken.push((self.index_of(scope), Origin::Nowhere));
+            let index = self.index_of(scope);
+            self.steps
+                .get_or_insert_default()
+                .taken
+                .push((index, Origin::Nowhere));
         }
         let left = self.left();
         if left.as_slice().is_empty() {
@@ -277,7 +331,7 @@ impl Acquire {
         let first: Vec<_> = left
             .iter()
             .filter(|scope| {
-                self.core.shares.holds(scope) && !self.beside.contains(&self.index_of(scope))
+                self.core().shares.holds(scope) && !self.beside().contains(&self.index_of(scope))
             })
             .cloned()
             .collect();
@@ -288,7 +342,7 @@ impl Acquire {
     fn joins(&self, waiter: &Arc<Waiter>, origin: Origin, max_wait: Duration) -> bool {
         match waiter.scopes() {
             [scope] if !max_wait.is_zero() => {
-                let core = &self.core;
+                let core = self.core();
                 core.turns.join(core, waiter, scope, origin, max_wait)
             }
             _ => false,
@@ -296,16 +350,16 @@ impl Acquire {
     }
 
     fn waiter(&self, left: Scopes, max_wait_us: f64) -> Arc<Waiter> {
-        Waiter::new(self.core.clone(), left, max_wait_us)
+        Waiter::new(self.core().clone(), left, max_wait_us)
     }
 
     /// The scopes that are still to be taken from.
     fn left(&self) -> Scopes {
         let free = |scope: &Scope| scope.tokens() == 0.0;
-        if self.taken.is_empty() && !self.scopes.iter().any(free) {
+        if self.taken().is_empty() && !self.scopes.iter().any(free) {
             return self.scopes.clone();
         }
-        let taken = |index| self.taken.iter().any(|(other, _)| *other == index);
+        let taken = |index| self.taken().iter().any(|(other, _)| *other == index);
         let left: Vec<_> = self
             .scopes
             .iter()
@@ -325,20 +379,21 @@ impl Acquire {
 
     /// All were taken, the last of them from `origin`.
     fn permit(&mut self, tightest: Option<(usize, f64)>, origin: Origin) -> Permit {
-        let origins = if self.taken.iter().all(|(_, other)| *other == origin) {
+        let taken = self.taken();
+        let origins = if taken.iter().all(|(_, other)| *other == origin) {
             Origins::All(origin)
         } else {
             let mut each = vec![origin; self.scopes.as_slice().len()];
-            for (index, origin) in &self.taken {
+            for (index, origin) in taken {
                 each[*index] = *origin;
             }
             Origins::Each(each.into())
         };
-        self.taken.clear();
-        self.beside.clear();
+        self.steps = None;
         self.state = State::Done;
         let scopes = std::mem::take(&mut self.scopes);
-        Permit::new(Taken::new(self.core.clone(), scopes, origins), tightest)
+        let core = self.core.take().expect(POLLED_AGAIN);
+        Permit::new(Taken::new(core, scopes, origins), tightest)
     }
 
     fn refuse(&mut self, refused: Rejected) -> Poll<Result<Permit, Rejected>> {
@@ -347,14 +402,20 @@ impl Acquire {
     }
 
     /// Gives back what was taken in earlier steps.
+    #[inline]
     fn give_back(&mut self) {
-        for (index, origin) in self.taken.drain(..) {
-            let scope = &self.scopes.as_slice()[index];
-            self.core.give_back(scope, scope.tokens(), origin);
+        if let Some(steps) = self.steps.take() {
+            self.give_back_all(*steps);
         }
-        for index in self.beside.drain(..) {
+    }
+
+    #[cold]
+    fn give_back_all(&self, steps: Steps) {
+        let taken = steps.taken.into_iter();
+        let beside = steps.beside.into_iter();
+        for (index, origin) in taken.chain(beside.map(|index| (index, Origin::Grace))) {
             let scope = &self.scopes.as_slice()[index];
-            self.core.give_back(scope, scope.tokens(), Origin::Grace);
+            self.core().give_back(scope, scope.tokens(), origin);
         }
     }
 
@@ -377,14 +438,19 @@ impl Acquire {
                 let scope = &waiter.scopes()[which];
                 if turn.elapsed() > TOLERANCE {
                     // Nobody polled this in time; going now would crowd those whose turn it is.
-                    self.core.give_back(scope, scope.tokens(), origin);
+                    self.core().give_back(scope, scope.tokens(), origin);
                     return self.ask();
                 }
                 if origin == Origin::Grace {
-                    self.beside.push(self.index_of(scope));
+                    let index = self.index_of(scope);
+                    self.steps.get_or_insert_default().beside.push(index);
                     return self.ask();
                 }
-                self.taken.push((self.index_of(scope), origin));
+                let index = self.index_of(scope);
+                self.steps
+                    .get_or_insert_default()
+                    .taken
+                    .push((index, origin));
                 if waiter.scopes().len() == 1 {
                     return Poll::Ready(Ok(self.permit(None, origin)));
                 }
@@ -441,24 +507,38 @@ fn merged(scopes: Scopes) -> Scopes {
 impl Future for Acquire {
     type Output = Result<Permit, Rejected>;
 
+    #[inline]
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let this = &mut *self;
-        let mut next = match &this.state {
+        if let State::Start = this.state
+            && let Some(result) = this.decide()
+        {
+            this.state = State::Done;
+            return Poll::Ready(result);
+        }
+        this.poll_waiting(cx)
+    }
+}
+
+impl Acquire {
+    #[inline(never)]
+    fn poll_waiting(&mut self, cx: &mut Context<'_>) -> Poll<Result<Permit, Rejected>> {
+        let mut next = match &self.state {
             State::Start => {
-                if !this.max_wait.is_zero() {
-                    this.deadline = Instant::now().checked_add(this.max_wait);
+                if !self.max_wait.is_zero() {
+                    self.deadline = Instant::now().checked_add(self.max_wait);
                 }
-                this.ask()
+                self.ask()
             }
             State::Waiting(_) => Poll::Pending,
-            State::Done => panic!("`Acquire` was polled after it had resolved"),
+            State::Done => panic!("{POLLED_AGAIN}"),
         };
         loop {
             if next.is_ready() {
-                this.state = State::Done;
+                self.state = State::Done;
                 return next;
             }
-            let State::Waiting(waiter) = &this.state else {
+            let State::Waiting(waiter) = &self.state else {
                 return Poll::Pending;
             };
             let waiter = waiter.clone();
@@ -466,13 +546,14 @@ impl Future for Acquire {
                 return Poll::Pending;
             };
             // From here on the waiter holds nothing.
-            this.state = State::Start;
-            next = this.hear(&waiter, outcome);
+            self.state = State::Start;
+            next = self.hear(&waiter, outcome);
         }
     }
 }
 
 impl Drop for Acquire {
+    #[inline]
     fn drop(&mut self) {
         if let State::Waiting(waiter) = &self.state {
             waiter.leave();

@@ -1,6 +1,6 @@
 //! What all clones of a limiter share, and how a store is chosen.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use super::{
     remote::{Mode, Remote},
@@ -66,6 +66,29 @@ impl Core {
         })
     }
 
+    /// Decides on one scope at once, where that takes neither a call to Redis nor a wait: the
+    /// level after it was granted, or when to come back. Else nothing has happened.
+    #[inline]
+    pub(crate) fn decide(&self, scope: &Scope, at_once: bool) -> Option<Result<f64, Duration>> {
+        let (terms, cost) = (whole(scope), scope.tokens());
+        if cost <= 0.0 || !terms.can_grant(cost) {
+            return None;
+        }
+        let id = scope.lookup(&self.salt);
+        if let Some(remote) = &self.remote {
+            let retry_after = at_once.then(|| remote.refuses_now(&id, terms, cost));
+            return retry_after.flatten().map(Err);
+        }
+        // A free turn of this process counts before what is in the bucket.
+        if !at_once && !self.turns.is_empty() {
+            return None;
+        }
+        match self.memory.take(&id, terms, cost) {
+            Ok(level) => Some(Ok(level)),
+            Err(retry_after) => at_once.then(|| Err(from_us(retry_after))),
+        }
+    }
+
     /// Takes from all of these different buckets in memory, or from none.
     pub(crate) fn take_from_memory(
         &self,
@@ -81,7 +104,7 @@ impl Core {
                 let take =
                     |bucket: &mut Bucket| (bucket.take(cost, 1, max_wait_us, terms), bucket.level);
                 let (taken, level) = match self.stand_in(scope, &id, origin) {
-                    None => self.memory.with(&id, terms, take),
+                    None => self.memory.with(&id.lookup(), terms, take),
                     Some(stand_in) => {
                         let owes = stand_in.owes;
                         self.memory
@@ -154,7 +177,7 @@ impl Core {
     fn level_in_memory(&self, scope: &Scope, origin: Origin) -> f64 {
         let (id, terms) = (scope.id(&self.salt), self.terms(scope, origin));
         match self.stand_in(scope, &id, origin) {
-            None => self.memory.with(&id, terms, |bucket| bucket.level),
+            None => self.memory.with(&id.lookup(), terms, |bucket| bucket.level),
             Some(stand_in) => {
                 let level = |bucket: &mut Bucket, _: &mut f64| bucket.level;
                 self.memory.with_stand_in(&id, terms, stand_in, level)
@@ -170,9 +193,10 @@ impl Core {
         match (origin, &self.remote) {
             (Origin::Memory, _) => {
                 let terms = whole(scope);
-                self.memory.with(&scope.id(&self.salt), terms, |bucket| {
-                    bucket.give_back(tokens, terms);
-                });
+                self.memory
+                    .with(&scope.lookup(&self.salt), terms, |bucket| {
+                        bucket.give_back(tokens, terms);
+                    });
             }
             (Origin::Grace, _) => self.shares.give_back_unowed(scope),
             // What a share granted is charged to Redis as soon as that is back.
@@ -192,9 +216,10 @@ impl Core {
         match (origin, &self.remote) {
             (Origin::Memory, _) => {
                 let terms = whole(scope);
-                self.memory.with(&scope.id(&self.salt), terms, |bucket| {
-                    bucket.charge(tokens, terms);
-                });
+                self.memory
+                    .with(&scope.lookup(&self.salt), terms, |bucket| {
+                        bucket.charge(tokens, terms);
+                    });
             }
             (Origin::Redis | Origin::Share | Origin::Grace, Some(remote)) => {
                 match remote.away_since() {

@@ -4,12 +4,17 @@ use std::{fmt, sync::Arc, time::Duration};
 
 use tokio::sync::watch;
 
-use super::{acquire::Acquire, builder::LimiterBuilder, core::Core};
+use super::{
+    acquire::Acquire,
+    builder::LimiterBuilder,
+    core::Core,
+    permit::{Origins, Permit, Taken},
+};
 #[cfg(feature = "redis")]
 use crate::error::ConfigError;
 use crate::{
     clock::to_us,
-    decision::FailureKind,
+    decision::{FailureKind, Origin},
     observe::Health,
     scope::{IntoScopes, Scope},
 };
@@ -110,6 +115,7 @@ impl Limiter {
     ///
     /// Nothing is lost: dropped at any point before it resolves, it gives back what it was
     /// granted.
+    #[inline]
     pub fn try_acquire(&self, scopes: impl IntoScopes) -> Acquire {
         self.acquire(scopes, Duration::ZERO)
     }
@@ -141,6 +147,7 @@ impl Limiter {
     /// # Panics
     ///
     /// When it is polled outside a Tokio runtime and has to wait or to ask Redis.
+    #[inline]
     pub fn acquire(&self, scopes: impl IntoScopes, max_wait: Duration) -> Acquire {
         Acquire::new(self.core.clone(), scopes.into_scopes(), max_wait)
     }
@@ -277,6 +284,24 @@ impl Limiter {
     /// ```
     pub fn overflowed(&self) -> u64 {
         self.core.memory.overflowed()
+    }
+
+    /// Decides on one scope at once, where that takes neither a call to Redis nor a wait: the
+    /// level after it was granted, or when to come back. Else nothing has happened.
+    #[inline]
+    pub(crate) fn decide(
+        &self,
+        scope: &Scope,
+        max_wait: Duration,
+    ) -> Option<Result<f64, Duration>> {
+        self.core.decide(scope, max_wait.is_zero())
+    }
+
+    /// What stands for such a decision.
+    pub(crate) fn permit(&self, scope: &Scope, level: f64) -> Permit {
+        let origin = Origins::All(Origin::Memory);
+        let taken = Taken::new(self.core.clone(), scope.into_scopes(), origin);
+        Permit::new(taken, Some((0, level)))
     }
 
     /// Whether an acquisition of these scopes is likely to wait, so that readiness should.

@@ -34,7 +34,8 @@ use crate::{
 /// ```
 pub struct Permit {
     charge: Charge,
-    tightest: Option<(usize, f64)>,
+    /// One of at most 128 scopes.
+    tightest: Option<(u32, f64)>,
 }
 
 /// Settles a [`Permit`] from elsewhere and later, such as from the end of a stream.
@@ -98,6 +99,7 @@ impl Origins {
 }
 
 impl Taken {
+    #[inline]
     pub(crate) fn new(core: Arc<Core>, scopes: Scopes, origin: Origins) -> Self {
         Self {
             core,
@@ -172,10 +174,11 @@ impl Taken {
 }
 
 impl Permit {
+    #[inline]
     pub(crate) fn new(taken: Taken, tightest: Option<(usize, f64)>) -> Self {
         Self {
             charge: Charge::Own(taken),
-            tightest,
+            tightest: tightest.map(|(which, level)| (which as u32, level)),
         }
     }
 
@@ -277,7 +280,7 @@ impl Permit {
     /// ```
     pub fn tightest(&self) -> Option<(&Scope, f64)> {
         let (index, level) = self.tightest.filter(|_| !self.is_degraded())?;
-        Some((self.scopes().get(index)?, level))
+        Some((self.scopes().get(index as usize)?, level))
     }
 
     /// Whether this process decided from its own memory, because Redis could not be asked in

@@ -7,7 +7,11 @@ use tokio::time::Instant;
 use super::waiter::Waiter;
 #[cfg(feature = "redis")]
 use crate::redis;
-use crate::{decision::Failure, scope::BucketId, scope::Scope};
+use crate::{
+    bucket::Terms,
+    decision::Failure,
+    scope::{BucketId, Lookup, Scope},
+};
 
 /// How Redis is, for somebody who is about to ask it.
 #[derive(Debug)]
@@ -94,11 +98,18 @@ impl Remote {
     pub(crate) fn refuses(&self, scope: &Scope, max_wait_us: f64) -> Option<Duration> {
         let quota = scope.quota();
         self.known.refuses(
-            &scope.id(&self.salt),
-            crate::bucket::Terms::new(quota.capacity(), quota.rate()),
+            &scope.lookup(&self.salt),
+            Terms::new(quota.capacity(), quota.rate()),
             scope.tokens(),
             max_wait_us,
         )
+    }
+
+    /// The same for somebody who does not wait, as long as Redis alone decides.
+    #[inline]
+    pub(crate) fn refuses_now(&self, id: &Lookup<'_>, terms: Terms, cost: f64) -> Option<Duration> {
+        let retry_after = self.known.refuses(id, terms, cost, 0.0)?;
+        matches!(self.mode(), Mode::Passing).then_some(retry_after)
     }
 }
 
@@ -167,6 +178,10 @@ impl Remote {
     }
 
     pub(crate) fn refuses(&self, _: &Scope, _: f64) -> Option<Duration> {
+        match *self {}
+    }
+
+    pub(crate) fn refuses_now(&self, _: &Lookup<'_>, _: Terms, _: f64) -> Option<Duration> {
         match *self {}
     }
 }

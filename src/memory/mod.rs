@@ -1,5 +1,6 @@
 //! Buckets in this process: the whole limit without Redis, a share of it while Redis is away.
 
+mod held;
 mod store;
 
 pub(crate) use self::store::{Demand, MemoryStore, StandIn};

@@ -1,17 +1,19 @@
 //! Sharded buckets that are forgotten once they are full.
 
 use std::sync::{
-    Mutex, MutexGuard, PoisonError,
+    Mutex, MutexGuard, PoisonError, TryLockError,
     atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
 };
 
-use hashbrown::{DefaultHashBuilder, HashTable};
-use std::hash::BuildHasher;
+use hashbrown::DefaultHashBuilder;
 
+use super::held::{Held, still_owed};
 use crate::{
     bucket::{Bucket, TakenAll, Terms, take_all},
-    clock::Clock,
-    scope::BucketId,
+    clock::{Anchor, Clock},
+    scope::{BucketId, Lookup},
+    spent::{Level, Spent},
+    table::{Entry, Table},
 };
 
 /// A power of two, well above the number of cores.
@@ -73,7 +75,9 @@ pub(crate) struct Debt {
 /// scope that is not among them shares an overflow bucket with all such of its name: memory
 /// stays bounded, known scopes keep their buckets, and nobody is refused for being new.
 pub(crate) struct MemoryStore {
-    shards: Box<[Mutex<Shard>]>,
+    shards: Box<[Shard]>,
+    /// foldhash, seeded at random in each process: keys come from outside, but their hashes never
+    /// go there. SipHash takes a third of the time of a decision.
     hasher: DefaultHashBuilder,
     clock: Clock,
     max_scopes: usize,
@@ -86,89 +90,40 @@ pub(crate) struct MemoryStore {
 
 #[derive(Default)]
 struct Shard {
-    table: HashTable<Entry>,
+    spent: Spent,
+    buckets: Mutex<Buckets>,
+}
+
+#[derive(Default)]
+struct Buckets {
+    table: Table<Held>,
+    anchor: Anchor,
     sweep_at: usize,
     swept: f64,
 }
 
-struct Entry {
-    id: Box<[u8]>,
-    level: f64,
-    at: f64,
-    /// The largest capacity and the slowest rate by which this bucket was used: it is full when
-    /// it is full for them.
-    widest: Terms,
-    rare: Option<Box<Rare>>,
-}
+impl Shard {
+    #[inline]
+    fn lock(&self) -> MutexGuard<'_, Buckets> {
+        // Nothing that runs under this lock leaves a bucket half written.
+        self.buckets.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 
-/// What most buckets do not have.
-#[derive(Default)]
-struct Rare {
-    tail: f64,
-    big: f64,
-    pool: f64,
-    owed: f64,
-    whole: Option<Terms>,
-}
-
-impl Entry {
-    fn bucket(&self) -> Bucket {
-        let (tail, big, pool) = self
-            .rare
-            .as_ref()
-            .map_or((0.0, 0.0, 0.0), |rare| (rare.tail, rare.big, rare.pool));
-        Bucket {
-            level: self.level,
-            at: self.at,
-            tail,
-            big,
-            pool,
+    /// As `lock`; and whether others hold it.
+    #[inline]
+    fn lock_noting(&self) -> (MutexGuard<'_, Buckets>, bool) {
+        match self.buckets.try_lock() {
+            Ok(buckets) => (buckets, false),
+            Err(TryLockError::Poisoned(buckets)) => (buckets.into_inner(), false),
+            Err(TryLockError::WouldBlock) => (self.lock(), true),
         }
-    }
-
-    fn owed(&self) -> f64 {
-        self.rare.as_ref().map_or(0.0, |rare| rare.owed)
-    }
-
-    fn store(&mut self, bucket: &Bucket, owed: f64) {
-        self.level = bucket.level;
-        self.at = bucket.at;
-        if bucket.tail <= bucket.at && owed == 0.0 {
-            self.rare = None;
-            return;
-        }
-        let rare = self.rare.get_or_insert_default();
-        rare.owed = owed;
-        (rare.tail, rare.big, rare.pool) = if bucket.tail > bucket.at {
-            (bucket.tail, bucket.big, bucket.pool)
-        } else {
-            (0.0, 0.0, 0.0)
-        };
-    }
-
-    fn is_full(&self, now: f64) -> bool {
-        // What is to be given back is kept until the other store is told.
-        self.owed() >= 0.0 && self.at + self.bucket().full_in(self.widest) <= now
-    }
-}
-
-/// What is still owed of a bucket that has refilled meanwhile: no more than it lacks. The other
-/// store's bucket has refilled as well, and both stand as if nothing had been taken.
-fn still_owed(owed: f64, bucket: &Bucket, terms: Terms) -> f64 {
-    if owed <= 0.0 {
-        // To be given back: how full this share is says nothing of the other store's bucket.
-        owed
-    } else if bucket.level >= terms.cap {
-        0.0
-    } else {
-        owed.min(terms.cap - bucket.level)
     }
 }
 
 impl MemoryStore {
     pub(crate) fn new(max_scopes: usize) -> Self {
         Self {
-            shards: (0..SHARDS).map(|_| Mutex::default()).collect(),
+            shards: (0..SHARDS).map(|_| Shard::default()).collect(),
             hasher: DefaultHashBuilder::default(),
             clock: Clock::new(),
             max_scopes,
@@ -189,30 +144,72 @@ impl MemoryStore {
         self.overflowed.load(Ordering::Relaxed)
     }
 
+    /// Takes `cost`, which the terms can grant, at once: the level after that, or in how many
+    /// microseconds to come back.
+    #[inline]
+    pub(crate) fn take(&self, id: &Lookup<'_>, terms: Terms, cost: f64) -> Result<f64, f64> {
+        let hash = id.hash(&self.hasher);
+        let shard = self.shard(hash);
+        let spent = &shard.spent;
+        if let Some(wait) = spent.refuses((hash, id), terms, cost, 0.0, &self.clock) {
+            return Err(wait);
+        }
+        let (mut guard, busy) = shard.lock_noting();
+        let buckets = &mut *guard;
+        let now = self.clock.now_by(&mut buckets.anchor);
+        if let Some(place) = buckets.table.find(hash, id) {
+            let held = buckets.table.value(place);
+            if let Some(level) = held.take_at_once(now, terms, cost) {
+                spent.forget(hash);
+                return Ok(level);
+            }
+            return self.take_rarely(
+                (hash, id),
+                spent,
+                buckets,
+                (place, now),
+                (terms, cost),
+                busy,
+            );
+        }
+        drop(guard);
+        let take = |bucket: &mut Bucket| take(bucket, terms, cost);
+        self.with_new(id, hash, terms, |held, now| held.visit(now, terms, take))
+    }
+
+    /// From a bucket that is short of tokens, or for which somebody waits.
+    #[inline(never)]
+    fn take_rarely(
+        &self,
+        (hash, id): (u64, &Lookup<'_>),
+        spent: &Spent,
+        buckets: &mut Buckets,
+        (place, now): (usize, f64),
+        (terms, cost): (Terms, f64),
+        busy: bool,
+    ) -> Result<f64, f64> {
+        let held = buckets.table.value(place);
+        let taken = held.visit(now, terms, |bucket| take(bucket, terms, cost));
+        if taken.is_ok() {
+            spent.forget(hash);
+        } else if (busy || spent.is(hash))
+            && let Some((level, at)) = held.plain()
+        {
+            let until = f64::INFINITY;
+            let level = Level { level, at, until };
+            spent.set((hash, id.id().as_bytes()), terms, level, buckets.anchor);
+        }
+        taken
+    }
+
     /// Runs `f` on the bucket, brought to now, and keeps what it leaves.
     pub(crate) fn with<T>(
         &self,
-        id: &BucketId,
+        id: &Lookup<'_>,
         terms: Terms,
         f: impl FnOnce(&mut Bucket) -> T,
     ) -> T {
-        let hash = self.hasher.hash_one(id.as_bytes());
-        let now = self.clock.now_us();
-        let mut shard = self.lock(Self::shard_of(hash));
-        if let Some(entry) = shard.table.find_mut(hash, |e| *e.id == *id.as_bytes()) {
-            return visit(entry, now, terms, f);
-        }
-        if self.has_room(&mut shard, now) {
-            self.scopes.fetch_add(1, Ordering::Relaxed);
-            return visit(
-                self.insert(&mut shard, hash, id.as_bytes(), now, terms),
-                now,
-                terms,
-                f,
-            );
-        }
-        drop(shard);
-        self.with_overflow(id, now, |entry| visit(entry, now, terms, f), terms)
+        self.visit(id, terms, |held, now| held.visit(now, terms, f))
     }
 
     /// As `with`, on a bucket that stands in for another; `f` also changes what is owed.
@@ -223,35 +220,71 @@ impl MemoryStore {
         stand_in: StandIn,
         f: impl FnOnce(&mut Bucket, &mut f64) -> T,
     ) -> T {
-        let hash = self.hasher.hash_one(id.as_bytes());
-        let now = self.clock.now_us();
-        let visit = |entry: &mut Entry| {
-            let mut bucket = entry.bucket();
+        self.visit(&id.lookup(), terms, |held, now| {
+            let mut bucket = held.bucket();
             bucket.visit(now, terms);
-            let mut owed = still_owed(entry.owed(), &bucket, terms);
+            let mut owed = still_owed(held.owed(), &bucket, terms);
             bucket.lower(stand_in.most);
             let result = f(&mut bucket, &mut owed);
-            entry.widest = widest(entry.widest, terms);
-            self.store(entry, &bucket, owed, stand_in.whole);
+            self.store(held, &bucket, owed, terms, stand_in.whole);
             result
-        };
-        let mut shard = self.lock(Self::shard_of(hash));
-        if let Some(entry) = shard.table.find_mut(hash, |e| *e.id == *id.as_bytes()) {
-            return visit(entry);
-        }
-        if self.has_room(&mut shard, now) {
-            self.scopes.fetch_add(1, Ordering::Relaxed);
-            return visit(self.insert(&mut shard, hash, id.as_bytes(), now, terms));
-        }
-        drop(shard);
-        self.with_overflow(id, now, visit, terms)
+        })
     }
 
-    fn store(&self, entry: &mut Entry, bucket: &Bucket, owed: f64, whole: Terms) {
-        entry.store(bucket, owed);
-        if let Some(rare) = &mut entry.rare {
-            rare.whole = Some(whole);
+    fn visit<T>(
+        &self,
+        id: &Lookup<'_>,
+        terms: Terms,
+        visit: impl FnOnce(&mut Held, f64) -> T,
+    ) -> T {
+        let hash = id.hash(&self.hasher);
+        let shard = self.shard(hash);
+        let mut buckets = shard.lock();
+        shard.spent.forget(hash);
+        if let Some(place) = buckets.table.find(hash, id) {
+            let now = self.clock.now_by(&mut buckets.anchor);
+            return visit(buckets.table.value(place), now);
         }
+        drop(buckets);
+        self.with_new(id, hash, terms, visit)
+    }
+
+    /// As `visit`, where the bucket was not there a moment ago.
+    #[cold]
+    fn with_new<T>(
+        &self,
+        id: &Lookup<'_>,
+        hash: u64,
+        terms: Terms,
+        visit: impl FnOnce(&mut Held, f64) -> T,
+    ) -> T {
+        let mut buckets = self.shard(hash).lock();
+        let now = self.clock.now_by(&mut buckets.anchor);
+        if let Some(place) = buckets.table.find(hash, id) {
+            return visit(buckets.table.value(place), now);
+        }
+        if self.has_room(&mut buckets, now) {
+            self.scopes.fetch_add(1, Ordering::Relaxed);
+            let place = self.insert(&mut buckets, hash, id.id().as_bytes(), now, terms);
+            return visit(buckets.table.value(place), now);
+        }
+        drop(buckets);
+        self.overflowed.fetch_add(1, Ordering::Relaxed);
+        let name = self.overflow_name(&id.id());
+        let id = &Lookup::of(&name);
+        let hash = id.hash(&self.hasher);
+        let mut buckets = self.shard(hash).lock();
+        let now = self.clock.now_by(&mut buckets.anchor);
+        let place = buckets.table.find(hash, id).unwrap_or_else(|| {
+            self.overflow_names.fetch_add(1, Ordering::Relaxed);
+            self.insert(&mut buckets, hash, &name, now, terms)
+        });
+        visit(buckets.table.value(place), now)
+    }
+
+    fn store(&self, held: &mut Held, bucket: &Bucket, owed: f64, terms: Terms, whole: Terms) {
+        held.store(bucket, owed, terms);
+        held.stands_in_for(whole);
         if owed != 0.0 {
             self.owing.store(true, Ordering::Release);
         }
@@ -267,30 +300,24 @@ impl MemoryStore {
         self.owing.store(false, Ordering::Release);
         let now = self.clock.now_us();
         let mut debts = Vec::new();
-        for shard in 0..SHARDS {
-            for entry in self.lock(shard).table.iter_mut() {
-                let owed = entry.owed();
-                if owed == 0.0 {
+        for shard in &self.shards {
+            for entry in shard.lock().table.iter_mut() {
+                let Some((tokens, bucket, whole)) = entry.value.settle(now) else {
                     continue;
-                }
-                let mut bucket = entry.bucket();
-                bucket.visit(now, entry.widest);
-                let tokens = still_owed(owed, &bucket, entry.widest);
-                let whole = entry.rare.as_ref().and_then(|rare| rare.whole);
+                };
                 // Of what strangers took together, nobody knows whose it was.
                 if let Some(whole) = whole
                     && tokens != 0.0
-                    && entry.id.first() != Some(&OVERFLOW_MARK)
+                    && !is_overflow(entry)
                 {
                     debts.push(Debt {
-                        id: entry.id.clone(),
+                        id: entry.id().into(),
                         whole,
                         tokens,
                         wait_us: (bucket.tail - bucket.at).max(0.0),
                         big: bucket.big,
                     });
                 }
-                entry.store(&bucket, 0.0);
             }
         }
         debts
@@ -300,29 +327,32 @@ impl MemoryStore {
     pub(crate) fn take_all(&self, demands: &[Demand], max_wait: f64) -> TakenAll {
         // Each bucket is read and written under its own lock, all locks held in one order.
         let mut ids: Vec<Box<[u8]>> = Vec::with_capacity(demands.len());
-        let now = self.clock.now_us();
         for demand in demands {
-            let mut id = self.place_of(&demand.id, now);
+            let mut id = self.place_of(&demand.id);
             if ids.contains(&id) {
                 // Two of them in one overflow bucket: the second keeps its own.
                 id = demand.id.as_bytes().into();
             }
             ids.push(id);
         }
-        let hashes: Vec<u64> = ids.iter().map(|id| self.hasher.hash_one(&**id)).collect();
+        let hashes: Vec<u64> = ids.iter().map(|id| self.hash_of(id)).collect();
         let mut wanted: Vec<usize> = hashes.iter().map(|hash| Self::shard_of(*hash)).collect();
         wanted.sort_unstable();
         wanted.dedup();
-        let mut guards: Vec<_> = wanted.iter().map(|shard| self.lock(*shard)).collect();
+        let mut guards: Vec<_> = wanted.iter().map(|at| self.shards[*at].lock()).collect();
+        let now = self.clock.now_us();
+        let guard_of = |hash: u64| {
+            wanted
+                .binary_search(&Self::shard_of(hash))
+                .unwrap_or_else(|index| index)
+        };
         let mut buckets = Vec::with_capacity(demands.len());
         for ((demand, id), hash) in demands.iter().zip(&ids).zip(&hashes) {
-            let index = wanted
-                .binary_search(&Self::shard_of(*hash))
-                .unwrap_or_else(|index| index);
-            let mut bucket = guards[index]
-                .table
-                .find(*hash, |entry| entry.id == *id)
-                .map_or_else(|| Bucket::full(now, demand.terms), Entry::bucket);
+            let table = &mut guards[guard_of(*hash)].table;
+            let mut bucket = match table.find(*hash, &Lookup::of(id)) {
+                Some(place) => table.value(place).bucket(),
+                None => Bucket::full(now, demand.terms),
+            };
             bucket.visit(now, demand.terms);
             if let Some(stand_in) = demand.stand_in {
                 bucket.lower(stand_in.most);
@@ -345,13 +375,10 @@ impl MemoryStore {
         };
         let places = demands.iter().zip(&ids).zip(&hashes).zip(&buckets);
         for (at, (((demand, id), hash), bucket)) in places.enumerate() {
-            let index = wanted
-                .binary_search(&Self::shard_of(*hash))
-                .unwrap_or_else(|index| index);
-            let shard = &mut *guards[index];
-            let known = shard.table.find_mut(*hash, |entry| entry.id == *id);
-            let entry = match known {
-                Some(entry) => entry,
+            let shard = &mut *guards[guard_of(*hash)];
+            self.shard(*hash).spent.forget(*hash);
+            let place = match shard.table.find(*hash, &Lookup::of(id)) {
+                Some(place) => place,
                 None => {
                     let count = match id.first() {
                         Some(&OVERFLOW_MARK) => &self.overflow_names,
@@ -361,18 +388,18 @@ impl MemoryStore {
                     self.insert(shard, *hash, id, now, demand.terms)
                 }
             };
-            let mut before = entry.bucket();
+            let held = shard.table.value(place);
+            let mut before = held.bucket();
             before.visit(now, demand.terms);
-            let mut owed = still_owed(entry.owed(), &before, demand.terms);
-            entry.widest = widest(entry.widest, demand.terms);
+            let mut owed = still_owed(held.owed(), &before, demand.terms);
             match demand.stand_in {
                 Some(stand_in) => {
                     if took(at) && stand_in.owes {
                         owed += demand.cost;
                     }
-                    self.store(entry, bucket, owed, stand_in.whole);
+                    self.store(held, bucket, owed, demand.terms, stand_in.whole);
                 }
-                None => entry.store(bucket, owed),
+                None => held.store(bucket, owed, demand.terms),
             }
         }
         taken
@@ -380,11 +407,12 @@ impl MemoryStore {
 
     /// By which identity a bucket is held: its own, or that of an overflow bucket. The answer may
     /// be out of date at once, by as many buckets as there are threads.
-    fn place_of(&self, id: &BucketId, now: f64) -> Box<[u8]> {
-        let hash = self.hasher.hash_one(id.as_bytes());
-        let mut shard = self.lock(Self::shard_of(hash));
-        let known = shard.table.find(hash, |entry| *entry.id == *id.as_bytes());
-        if known.is_some() || self.has_room(&mut shard, now) {
+    fn place_of(&self, id: &BucketId) -> Box<[u8]> {
+        let lookup = id.lookup();
+        let hash = lookup.hash(&self.hasher);
+        let mut shard = self.shard(hash).lock();
+        let known = shard.table.find(hash, &lookup);
+        if known.is_some() || self.has_room(&mut shard, self.clock.now_us()) {
             return id.as_bytes().into();
         }
         drop(shard);
@@ -402,15 +430,19 @@ impl MemoryStore {
 
     /// Full again.
     pub(crate) fn reset(&self, id: &BucketId) {
-        let hash = self.hasher.hash_one(id.as_bytes());
-        let mut shard = self.lock(Self::shard_of(hash));
-        if let Ok(entry) = shard
-            .table
-            .find_entry(hash, |entry| *entry.id == *id.as_bytes())
-        {
-            entry.remove();
+        let lookup = id.lookup();
+        let hash = lookup.hash(&self.hasher);
+        let shard = self.shard(hash);
+        let mut buckets = shard.lock();
+        shard.spent.forget(hash);
+        if let Some(place) = buckets.table.find(hash, &lookup) {
+            buckets.table.remove(hash, place, |id| self.hash_of(id));
             self.scopes.fetch_sub(1, Ordering::Relaxed);
         }
+    }
+
+    fn hash_of(&self, id: &[u8]) -> u64 {
+        Lookup::of(id).hash(&self.hasher)
     }
 
     fn shard_of(hash: u64) -> usize {
@@ -418,14 +450,12 @@ impl MemoryStore {
         (hash >> 40) as usize % SHARDS
     }
 
-    fn lock(&self, shard: usize) -> MutexGuard<'_, Shard> {
-        // Nothing that runs under this lock leaves a bucket half written.
-        self.shards[shard]
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
+    #[inline]
+    fn shard(&self, hash: u64) -> &Shard {
+        &self.shards[Self::shard_of(hash)]
     }
 
-    fn has_room(&self, shard: &mut Shard, now: f64) -> bool {
+    fn has_room(&self, shard: &mut Buckets, now: f64) -> bool {
         let at_limit = self.scopes.load(Ordering::Relaxed) >= self.max_scopes;
         let due = shard.table.len() >= shard.sweep_at.max(SMALLEST_SWEEP);
         if due || (at_limit && now - shard.swept >= SWEEP_PAUSE_US) {
@@ -439,18 +469,19 @@ impl MemoryStore {
     pub(crate) fn tidy(&self, turn: usize) {
         let now = self.clock.now_us();
         for shard in (turn % TURNS..SHARDS).step_by(TURNS) {
-            self.sweep(&mut self.lock(shard), now);
+            self.sweep(&mut self.shards[shard].lock(), now);
         }
     }
 
-    fn sweep(&self, shard: &mut Shard, now: f64) {
+    fn sweep(&self, shard: &mut Buckets, now: f64) {
         let before = shard.table.len();
         let mut overflow_gone = 0;
-        shard.table.retain(|entry| {
-            let keep = !entry.is_full(now);
-            overflow_gone += usize::from(!keep && entry.id.first() == Some(&OVERFLOW_MARK));
+        let keep = |entry: &Entry<Held>| {
+            let keep = !entry.value.is_full(now);
+            overflow_gone += usize::from(!keep && is_overflow(entry));
             keep
-        });
+        };
+        shard.table.retain(keep, |id| self.hash_of(id));
         let gone = before - shard.table.len();
         self.scopes
             .fetch_sub(gone - overflow_gone, Ordering::Relaxed);
@@ -458,73 +489,25 @@ impl MemoryStore {
             .fetch_sub(overflow_gone, Ordering::Relaxed);
         shard.sweep_at = 2 * shard.table.len();
         shard.swept = now;
-        if gone > shard.table.len() {
-            let hasher = &self.hasher;
-            shard
-                .table
-                .shrink_to(shard.sweep_at, |entry| hasher.hash_one(&*entry.id));
-        }
     }
 
-    fn insert<'a>(
-        &self,
-        shard: &'a mut Shard,
-        hash: u64,
-        id: &[u8],
-        now: f64,
-        terms: Terms,
-    ) -> &'a mut Entry {
-        let hasher = &self.hasher;
-        shard
-            .table
-            .insert_unique(
-                hash,
-                Entry {
-                    id: id.into(),
-                    level: terms.cap,
-                    at: now,
-                    widest: terms,
-                    rare: None,
-                },
-                |entry| hasher.hash_one(&*entry.id),
-            )
-            .into_mut()
-    }
-
-    fn with_overflow<T>(
-        &self,
-        id: &BucketId,
-        now: f64,
-        visit: impl FnOnce(&mut Entry) -> T,
-        terms: Terms,
-    ) -> T {
-        self.overflowed.fetch_add(1, Ordering::Relaxed);
-        let name = self.overflow_name(id);
-        let hash = self.hasher.hash_one(&name[..]);
-        let mut shard = self.lock(Self::shard_of(hash));
-        if let Some(entry) = shard.table.find_mut(hash, |entry| *entry.id == *name) {
-            return visit(entry);
-        }
-        self.overflow_names.fetch_add(1, Ordering::Relaxed);
-        visit(self.insert(&mut shard, hash, &name, now, terms))
+    fn insert(&self, shard: &mut Buckets, hash: u64, id: &[u8], now: f64, terms: Terms) -> usize {
+        let held = Held::full(now, terms);
+        shard.table.insert(hash, id, held, |id| self.hash_of(id))
     }
 }
 
-fn visit<T>(entry: &mut Entry, now: f64, terms: Terms, f: impl FnOnce(&mut Bucket) -> T) -> T {
-    let mut bucket = entry.bucket();
-    bucket.visit(now, terms);
-    let result = f(&mut bucket);
-    entry.widest = widest(entry.widest, terms);
-    let owed = still_owed(entry.owed(), &bucket, terms);
-    entry.store(&bucket, owed);
-    result
+fn take(bucket: &mut Bucket, terms: Terms, cost: f64) -> Result<f64, f64> {
+    let taken = bucket.take(cost, 1, 0.0, terms);
+    if taken.now > 0.0 {
+        Ok(bucket.level)
+    } else {
+        Err(taken.retry_after)
+    }
 }
 
-fn widest(a: Terms, b: Terms) -> Terms {
-    Terms {
-        cap: a.cap.max(b.cap),
-        per_us: a.per_us.min(b.per_us),
-    }
+fn is_overflow(entry: &Entry<Held>) -> bool {
+    entry.id().first() == Some(&OVERFLOW_MARK)
 }
 
 #[cfg(test)]
@@ -539,7 +522,7 @@ mod tests {
     }
 
     fn take(store: &MemoryStore, key: usize, terms: Terms) -> bool {
-        store.with(&id(key), terms, |bucket| {
+        store.with(&id(key).lookup(), terms, |bucket| {
             bucket.take(1.0, 1, 0.0, terms).now > 0.0
         })
     }
@@ -615,7 +598,7 @@ mod tests {
         let store = MemoryStore::new(1_000_000);
         let (large, small) = (Terms::new(100.0, 1.0), Terms::new(10.0, 1.0));
         let drain = |n| {
-            store.with(&id(0), large, |bucket| {
+            store.with(&id(0).lookup(), large, |bucket| {
                 bucket.take(1.0, n, 0.0, large).granted
             })
         };

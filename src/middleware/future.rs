@@ -25,55 +25,123 @@ pin_project! {
     pub struct ResponseFuture<S, Req, O>
     where
         S: Service<Req>,
+        O: Reply<Req, S::Response, S::Error>,
     {
         reply: O,
         #[pin]
-        state: State<S, Req, S::Future>,
+        state: State<S, Req, S::Future, Result<S::Response, O::Error>>,
     }
 }
 
 pin_project! {
+    /// Small, because it is moved: what only those need who have to wait is boxed.
+    ///
     /// ```text
-    /// Acquiring => Calling       granted, the inner service still ready
-    /// Acquiring => Readying      granted after a sleep, in which the inner service was let go
-    /// Acquiring => Done          refused
-    /// Readying => Calling        the inner service is ready
-    /// Readying => Acquiring      it was not for too long: the token was given back
-    /// Calling => Done
+    /// Waiting => Calling        granted, and the inner service ready
+    /// Waiting => Done           refused, or the inner service failed
+    /// Refused, Calling => Done
     /// ```
     #[project = StateProj]
-    enum State<S, Req, F> {
-        Acquiring {
-            acquire: Acquire,
-            // Whether the inner service is the one that was made ready.
-            ready: bool,
-            rest: Option<Rest<S, Req>>,
-        },
-        Readying {
-            // None once it was given back.
-            permit: Option<InHand>,
-            hold: Pin<Box<Sleep>>,
-            scopes: Scopes,
-            rest: Option<Rest<S, Req>>,
+    enum State<S, Req, F, T> {
+        Waiting {
+            waiting: Option<Box<Waiting<S, Req>>>,
         },
         Refused {
-            refused: Option<(Rejected, Req)>,
+            refused: Option<T>,
         },
         Calling {
             #[pin]
             future: F,
-            permit: Option<Permit>,
+            // For the reply, where it uses it.
+            permit: Option<Box<Permit>>,
         },
         Done,
     }
 }
 
-/// What is needed once the token is there.
-struct Rest<S, Req> {
+struct Waiting<S, Req> {
+    step: Step,
     inner: S,
     req: Req,
     limiter: Limiter,
     until: Instant,
+}
+
+/// ```text
+/// Acquiring => Readying      granted after a sleep, in which the inner service was let go
+/// Readying => Acquiring      it was not ready for too long: the token was given back
+/// ```
+enum Step {
+    Acquiring {
+        acquire: Acquire,
+        /// Whether the inner service is the one that was made ready.
+        ready: bool,
+    },
+    Readying {
+        /// None once it was given back.
+        permit: Option<InHand>,
+        hold: Pin<Box<Sleep>>,
+        scopes: Scopes,
+    },
+}
+
+impl<S, Req> Waiting<S, Req>
+where
+    S: Service<Req> + Clone,
+{
+    /// Until there is a permit and the inner service is ready, or no permit.
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Result<Result<InHand, Rejected>, S::Error>> {
+        loop {
+            self.step = match &mut self.step {
+                Step::Acquiring { acquire, ready } => match Pin::new(&mut *acquire).poll(cx) {
+                    Poll::Pending => {
+                        if *ready && acquire.progress() == Progress::Asleep {
+                            // Never sleep for a token while holding a place in the inner
+                            // service that others could use.
+                            self.inner = self.inner.clone();
+                            *ready = false;
+                        }
+                        return Poll::Pending;
+                    }
+                    Poll::Ready(Ok(permit)) => {
+                        let permit = InHand::new(permit);
+                        if *ready {
+                            return Poll::Ready(Ok(Ok(permit)));
+                        }
+                        Step::Readying {
+                            scopes: permit.scopes(),
+                            permit: Some(permit),
+                            hold: Box::pin(tokio::time::sleep(HOLD)),
+                        }
+                    }
+                    Poll::Ready(Err(rejected)) => return Poll::Ready(Ok(Err(rejected))),
+                },
+                Step::Readying {
+                    permit,
+                    hold,
+                    scopes,
+                } => match self.inner.poll_ready(cx)? {
+                    Poll::Ready(()) => match permit.take() {
+                        Some(permit) => return Poll::Ready(Ok(Ok(permit))),
+                        None => Step::Acquiring {
+                            acquire: self.limiter.acquire(
+                                &*scopes,
+                                self.until.saturating_duration_since(Instant::now()),
+                            ),
+                            ready: true,
+                        },
+                    },
+                    Poll::Pending => {
+                        if permit.is_some() {
+                            ready!(hold.as_mut().poll(cx));
+                            *permit = None;
+                        }
+                        return Poll::Pending;
+                    }
+                },
+            };
+        }
+    }
 }
 
 impl<S, Req, O> ResponseFuture<S, Req, O>
@@ -81,18 +149,19 @@ where
     S: Service<Req>,
     O: Reply<Req, S::Response, S::Error>,
 {
-    pub(super) fn granted(inner: &mut S, reply: O, permit: InHand, req: Req) -> Self {
-        let state = call(inner, &reply, permit, req);
+    #[inline]
+    pub(super) fn granted(inner: &mut S, reply: O, permit: Option<Permit>, req: Req) -> Self {
+        let (future, permit) = call(inner, &reply, permit, req);
+        let state = State::Calling { future, permit };
         Self { reply, state }
     }
 
+    /// What the refusal becomes is there at once: it is smaller than a request and a refusal.
+    #[inline]
     pub(super) fn refused(reply: O, rejected: Rejected, req: Req) -> Self {
-        Self {
-            reply,
-            state: State::Refused {
-                refused: Some((rejected, req)),
-            },
-        }
+        let refused = Some(reply.limited(rejected, req));
+        let state = State::Refused { refused };
+        Self { reply, state }
     }
 
     pub(super) fn acquiring(
@@ -104,41 +173,39 @@ where
         limiter: Limiter,
         req: Req,
     ) -> Self {
+        let waiting = Waiting {
+            step: Step::Acquiring { acquire, ready },
+            inner,
+            req,
+            limiter,
+            until,
+        };
         Self {
             reply,
-            state: State::Acquiring {
-                acquire,
-                ready,
-                rest: Some(Rest {
-                    inner,
-                    req,
-                    limiter,
-                    until,
-                }),
+            state: State::Waiting {
+                waiting: Some(Box::new(waiting)),
             },
         }
     }
 }
 
 /// A token is spent here, at the inner call, and nowhere else.
+#[inline]
 fn call<S, Req, O>(
     inner: &mut S,
     reply: &O,
-    permit: InHand,
+    permit: Option<Permit>,
     mut req: Req,
-) -> State<S, Req, S::Future>
+) -> (S::Future, Option<Box<Permit>>)
 where
     S: Service<Req>,
     O: Reply<Req, S::Response, S::Error>,
 {
-    let mut permit = permit.spend();
+    let mut permit = permit.filter(|_| reply.uses_permit()).map(Box::new);
     if let Some(permit) = &mut permit {
         reply.before(permit, &mut req);
     }
-    State::Calling {
-        future: inner.call(req),
-        permit,
-    }
+    (inner.call(req), permit)
 }
 
 const POLLED_AGAIN: &str = "`ResponseFuture` was polled after it had resolved";
@@ -150,87 +217,11 @@ where
 {
     type Output = Result<S::Response, O::Error>;
 
+    #[inline]
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let mut this = self.project();
         loop {
-            let next = match this.state.as_mut().project() {
-                StateProj::Acquiring {
-                    acquire,
-                    ready,
-                    rest,
-                } => match Pin::new(&mut *acquire).poll(cx) {
-                    Poll::Pending => {
-                        if let Some(rest) = rest
-                            && *ready
-                            && acquire.progress() == Progress::Asleep
-                        {
-                            // Never sleep for a token while holding a place in the inner
-                            // service that others could use.
-                            rest.inner = rest.inner.clone();
-                            *ready = false;
-                        }
-                        return Poll::Pending;
-                    }
-                    Poll::Ready(Ok(permit)) => {
-                        let permit = InHand::new(permit);
-                        let mut rest = rest.take().expect(POLLED_AGAIN);
-                        if *ready {
-                            call(&mut rest.inner, this.reply, permit, rest.req)
-                        } else {
-                            State::Readying {
-                                scopes: permit.scopes(),
-                                permit: Some(permit),
-                                hold: Box::pin(tokio::time::sleep(HOLD)),
-                                rest: Some(rest),
-                            }
-                        }
-                    }
-                    Poll::Ready(Err(rejected)) => {
-                        let rest = rest.take().expect(POLLED_AGAIN);
-                        this.state.set(State::Done);
-                        return Poll::Ready(this.reply.limited(rejected, rest.req));
-                    }
-                },
-                StateProj::Readying {
-                    permit,
-                    hold,
-                    scopes,
-                    rest,
-                } => {
-                    let inner = &mut rest.as_mut().expect(POLLED_AGAIN).inner;
-                    match inner.poll_ready(cx) {
-                        Poll::Ready(Ok(())) => {
-                            let mut rest = rest.take().expect(POLLED_AGAIN);
-                            match permit.take() {
-                                Some(permit) => call(&mut rest.inner, this.reply, permit, rest.req),
-                                None => State::Acquiring {
-                                    acquire: rest.limiter.acquire(
-                                        &*scopes,
-                                        rest.until.saturating_duration_since(Instant::now()),
-                                    ),
-                                    ready: true,
-                                    rest: Some(rest),
-                                },
-                            }
-                        }
-                        Poll::Ready(Err(error)) => {
-                            this.state.set(State::Done);
-                            return Poll::Ready(Err(this.reply.inner_error(error)));
-                        }
-                        Poll::Pending => {
-                            if permit.is_some() {
-                                ready!(hold.as_mut().poll(cx));
-                                *permit = None;
-                            }
-                            return Poll::Pending;
-                        }
-                    }
-                }
-                StateProj::Refused { refused } => {
-                    let (rejected, req) = refused.take().expect(POLLED_AGAIN);
-                    this.state.set(State::Done);
-                    return Poll::Ready(this.reply.limited(rejected, req));
-                }
+            match this.state.as_mut().project() {
                 StateProj::Calling { future, permit } => {
                     let mut result = ready!(future.poll(cx));
                     if let (Ok(response), Some(permit)) = (&mut result, permit) {
@@ -239,9 +230,33 @@ where
                     this.state.set(State::Done);
                     return Poll::Ready(result.map_err(|error| this.reply.inner_error(error)));
                 }
+                StateProj::Refused { refused } => {
+                    let result = refused.take().expect(POLLED_AGAIN);
+                    this.state.set(State::Done);
+                    return Poll::Ready(result);
+                }
+                StateProj::Waiting { waiting } => {
+                    let result = ready!(waiting.as_mut().expect(POLLED_AGAIN).poll(cx));
+                    let waiting = waiting.take().expect(POLLED_AGAIN);
+                    match result {
+                        Ok(Ok(permit)) => {
+                            let permit = permit.spend();
+                            let Waiting { mut inner, req, .. } = *waiting;
+                            let (future, permit) = call(&mut inner, this.reply, permit, req);
+                            this.state.set(State::Calling { future, permit });
+                        }
+                        Ok(Err(rejected)) => {
+                            this.state.set(State::Done);
+                            return Poll::Ready(this.reply.limited(rejected, waiting.req));
+                        }
+                        Err(error) => {
+                            this.state.set(State::Done);
+                            return Poll::Ready(Err(this.reply.inner_error(error)));
+                        }
+                    }
+                }
                 StateProj::Done => panic!("{POLLED_AGAIN}"),
-            };
-            this.state.set(next);
+            }
         }
     }
 }
@@ -249,6 +264,7 @@ where
 impl<S, Req, O> fmt::Debug for ResponseFuture<S, Req, O>
 where
     S: Service<Req>,
+    O: Reply<Req, S::Response, S::Error>,
 {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("ResponseFuture").finish_non_exhaustive()

@@ -297,7 +297,12 @@ where
     type Error = O::Error;
     type Future = ResponseFuture<S, Req, O>;
 
+    #[inline]
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
+        if self.layer.max_wait.is_zero() {
+            let ready = self.inner.poll_ready(cx);
+            return ready.map_err(|error| self.layer.reply.inner_error(error));
+        }
         // Whoever waited has gone away, and missed its turn: this is for another request.
         if let State::Acquiring { acquire, until, .. } = &self.state
             && acquire.has_missed()
@@ -321,48 +326,112 @@ where
                 return Poll::Pending;
             }
         }
-        if self.layer.max_wait.is_zero() {
-            return Poll::Ready(Ok(()));
-        }
         match self.layer.extractor.fixed() {
             Some(scopes) => self.poll_scopes(&scopes, cx).map(Ok),
             None => Poll::Ready(Ok(())),
         }
     }
 
+    #[inline]
     fn call(&mut self, req: Req) -> Self::Future {
-        let layer = &self.layer;
-        let reply = layer.reply.clone();
-        let (acquire, until, ready) = match mem::take(&mut self.state) {
+        let State::Idle { .. } = self.state else {
+            return self.call_held(req);
+        };
+        let Self { inner, layer, .. } = self;
+        let extractor = &layer.extractor;
+        let mut extracted = None;
+        let scopes = match extractor.fixed_ref() {
+            Some(scopes) => scopes,
+            None => {
+                let fixed = extractor.fixed();
+                let scopes = fixed.unwrap_or_else(|| extractor.extract(&req));
+                extracted.insert(scopes).as_slice()
+            }
+        };
+        if let [scope] = scopes
+            && let Some(decision) = layer.limiter.decide(scope, layer.max_wait)
+        {
+            let reply = layer.reply.clone();
+            return match decision {
+                Ok(level) => {
+                    let uses = reply.uses_permit();
+                    let permit = uses.then(|| layer.limiter.permit(scope, level));
+                    ResponseFuture::granted(inner, reply, permit, req)
+                }
+                Err(retry_after) => {
+                    let rejected = Rejected::limited(scope, retry_after, false);
+                    ResponseFuture::refused(reply, rejected, req)
+                }
+            };
+        }
+        self.call_acquiring(extracted, req)
+    }
+}
+
+impl<S, K, O> RateLimit<S, K, O> {
+    /// With what `poll_ready` has brought about.
+    #[inline(never)]
+    fn call_held<Req>(&mut self, req: Req) -> ResponseFuture<S, Req, O>
+    where
+        S: Service<Req> + Clone,
+        K: ScopeExtractor<Req>,
+        O: Reply<Req, S::Response, S::Error> + Clone,
+    {
+        let reply = self.layer.reply.clone();
+        match mem::take(&mut self.state) {
             State::Held { permit, .. } => {
-                return ResponseFuture::granted(&mut self.inner, reply, permit, req);
+                ResponseFuture::granted(&mut self.inner, reply, permit.spend(), req)
             }
             State::Refused { rejected, at } if is_current(&rejected, at) => {
-                return ResponseFuture::refused(reply, rejected, req);
+                ResponseFuture::refused(reply, rejected, req)
             }
             State::Acquiring {
                 acquire,
                 until,
                 ready,
                 ..
-            } => (acquire, until, ready),
-            State::Idle { .. } | State::Refused { .. } => {
-                let scopes = match layer.extractor.fixed() {
-                    Some(scopes) => scopes,
-                    None => layer.extractor.extract(&req),
-                };
-                let mut acquire = layer.limiter.acquire(scopes, layer.max_wait);
-                match acquire.decide_now() {
-                    Some(Ok(permit)) => {
-                        let permit = InHand::new(permit);
-                        return ResponseFuture::granted(&mut self.inner, reply, permit, req);
-                    }
-                    Some(Err(rejected)) => return ResponseFuture::refused(reply, rejected, req),
-                    None => (acquire, Instant::now() + layer.max_wait, true),
-                }
+            } => self.acquiring(acquire, until, ready, req),
+            State::Idle { .. } | State::Refused { .. } => self.call_acquiring(None, req),
+        }
+    }
+
+    #[inline(never)]
+    fn call_acquiring<Req>(&mut self, scopes: Option<Scopes>, req: Req) -> ResponseFuture<S, Req, O>
+    where
+        S: Service<Req> + Clone,
+        K: ScopeExtractor<Req>,
+        O: Reply<Req, S::Response, S::Error> + Clone,
+    {
+        self.state = State::default();
+        let layer = &self.layer;
+        let reply = layer.reply.clone();
+        let scopes = scopes
+            .or_else(|| layer.extractor.fixed())
+            .unwrap_or_else(|| layer.extractor.extract(&req));
+        let mut acquire = layer.limiter.acquire(scopes, layer.max_wait);
+        match acquire.decide_now() {
+            Some(Ok(permit)) => ResponseFuture::granted(&mut self.inner, reply, Some(permit), req),
+            Some(Err(rejected)) => ResponseFuture::refused(reply, rejected, req),
+            None => {
+                let until = Instant::now() + layer.max_wait;
+                self.acquiring(acquire, until, true, req)
             }
-        };
-        let limiter = layer.limiter.clone();
+        }
+    }
+
+    fn acquiring<Req>(
+        &mut self,
+        acquire: Acquire,
+        until: Instant,
+        ready: bool,
+        req: Req,
+    ) -> ResponseFuture<S, Req, O>
+    where
+        S: Service<Req> + Clone,
+        O: Reply<Req, S::Response, S::Error> + Clone,
+    {
+        let reply = self.layer.reply.clone();
+        let limiter = self.layer.limiter.clone();
         // The service that was made ready is the one that is called.
         let clone = self.inner.clone();
         let inner = mem::replace(&mut self.inner, clone);

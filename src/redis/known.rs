@@ -2,7 +2,6 @@
 //! what was left.
 
 use std::{
-    hash::BuildHasher,
     sync::{
         Mutex, MutexGuard, PoisonError,
         atomic::{AtomicUsize, Ordering},
@@ -10,20 +9,22 @@ use std::{
     time::Duration,
 };
 
-use hashbrown::{DefaultHashBuilder, HashTable};
+use hashbrown::DefaultHashBuilder;
 use tokio::time::Instant;
 
 use crate::{
     bucket::Terms,
-    clock::{Clock, from_us, to_us},
-    scope::BucketId,
+    clock::{Anchor, Clock, from_us},
+    scope::{BucketId, Lookup},
+    spent::{Level, Spent},
+    table::Table,
 };
 
 const SHARDS: usize = 32;
 
 /// An upper bound is not trusted for longer, because refunds by other processes raise the level
-/// without telling this one.
-const TRUSTED: Duration = Duration::from_secs(1);
+/// without telling this one. A second, in microseconds.
+const TRUSTED_US: f64 = 1_000_000.0;
 
 const SMALLEST_SWEEP: usize = 64;
 
@@ -35,7 +36,9 @@ const TURNS: usize = 8;
 /// A reply's level, refilled since its call was *sent*, is an upper bound of the level now, as
 /// long as nobody gives tokens back. If even that refuses a demand, Redis would.
 pub(crate) struct Known {
-    shards: Box<[Mutex<Shard>]>,
+    shards: Box<[Shard]>,
+    /// foldhash, seeded at random in each process: keys come from outside, but their hashes never
+    /// go there.
     hasher: DefaultHashBuilder,
     clock: Clock,
     most: usize,
@@ -46,33 +49,66 @@ pub(crate) struct Known {
 
 #[derive(Default)]
 struct Shard {
-    table: HashTable<Entry>,
+    spent: Spent,
+    records: Mutex<Records>,
+}
+
+#[derive(Default)]
+struct Records {
+    table: Table<Record>,
+    anchor: Anchor,
     sweep_at: usize,
     swept: f64,
 }
 
-struct Entry {
-    id: Box<[u8]>,
+impl Shard {
+    #[inline]
+    fn lock(&self) -> MutexGuard<'_, Records> {
+        self.records.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+struct Record {
     level: f64,
-    pool: f64,
     terms: Terms,
     /// When the call was sent that told the level, in microseconds.
     sent: f64,
     /// What calls that were sent before this told is no bound: tokens were given back.
     forgotten: f64,
+    /// What was given back while others sleep, as the call told.
+    pool: Option<Box<f64>>,
     refused: bool,
 }
 
-impl Entry {
+impl Record {
+    fn pool(&self) -> f64 {
+        self.pool.as_deref().copied().unwrap_or_default()
+    }
+
+    fn set_level(&mut self, level: f64, pool: f64) {
+        self.level = level;
+        self.pool = (pool > 0.0).then(|| Box::new(pool));
+    }
+
     /// The level now, unless somebody gave tokens back, in its own terms.
     fn level_at(&self, now: f64) -> f64 {
         // The pool joins the level once nobody is promised a turn any more, which may be now.
         let refilled = (now - self.sent).max(0.0) * self.terms.per_us;
-        self.terms.cap.min(self.level + self.pool + refilled)
+        self.terms.cap.min(self.level + self.pool() + refilled)
     }
 
     fn is_full(&self, now: f64) -> bool {
         self.level_at(now) >= self.terms.cap
+    }
+
+    /// The level until when it refuses, if it does so at all.
+    fn refusing(&self) -> Option<Level> {
+        let trusted = self.refused && self.sent >= self.forgotten && self.pool() == 0.0;
+        trusted.then_some(Level {
+            level: self.level,
+            at: self.sent,
+            until: self.sent + TRUSTED_US,
+        })
     }
 }
 
@@ -88,7 +124,7 @@ impl Known {
     /// Remembers at most so many buckets.
     pub(crate) fn new(most: usize) -> Self {
         Self {
-            shards: (0..SHARDS).map(|_| Mutex::default()).collect(),
+            shards: (0..SHARDS).map(|_| Shard::default()).collect(),
             hasher: DefaultHashBuilder::default(),
             clock: Clock::new(),
             most,
@@ -98,9 +134,10 @@ impl Known {
     }
 
     /// When to come back, if the bucket refuses `cost` for certain.
+    #[inline]
     pub(crate) fn refuses(
         &self,
-        id: &BucketId,
+        id: &Lookup<'_>,
         terms: Terms,
         cost: f64,
         max_wait_us: f64,
@@ -108,22 +145,41 @@ impl Known {
         if self.refusing.load(Ordering::Relaxed) == 0 {
             return None;
         }
-        let (hash, shard) = self.lock(id.as_bytes());
-        let entry = shard
-            .table
-            .find(hash, |entry| *entry.id == *id.as_bytes())?;
-        let now = self.clock.now_us();
-        if !entry.refused
-            || entry.terms != terms
-            || entry.sent < entry.forgotten
-            || now - entry.sent > to_us(TRUSTED)
-            || entry.pool >= cost
-        {
+        self.finds(id, terms, cost, max_wait_us)
+    }
+
+    fn finds(
+        &self,
+        id: &Lookup<'_>,
+        terms: Terms,
+        cost: f64,
+        max_wait_us: f64,
+    ) -> Option<Duration> {
+        let hash = id.hash(&self.hasher);
+        let shard = self.shard(hash);
+        let spent = &shard.spent;
+        if let Some(wait) = spent.refuses((hash, id), terms, cost, max_wait_us, &self.clock) {
+            return Some(from_us(wait));
+        }
+        let mut records = shard.lock();
+        let records = &mut *records;
+        let record = &*records.table.value(records.table.find(hash, id)?);
+        if !record.refused || record.terms != terms || record.sent < record.forgotten {
             return None;
         }
-        let level = entry.level_at(now);
+        let now = self.clock.now_by(&mut records.anchor);
+        if now - record.sent > TRUSTED_US || record.pool() >= cost {
+            return None;
+        }
+        let level = record.level_at(now);
         let wait = ((cost - level) / terms.per_us).ceil();
-        (level < cost && wait > max_wait_us).then(|| from_us((wait - max_wait_us).max(1.0)))
+        if level >= cost || wait <= max_wait_us {
+            return None;
+        }
+        if let Some(level) = record.refusing() {
+            spent.set((hash, id.id().as_bytes()), terms, level, records.anchor);
+        }
+        Some(from_us((wait - max_wait_us).max(1.0)))
     }
 
     /// A call sent at `sent` was answered; whether it refused somebody.
@@ -136,18 +192,23 @@ impl Known {
         refused: bool,
     ) {
         let sent = self.clock.us_at(sent);
-        let (hash, mut shard) = self.lock(id);
-        if let Some(entry) = shard.table.find_mut(hash, |entry| *entry.id == *id) {
-            if sent >= entry.sent {
-                (entry.level, entry.pool) = (level, pool);
-                (entry.terms, entry.sent) = (terms, sent);
+        let lookup = Lookup::of(id);
+        let hash = lookup.hash(&self.hasher);
+        let shard = self.shard(hash);
+        let mut records = shard.lock();
+        shard.spent.forget(hash);
+        if let Some(place) = records.table.find(hash, &lookup) {
+            let record = records.table.value(place);
+            if sent >= record.sent {
+                record.set_level(level, pool);
+                (record.terms, record.sent) = (terms, sent);
                 // Scarce until there are tokens again.
-                self.mark(entry, refused || (entry.refused && level <= 0.0));
+                self.mark(record, refused || (record.refused && level <= 0.0));
             }
             return;
         }
         if level + pool < terms.cap {
-            self.insert(hash, &mut shard, id, terms, (level, pool), sent, refused);
+            self.insert(hash, &mut records, id, terms, (level, pool), sent, refused);
         }
     }
 
@@ -163,27 +224,29 @@ impl Known {
 
     fn forget(&self, id: &BucketId, terms: Terms, level: impl FnOnce(f64) -> f64) {
         let now = self.clock.now_us();
-        let (hash, mut shard) = self.lock(id.as_bytes());
-        if let Some(entry) = shard
-            .table
-            .find_mut(hash, |entry| *entry.id == *id.as_bytes())
-        {
-            entry.level = terms.cap.min(level(entry.level));
-            entry.forgotten = now;
-            self.mark(entry, false);
+        let lookup = id.lookup();
+        let hash = lookup.hash(&self.hasher);
+        let shard = self.shard(hash);
+        let mut records = shard.lock();
+        shard.spent.forget(hash);
+        if let Some(place) = records.table.find(hash, &lookup) {
+            let record = records.table.value(place);
+            record.level = terms.cap.min(level(record.level));
+            record.forgotten = now;
+            self.mark(record, false);
             return;
         }
         // Replies that are on their way must find that they are out of date.
         let full = (terms.cap, 0.0);
         let id = id.as_bytes();
-        if let Some(entry) = self.insert(hash, &mut shard, id, terms, full, now, false) {
-            entry.forgotten = now;
+        if let Some(record) = self.insert(hash, &mut records, id, terms, full, now, false) {
+            record.forgotten = now;
         }
     }
 
-    fn mark(&self, entry: &mut Entry, refused: bool) {
-        if entry.refused != refused {
-            entry.refused = refused;
+    fn mark(&self, record: &mut Record, refused: bool) {
+        if record.refused != refused {
+            record.refused = refused;
             if refused {
                 self.refusing.fetch_add(1, Ordering::Relaxed);
             } else {
@@ -192,86 +255,82 @@ impl Known {
         }
     }
 
-    #[allow(clippy::too_many_arguments, reason = "the fields of an entry")]
+    #[allow(clippy::too_many_arguments, reason = "the fields of a record")]
     fn insert<'a>(
         &self,
         hash: u64,
-        shard: &'a mut Shard,
+        records: &'a mut Records,
         id: &[u8],
         terms: Terms,
         (level, pool): (f64, f64),
         sent: f64,
         refused: bool,
-    ) -> Option<&'a mut Entry> {
+    ) -> Option<&'a mut Record> {
         let now = self.clock.now_us();
         let at_limit = || self.count.load(Ordering::Relaxed) >= self.most;
-        if shard.table.len() >= shard.sweep_at.max(SMALLEST_SWEEP)
-            || (at_limit() && now - shard.swept > to_us(TRUSTED))
+        if records.table.len() >= records.sweep_at.max(SMALLEST_SWEEP)
+            || (at_limit() && now - records.swept > TRUSTED_US)
         {
-            self.sweep(shard, now);
+            self.sweep(records, now);
         }
         if self.count.load(Ordering::Relaxed) >= self.most {
             return None;
         }
         self.count.fetch_add(1, Ordering::Relaxed);
-        let mut entry = Entry {
-            id: id.into(),
+        let mut record = Record {
             level,
-            pool,
             terms,
             sent,
             forgotten: f64::NEG_INFINITY,
+            pool: None,
             refused: false,
         };
-        self.mark(&mut entry, refused);
-        let hasher = &self.hasher;
-        let entry = shard
-            .table
-            .insert_unique(hash, entry, |entry| hasher.hash_one(&*entry.id));
-        Some(entry.into_mut())
+        record.set_level(level, pool);
+        self.mark(&mut record, refused);
+        let hash_of = |id: &[u8]| Lookup::of(id).hash(&self.hasher);
+        let place = records.table.insert(hash, id, record, hash_of);
+        Some(records.table.value(place))
     }
 
     /// Forgets what is full in some of the shards; in eight turns, in all of them.
     pub(super) fn tidy(&self, turn: usize) {
         let now = self.clock.now_us();
         for shard in self.shards.iter().skip(turn % TURNS).step_by(TURNS) {
-            let mut shard = shard.lock().unwrap_or_else(PoisonError::into_inner);
-            self.sweep(&mut shard, now);
+            self.sweep(&mut shard.lock(), now);
         }
     }
 
-    fn sweep(&self, shard: &mut Shard, now: f64) {
-        let before = shard.table.len();
-        shard.table.retain(|entry| {
-            // A young one may have to outlive replies that are out of date.
-            let keep = !entry.is_full(now) || now - entry.sent <= to_us(TRUSTED);
-            if !keep {
-                self.mark(entry, false);
-            }
-            keep
-        });
+    fn sweep(&self, records: &mut Records, now: f64) {
+        let before = records.table.len();
+        let mut refusing = 0;
+        records.table.retain(
+            |entry| {
+                let record = &entry.value;
+                // A young one may have to outlive replies that are out of date.
+                let keep = !record.is_full(now) || now - record.sent <= TRUSTED_US;
+                refusing += usize::from(!keep && record.refused);
+                keep
+            },
+            |id| Lookup::of(id).hash(&self.hasher),
+        );
+        self.refusing.fetch_sub(refusing, Ordering::Relaxed);
         self.count
-            .fetch_sub(before - shard.table.len(), Ordering::Relaxed);
-        shard.sweep_at = 2 * shard.table.len();
-        shard.swept = now;
-        if before > 4 * shard.table.len() {
-            let hasher = &self.hasher;
-            shard
-                .table
-                .shrink_to(shard.sweep_at, |entry| hasher.hash_one(&*entry.id));
-        }
+            .fetch_sub(before - records.table.len(), Ordering::Relaxed);
+        records.sweep_at = 2 * records.table.len();
+        records.swept = now;
     }
 
     /// The level that was told last, refilled since then, if that is less than full; and when
     /// it was told.
     pub(crate) fn level(&self, id: &BucketId) -> Option<(f64, Instant)> {
-        let (hash, shard) = self.lock(id.as_bytes());
-        let entry = shard
-            .table
-            .find(hash, |entry| *entry.id == *id.as_bytes())?;
+        let lookup = id.lookup();
+        let hash = lookup.hash(&self.hasher);
+        let mut records = self.shard(hash).lock();
+        let place = records.table.find(hash, &lookup)?;
+        let record = &*records.table.value(place);
         let now = self.clock.now_us();
-        let level = entry.level_at(now);
-        (level < entry.terms.cap).then(|| (level, self.clock.at_us(entry.sent)))
+        let level = record.level_at(now);
+        (level < record.terms.cap).then(|| (level, self.clock.at_us(record.sent)))
     }
 
     /// All buckets that are not full, as far as is known.
@@ -279,21 +338,21 @@ impl Known {
         let now = self.clock.now_us();
         let mut all = Vec::new();
         for shard in &self.shards {
-            let shard = shard.lock().unwrap_or_else(PoisonError::into_inner);
-            let spent = shard.table.iter().filter(|entry| !entry.is_full(now));
+            let records = shard.lock();
+            let entries = records.table.iter();
+            let spent = entries.filter(|entry| !entry.value.is_full(now));
             all.extend(spent.map(|entry| Remembered {
-                id: entry.id.clone(),
-                terms: entry.terms,
-                level: entry.level_at(now),
+                id: entry.id().into(),
+                terms: entry.value.terms,
+                level: entry.value.level_at(now),
             }));
         }
         all
     }
 
-    fn lock(&self, id: &[u8]) -> (u64, MutexGuard<'_, Shard>) {
-        let hash = self.hasher.hash_one(id);
-        let shard = &self.shards[(hash >> 40) as usize % SHARDS];
-        (hash, shard.lock().unwrap_or_else(PoisonError::into_inner))
+    #[inline]
+    fn shard(&self, hash: u64) -> &Shard {
+        &self.shards[(hash >> 40) as usize % SHARDS]
     }
 }
 
@@ -313,7 +372,7 @@ mod tests {
         let known = Known::new(10);
         let id = id(0);
         let terms = Terms::new(10.0, 10.0);
-        let refuses = |terms, max_wait| known.refuses(&id, terms, 1.0, max_wait);
+        let refuses = |terms, max_wait| known.refuses(&id.lookup(), terms, 1.0, max_wait);
         assert_eq!(refuses(terms, 0.0), None);
         known.learn(id.as_bytes(), terms, (-1.0, 0.0), Instant::now(), true);
         assert_eq!(refuses(terms, 0.0), Some(Duration::from_millis(200)));
@@ -330,7 +389,7 @@ mod tests {
         let known = Known::new(10);
         let id = id(0);
         let terms = Terms::new(10.0, 1e-3);
-        let refuses = || known.refuses(&id, terms, 1.0, 0.0);
+        let refuses = || known.refuses(&id.lookup(), terms, 1.0, 0.0);
         let sent = Instant::now();
         tokio::time::advance(Duration::from_millis(1)).await;
         known.raise(&id, terms, 1.0);
@@ -376,7 +435,11 @@ mod tests {
         for key in 0..100 {
             known.learn(id(key).as_bytes(), terms, (4.0, 1.0), Instant::now(), false);
         }
-        assert_eq!(known.refuses(&id(0), terms, 9.0, 0.0), None, "nobody was");
+        assert_eq!(
+            known.refuses(&id(0).lookup(), terms, 9.0, 0.0),
+            None,
+            "nobody was"
+        );
         tokio::time::advance(2 * SECOND).await;
         assert_eq!(known.level(&id(7)).map(|(level, _)| level), Some(7.0));
         assert_eq!(known.all().len(), 100);

@@ -31,6 +31,10 @@ where
         error.into()
     }
 
+    fn uses_permit(&self) -> bool {
+        false
+    }
+
     fn limited(&self, rejected: Rejected, _: Req) -> Result<Res, Self::Error> {
         Err(rejected.into())
     }

@@ -50,6 +50,10 @@ impl<A, B: Default, E> Reply<Request<A>, Response<B>, E> for HttpReply {
         error
     }
 
+    fn uses_permit(&self) -> bool {
+        false
+    }
+
     fn limited(&self, rejected: Rejected, req: Request<A>) -> Result<Response<B>, E> {
         let content_type = req.headers().get(CONTENT_TYPE);
         Ok(if content_type.is_some_and(is_grpc) {

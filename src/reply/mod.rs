@@ -65,6 +65,12 @@ pub trait Reply<Req, Res, E> {
     /// Where a refusal is an error rather than a response.
     fn limited(&self, rejected: Rejected, req: Req) -> Result<Res, Self::Error>;
 
+    /// Whether [`before`](Self::before) or [`after`](Self::after) do anything. Where they do not,
+    /// a permit that is there at once need not be kept for them.
+    fn uses_permit(&self) -> bool {
+        true
+    }
+
     /// Runs before the inner call.
     fn before(&self, permit: &mut Permit, req: &mut Req) {
         let _ = (permit, req);

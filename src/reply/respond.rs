@@ -37,6 +37,10 @@ where
         error
     }
 
+    fn uses_permit(&self) -> bool {
+        false
+    }
+
     fn limited(&self, rejected: Rejected, _: Req) -> Result<Res, E> {
         Ok((self.respond)(&rejected))
     }

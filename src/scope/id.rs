@@ -1,5 +1,7 @@
 //! How the stores know a bucket.
 
+use std::hash::{BuildHasher, Hasher};
+
 /// Names and keys over this many bytes are known to the stores by a hash.
 const LONGEST_PLAIN: usize = 64;
 
@@ -27,15 +29,116 @@ impl Default for BucketId {
     }
 }
 
-impl BucketId {
-    pub(super) fn new(name: &[u8], key: Option<&[u8]>, hide_key: bool, secret: &[u8; 32]) -> Self {
-        let mut id = Self::default();
-        id.part(name, false, secret);
-        if let Some(key) = key {
+/// The same, not yet put together: what a store is asked by.
+pub(crate) struct Lookup<'a> {
+    name: Part<'a>,
+    key: Option<Part<'a>>,
+}
+
+enum Part<'a> {
+    Plain(&'a [u8]),
+    Hashed([u8; 1 + HASH]),
+}
+
+impl<'a> Part<'a> {
+    #[inline]
+    fn new(bytes: &'a [u8], hide: bool, secret: &[u8; 32]) -> Self {
+        if hide || BucketId::hides(bytes) {
+            Self::hashed(bytes, secret)
+        } else {
+            Self::Plain(bytes)
+        }
+    }
+
+    #[cold]
+    fn hashed(bytes: &[u8], secret: &[u8; 32]) -> Self {
+        let mut hashed = [HASH_MARK; 1 + HASH];
+        hashed[1..].copy_from_slice(&blake3::keyed_hash(secret, bytes).as_bytes()[..HASH]);
+        Self::Hashed(hashed)
+    }
+
+    #[inline]
+    fn bytes(&self) -> &[u8] {
+        match self {
+            Self::Plain(bytes) => bytes,
+            Self::Hashed(bytes) => bytes,
+        }
+    }
+}
+
+impl<'a> Lookup<'a> {
+    #[inline]
+    pub(super) fn new(
+        name: &'a [u8],
+        key: Option<&'a [u8]>,
+        hide_key: bool,
+        secret: &[u8; 32],
+    ) -> Self {
+        Self {
+            name: Part::new(name, false, secret),
+            key: key.map(|key| Part::new(key, hide_key, secret)),
+        }
+    }
+
+    /// Of an identity that a store holds.
+    pub(crate) fn of(id: &'a [u8]) -> Self {
+        let name = name(id);
+        Self {
+            name: Part::Plain(name),
+            key: id.get(name.len() + 1..).map(Part::Plain),
+        }
+    }
+
+    #[inline]
+    pub(crate) fn is(&self, id: &[u8]) -> bool {
+        let name = self.name.bytes();
+        let Some(key) = &self.key else {
+            return id == name;
+        };
+        let key = key.bytes();
+        id.len() == name.len() + 1 + key.len()
+            && id[name.len() + 1..] == *key
+            && id[name.len()] == KEY_MARK
+            && id[..name.len()] == *name
+    }
+
+    /// Keys come from outside, so the hasher must be keyed.
+    #[inline]
+    pub(crate) fn hash(&self, hasher: &impl BuildHasher) -> u64 {
+        let mut hasher = hasher.build_hasher();
+        hasher.write(self.name.bytes());
+        if let Some(key) = &self.key {
+            hasher.write(key.bytes());
+        }
+        hasher.finish()
+    }
+
+    pub(crate) fn id(&self) -> BucketId {
+        let mut id = BucketId::default();
+        id.push(self.name.bytes());
+        if let Some(key) = &self.key {
             id.push(&[KEY_MARK]);
-            id.part(key, hide_key, secret);
+            id.push(key.bytes());
         }
         id
+    }
+}
+
+/// The part of an identity before the key.
+fn name(id: &[u8]) -> &[u8] {
+    // A hash may hold any byte; it is of a known length.
+    let from = if id.first() == Some(&HASH_MARK) {
+        1 + HASH
+    } else {
+        0
+    };
+    let end = id[from..].iter().position(|byte| *byte == KEY_MARK);
+    &id[..end.map_or(id.len(), |end| from + end)]
+}
+
+impl BucketId {
+    pub(super) fn new(name: &[u8], key: Option<&[u8]>, hide_key: bool, secret: &[u8; 32]) -> Self {
+        Lookup::new(name, key, hide_key, secret).id()
     }
 
     /// Whether a part is known by its hash though it is no secret.
@@ -49,30 +152,17 @@ impl BucketId {
 
     /// The part before the key.
     pub(crate) fn name(&self) -> &[u8] {
-        let bytes = self.as_bytes();
-        // A hash may hold any byte; it is of a known length.
-        let from = if bytes.first() == Some(&HASH_MARK) {
-            1 + HASH
-        } else {
-            0
-        };
-        let end = bytes[from..].iter().position(|byte| *byte == KEY_MARK);
-        &bytes[..end.map_or(bytes.len(), |end| from + end)]
+        name(self.as_bytes())
+    }
+
+    pub(crate) fn lookup(&self) -> Lookup<'_> {
+        Lookup::of(self.as_bytes())
     }
 
     fn push(&mut self, bytes: &[u8]) {
         let at = usize::from(self.length);
         self.bytes[at..at + bytes.len()].copy_from_slice(bytes);
         self.length += bytes.len() as u8;
-    }
-
-    fn part(&mut self, bytes: &[u8], hide: bool, secret: &[u8; 32]) {
-        if hide || Self::hides(bytes) {
-            self.push(&[HASH_MARK]);
-            self.push(&blake3::keyed_hash(secret, bytes).as_bytes()[..HASH]);
-        } else {
-            self.push(bytes);
-        }
     }
 
     #[cfg(feature = "redis")]

@@ -9,12 +9,15 @@ use std::{
     sync::Arc,
 };
 
-pub(crate) use self::id::BucketId;
 #[cfg(feature = "redis")]
 pub(crate) use self::id::redis_key;
+pub(crate) use self::id::{BucketId, Lookup};
 use self::key::Key;
 pub use self::several::{IntoScopes, Scopes};
-use crate::{fallback::Fallback, quota::Quota};
+use crate::{
+    fallback::{Fallback, Share},
+    quota::Quota,
+};
 
 /// Whose bucket, by which limit, and what this acquisition costs.
 ///
@@ -43,13 +46,37 @@ pub struct Scope {
     cost: f64,
     costed: bool,
     secret: bool,
-    fallback: Option<Fallback>,
+    fallback: OwnFallback,
+    /// The fixed part of the fallback, where it has one.
+    part: f64,
+}
+
+/// `Option<Fallback>` without its number: together they would make each copy of a scope dearer.
+#[derive(Clone, Copy, PartialEq)]
+enum OwnFallback {
+    None,
+    Share,
+    ShareOf,
+    Strict,
+    StrictOf,
+    Open,
+    Closed,
 }
 
 #[derive(Clone, PartialEq)]
-enum Name {
+pub(crate) enum Name {
     Static(&'static str),
     Shared(Arc<str>),
+}
+
+impl Name {
+    #[inline]
+    pub(crate) fn as_str(&self) -> &str {
+        match self {
+            Self::Static(name) => name,
+            Self::Shared(name) => name,
+        }
+    }
 }
 
 impl Scope {
@@ -90,7 +117,8 @@ impl Scope {
             cost: 1.0,
             costed: false,
             secret: false,
-            fallback: None,
+            fallback: OwnFallback::None,
+            part: 0.0,
         }
     }
 
@@ -106,8 +134,9 @@ impl Scope {
     /// ```
     pub fn key(&self, key: impl Display) -> Self {
         Self {
+            name: self.name.clone(),
             key: Key::new(key),
-            ..self.clone()
+            ..*self
         }
     }
 
@@ -157,7 +186,14 @@ impl Scope {
     /// If a [`Share::Fixed`](crate::Share::Fixed) is not above 0 and at most 1.
     pub const fn fallback(mut self, fallback: Fallback) -> Self {
         fallback.assert();
-        self.fallback = Some(fallback);
+        (self.fallback, self.part) = match fallback {
+            Fallback::Share(Share::Auto) => (OwnFallback::Share, 0.0),
+            Fallback::Share(Share::Fixed(part)) => (OwnFallback::ShareOf, part),
+            Fallback::Strict(Share::Auto) => (OwnFallback::Strict, 0.0),
+            Fallback::Strict(Share::Fixed(part)) => (OwnFallback::StrictOf, part),
+            Fallback::Open => (OwnFallback::Open, 0.0),
+            Fallback::Closed => (OwnFallback::Closed, 0.0),
+        };
         self
     }
 
@@ -168,10 +204,7 @@ impl Scope {
     /// assert_eq!(Quota::per_second(1.0).scope("site").key("x").name(), "site");
     /// ```
     pub fn name(&self) -> &str {
-        match &self.name {
-            Name::Static(name) => name,
-            Name::Shared(name) => name,
-        }
+        self.name.as_str()
     }
 
     /// The limit.
@@ -184,6 +217,11 @@ impl Scope {
         self.quota
     }
 
+    /// The name, to be kept.
+    pub(crate) fn to_name(&self) -> Name {
+        self.name.clone()
+    }
+
     /// Tokens that an acquisition takes.
     pub(crate) const fn tokens(&self) -> f64 {
         self.cost
@@ -191,7 +229,15 @@ impl Scope {
 
     /// What `fallback` said.
     pub(crate) const fn own_fallback(&self) -> Option<Fallback> {
-        self.fallback
+        Some(match self.fallback {
+            OwnFallback::None => return None,
+            OwnFallback::Share => Fallback::Share(Share::Auto),
+            OwnFallback::ShareOf => Fallback::Share(Share::Fixed(self.part)),
+            OwnFallback::Strict => Fallback::Strict(Share::Auto),
+            OwnFallback::StrictOf => Fallback::Strict(Share::Fixed(self.part)),
+            OwnFallback::Open => Fallback::Open,
+            OwnFallback::Closed => Fallback::Closed,
+        })
     }
 
     /// Whether `cost` was said.
@@ -219,6 +265,17 @@ impl Scope {
                 .is_some_and(|key| scope.secret || BucketId::hides(key))
         };
         self.name() == other.name() && self.key == other.key && hidden(self) == hidden(other)
+    }
+
+    /// By what a store is asked for this bucket.
+    #[inline]
+    pub(crate) fn lookup(&self, secret: &[u8; 32]) -> Lookup<'_> {
+        Lookup::new(
+            self.name().as_bytes(),
+            self.key.bytes(),
+            self.secret,
+            secret,
+        )
     }
 
     /// How a store knows this bucket.

@@ -1,6 +1,6 @@
 //! The bucket by itself: what holds for each single operation.
 
-use crate::bucket::{Bucket, TakenAll, Terms, take_all};
+use crate::bucket::{Bucket, TakenAll, Terms, take_all, take_at_once};
 
 use super::random::{Rng, seed};
 
@@ -453,4 +453,38 @@ fn those_who_come_back_one_by_one_leave_one_bucket() {
             "round {round}: {left} left after {outage}, {spread}, {ahead}"
         );
     }
+}
+
+/// The short cut is the law, to the last bit, wherever it is taken.
+#[test]
+fn taken_at_once_is_visited_and_taken() {
+    let mut rng = rng();
+    let mut taken = 0;
+    for _ in 0..ROUNDS {
+        let terms = random_terms(&mut rng);
+        let mut bucket = Bucket::full(1.7e15, terms);
+        for _ in 0..8 {
+            let behind = rng.pick(&[0.0, 0.0, -500_000.0, -3_000_000.0]);
+            let now = bucket.at + behind + rng.part() * rng.pick(&[0.0, 0.5, 2.0]) / terms.per_us;
+            let cost = random_cost(&mut rng, terms).min(terms.cap);
+            let (mut level, mut at) = (bucket.level, bucket.at);
+            let at_once = take_at_once(&mut level, &mut at, now, cost, terms);
+            let before = bucket;
+            let mended = bucket.visit(now, terms);
+            let by_law = bucket.take(cost, 1, 0.0, terms);
+            if at_once {
+                assert_eq!((level, at), (bucket.level, bucket.at));
+                assert!(by_law.now == 1.0 && !mended);
+                taken += 1;
+            } else {
+                assert_eq!(
+                    (level, at),
+                    (before.level, before.at),
+                    "nothing has happened"
+                );
+                assert!(by_law.now == 0.0 || mended);
+            }
+        }
+    }
+    assert!(taken > ROUNDS);
 }
