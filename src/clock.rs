@@ -170,7 +170,20 @@ mod pausable {
 /// As a `Duration`, rounded up to the nanosecond.
 pub(crate) fn from_us(us: f64) -> Duration {
     const MOST: f64 = LONGEST_WAIT.as_nanos() as f64;
-    Duration::from_nanos((us * 1e3).ceil().clamp(0.0, MOST) as u64)
+    Duration::from_nanos(ceil(us * 1e3).clamp(0.0, MOST) as u64)
+}
+
+/// As `f64::ceil`, which on most targets is a call into the C library.
+#[inline]
+pub(crate) fn ceil(x: f64) -> f64 {
+    /// From here on there are no fractions.
+    const WHOLE: f64 = (1u64 << 52) as f64;
+    if x.abs() < WHOLE {
+        let whole = x as i64 as f64;
+        if whole < x { whole + 1.0 } else { whole }
+    } else {
+        x
+    }
 }
 
 pub(crate) fn to_us(duration: Duration) -> f64 {
@@ -212,6 +225,28 @@ mod tests {
         assert_eq!(clock.now_near(anchor), None);
         assert!(clock.now_by(&mut anchor) >= 0.0);
         assert!(clock.now_by(&mut anchor) >= 0.0);
+    }
+
+    #[test]
+    fn ceil_is_ceil() {
+        for x in [
+            0.0,
+            1e-300,
+            0.5,
+            1.0,
+            1.5,
+            -0.5,
+            -1.5,
+            1e9 + 0.25,
+            4_503_599_627_370_495.5,
+            4_503_599_627_370_496.0,
+            1e300,
+            f64::INFINITY,
+            f64::NEG_INFINITY,
+        ] {
+            assert_eq!(ceil(x), x.ceil(), "{x}");
+        }
+        assert!(ceil(f64::NAN).is_nan());
     }
 
     #[tokio::test(start_paused = true)]

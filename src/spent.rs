@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicU64, Ordering, fence};
 
 use crate::{
     bucket::Terms,
-    clock::{Anchor, Clock},
+    clock::{Anchor, Clock, ceil},
     scope::Lookup,
 };
 
@@ -95,7 +95,7 @@ impl Spent {
         }
         let now = clock.now_near(anchor)?;
         let level = terms.cap.min(level + (now - at).max(0.0) * terms.per_us);
-        let wait = ((cost - level) / terms.per_us).ceil();
+        let wait = ceil((cost - level) / terms.per_us);
         (now < until && level < cost && wait > max_wait).then(|| (wait - max_wait).max(1.0))
     }
 
@@ -173,7 +173,13 @@ mod tests {
     async fn it_refuses_as_the_law_does() {
         let (spent, clock, terms) = (Spent::default(), Clock::new(), Terms::new(10.0, 10.0));
         let refuses = |hash, scope: &Scope, terms, max_wait| {
-            spent.refuses((hash, &scope.lookup(&SALT)), terms, 1.0, max_wait, &clock)
+            spent.refuses(
+                (hash, &scope.id(&SALT).lookup()),
+                terms,
+                1.0,
+                max_wait,
+                &clock,
+            )
         };
         let scope = SCOPE.key("k");
         assert_eq!(refuses(0, &scope, terms, 0.0), None);
@@ -216,8 +222,8 @@ mod tests {
                 for n in 0..2 {
                     let (scope, terms) = of(n);
                     let cost = 1.0 + f64::from(n);
-                    let lookup = scope.lookup(&SALT);
-                    if let Some(wait) = spent.refuses((7, &lookup), terms, cost, 0.0, &clock) {
+                    let id = scope.id(&SALT);
+                    if let Some(wait) = spent.refuses((7, &id.lookup()), terms, cost, 0.0, &clock) {
                         let least = (cost + 1.0) / terms.per_us;
                         assert!((0.999 * least..=least).contains(&wait), "{wait} {least}");
                         refused += 1;

@@ -123,26 +123,6 @@ impl Acquire {
         self.steps.as_ref().map_or(&[], |steps| &steps.beside)
     }
 
-    /// The first poll of one that does not wait, on one scope.
-    #[inline]
-    fn decide(&mut self) -> Option<Result<Permit, Rejected>> {
-        let [scope] = self.scopes.as_slice() else {
-            return None;
-        };
-        if !self.max_wait.is_zero() {
-            return None;
-        }
-        match self.core.as_ref()?.decide(scope, true)? {
-            Ok(level) => {
-                let origin = Origins::All(Origin::Memory);
-                let (core, scopes) = (self.core.take()?, std::mem::take(&mut self.scopes));
-                let taken = Taken::new(core, scopes, origin);
-                Some(Ok(Permit::new(taken, Some((0, level)))))
-            }
-            Err(retry_after) => Some(Err(Rejected::limited(scope, retry_after, false))),
-        }
-    }
-
     pub(crate) fn progress(&self) -> Progress {
         match &self.state {
             State::Waiting(waiter) if waiter.is_asleep() => Progress::Asleep,
@@ -510,11 +490,27 @@ impl Future for Acquire {
     #[inline]
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let this = &mut *self;
-        if let State::Start = this.state
-            && let Some(result) = this.decide()
+        // Written where it is returned: a permit is large, and each move of it would tell.
+        if let (State::Start, Some(core), [scope]) =
+            (&this.state, &this.core, this.scopes.as_slice())
+            && this.max_wait.is_zero()
+            && let Some(decision) = core.decide(scope, true)
         {
             this.state = State::Done;
-            return Poll::Ready(result);
+            match decision {
+                Ok(level) => {
+                    if let Some(core) = this.core.take() {
+                        return Poll::Ready(Ok(Permit::at_once(
+                            core,
+                            std::mem::take(&mut this.scopes),
+                            level,
+                        )));
+                    }
+                }
+                Err(retry_after) => {
+                    return Poll::Ready(Err(Rejected::limited(scope, retry_after, false)));
+                }
+            }
         }
         this.poll_waiting(cx)
     }

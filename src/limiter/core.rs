@@ -14,7 +14,7 @@ use crate::{
     fallback::Fallback,
     memory::{Demand, MemoryStore, StandIn},
     observe::Observer,
-    scope::{BucketId, Scope},
+    scope::{BucketId, Hashes, Scope},
 };
 
 pub(crate) struct Core {
@@ -74,7 +74,8 @@ impl Core {
         if cost <= 0.0 || !terms.can_grant(cost) {
             return None;
         }
-        let id = scope.lookup(&self.salt);
+        let mut hashes = Hashes::default();
+        let id = scope.lookup(&self.salt, &mut hashes);
         if let Some(remote) = &self.remote {
             let retry_after = at_once.then(|| remote.refuses_now(&id, terms, cost));
             return retry_after.flatten().map(Err);
@@ -194,7 +195,7 @@ impl Core {
             (Origin::Memory, _) => {
                 let terms = whole(scope);
                 self.memory
-                    .with(&scope.lookup(&self.salt), terms, |bucket| {
+                    .with(&scope.id(&self.salt).lookup(), terms, |bucket| {
                         bucket.give_back(tokens, terms);
                     });
             }
@@ -217,7 +218,7 @@ impl Core {
             (Origin::Memory, _) => {
                 let terms = whole(scope);
                 self.memory
-                    .with(&scope.lookup(&self.salt), terms, |bucket| {
+                    .with(&scope.id(&self.salt).lookup(), terms, |bucket| {
                         bucket.charge(tokens, terms);
                     });
             }

@@ -4,17 +4,12 @@ use std::{fmt, sync::Arc, time::Duration};
 
 use tokio::sync::watch;
 
-use super::{
-    acquire::Acquire,
-    builder::LimiterBuilder,
-    core::Core,
-    permit::{Origins, Permit, Taken},
-};
+use super::{acquire::Acquire, builder::LimiterBuilder, core::Core, permit::Permit};
 #[cfg(feature = "redis")]
 use crate::error::ConfigError;
 use crate::{
     clock::to_us,
-    decision::{FailureKind, Origin},
+    decision::FailureKind,
     observe::Health,
     scope::{IntoScopes, Scope},
 };
@@ -299,9 +294,7 @@ impl Limiter {
 
     /// What stands for such a decision.
     pub(crate) fn permit(&self, scope: &Scope, level: f64) -> Permit {
-        let origin = Origins::All(Origin::Memory);
-        let taken = Taken::new(self.core.clone(), scope.into_scopes(), origin);
-        Permit::new(taken, Some((0, level)))
+        Permit::at_once(self.core.clone(), scope.into_scopes(), level)
     }
 
     /// Whether an acquisition of these scopes is likely to wait, so that readiness should.

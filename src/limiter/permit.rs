@@ -182,6 +182,20 @@ impl Permit {
         }
     }
 
+    /// From memory alone, for one scope.
+    #[inline]
+    pub(super) fn at_once(core: Arc<Core>, scopes: Scopes, level: f64) -> Self {
+        Self {
+            charge: Charge::Own(Taken {
+                core,
+                scopes,
+                origin: Origins::All(Origin::Memory),
+                settled: AtomicU64::new(f64::NAN.to_bits()),
+            }),
+            tightest: Some((0, level)),
+        }
+    }
+
     fn taken(&self) -> &Taken {
         match &self.charge {
             Charge::Own(taken) => taken,

@@ -81,9 +81,13 @@ impl Shares {
 }
 
 /// The quota of a scope, undivided.
+#[inline]
 pub(crate) fn whole(scope: &Scope) -> Terms {
     let quota = scope.quota();
-    Terms::new(quota.capacity(), quota.rate())
+    Terms {
+        cap: quota.capacity(),
+        per_us: quota.per_us(),
+    }
 }
 
 #[cfg(feature = "redis")]

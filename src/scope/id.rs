@@ -30,40 +30,38 @@ impl Default for BucketId {
 }
 
 /// The same, not yet put together: what a store is asked by.
+#[derive(Clone, Copy)]
 pub(crate) struct Lookup<'a> {
-    name: Part<'a>,
-    key: Option<Part<'a>>,
+    name: &'a [u8],
+    key: Option<&'a [u8]>,
 }
 
-enum Part<'a> {
-    Plain(&'a [u8]),
-    Hashed([u8; 1 + HASH]),
+/// Room for the hashes of a lookup.
+#[derive(Default)]
+pub(crate) struct Hashes {
+    name: [u8; 1 + HASH],
+    key: [u8; 1 + HASH],
 }
 
-impl<'a> Part<'a> {
-    #[inline]
-    fn new(bytes: &'a [u8], hide: bool, secret: &[u8; 32]) -> Self {
-        if hide || BucketId::hides(bytes) {
-            Self::hashed(bytes, secret)
-        } else {
-            Self::Plain(bytes)
-        }
+#[inline]
+fn part<'a>(
+    bytes: &'a [u8],
+    hide: bool,
+    secret: &[u8; 32],
+    room: &'a mut [u8; 1 + HASH],
+) -> &'a [u8] {
+    if hide || BucketId::hides(bytes) {
+        hash(bytes, secret, room);
+        room
+    } else {
+        bytes
     }
+}
 
-    #[cold]
-    fn hashed(bytes: &[u8], secret: &[u8; 32]) -> Self {
-        let mut hashed = [HASH_MARK; 1 + HASH];
-        hashed[1..].copy_from_slice(&blake3::keyed_hash(secret, bytes).as_bytes()[..HASH]);
-        Self::Hashed(hashed)
-    }
-
-    #[inline]
-    fn bytes(&self) -> &[u8] {
-        match self {
-            Self::Plain(bytes) => bytes,
-            Self::Hashed(bytes) => bytes,
-        }
-    }
+#[cold]
+fn hash(bytes: &[u8], secret: &[u8; 32], to: &mut [u8; 1 + HASH]) {
+    to[0] = HASH_MARK;
+    to[1..].copy_from_slice(&blake3::keyed_hash(secret, bytes).as_bytes()[..HASH]);
 }
 
 impl<'a> Lookup<'a> {
@@ -73,10 +71,14 @@ impl<'a> Lookup<'a> {
         key: Option<&'a [u8]>,
         hide_key: bool,
         secret: &[u8; 32],
+        hashes: &'a mut Hashes,
     ) -> Self {
         Self {
-            name: Part::new(name, false, secret),
-            key: key.map(|key| Part::new(key, hide_key, secret)),
+            name: part(name, false, secret, &mut hashes.name),
+            key: match key {
+                Some(key) => Some(part(key, hide_key, secret, &mut hashes.key)),
+                None => None,
+            },
         }
     }
 
@@ -84,18 +86,17 @@ impl<'a> Lookup<'a> {
     pub(crate) fn of(id: &'a [u8]) -> Self {
         let name = name(id);
         Self {
-            name: Part::Plain(name),
-            key: id.get(name.len() + 1..).map(Part::Plain),
+            name,
+            key: id.get(name.len() + 1..),
         }
     }
 
     #[inline]
     pub(crate) fn is(&self, id: &[u8]) -> bool {
-        let name = self.name.bytes();
-        let Some(key) = &self.key else {
+        let name = self.name;
+        let Some(key) = self.key else {
             return id == name;
         };
-        let key = key.bytes();
         id.len() == name.len() + 1 + key.len()
             && id[name.len() + 1..] == *key
             && id[name.len()] == KEY_MARK
@@ -106,19 +107,19 @@ impl<'a> Lookup<'a> {
     #[inline]
     pub(crate) fn hash(&self, hasher: &impl BuildHasher) -> u64 {
         let mut hasher = hasher.build_hasher();
-        hasher.write(self.name.bytes());
-        if let Some(key) = &self.key {
-            hasher.write(key.bytes());
+        hasher.write(self.name);
+        if let Some(key) = self.key {
+            hasher.write(key);
         }
         hasher.finish()
     }
 
     pub(crate) fn id(&self) -> BucketId {
         let mut id = BucketId::default();
-        id.push(self.name.bytes());
-        if let Some(key) = &self.key {
+        id.push(self.name);
+        if let Some(key) = self.key {
             id.push(&[KEY_MARK]);
-            id.push(key.bytes());
+            id.push(key);
         }
         id
     }
@@ -138,7 +139,7 @@ fn name(id: &[u8]) -> &[u8] {
 
 impl BucketId {
     pub(super) fn new(name: &[u8], key: Option<&[u8]>, hide_key: bool, secret: &[u8; 32]) -> Self {
-        Lookup::new(name, key, hide_key, secret).id()
+        Lookup::new(name, key, hide_key, secret, &mut Hashes::default()).id()
     }
 
     /// Whether a part is known by its hash though it is no secret.

@@ -23,6 +23,7 @@ impl Key {
         writer.finish()
     }
 
+    #[inline]
     pub(super) fn bytes(&self) -> Option<&[u8]> {
         match self {
             Self::None => None,

@@ -11,7 +11,7 @@ use std::{
 
 #[cfg(feature = "redis")]
 pub(crate) use self::id::redis_key;
-pub(crate) use self::id::{BucketId, Lookup};
+pub(crate) use self::id::{BucketId, Hashes, Lookup};
 use self::key::Key;
 pub use self::several::{IntoScopes, Scopes};
 use crate::{
@@ -203,6 +203,7 @@ impl Scope {
     /// # use tower_throttle::Quota;
     /// assert_eq!(Quota::per_second(1.0).scope("site").key("x").name(), "site");
     /// ```
+    #[inline]
     pub fn name(&self) -> &str {
         self.name.as_str()
     }
@@ -269,12 +270,13 @@ impl Scope {
 
     /// By what a store is asked for this bucket.
     #[inline]
-    pub(crate) fn lookup(&self, secret: &[u8; 32]) -> Lookup<'_> {
+    pub(crate) fn lookup<'a>(&'a self, secret: &[u8; 32], hashes: &'a mut Hashes) -> Lookup<'a> {
         Lookup::new(
             self.name().as_bytes(),
             self.key.bytes(),
             self.secret,
             secret,
+            hashes,
         )
     }
 

@@ -43,6 +43,7 @@ impl Scopes {
         self.as_slice().iter()
     }
 
+    #[inline]
     pub(crate) fn as_slice(&self) -> &[Scope] {
         match &self.0 {
             Inner::None => &[],
@@ -108,6 +109,7 @@ macro_rules! into_scopes {
     ($([$($generics:tt)*] $type:ty, $this:ident => $scopes:expr;)*) => {$(
         impl<$($generics)*> sealed::Sealed for $type {}
         impl<$($generics)*> IntoScopes for $type {
+            #[inline]
             fn into_scopes(self) -> Scopes {
                 let $this = self;
                 $scopes
