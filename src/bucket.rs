@@ -9,6 +9,8 @@
 //! could meet in one window. It goes to a pool, of which a newcomer may take a whole demand at
 //! once, as far as the window of the sleepers leaves room.
 
+use crate::clock::ceil;
+
 /// A clock this far ahead of the server's is waited out; further ahead, it was set back.
 const CLOCK_SLACK_US: f64 = 1_000_000.0;
 
@@ -273,18 +275,37 @@ impl Bucket {
     }
 }
 
-/// As `visit` and then `take` once, for a bucket for which nobody waits and whose clock is right,
-/// which nearly all are. False where it cannot be had at once; then nothing has happened.
+/// What a short cut came to.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) enum AtOnce {
+    Taken,
+    /// When to come back, in microseconds; nothing has happened.
+    Short(f64),
+    /// The clock is to be mended first; nothing has happened.
+    Mends,
+}
+
+/// As `visit` and then `take` once without waiting, for a bucket for which nobody waits, which
+/// nearly all are.
 #[inline]
-pub(crate) fn take_at_once(level: &mut f64, at: &mut f64, now: f64, c: f64, terms: Terms) -> bool {
+pub(crate) fn take_at_once(
+    level: &mut f64,
+    at: &mut f64,
+    now: f64,
+    c: f64,
+    terms: Terms,
+) -> AtOnce {
     let n = at.max(now);
     let refilled = terms.cap.min(*level + (n - *at) * terms.per_us);
-    let takes = refilled >= c && *at <= now + CLOCK_SLACK_US;
-    if takes {
-        *level = refilled - c;
-        *at = n;
+    if *at > now + CLOCK_SLACK_US {
+        return AtOnce::Mends;
     }
-    takes
+    if refilled < c {
+        return AtOnce::Short(ceil((c - refilled) / terms.per_us).max(1.0));
+    }
+    *level = refilled - c;
+    *at = n;
+    AtOnce::Taken
 }
 
 /// How many whole `c` are in `level`, without ever taking more than is there.

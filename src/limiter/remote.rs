@@ -10,7 +10,7 @@ use crate::redis;
 use crate::{
     bucket::Terms,
     decision::Failure,
-    scope::{BucketId, Hashes, Lookup, Scope},
+    scope::{BucketId, Lookup, Scope},
 };
 
 /// How Redis is, for somebody who is about to ask it.
@@ -98,7 +98,7 @@ impl Remote {
     pub(crate) fn refuses(&self, scope: &Scope, max_wait_us: f64) -> Option<Duration> {
         let quota = scope.quota();
         self.known.refuses(
-            &scope.lookup(&self.salt, &mut Hashes::default()),
+            &scope.lookup(&self.salt, &mut crate::scope::Hashes::default()),
             Terms::new(quota.capacity(), quota.rate()),
             scope.tokens(),
             max_wait_us,

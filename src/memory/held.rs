@@ -1,6 +1,6 @@
 //! One bucket as memory keeps it: small, because there may be millions.
 
-use crate::bucket::{Bucket, Terms, take_at_once};
+use crate::bucket::{AtOnce, Bucket, Terms, take_at_once};
 
 #[derive(Debug)]
 pub(super) struct Held {
@@ -90,20 +90,34 @@ impl Held {
         }
     }
 
-    /// Takes once where that can be had at once and nobody waits; the level after that.
+    /// Takes once, where nobody waits and nothing is owed: the level after that, or when to come
+    /// back. Else nothing has happened.
     #[inline]
-    pub(super) fn take_at_once(&mut self, now: f64, terms: Terms, cost: f64) -> Option<f64> {
-        let takes =
-            self.rare.is_none() && take_at_once(&mut self.level, &mut self.at, now, cost, terms);
-        if takes {
-            self.widest.widen(terms);
+    pub(super) fn take_at_once(
+        &mut self,
+        now: f64,
+        terms: Terms,
+        cost: f64,
+    ) -> Option<Result<f64, f64>> {
+        if self.rare.is_some() {
+            return None;
         }
-        takes.then_some(self.level)
+        match take_at_once(&mut self.level, &mut self.at, now, cost, terms) {
+            AtOnce::Taken => {
+                self.widest.widen(terms);
+                Some(Ok(self.level))
+            }
+            AtOnce::Short(wait) => {
+                self.widest.widen(terms);
+                Some(Err(wait))
+            }
+            AtOnce::Mends => None,
+        }
     }
 
-    /// The level and its time, where that is all there is.
-    pub(super) fn plain(&self) -> Option<(f64, f64)> {
-        self.rare.is_none().then_some((self.level, self.at))
+    /// The level, and when it was that.
+    pub(super) fn level(&self) -> (f64, f64) {
+        (self.level, self.at)
     }
 
     #[inline]

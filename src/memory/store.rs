@@ -1,7 +1,7 @@
 //! Sharded buckets that are forgotten once they are full.
 
 use std::sync::{
-    Mutex, MutexGuard, PoisonError, TryLockError,
+    Mutex, MutexGuard, PoisonError,
     atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
 };
 
@@ -114,8 +114,7 @@ impl Shard {
     fn lock_noting(&self) -> (MutexGuard<'_, Buckets>, bool) {
         match self.buckets.try_lock() {
             Ok(buckets) => (buckets, false),
-            Err(TryLockError::Poisoned(buckets)) => (buckets.into_inner(), false),
-            Err(TryLockError::WouldBlock) => (self.lock(), true),
+            Err(_) => (self.lock(), true),
         }
     }
 }
@@ -159,47 +158,25 @@ impl MemoryStore {
         let now = self.clock.now_by(&mut buckets.anchor);
         if let Some(place) = buckets.table.find(hash, id) {
             let held = buckets.table.value(place);
-            if let Some(level) = held.take_at_once(now, terms, cost) {
-                spent.forget(hash);
-                return Ok(level);
-            }
-            return self.take_rarely(
-                (hash, id),
-                spent,
-                buckets,
-                (place, now),
-                (terms, cost),
-                busy,
-            );
+            let taken = match held.take_at_once(now, terms, cost) {
+                Some(Err(wait)) => {
+                    if busy || spent.is(hash) {
+                        let (level, at) = held.level();
+                        let until = f64::INFINITY;
+                        let level = Level { level, at, until };
+                        spent.set((hash, id.id().as_bytes()), terms, level, buckets.anchor);
+                    }
+                    return Err(wait);
+                }
+                Some(taken) => taken,
+                None => held.visit(now, terms, |bucket| take(bucket, terms, cost)),
+            };
+            spent.forget(hash);
+            return taken;
         }
         drop(guard);
         let take = |bucket: &mut Bucket| take(bucket, terms, cost);
         self.with_new(id, hash, terms, |held, now| held.visit(now, terms, take))
-    }
-
-    /// From a bucket that is short of tokens, or for which somebody waits.
-    #[inline(never)]
-    fn take_rarely(
-        &self,
-        (hash, id): (u64, &Lookup<'_>),
-        spent: &Spent,
-        buckets: &mut Buckets,
-        (place, now): (usize, f64),
-        (terms, cost): (Terms, f64),
-        busy: bool,
-    ) -> Result<f64, f64> {
-        let held = buckets.table.value(place);
-        let taken = held.visit(now, terms, |bucket| take(bucket, terms, cost));
-        if taken.is_ok() {
-            spent.forget(hash);
-        } else if (busy || spent.is(hash))
-            && let Some((level, at)) = held.plain()
-        {
-            let until = f64::INFINITY;
-            let level = Level { level, at, until };
-            spent.set((hash, id.id().as_bytes()), terms, level, buckets.anchor);
-        }
-        taken
     }
 
     /// Runs `f` on the bucket, brought to now, and keeps what it leaves.

@@ -14,7 +14,7 @@ use tokio::time::Instant;
 
 use crate::{
     bucket::Terms,
-    clock::{Anchor, Clock, from_us},
+    clock::{Anchor, Clock, ceil, from_us},
     scope::{BucketId, Lookup},
     spent::{Level, Spent},
     table::Table,
@@ -161,7 +161,11 @@ impl Known {
         if let Some(wait) = spent.refuses((hash, id), terms, cost, max_wait_us, &self.clock) {
             return Some(from_us(wait));
         }
-        let mut records = shard.lock();
+        // Where others hold the lock, they likely ask for the same.
+        let (mut records, busy) = match shard.records.try_lock() {
+            Ok(records) => (records, false),
+            Err(_) => (shard.lock(), true),
+        };
         let records = &mut *records;
         let record = &*records.table.value(records.table.find(hash, id)?);
         if !record.refused || record.terms != terms || record.sent < record.forgotten {
@@ -172,11 +176,13 @@ impl Known {
             return None;
         }
         let level = record.level_at(now);
-        let wait = ((cost - level) / terms.per_us).ceil();
+        let wait = ceil((cost - level) / terms.per_us);
         if level >= cost || wait <= max_wait_us {
             return None;
         }
-        if let Some(level) = record.refusing() {
+        if (busy || spent.is(hash))
+            && let Some(level) = record.refusing()
+        {
             spent.set((hash, id.id().as_bytes()), terms, level, records.anchor);
         }
         Some(from_us((wait - max_wait_us).max(1.0)))

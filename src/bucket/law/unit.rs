@@ -1,6 +1,6 @@
 //! The bucket by itself: what holds for each single operation.
 
-use crate::bucket::{Bucket, TakenAll, Terms, take_all, take_at_once};
+use crate::bucket::{AtOnce, Bucket, TakenAll, Terms, take_all, take_at_once};
 
 use super::random::{Rng, seed};
 
@@ -459,7 +459,7 @@ fn those_who_come_back_one_by_one_leave_one_bucket() {
 #[test]
 fn taken_at_once_is_visited_and_taken() {
     let mut rng = rng();
-    let mut taken = 0;
+    let (mut taken, mut refused) = (0, 0);
     for _ in 0..ROUNDS {
         let terms = random_terms(&mut rng);
         let mut bucket = Bucket::full(1.7e15, terms);
@@ -472,19 +472,21 @@ fn taken_at_once_is_visited_and_taken() {
             let before = bucket;
             let mended = bucket.visit(now, terms);
             let by_law = bucket.take(cost, 1, 0.0, terms);
-            if at_once {
-                assert_eq!((level, at), (bucket.level, bucket.at));
-                assert!(by_law.now == 1.0 && !mended);
-                taken += 1;
-            } else {
-                assert_eq!(
-                    (level, at),
-                    (before.level, before.at),
-                    "nothing has happened"
-                );
-                assert!(by_law.now == 0.0 || mended);
+            match at_once {
+                AtOnce::Taken => {
+                    assert_eq!((level, at), (bucket.level, bucket.at));
+                    assert!(by_law.now == 1.0 && !mended);
+                    taken += 1;
+                }
+                AtOnce::Short(wait) => {
+                    assert_eq!((level, at), (before.level, before.at));
+                    assert!(by_law.now == 0.0 && !mended);
+                    assert_eq!(wait, by_law.retry_after);
+                    refused += 1;
+                }
+                AtOnce::Mends => assert!(mended),
             }
         }
     }
-    assert!(taken > ROUNDS);
+    assert!(taken > ROUNDS && refused > ROUNDS);
 }
