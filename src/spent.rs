@@ -162,8 +162,8 @@ mod tests {
     const SCOPE: Scope = Quota::per_second(10.0).scope("s");
     const SALT: [u8; 32] = [0; 32];
 
-    fn set(spent: &Spent, scope: &Scope, terms: Terms, until: f64) {
-        let (level, at) = (-1.0, 0.0);
+    fn set(spent: &Spent, scope: &Scope, terms: Terms, level: f64, until: f64) {
+        let at = 0.0;
         let level = Level { level, at, until };
         let id = scope.id(&SALT);
         spent.set((7, id.as_bytes()), terms, level, Anchor::default());
@@ -183,7 +183,7 @@ mod tests {
         };
         let scope = SCOPE.key("k");
         assert_eq!(refuses(0, &scope, terms, 0.0), None);
-        set(&spent, &scope, terms, 1e6);
+        set(&spent, &scope, terms, -1.0, 1e6);
         assert_eq!(refuses(7, &scope, terms, 0.0), Some(200_000.0));
         assert_eq!(refuses(7, &scope, terms, 150_000.0), Some(50_000.0));
         assert_eq!(refuses(7, &scope, terms, 200_000.0), None);
@@ -195,15 +195,16 @@ mod tests {
         assert_eq!(refuses(7, &scope, terms, 0.0), Some(50_000.0));
         tokio::time::advance(Duration::from_millis(50)).await;
         assert_eq!(refuses(7, &scope, terms, 0.0), None);
-        set(&spent, &scope, terms, 100_000.0);
-        assert_eq!(refuses(7, &scope, terms, 0.0), None, "no longer trusted");
-        set(&spent, &scope, Terms::new(1.0, 1e-6), 1e12);
-        assert!(refuses(7, &scope, Terms::new(1.0, 1e-6), 0.0).is_some());
+        let slow = Terms::new(1.0, 1e-6);
+        set(&spent, &scope, slow, -1.0, 100_000.0);
+        assert_eq!(refuses(7, &scope, slow, 0.0), None, "no longer trusted");
+        set(&spent, &scope, slow, -1.0, 1e12);
+        assert!(refuses(7, &scope, slow, 0.0).is_some());
         spent.forget(8);
-        assert!(refuses(7, &scope, Terms::new(1.0, 1e-6), 0.0).is_some());
+        assert!(refuses(7, &scope, slow, 0.0).is_some());
         spent.forget(7);
-        assert_eq!(refuses(7, &scope, Terms::new(1.0, 1e-6), 0.0), None);
-        set(&spent, &SCOPE.key("x".repeat(60)), terms, 1e12);
+        assert_eq!(refuses(7, &scope, slow, 0.0), None);
+        set(&spent, &SCOPE.key("x".repeat(60)), terms, -1.0, 1e12);
         assert_eq!(refuses(7, &SCOPE.key("x".repeat(60)), terms, 0.0), None);
     }
 
@@ -221,11 +222,12 @@ mod tests {
             while !done.load(Ordering::Relaxed) {
                 for n in 0..2 {
                     let (scope, terms) = of(n);
-                    let cost = 1.0 + f64::from(n);
+                    let cost = terms.cap;
                     let id = scope.id(&SALT);
                     if let Some(wait) = spent.refuses((7, &id.lookup()), terms, cost, 0.0, &clock) {
-                        let least = (cost + 1.0) / terms.per_us;
-                        assert!((0.999 * least..=least).contains(&wait), "{wait} {least}");
+                        // It lacks twice its capacity, but for what has refilled.
+                        let most = 2.0 * terms.cap / terms.per_us;
+                        assert!((0.999 * most..=most).contains(&wait), "{wait} {most}");
                         refused += 1;
                     }
                 }
@@ -236,7 +238,7 @@ mod tests {
             let readers: Vec<_> = (0..2).map(|_| threads.spawn(read)).collect();
             for step in 0..200_000 {
                 let (scope, terms) = of(step % 2);
-                set(&spent, &scope, terms, f64::INFINITY);
+                set(&spent, &scope, terms, -terms.cap, f64::INFINITY);
                 if step % 1_000 == 0 {
                     std::thread::yield_now();
                 }
