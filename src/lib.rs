@@ -108,7 +108,6 @@ mod quota;
 mod redis;
 pub mod reply;
 mod scope;
-mod spent;
 mod table;
 
 pub use self::{

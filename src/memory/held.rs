@@ -115,11 +115,6 @@ impl Held {
         }
     }
 
-    /// The level, and when it was that.
-    pub(super) fn level(&self) -> (f64, f64) {
-        (self.level, self.at)
-    }
-
     #[inline]
     pub(super) fn owed(&self) -> f64 {
         self.rare.as_ref().map_or(0.0, |rare| rare.owed)

@@ -10,9 +10,8 @@ use hashbrown::DefaultHashBuilder;
 use super::held::{Held, still_owed};
 use crate::{
     bucket::{Bucket, TakenAll, Terms, take_all},
-    clock::{Anchor, Clock},
+    clock::Clock,
     scope::{BucketId, Lookup},
-    spent::{Level, Spent},
     table::{Entry, Table},
 };
 
@@ -90,14 +89,12 @@ pub(crate) struct MemoryStore {
 
 #[derive(Default)]
 struct Shard {
-    spent: Spent,
     buckets: Mutex<Buckets>,
 }
 
 #[derive(Default)]
 struct Buckets {
     table: Table<Held>,
-    anchor: Anchor,
     sweep_at: usize,
     swept: f64,
 }
@@ -107,15 +104,6 @@ impl Shard {
     fn lock(&self) -> MutexGuard<'_, Buckets> {
         // Nothing that runs under this lock leaves a bucket half written.
         self.buckets.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// As `lock`; and whether others hold it.
-    #[inline]
-    fn lock_noting(&self) -> (MutexGuard<'_, Buckets>, bool) {
-        match self.buckets.try_lock() {
-            Ok(buckets) => (buckets, false),
-            Err(_) => (self.lock(), true),
-        }
     }
 }
 
@@ -149,29 +137,15 @@ impl MemoryStore {
     pub(crate) fn take(&self, id: &Lookup<'_>, terms: Terms, cost: f64) -> Result<f64, f64> {
         let hash = id.hash(&self.hasher);
         let shard = self.shard(hash);
-        let spent = &shard.spent;
-        if let Some(wait) = spent.refuses((hash, id), terms, cost, 0.0, &self.clock) {
-            return Err(wait);
-        }
-        let (mut guard, busy) = shard.lock_noting();
+        let mut guard = shard.lock();
         let buckets = &mut *guard;
-        let now = self.clock.now_by(&mut buckets.anchor);
+        let now = self.clock.now_us();
         if let Some(place) = buckets.table.find(hash, id) {
             let held = buckets.table.value(place);
             let taken = match held.take_at_once(now, terms, cost) {
-                Some(Err(wait)) => {
-                    if busy || spent.is(hash) {
-                        let (level, at) = held.level();
-                        let until = f64::INFINITY;
-                        let level = Level { level, at, until };
-                        spent.set((hash, id.id().as_bytes()), terms, level, buckets.anchor);
-                    }
-                    return Err(wait);
-                }
                 Some(taken) => taken,
                 None => held.visit(now, terms, |bucket| take(bucket, terms, cost)),
             };
-            spent.forget(hash);
             return taken;
         }
         drop(guard);
@@ -217,9 +191,8 @@ impl MemoryStore {
         let hash = id.hash(&self.hasher);
         let shard = self.shard(hash);
         let mut buckets = shard.lock();
-        shard.spent.forget(hash);
         if let Some(place) = buckets.table.find(hash, id) {
-            let now = self.clock.now_by(&mut buckets.anchor);
+            let now = self.clock.now_us();
             return visit(buckets.table.value(place), now);
         }
         drop(buckets);
@@ -236,7 +209,7 @@ impl MemoryStore {
         visit: impl FnOnce(&mut Held, f64) -> T,
     ) -> T {
         let mut buckets = self.shard(hash).lock();
-        let now = self.clock.now_by(&mut buckets.anchor);
+        let now = self.clock.now_us();
         if let Some(place) = buckets.table.find(hash, id) {
             return visit(buckets.table.value(place), now);
         }
@@ -251,7 +224,7 @@ impl MemoryStore {
         let id = &Lookup::of(&name);
         let hash = id.hash(&self.hasher);
         let mut buckets = self.shard(hash).lock();
-        let now = self.clock.now_by(&mut buckets.anchor);
+        let now = self.clock.now_us();
         let place = buckets.table.find(hash, id).unwrap_or_else(|| {
             self.overflow_names.fetch_add(1, Ordering::Relaxed);
             self.insert(&mut buckets, hash, &name, now, terms)
@@ -353,7 +326,6 @@ impl MemoryStore {
         let places = demands.iter().zip(&ids).zip(&hashes).zip(&buckets);
         for (at, (((demand, id), hash), bucket)) in places.enumerate() {
             let shard = &mut *guards[guard_of(*hash)];
-            self.shard(*hash).spent.forget(*hash);
             let place = match shard.table.find(*hash, &Lookup::of(id)) {
                 Some(place) => place,
                 None => {
@@ -411,7 +383,6 @@ impl MemoryStore {
         let hash = lookup.hash(&self.hasher);
         let shard = self.shard(hash);
         let mut buckets = shard.lock();
-        shard.spent.forget(hash);
         if let Some(place) = buckets.table.find(hash, &lookup) {
             buckets.table.remove(hash, place, |id| self.hash_of(id));
             self.scopes.fetch_sub(1, Ordering::Relaxed);

@@ -14,9 +14,8 @@ use tokio::time::Instant;
 
 use crate::{
     bucket::Terms,
-    clock::{Anchor, Clock, ceil, from_us},
+    clock::{Clock, ceil, from_us},
     scope::{BucketId, Lookup},
-    spent::{Level, Spent},
     table::Table,
 };
 
@@ -49,14 +48,12 @@ pub(crate) struct Known {
 
 #[derive(Default)]
 struct Shard {
-    spent: Spent,
     records: Mutex<Records>,
 }
 
 #[derive(Default)]
 struct Records {
     table: Table<Record>,
-    anchor: Anchor,
     sweep_at: usize,
     swept: f64,
 }
@@ -99,16 +96,6 @@ impl Record {
 
     fn is_full(&self, now: f64) -> bool {
         self.level_at(now) >= self.terms.cap
-    }
-
-    /// The level until when it refuses, if it does so at all.
-    fn refusing(&self) -> Option<Level> {
-        let trusted = self.refused && self.sent >= self.forgotten && self.pool() == 0.0;
-        trusted.then_some(Level {
-            level: self.level,
-            at: self.sent,
-            until: self.sent + TRUSTED_US,
-        })
     }
 }
 
@@ -157,21 +144,13 @@ impl Known {
     ) -> Option<Duration> {
         let hash = id.hash(&self.hasher);
         let shard = self.shard(hash);
-        let spent = &shard.spent;
-        if let Some(wait) = spent.refuses((hash, id), terms, cost, max_wait_us, &self.clock) {
-            return Some(from_us(wait));
-        }
-        // Where others hold the lock, they likely ask for the same.
-        let (mut records, busy) = match shard.records.try_lock() {
-            Ok(records) => (records, false),
-            Err(_) => (shard.lock(), true),
-        };
+        let mut records = shard.lock();
         let records = &mut *records;
         let record = &*records.table.value(records.table.find(hash, id)?);
         if !record.refused || record.terms != terms || record.sent < record.forgotten {
             return None;
         }
-        let now = self.clock.now_by(&mut records.anchor);
+        let now = self.clock.now_us();
         if now - record.sent > TRUSTED_US || record.pool() >= cost {
             return None;
         }
@@ -179,11 +158,6 @@ impl Known {
         let wait = ceil((cost - level) / terms.per_us);
         if level >= cost || wait <= max_wait_us {
             return None;
-        }
-        if (busy || spent.is(hash))
-            && let Some(level) = record.refusing()
-        {
-            spent.set((hash, id.id().as_bytes()), terms, level, records.anchor);
         }
         Some(from_us((wait - max_wait_us).max(1.0)))
     }
@@ -202,7 +176,6 @@ impl Known {
         let hash = lookup.hash(&self.hasher);
         let shard = self.shard(hash);
         let mut records = shard.lock();
-        shard.spent.forget(hash);
         if let Some(place) = records.table.find(hash, &lookup) {
             let record = records.table.value(place);
             if sent >= record.sent {
@@ -234,7 +207,6 @@ impl Known {
         let hash = lookup.hash(&self.hasher);
         let shard = self.shard(hash);
         let mut records = shard.lock();
-        shard.spent.forget(hash);
         if let Some(place) = records.table.find(hash, &lookup) {
             let record = records.table.value(place);
             record.level = terms.cap.min(level(record.level));
