@@ -13,9 +13,9 @@ use tokio::{
 use super::{
     connect::Session,
     heartbeat::{Epoch, Heartbeat},
-    link::{Live, Shared, data_lost},
     recovery::{Call, lower},
     script::{Argument, First},
+    shared::{Live, Shared, data_lost},
 };
 use crate::{bucket::Terms, decision::Failure, members::REMEMBERED};
 

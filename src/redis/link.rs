@@ -1,46 +1,24 @@
-//! The connection, under a supervisor: callers never wait for a reconnect.
+//! The connection, as its callers see it: nobody waits for a reconnect.
 
 use std::{
-    sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicBool, AtomicU64, Ordering},
-    },
+    sync::{Arc, atomic::Ordering},
     time::Duration,
 };
 
-use tokio::{
-    sync::{Notify, watch},
-    time::{Instant, timeout, timeout_at},
-};
+use tokio::time::Instant;
 
 use super::{
-    breaker::{Act, Breaker, Event},
     command::{Books, Deadline, Wire},
-    connect::{Connect, Session},
+    connect::Connect,
     failure::timed_out,
-    heartbeat::{Epoch, Heartbeat},
-    keeper::Keeper,
     known::Known,
-    recovery::Payments,
-    script::ACQUIRE,
+    shared::{Shared, Stage, disconnected},
 };
-use crate::{
-    decision::{Failure, FailureKind},
-    members::{Beat, Members},
-    observe::{Observer, Transition},
-};
+use crate::{decision::Failure, members::Members, observe::Observer};
 
 /// After Redis is back, memory must admit as well for at least so long: longer than the longest
 /// pause between probes and the time-outs around it, so that all have charged what they spent.
 const GRACE: Duration = Duration::from_secs(2);
-
-/// Without a beat for so long a limiter counts as cut off.
-const ALIVE: Duration = Duration::from_secs(3);
-
-/// After an outage of at least this, whoever was not heard since it began counts as not back
-/// yet. In a shorter one too little is spent for that, and those whom it did not hit have not
-/// had the time for a beat.
-const LONG_OUTAGE: Duration = Duration::from_millis(300);
 
 pub(crate) struct LinkConfig {
     pub(crate) connect: Box<dyn Connect>,
@@ -56,7 +34,7 @@ pub(crate) struct LinkConfig {
 }
 
 impl LinkConfig {
-    fn grace(&self) -> Duration {
+    pub(super) fn grace(&self) -> Duration {
         // A pause, a connect and a log-in, and a probe, a beat and a payment at their slowest.
         GRACE.max(Duration::from_millis(1_400) + 3 * self.timeout)
     }
@@ -76,58 +54,6 @@ pub(crate) struct Link {
     shared: Arc<Shared>,
 }
 
-pub(super) struct Shared {
-    pub(super) config: LinkConfig,
-    state: Mutex<State>,
-    /// Says that `state` has changed.
-    changed: watch::Sender<()>,
-    /// At a glance: connected, and no outage lately.
-    calm: AtomicBool,
-    /// By which name the other limiters count this one.
-    pub(super) limiter: String,
-    random: AtomicU64,
-    pub(super) payments: Mutex<Payments>,
-    /// This client may not beat, and that was told.
-    may_not_beat: AtomicBool,
-    /// It has said goodbye, and no longer beats.
-    pub(super) left: AtomicBool,
-    /// The limiter is gone.
-    pub(super) closed: Arc<Notify>,
-}
-
-struct State {
-    stage: Stage,
-    breaker: Breaker,
-    /// Before the next probe.
-    pause: Duration,
-    /// By what Redis was known when all was well.
-    epoch: Option<Epoch>,
-    tripped: Option<Instant>,
-    recovered: Option<Instant>,
-}
-
-impl State {
-    fn is_in(&self, grace: Duration) -> bool {
-        matches!(self.stage, Stage::Up(_)) && self.recovered.is_some_and(|at| at.elapsed() < grace)
-    }
-}
-
-enum Stage {
-    Idle,
-    Starting,
-    Up(Arc<Live>),
-    Down(Failure),
-}
-
-/// A connection in use.
-pub(super) struct Live {
-    pub(super) session: Box<dyn Session>,
-    pub(super) generation: u64,
-    epoch: Option<[u8; 8]>,
-    /// Tells all calls in flight that the connection has failed one of them.
-    pub(super) gone: watch::Sender<bool>,
-}
-
 /// How Redis is, for somebody who is about to ask it.
 #[derive(Debug)]
 pub(crate) enum Mode {
@@ -143,25 +69,7 @@ impl Link {
     /// No I/O: the first call connects.
     pub(crate) fn new(config: LinkConfig) -> Self {
         Self {
-            shared: Arc::new(Shared {
-                limiter: format!("{:016x}", config.seed),
-                random: AtomicU64::new(config.seed),
-                config,
-                state: Mutex::new(State {
-                    stage: Stage::Idle,
-                    breaker: Breaker::new(),
-                    pause: Duration::ZERO,
-                    epoch: None,
-                    tripped: None,
-                    recovered: None,
-                }),
-                changed: watch::Sender::new(()),
-                calm: AtomicBool::new(false),
-                payments: Mutex::default(),
-                may_not_beat: AtomicBool::new(false),
-                left: AtomicBool::new(false),
-                closed: Arc::default(),
-            }),
+            shared: Arc::new(Shared::new(config)),
         }
     }
 
@@ -258,287 +166,5 @@ impl Wire for Link {
         };
         self.shared.tell(live.generation, result.as_ref().err());
         result
-    }
-}
-
-pub(super) fn data_lost() -> Failure {
-    Failure::new(
-        FailureKind::DataLost,
-        "Redis has lost its data: it came back empty, or was flushed",
-    )
-    .unsent()
-}
-
-fn disconnected() -> Failure {
-    Failure::new(FailureKind::Disconnected, "the connection was given up")
-}
-
-impl Shared {
-    fn lock(&self) -> MutexGuard<'_, State> {
-        // Stages are replaced as a whole.
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// A step of splitmix64 (Steele, Lea, Flood: "Fast splittable pseudorandom number
-    /// generators", 2014).
-    pub(super) fn random(&self) -> u64 {
-        const STEP: u64 = 0x9e37_79b9_7f4a_7c15;
-        let mut z = self
-            .random
-            .fetch_add(STEP, Ordering::Relaxed)
-            .wrapping_add(STEP);
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    }
-
-    /// The connection as it is; only the first connection of all is waited for.
-    async fn live(self: &Arc<Self>, deadline: Instant) -> Result<Arc<Live>, Failure> {
-        if let Stage::Up(live) = &self.lock().stage {
-            return Ok(live.clone());
-        }
-        let mut changed = self.changed.subscribe();
-        let mut started = false;
-        loop {
-            let starts = {
-                let mut state = self.lock();
-                match &state.stage {
-                    Stage::Up(live) => return Ok(live.clone()),
-                    Stage::Down(failure) => return Err(failure.clone()),
-                    Stage::Starting => false,
-                    // The keeper that this call had started is gone again.
-                    Stage::Idle if started => return Err(disconnected()),
-                    Stage::Idle => {
-                        state.stage = Stage::Starting;
-                        started = true;
-                        true
-                    }
-                }
-            };
-            if starts {
-                // Outside the lock: a runtime that shuts down drops the task here.
-                Keeper::spawn(self);
-            }
-            match timeout_at(deadline, changed.changed()).await {
-                Ok(Ok(())) => {}
-                _ => return Err(timed_out()),
-            }
-        }
-    }
-
-    /// Runs the script on buckets of this epoch, where the part `back` of all is back.
-    pub(super) async fn run(
-        &self,
-        session: &dyn Session,
-        epoch: Option<[u8; 8]>,
-        back: f64,
-        mut keys: Vec<Vec<u8>>,
-        argument: &[u8],
-    ) -> Result<Vec<u8>, Failure> {
-        if epoch.is_some() {
-            keys.push(Epoch::key(&self.config.prefix));
-        }
-        let epoch = epoch.as_ref().map_or(&[][..], |epoch| epoch);
-        let part = if back < 1.0 {
-            back.to_string()
-        } else {
-            String::new()
-        };
-        let arguments = [argument, epoch, part.as_bytes()];
-        let given = match (epoch, back) {
-            (_, back) if back < 1.0 => 3,
-            ([], _) => 1,
-            _ => 2,
-        };
-        let reply = session.run(&ACQUIRE, &keys, &arguments[..given]).await?;
-        if reply.is_empty() {
-            return Err(data_lost());
-        }
-        Ok(reply)
-    }
-
-    /// As `run`, within the deadline of a call.
-    pub(super) async fn run_in_time(
-        &self,
-        session: &dyn Session,
-        epoch: Option<[u8; 8]>,
-        back: f64,
-        keys: Vec<Vec<u8>>,
-        argument: &[u8],
-    ) -> Result<Vec<u8>, Failure> {
-        let run = self.run(session, epoch, back, keys, argument);
-        timeout(self.config.timeout, run)
-            .await
-            .unwrap_or_else(|_| Err(timed_out()))
-    }
-
-    /// After an outage, the part of all that is back.
-    pub(super) fn back(&self) -> f64 {
-        match self.is_in_grace() {
-            true => self.config.members.part(),
-            false => 1.0,
-        }
-    }
-
-    pub(super) fn is_in_grace(&self) -> bool {
-        !self.calm.load(Ordering::Acquire) && self.lock().is_in(self.config.grace())
-    }
-
-    /// Who was heard within this time counts as alive; in and after an outage, whoever was heard
-    /// since it began.
-    fn alive_within(&self) -> Duration {
-        let state = self.lock();
-        let away = matches!(state.stage, Stage::Down(_));
-        match state.tripped {
-            Some(tripped) if away || state.is_in(self.config.grace()) => {
-                let back = state.recovered.filter(|_| !away);
-                let outage = back.unwrap_or_else(Instant::now) - tripped;
-                match outage >= LONG_OUTAGE {
-                    true => tripped.elapsed().min(ALIVE),
-                    false => ALIVE,
-                }
-            }
-            _ => ALIVE,
-        }
-    }
-
-    /// Beats, or says goodbye. None where this client may not, or has said goodbye.
-    pub(super) async fn beat(
-        &self,
-        session: &dyn Session,
-        leaves: bool,
-    ) -> Result<Option<(Epoch, Beat)>, Failure> {
-        let heartbeat = Heartbeat {
-            prefix: &self.config.prefix,
-            limiter: &self.limiter,
-            epoch: self.epoch(),
-            leaves,
-            alive_within: self.alive_within(),
-            random: self.random(),
-        };
-        match heartbeat.send(session, self.config.timeout).await {
-            Ok(told) => {
-                self.may_not_beat.store(false, Ordering::Relaxed);
-                Ok(told)
-            }
-            // The limits are kept without it, only less well when Redis goes.
-            Err(failure) if failure.single || failure.kind == FailureKind::Misconfigured => {
-                if !self.may_not_beat.swap(true, Ordering::Relaxed) {
-                    self.config.observer.misconfigured(&failure);
-                }
-                Ok(None)
-            }
-            Err(failure) => Err(failure),
-        }
-    }
-
-    /// What a call over this connection met.
-    pub(super) fn tell(&self, generation: u64, failure: Option<&Failure>) {
-        self.observe(generation, failure);
-        if let Some(failure) = failure {
-            self.config.observer.misconfigured(failure);
-        }
-    }
-
-    fn observe(&self, generation: u64, failure: Option<&Failure>) {
-        let mut state = self.lock();
-        let event = match failure {
-            None => Event::Answered(generation),
-            Some(failure) if failure.single => Event::FailedSingly(generation),
-            Some(_) => Event::Failed(generation),
-        };
-        let now = Instant::now();
-        let Act::Trip(pause) = state.breaker.on(event, now) else {
-            return;
-        };
-        let failure = failure.cloned().unwrap_or_else(disconnected);
-        self.calm.store(false, Ordering::Release);
-        state.pause = pause;
-        state.tripped = Some(now);
-        let down = Stage::Down(failure.clone());
-        let up = std::mem::replace(&mut state.stage, down);
-        let transition = self.config.observer.redis_fails(&failure);
-        drop(state);
-        transition.into_iter().for_each(Transition::tell);
-        self.changed.send_replace(());
-        if let Stage::Up(live) = up {
-            live.gone.send_replace(true);
-        }
-    }
-
-    /// Before the next probe.
-    pub(super) fn pause(&self) -> Duration {
-        self.lock().pause
-    }
-
-    pub(super) fn probes(&self) {
-        self.lock().breaker.on(Event::PauseOver, Instant::now());
-    }
-
-    pub(super) fn epoch(&self) -> Option<Epoch> {
-        self.lock().epoch
-    }
-
-    pub(super) fn set_epoch(&self, epoch: Option<Epoch>) {
-        self.lock().epoch = epoch;
-    }
-
-    /// The probe failed.
-    pub(super) fn stays_down(&self, failure: Failure) {
-        let mut state = self.lock();
-        let transition = self.config.observer.redis_fails(&failure);
-        let now = Instant::now();
-        if let Act::Trip(pause) = state.breaker.on(Event::ProbeFailed, now) {
-            state.pause = pause;
-        }
-        if !matches!(state.stage, Stage::Down(_)) {
-            state.tripped = Some(now);
-        }
-        state.stage = Stage::Down(failure.clone());
-        drop(state);
-        transition.into_iter().for_each(Transition::tell);
-        self.config.observer.misconfigured(&failure);
-        self.changed.send_replace(());
-    }
-
-    /// The probe was answered, and all that was owed is charged.
-    pub(super) fn rises(&self, session: Box<dyn Session>) -> Option<Arc<Live>> {
-        let mut state = self.lock();
-        let now = Instant::now();
-        let Act::Pass(generation) = state.breaker.on(Event::ProbeAnswered, now) else {
-            return None;
-        };
-        let live = Arc::new(Live {
-            session,
-            generation,
-            epoch: state.epoch.map(|epoch| epoch.id),
-            gone: watch::Sender::new(false),
-        });
-        // Also where the keeper that saw it go is gone itself.
-        if state.tripped > state.recovered {
-            state.recovered = Some(now);
-            let until = now + self.config.grace();
-            self.config.members.expect_all_until(until, now);
-        }
-        state.stage = Stage::Up(live.clone());
-        let transition = self.config.observer.redis_answers();
-        drop(state);
-        transition.into_iter().for_each(Transition::tell);
-        self.changed.send_replace(());
-        Some(live)
-    }
-
-    /// The keeper's runtime was shut down under it, or the driver panicked: the next call,
-    /// perhaps on another runtime, starts anew.
-    pub(super) fn is_abandoned(&self) {
-        let mut state = self.lock();
-        self.calm.store(false, Ordering::Release);
-        state.breaker.abandon();
-        let before = std::mem::replace(&mut state.stage, Stage::Idle);
-        drop(state);
-        self.changed.send_replace(());
-        if let Stage::Up(live) = before {
-            live.gone.send_replace(true);
-        }
     }
 }

@@ -19,6 +19,7 @@ mod link;
 mod parity;
 mod recovery;
 mod script;
+mod shared;
 #[cfg(test)]
 mod twin;
 
