@@ -415,6 +415,19 @@ async fn a_sleeper_holds_no_slot_of_the_inner_service() {
     });
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_refusal_holds_no_slot_of_the_inner_service() {
+    for_each_mode!(DAY, TICK, |mode, limiter, layer| {
+        limiter.try_acquire(DAY.cost(5.0)).await.unwrap();
+        let mut limited = ConcurrencyLimit::new(Strict::new(), 1);
+        let mut service = layer.layer(limited.clone());
+        ready(&mut service).await.unwrap();
+        service.call("refused").await.unwrap_err();
+        assert!(poll_ready_once(&mut limited).is_ready(), "{mode}");
+        drop(service);
+    });
+}
+
 /// Six for a spent key, then one for another; how long the latter took.
 async fn behind_a_spent_key<S>(service: S) -> Duration
 where

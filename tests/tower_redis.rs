@@ -32,6 +32,29 @@ async fn answer(req: u32) -> Result<u32, Infallible> {
     Ok(req)
 }
 
+/// What is known to be refused is refused in `call`, where the inner service is ready already.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_known_refusal_frees_the_slot_of_the_inner_service() {
+    let server = RedisServer::start().await;
+    let limiter = Limiter::redis(&server.url()).expect("a URL");
+    let day = Quota::per_day(1.0).scope("day");
+    limiter.try_acquire(&day).await.expect("the burst");
+    limiter.try_acquire(&day).await.expect_err("spent");
+
+    let limited = ConcurrencyLimit::new(service_fn(answer), 1);
+    let layer = RateLimitLayer::new(&limiter, day).layer(limited.clone());
+    // As of a connection that stays open.
+    let mut service = layer.clone();
+    service.ready().await.expect("the slot");
+    service.call(1).await.expect_err("spent");
+    let other = timeout(LONG / 12, limited.oneshot(1)).await;
+    assert!(
+        matches!(other, Ok(Ok(1))),
+        "the slot is not free: {other:?}"
+    );
+    drop(service);
+}
+
 /// A sleeper is there already, so that readiness waits for the answer, with a place in the inner
 /// service; the answer is "later", and the place must be free again.
 #[tokio::test(flavor = "multi_thread")]

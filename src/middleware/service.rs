@@ -351,16 +351,16 @@ where
         if let [scope] = scopes
             && let Some(decision) = layer.limiter.decide(scope, layer.max_wait)
         {
-            let reply = layer.reply.clone();
             return match decision {
                 Ok(level) => {
+                    let reply = layer.reply.clone();
                     let uses = reply.uses_permit();
                     let permit = uses.then(|| layer.limiter.permit(scope, level));
                     ResponseFuture::granted(inner, reply, permit, req)
                 }
                 Err(retry_after) => {
                     let rejected = Rejected::limited(scope, retry_after, false);
-                    ResponseFuture::refused(reply, rejected, req)
+                    self.refused(rejected, req)
                 }
             };
         }
@@ -383,7 +383,7 @@ impl<S, K, O> RateLimit<S, K, O> {
                 ResponseFuture::granted(&mut self.inner, reply, permit.spend(), req)
             }
             State::Refused { rejected, at } if is_current(&rejected, at) => {
-                ResponseFuture::refused(reply, rejected, req)
+                self.refused(rejected, req)
             }
             State::Acquiring {
                 acquire,
@@ -411,12 +411,23 @@ impl<S, K, O> RateLimit<S, K, O> {
         let mut acquire = layer.limiter.acquire(scopes, layer.max_wait);
         match acquire.decide_now() {
             Some(Ok(permit)) => ResponseFuture::granted(&mut self.inner, reply, Some(permit), req),
-            Some(Err(rejected)) => ResponseFuture::refused(reply, rejected, req),
+            Some(Err(rejected)) => self.refused(rejected, req),
             None => {
                 let until = Instant::now() + layer.max_wait;
                 self.acquiring(acquire, until, true, req)
             }
         }
+    }
+
+    /// Nobody will call the inner service: it gives up what it was made ready with, which others
+    /// could use.
+    fn refused<Req>(&mut self, rejected: Rejected, req: Req) -> ResponseFuture<S, Req, O>
+    where
+        S: Service<Req> + Clone,
+        O: Reply<Req, S::Response, S::Error> + Clone,
+    {
+        self.inner = self.inner.clone();
+        ResponseFuture::refused(self.layer.reply.clone(), rejected, req)
     }
 
     fn acquiring<Req>(
