@@ -1,7 +1,12 @@
 //! What the limiter in memory must survive at its edges.
 use std::{
     convert::Infallible,
-    task::{Context, Waker},
+    future::{Ready, ready},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    task::{Context, Poll, Waker},
     time::Duration,
 };
 use tokio::time::advance;
@@ -80,6 +85,52 @@ async fn an_abandoned_readiness_does_not_refuse_the_next_request() {
     std::future::poll_fn(|cx| Service::<()>::poll_ready(&mut svc, cx))
         .await
         .unwrap();
+    svc.call(()).await.expect("may wait 3 s");
+}
+
+/// Ready as long as it is open.
+#[derive(Clone)]
+struct Gate(Arc<AtomicBool>);
+
+impl Service<()> for Gate {
+    type Response = ();
+    type Error = Infallible;
+    type Future = Ready<Result<(), Infallible>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        match self.0.load(Ordering::Relaxed) {
+            true => Poll::Ready(Ok(())),
+            false => Poll::Pending,
+        }
+    }
+
+    fn call(&mut self, (): ()) -> Self::Future {
+        ready(Ok(()))
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_call_without_readiness_leaves_no_deadline_to_the_next_request() {
+    let limiter = Limiter::in_memory();
+    let s = Quota::per_second(1.0).burst(2.0).scope("s");
+    let open = Arc::new(AtomicBool::new(true));
+    let mut svc = RateLimitLayer::new(&limiter, s.clone())
+        .max_wait(3 * S)
+        .layer(Gate(open.clone()));
+    let mut cx = Context::from_waker(Waker::noop());
+    assert!(svc.poll_ready(&mut cx).is_ready());
+    // A token is in hand, and given back, because the inner service is no longer ready.
+    open.store(false, Ordering::Relaxed);
+    assert!(svc.poll_ready(&mut cx).is_pending());
+    advance(S / 10).await;
+    assert!(svc.poll_ready(&mut cx).is_pending());
+    assert_eq!(limiter.peek(&s).await.tokens(), 2.0);
+    open.store(true, Ordering::Relaxed);
+    svc.call(()).await.unwrap();
+    tokio::time::sleep(60 * S).await;
+    limiter.try_acquire(s.cost(2.0)).await.unwrap();
+    // A new request, which may wait 3 s; its turn is 1 s away.
+    std::future::poll_fn(|cx| svc.poll_ready(cx)).await.unwrap();
     svc.call(()).await.expect("may wait 3 s");
 }
 

@@ -334,7 +334,8 @@ where
 
     #[inline]
     fn call(&mut self, req: Req) -> Self::Future {
-        let State::Idle { .. } = self.state else {
+        // Of an older request, `until` must not cut the wait of the next.
+        let State::Idle { until: None } = self.state else {
             return self.call_held(req);
         };
         let Self { inner, layer, .. } = self;
