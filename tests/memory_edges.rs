@@ -33,6 +33,21 @@ async fn several_scopes_at_once_are_bounded_too() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn strangers_in_pairs_are_bounded_too() {
+    let limiter = Limiter::builder().max_scopes(1_000).build().unwrap();
+    let each = Quota::per_day(1e6).scope("each");
+    for k in 0..10_000 {
+        let pair = [each.key(2 * k), each.key(2 * k + 1)];
+        limiter.try_acquire(pair).await.unwrap();
+    }
+    assert!(
+        limiter.scopes_held() <= 1_002,
+        "{} held",
+        limiter.scopes_held()
+    );
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_clipped_charge_is_not_given_back_in_full() {
     let limiter = Limiter::in_memory();
     let s = Quota::per_day(100.0).scope("t");

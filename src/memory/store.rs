@@ -33,6 +33,9 @@ const OVERFLOW_NAMES: usize = 1_024;
 /// A byte that no name holds.
 const OVERFLOW_MARK: u8 = 0xFD;
 
+/// Another, behind the name of a further overflow bucket.
+const NEXT_MARK: u8 = 0xFF;
+
 /// One bucket's part in an acquisition.
 #[derive(Clone, Copy)]
 pub(crate) struct Demand {
@@ -279,9 +282,12 @@ impl MemoryStore {
         let mut ids: Vec<Box<[u8]>> = Vec::with_capacity(demands.len());
         for demand in demands {
             let mut id = self.place_of(&demand.id);
-            if ids.contains(&id) {
-                // Two of them in one overflow bucket: the second keeps its own.
-                id = demand.id.as_bytes().into();
+            // Two of them in one overflow bucket: the second has the next, so that no more than
+            // `max_scopes` keep their own.
+            while ids.contains(&id) {
+                let mut next = Vec::from(id);
+                next.push(NEXT_MARK);
+                id = next.into();
             }
             ids.push(id);
         }
