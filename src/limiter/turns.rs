@@ -10,14 +10,14 @@ use std::{
     time::Duration,
 };
 
-use hashbrown::{DefaultHashBuilder, HashTable};
+use hashbrown::HashTable;
 use tokio::{sync::Notify, time::Instant};
 
 use super::{
     core::Core,
     waiter::{Waiter, Wake},
 };
-use crate::{decision::Origin, scope::Scope};
+use crate::{decision::Origin, scope::Scope, table::Hashing};
 
 /// A turn that is used later than this counts as missed: after a pause of the whole process,
 /// all the turns that passed in it would otherwise go out at once.
@@ -32,7 +32,7 @@ pub(crate) const TOLERANCE: Duration = Duration::from_millis(100);
 #[derive(Default)]
 pub(crate) struct Turns {
     lines: Mutex<HashTable<Arc<Line>>>,
-    hasher: DefaultHashBuilder,
+    hasher: Hashing,
     count: AtomicUsize,
 }
 

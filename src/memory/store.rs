@@ -5,14 +5,12 @@ use std::sync::{
     atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
 };
 
-use hashbrown::DefaultHashBuilder;
-
 use super::held::{Held, still_owed};
 use crate::{
     bucket::{Bucket, TakenAll, Terms, take_all},
     clock::Clock,
     scope::{BucketId, Lookup},
-    table::{Entry, Table},
+    table::{Entry, Hashing, Table},
 };
 
 /// A power of two, well above the number of cores.
@@ -78,9 +76,7 @@ pub(crate) struct Debt {
 /// stays bounded, known scopes keep their buckets, and nobody is refused for being new.
 pub(crate) struct MemoryStore {
     shards: Box<[Shard]>,
-    /// foldhash, seeded at random in each process: keys come from outside, but their hashes never
-    /// go there. SipHash takes a third of the time of a decision.
-    hasher: DefaultHashBuilder,
+    hasher: Hashing,
     clock: Clock,
     max_scopes: usize,
     scopes: AtomicUsize,
@@ -114,7 +110,7 @@ impl MemoryStore {
     pub(crate) fn new(max_scopes: usize) -> Self {
         Self {
             shards: (0..SHARDS).map(|_| Shard::default()).collect(),
-            hasher: DefaultHashBuilder::default(),
+            hasher: Hashing::default(),
             clock: Clock::new(),
             max_scopes,
             scopes: AtomicUsize::new(0),

@@ -2,7 +2,7 @@
 
 use std::{collections::VecDeque, hash::BuildHasher, sync::Arc};
 
-use hashbrown::{DefaultHashBuilder, HashTable};
+use hashbrown::HashTable;
 use tokio::{sync::oneshot, time::Instant};
 
 use super::{
@@ -16,6 +16,7 @@ use crate::{
     clock::from_us,
     decision::{Decision, Failure, FailureKind},
     scope::{BucketId, Scope},
+    table::Hashing,
 };
 
 /// Redis runs one script at a time: more buckets in one would hold up its other users.
@@ -463,7 +464,7 @@ fn tightest(from: &[(usize, f64)], terms: &[Terms], reply: &Reply<'_>) -> (usize
 #[derive(Default)]
 pub(super) struct Index {
     table: HashTable<usize>,
-    hasher: DefaultHashBuilder,
+    hasher: Hashing,
     last: usize,
 }
 

@@ -9,14 +9,13 @@ use std::{
     time::Duration,
 };
 
-use hashbrown::DefaultHashBuilder;
 use tokio::time::Instant;
 
 use crate::{
     bucket::Terms,
     clock::{Clock, ceil, from_us},
     scope::{BucketId, Lookup},
-    table::Table,
+    table::{Hashing, Table},
 };
 
 const SHARDS: usize = 32;
@@ -36,9 +35,7 @@ const TURNS: usize = 8;
 /// long as nobody gives tokens back. If even that refuses a demand, Redis would.
 pub(crate) struct Known {
     shards: Box<[Shard]>,
-    /// foldhash, seeded at random in each process: keys come from outside, but their hashes never
-    /// go there.
-    hasher: DefaultHashBuilder,
+    hasher: Hashing,
     clock: Clock,
     most: usize,
     count: AtomicUsize,
@@ -112,7 +109,7 @@ impl Known {
     pub(crate) fn new(most: usize) -> Self {
         Self {
             shards: (0..SHARDS).map(|_| Shard::default()).collect(),
-            hasher: DefaultHashBuilder::default(),
+            hasher: Hashing::default(),
             clock: Clock::new(),
             most,
             count: AtomicUsize::new(0),
