@@ -382,7 +382,7 @@ async fn reqwest_as_the_inner_service_waits() {
     assert!(error.downcast_ref::<reqwest::Error>().unwrap().is_connect());
 }
 
-/// DESIGN.md, section 3: what must compile and run. The two for tonic are in `grpc.rs`.
+/// The uses that the README shows must compile and run. The two for tonic are in `grpc.rs`.
 mod as_designed {
     use super::*;
 
