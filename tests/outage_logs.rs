@@ -186,6 +186,7 @@ async fn no_right_to_beat() {
 async fn a_gauge_and_counters_by_reason() {
     const DEGRADED: &str = "tower_throttle_degraded";
     let mut server = RedisServer::start().await;
+    let (_log, _listening) = Log::listen();
     let told = Metrics::default();
     let _guard = metrics::set_default_local_recorder(&told);
     let limiter = limiter(server.url());

@@ -2,9 +2,11 @@
 
 #![allow(unreachable_pub)]
 
+use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::fmt;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::marker::PhantomData;
+use std::sync::{Arc, Mutex, Once, PoisonError};
 
 use metrics::{
     Counter, CounterFn, Gauge, GaugeFn, Histogram, Key, KeyName, Metadata, Recorder, SharedString,
@@ -12,19 +14,38 @@ use metrics::{
 };
 use tracing::field::{Field, Visit};
 use tracing::span::{Attributes, Id, Record};
-use tracing::subscriber::DefaultGuard;
 use tracing::{Event, Level, Subscriber};
 
 /// Everything that the crate logs on the thread that listens, as lines.
 #[derive(Clone, Default)]
 pub struct Log(Arc<Mutex<Vec<(Level, String)>>>);
 
+thread_local! {
+    static HERE: RefCell<Option<Log>> = const { RefCell::new(None) };
+}
+
+/// Stops listening on this thread.
+pub struct Listening(PhantomData<*const ()>);
+
+impl Drop for Listening {
+    fn drop(&mut self) {
+        HERE.set(None);
+    }
+}
+
 impl Log {
     /// Listens on this thread until the guard is dropped.
-    pub fn listen() -> (Self, DefaultGuard) {
+    ///
+    /// Every test that makes the crate log listens, even if it reads no line: whether a line is
+    /// of interest to anybody is decided when the first thread comes to it, for all threads.
+    pub fn listen() -> (Self, Listening) {
+        static PROCESS: Once = Once::new();
+        PROCESS.call_once(|| {
+            tracing::subscriber::set_global_default(ByThread).expect("no other subscriber");
+        });
         let log = Self::default();
-        let guard = tracing::subscriber::set_default(log.clone());
-        (log, guard)
+        HERE.set(Some(log.clone()));
+        (log, Listening(PhantomData))
     }
 
     /// What was logged at this level, in order.
@@ -45,7 +66,10 @@ impl Log {
     }
 }
 
-impl Subscriber for Log {
+/// Hands each line to the log of the thread that wrote it.
+struct ByThread;
+
+impl Subscriber for ByThread {
     fn enabled(&self, metadata: &tracing::Metadata<'_>) -> bool {
         metadata.target().starts_with("tower_throttle")
     }
@@ -59,8 +83,12 @@ impl Subscriber for Log {
         }
         let mut line = Line(String::new());
         event.record(&mut line);
-        let mut lines = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        lines.push((*event.metadata().level(), line.0));
+        HERE.with_borrow(|log| {
+            if let Some(Log(lines)) = log {
+                let mut lines = lines.lock().unwrap_or_else(PoisonError::into_inner);
+                lines.push((*event.metadata().level(), line.0));
+            }
+        });
     }
 
     fn new_span(&self, _: &Attributes<'_>) -> Id {
