@@ -493,8 +493,7 @@ impl Future for Acquire {
         // Written where it is returned: a permit is large, and each move of it would tell.
         if let (State::Start, Some(core), [scope]) =
             (&this.state, &this.core, this.scopes.as_slice())
-            && this.max_wait.is_zero()
-            && let Some(decision) = core.decide(scope, true)
+            && let Some(decision) = core.decide(scope, this.max_wait.is_zero())
         {
             this.state = State::Done;
             match decision {

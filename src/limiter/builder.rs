@@ -44,6 +44,7 @@ pub struct LimiterBuilder {
     fallback: Fallback,
     replicas: u32,
     max_scopes: usize,
+    lease: f64,
 }
 
 #[derive(Clone)]
@@ -66,6 +67,7 @@ impl LimiterBuilder {
             fallback: Fallback::Share(Share::Auto),
             replicas: 1,
             max_scopes: DEFAULT_MAX_SCOPES,
+            lease: 0.0,
         }
     }
 
@@ -162,6 +164,32 @@ impl LimiterBuilder {
         self
     }
 
+    /// Lets this process take up to `tokens` of a scope ahead of its callers, so that while the
+    /// scope is hot most of them need no round trip; zero, which is off, unless said.
+    ///
+    /// A lease grows with the demand: to what the callers of two milliseconds and two round trips
+    /// took, never over `tokens`, nor over an eighth of the capacity. It is asked for together
+    /// with their demands, of what the bucket holds above half its capacity, and only while
+    /// nobody waits for a turn and no outage is on: where tokens are scarce there are no leases.
+    /// What was not used for a second goes back, and all of it when the last clone of the limiter
+    /// is dropped, while its runtime still runs. Acquisitions of several scopes at once take no
+    /// part.
+    ///
+    /// The price: a token is charged when it is leased and may be used later, so that a window of
+    /// `w` seconds holds up to `capacity + rate * w + n * min(tokens, capacity / 8)` tokens,
+    /// where `n` processes lease. Over the long run nothing is admitted beyond the rate. A
+    /// process that dies loses what it has leased.
+    ///
+    /// ```
+    /// # use tower_throttle::Limiter;
+    /// let limiter = Limiter::builder().lease(256.0).build()?;
+    /// # Ok::<_, tower_throttle::ConfigError>(())
+    /// ```
+    pub fn lease(mut self, tokens: f64) -> Self {
+        self.lease = tokens;
+        self
+    }
+
     /// The limiter. No I/O happens here.
     ///
     /// ```
@@ -190,6 +218,11 @@ impl LimiterBuilder {
                 "max_scopes is zero: write how many buckets memory may hold, at least 1",
             ));
         }
+        if !(self.lease >= 0.0 && self.lease.is_finite()) {
+            return Err(ConfigError::new(
+                "lease is not a number of tokens: write how many a process may take ahead, or 0",
+            ));
+        }
         self.fallback.check()?;
         #[cfg(feature = "redis")]
         if let Some(url) = &self.url {
@@ -213,6 +246,7 @@ impl LimiterBuilder {
             prefix: self.prefix,
             timeout: self.timeout,
             known: Arc::new(crate::redis::Known::new(self.max_scopes)),
+            leases: Arc::new(crate::redis::Leases::new(self.lease, self.max_scopes)),
             members: core.shares.members.clone(),
             books: core.shares.clone(),
             observer: core.observer.clone(),

@@ -77,6 +77,9 @@ impl Core {
         let mut hashes = Hashes::default();
         let id = scope.lookup(&self.salt, &mut hashes);
         if let Some(remote) = &self.remote {
+            if let Some(level) = remote.take_leased(scope, &id, terms) {
+                return Some(Ok(level));
+            }
             let retry_after = at_once.then(|| remote.refuses_now(&id, terms, cost));
             return retry_after.flatten().map(Err);
         }

@@ -182,14 +182,18 @@ impl Permit {
         }
     }
 
-    /// From memory alone, for one scope.
+    /// Decided without a call to Redis, for one scope.
     #[inline]
     pub(super) fn at_once(core: Arc<Core>, scopes: Scopes, level: f64) -> Self {
+        let origin = match core.remote {
+            Some(_) => Origin::Redis,
+            None => Origin::Memory,
+        };
         Self {
             charge: Charge::Own(Taken {
                 core,
                 scopes,
-                origin: Origins::All(Origin::Memory),
+                origin: Origins::All(origin),
                 settled: AtomicU64::new(f64::NAN.to_bits()),
             }),
             tightest: Some((0, level)),

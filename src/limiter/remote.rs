@@ -28,6 +28,7 @@ pub(crate) enum Mode {
 pub(crate) struct Remote {
     batcher: redis::Batcher<Arc<Waiter>, redis::Link>,
     known: Arc<redis::Known>,
+    leases: Arc<redis::Leases>,
     salt: [u8; 32],
 }
 
@@ -36,11 +37,13 @@ impl Remote {
     pub(crate) fn new(config: redis::LinkConfig, salt: [u8; 32]) -> Self {
         let prefix = config.prefix.clone();
         let known = config.known.clone();
+        let leases = config.leases.clone();
         let books = config.books.clone();
         let link = redis::Link::new(config);
         Self {
-            batcher: redis::Batcher::new(link, prefix, salt, known.clone(), books),
+            batcher: redis::Batcher::new(link, prefix, salt, known.clone(), leases.clone(), books),
             known,
+            leases,
             salt,
         }
     }
@@ -103,6 +106,20 @@ impl Remote {
             scope.tokens(),
             max_wait_us,
         )
+    }
+
+    /// Takes from what this process has taken ahead, as long as Redis alone decides: the level
+    /// that is left.
+    #[inline]
+    pub(crate) fn take_leased(&self, scope: &Scope, id: &Lookup<'_>, terms: Terms) -> Option<f64> {
+        if self.leases.is_empty() || !matches!(self.mode(), Mode::Passing) {
+            return None;
+        }
+        let leased = self.leases.take(id, terms, scope.tokens())?;
+        if leased.more {
+            self.batcher.lease(scope);
+        }
+        Some(leased.level)
     }
 
     /// The same for somebody who does not wait, as long as Redis alone decides.
@@ -178,6 +195,10 @@ impl Remote {
     }
 
     pub(crate) fn refuses(&self, _: &Scope, _: f64) -> Option<Duration> {
+        match *self {}
+    }
+
+    pub(crate) fn take_leased(&self, _: &Scope, _: &Lookup<'_>, _: Terms) -> Option<f64> {
         match *self {}
     }
 

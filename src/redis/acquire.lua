@@ -14,12 +14,14 @@
 --            7 index tokens wait big         charge, however deep the debt; the last of those who
 --                                            were promised some of it, the largest of cost big,
 --                                            has his turn after this wait
+--            8 index tokens                  take up to so many ahead of any demand, of what is
+--                                            over half the capacity, while nobody sleeps
 -- ARGV[2]  the epoch by which the caller knows these buckets
 -- ARGV[3]  after an outage, the part of all processes that is back
 -- Reply    nothing, where the epoch is another; else doubles: the server's time; per key: of its
 --          first demand how many go now, how many are granted, the wait of the last, when a
 --          refused one may ask again; then level and pool; per command that takes: the first four
---          of these, and which of its buckets decides. All times are microseconds.
+--          of these, and which of its buckets decides (8: tokens, not demands). All times are microseconds.
 --
 -- A value is level, at, the largest capacity and the slowest rate by which any process has known
 -- this bucket since it was last full, and until when Redis keeps it; then, while somebody sleeps
@@ -237,7 +239,16 @@ while pos <= size do
     local i, x
     i, pos = unpack_d('<d', argument, pos)
     local k = key[i]
-    if op ~= 4 then
+    if op == 8 then
+      x, pos = unpack_d('<d', argument, pos)
+      local ahead = 0
+      if k.tail <= k.at then ahead = max(min(x, math.floor(k.level - k.cap / 2)), 0) end
+      if ahead > 0 then
+        k.level = k.level - ahead
+        k.changed = true
+      end
+      taken[#taken + 1] = pack('<ddddd', ahead, ahead, 0, 0, 1)
+    elseif op ~= 4 then
       if op == 6 and k.level < k.cap then break end
       k.changed = true
     end
@@ -245,7 +256,7 @@ while pos <= size do
       k.level = 0
     elseif op == 3 then
       k.level, k.tail, k.big, k.pool = k.cap, 0, 0, 0
-    elseif op ~= 4 then
+    elseif op ~= 4 and op ~= 8 then
       x, pos = unpack_d('<d', argument, pos)
       if op == 5 then
         k.level, k.pool = min(k.level, x), min(k.pool, max(x, 0))

@@ -9,6 +9,7 @@ use super::{
     batcher::Shared,
     command::{Asker, Books, Command, Deadline, Pending, Wire},
     known::Known,
+    leases::{Asked, Leases},
     script::{Answer, Argument, First, Reply},
 };
 use crate::{
@@ -33,6 +34,10 @@ pub(super) struct Batch<A: Asker> {
     /// All but the first demands, in their order.
     steps: Vec<Step<A>>,
     takes: usize,
+    /// Places of which a lease is half used.
+    half_used: Vec<usize>,
+    /// What is taken ahead, after all demands.
+    ahead: Vec<(usize, Asked)>,
     /// Of how many commands it is made.
     length: usize,
 }
@@ -160,6 +165,8 @@ impl<A: Asker> Batch<A> {
             places: Vec::with_capacity(commands.len().min(MOST_BUCKETS)),
             steps: Vec::new(),
             takes: 0,
+            half_used: Vec::new(),
+            ahead: Vec::new(),
             length: 0,
         };
         index.clear();
@@ -191,7 +198,35 @@ impl<A: Asker> Batch<A> {
                 Err((Unfit::Never, command)) => drop(command),
             }
         }
+        if shared.leases.are_on() && shared.wire.is_calm() {
+            batch.take_ahead(&shared.leases);
+        }
         batch
+    }
+
+    fn take_ahead(&mut self, leases: &Arc<Leases>) {
+        let demanded = |demand: &Demand<A>| {
+            let callers = demand.askers.len() as f64;
+            (demand.cost * callers, callers)
+        };
+        let mut demands = vec![(0.0, 0.0); self.places.len()];
+        for (place, demands) in self.places.iter().zip(&mut demands) {
+            *demands = place.first.as_ref().map_or((0.0, 0.0), demanded);
+        }
+        for step in &self.steps {
+            if let Step::Take(place, demand) = step {
+                let (tokens, callers) = demanded(demand);
+                demands[*place].0 += tokens;
+                demands[*place].1 += callers;
+            }
+        }
+        for (index, (place, demand)) in self.places.iter().zip(demands).enumerate() {
+            if (demand.1 > 0.0 || self.half_used.contains(&index))
+                && let Some(asked) = leases.ask(&place.scope, &place.id, place.terms, demand)
+            {
+                self.ahead.push((index, asked));
+            }
+        }
     }
 
     fn add(
@@ -218,6 +253,11 @@ impl<A: Asker> Batch<A> {
             }
             Command::Reset(_, reply) => self.step(place, Step::Reset(place, reply)),
             Command::Look(_, reply) => self.step(place, Step::Look(place, reply)),
+            // It is asked for by what is known when all demands are gathered.
+            Command::Lease(_, asked) => {
+                drop(asked);
+                self.half_used.push(place);
+            }
         }
         Ok(())
     }
@@ -323,6 +363,9 @@ impl<A: Asker> Batch<A> {
                 Step::Look(place, _) => argument.look(place + 1),
             }
         }
+        for (place, asked) in &self.ahead {
+            argument.lease(place + 1, asked.tokens);
+        }
         argument.into_bytes()
     }
 
@@ -338,7 +381,8 @@ impl<A: Asker> Batch<A> {
         let sent = Instant::now();
         let result = shared.wire.call(keys, self.argument(), deadline).await;
         let reply = result.as_ref().map_err(Clone::clone).and_then(|bytes| {
-            Reply::new(bytes, self.places.len(), self.takes).ok_or_else(|| {
+            let takes = self.takes + self.ahead.len();
+            Reply::new(bytes, self.places.len(), takes).ok_or_else(|| {
                 Failure::new(
                     FailureKind::Misconfigured,
                     "the script's reply is of another length",
@@ -384,6 +428,10 @@ impl<A: Asker> Batch<A> {
         for (index, place) in self.places.iter().enumerate() {
             let (id, level) = (place.id.as_bytes(), reply.level(index));
             known.learn(id, place.terms, level, sent, refusing[index]);
+        }
+        for (nth, (place, asked)) in self.ahead.into_iter().enumerate() {
+            let tokens = reply.answer(self.takes + nth).taken.granted;
+            asked.answer(tokens, reply.level(place).0, sent);
         }
         for (index, place) in self.places.into_iter().enumerate() {
             if let Some(first) = place.first {

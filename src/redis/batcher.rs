@@ -17,6 +17,7 @@ use super::{
     batch::{Batch, Index, terms_of},
     command::{Asker, Books, Command, Deadline, Pending, Wire},
     known::Known,
+    leases::{COOLS, Leases},
 };
 use crate::{
     decision::{Failure, FailureKind},
@@ -41,6 +42,7 @@ pub(super) struct Shared<A: Asker, W: Wire> {
     wake: Notify,
     pub(super) wire: W,
     pub(super) known: Arc<Known>,
+    pub(super) leases: Arc<Leases>,
     pub(super) books: Arc<dyn Books>,
     pub(super) salt: [u8; 32],
     pub(super) prefix: String,
@@ -62,6 +64,7 @@ impl<A: Asker, W: Wire> Batcher<A, W> {
         prefix: String,
         salt: [u8; 32],
         known: Arc<Known>,
+        leases: Arc<Leases>,
         books: Arc<dyn Books>,
     ) -> Self {
         Self {
@@ -76,6 +79,7 @@ impl<A: Asker, W: Wire> Batcher<A, W> {
                 wake: Notify::new(),
                 wire,
                 known,
+                leases,
                 books,
                 salt,
                 prefix,
@@ -118,6 +122,13 @@ impl<A: Asker, W: Wire> Batcher<A, W> {
     pub(crate) async fn look(&self, scope: &Scope) -> Result<f64, Failure> {
         let scope = Box::new(scope.clone());
         self.ask(|reply| Command::Look(scope, reply)).await
+    }
+
+    /// Asks for more of a lease that is half used.
+    pub(crate) fn lease(&self, scope: &Scope) {
+        let shared = &self.shared;
+        let asked = shared.leases.asked(scope.id(&shared.salt), 0.0);
+        self.push(Command::Lease(Box::new(scope.clone()), asked));
     }
 
     async fn ask(
@@ -180,6 +191,7 @@ impl<A: Asker, W: Wire> Batcher<A, W> {
             index: Index::default(),
             crowded: false,
             deadlines: Vec::new(),
+            cools: None,
         };
         // Outside the lock: a runtime that shuts down drops the worker here.
         runtime.spawn(worker.run());
@@ -200,6 +212,19 @@ impl<A: Asker, W: Wire> Shared<A, W> {
     }
 }
 
+fn cooling() -> Deadline {
+    let mut deadline = Deadline::new();
+    deadline.set(Instant::now() + COOLS);
+    deadline
+}
+
+async fn passed(deadline: Option<&mut Deadline>) {
+    match deadline {
+        Some(deadline) => deadline.passed().await,
+        None => std::future::pending().await,
+    }
+}
+
 struct Worker<A: Asker, W: Wire> {
     shared: Arc<Shared<A, W>>,
     gathered: VecDeque<Command<A>>,
@@ -208,6 +233,8 @@ struct Worker<A: Asker, W: Wire> {
     crowded: bool,
     /// Of calls that are over.
     deadlines: Vec<Deadline>,
+    /// When leases are looked at next, where there have been any.
+    cools: Option<Deadline>,
 }
 
 impl<A: Asker, W: Wire> Worker<A, W> {
@@ -235,9 +262,18 @@ impl<A: Asker, W: Wire> Worker<A, W> {
                 });
                 continue;
             }
-            if calls.is_empty() && self.is_over() {
-                return;
+            if calls.is_empty() {
+                if self.is_over() {
+                    return;
+                }
+                if !self.gathered.is_empty() {
+                    continue;
+                }
             }
+            let cools = match self.shared.leases.is_empty() {
+                true => None,
+                false => Some(self.cools.get_or_insert_with(cooling)),
+            };
             tokio::select! {
                 biased;
                 Some((failed, deadline)) = calls.next(), if !calls.is_empty() => {
@@ -247,7 +283,23 @@ impl<A: Asker, W: Wire> Worker<A, W> {
                     }
                 }
                 () = self.shared.wake.notified() => {}
+                () = passed(cools) => {
+                    self.cools = Some(cooling());
+                    let cooled = self.shared.leases.cool();
+                    self.give_back(cooled);
+                }
             }
+        }
+    }
+
+    /// Of leases.
+    fn give_back(&mut self, tokens: Vec<(Scope, f64)>) {
+        let shared = &self.shared;
+        for (scope, tokens) in tokens {
+            let id = scope.id(&shared.salt);
+            shared.known.raise(&id, terms_of(&scope), tokens);
+            let command = Command::GiveBack(Box::new(scope), tokens);
+            self.gathered.push_back(command);
         }
     }
 
@@ -290,12 +342,17 @@ impl<A: Asker, W: Wire> Worker<A, W> {
                 }
                 Command::GiveBack(scope, tokens) => self.shared.books.correct(&scope, -tokens),
                 Command::Charge(scope, tokens) => self.shared.books.correct(&scope, tokens),
+                Command::Lease(..) => {}
             }
         }
     }
 
     /// The limiter is gone and nothing is left to send.
-    fn is_over(&self) -> bool {
+    fn is_over(&mut self) -> bool {
+        if self.shared.lock().closed {
+            let left = self.shared.leases.drain();
+            self.give_back(left);
+        }
         let mut queue = self.shared.lock();
         let over = queue.closed && queue.commands.is_empty() && self.gathered.is_empty();
         if over {

@@ -2,7 +2,10 @@
 
 use std::{
     future::Future,
-    sync::{Arc, Mutex},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
@@ -12,8 +15,10 @@ use super::{
     batcher::Batcher,
     command::{Asker, Books, Deadline, Owed, Wire},
     known::Known,
+    leases::{COOLS, Leases},
 };
 use crate::{
+    bucket::Terms,
     decision::{Decision, Failure, FailureKind},
     quota::Quota,
     scope::Scope,
@@ -33,6 +38,8 @@ struct Scripted {
     calls: Arc<Mutex<Vec<Call>>>,
     answers: Arc<Semaphore>,
     fails: bool,
+    /// Replies come cut short.
+    cuts: Arc<AtomicBool>,
 }
 
 impl Scripted {
@@ -41,6 +48,7 @@ impl Scripted {
             calls: Arc::default(),
             answers: Arc::new(Semaphore::new(answers)),
             fails: false,
+            cuts: Arc::default(),
         }
     }
 
@@ -56,6 +64,10 @@ impl Wire for Scripted {
 
     fn part(&self) -> f64 {
         1.0
+    }
+
+    fn is_calm(&self) -> bool {
+        true
     }
 
     fn call(
@@ -81,6 +93,10 @@ impl Wire for Scripted {
                 let n = commands[at + 1];
                 reply.extend([n, n, 0.0, 0.0, 1.0]);
                 at += 4 + 2 * commands[at + 3] as usize;
+            } else if commands[at] == 8.0 {
+                let ahead = commands[at + 2];
+                reply.extend([ahead, ahead, 0.0, 0.0, 1.0]);
+                at += 3;
             } else {
                 at += if commands[at] <= 2.0 { 3 } else { 2 };
             }
@@ -92,10 +108,14 @@ impl Wire for Scripted {
         let call = (names, firsts, commands);
         self.calls.lock().expect("no panic").push(call);
         let (answers, fails) = (self.answers.clone(), self.fails);
+        let cuts = self.cuts.clone();
         async move {
             answers.acquire().await.expect("open").forget();
             if fails {
                 return Err(Failure::new(FailureKind::Timeout, "scripted"));
+            }
+            if cuts.load(Ordering::Relaxed) {
+                reply.pop();
             }
             Ok(reply.into_iter().flat_map(f64::to_le_bytes).collect())
         }
@@ -166,8 +186,17 @@ impl Setup {
     fn new(wire: Scripted) -> Self {
         let books = Arc::new(Ledger::default());
         let known = Arc::new(Known::new(1_000));
+        let leases = Arc::new(Leases::new(0.0, 1_000));
+        let batcher = Batcher::new(
+            wire.clone(),
+            String::new(),
+            [0; 32],
+            known,
+            leases,
+            books.clone(),
+        );
         Self {
-            batcher: Batcher::new(wire.clone(), String::new(), [0; 32], known, books.clone()),
+            batcher,
             wire,
             books,
             answers: Answers::default(),
@@ -382,4 +411,131 @@ async fn a_demand_that_contradicts_itself_holds_nobody_up() {
         panic!("one call");
     };
     assert_eq!(keys, &["a"]);
+}
+
+/// A batcher that leases, over a Redis that grants all of it.
+fn leasing(answers: usize) -> (Setup, Arc<Leases>) {
+    let mut setup = Setup::new(Scripted::new(answers));
+    let leases = Arc::new(Leases::new(1e9, 1_000));
+    setup.batcher = Batcher::new(
+        setup.wire.clone(),
+        String::new(),
+        [0; 32],
+        Arc::new(Known::new(1_000)),
+        leases.clone(),
+        setup.books.clone(),
+    );
+    (setup, leases)
+}
+
+const HOT: Quota = Quota::per_second(1e6).burst(1_000.0);
+
+fn take(setup: &Setup, leases: &Leases, scope: &Scope) -> bool {
+    let terms = Terms::new(1_000.0, 1e6);
+    let leased = leases.take(&scope.id(&[0; 32]).lookup(), terms, 1.0);
+    if leased.is_some_and(|leased| leased.more) {
+        setup.batcher.lease(scope);
+    }
+    leased.is_some()
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_hot_bucket_is_leased_used_asked_for_again_and_given_back() {
+    let (mut setup, leases) = leasing(usize::MAX >> 4);
+    let a = HOT.scope("a");
+    for _ in 0..3 {
+        for _ in 0..50 {
+            setup.ask([a.clone()]);
+        }
+        setup.settle().await;
+    }
+    let calls = setup.wire.calls();
+    assert!(calls[0].2.is_empty(), "nobody knows how hot it is");
+    // A hundred in the first milliseconds, for two milliseconds.
+    let leased = calls[1].2[2];
+    assert_eq!(calls[1].2[..2], [8.0, 1.0]);
+    assert!((50.0..=125.0).contains(&leased), "{leased}");
+    // Taken by callers without a call, until half is left; then by one that nobody waits for.
+    let before = setup.wire.calls().len();
+    while setup.wire.calls().len() == before {
+        for _ in 0..25 {
+            assert!(take(&setup, &leases, &a));
+        }
+        setup.settle().await;
+    }
+    let call = setup.wire.calls().pop().expect("a call");
+    assert_eq!(call.1, [[0.0; 3]], "nobody's demand");
+    assert_eq!(call.2[..2], [8.0, 1.0]);
+    // Unused, all of it goes back.
+    let before = setup.wire.calls().len();
+    tokio::time::sleep(3 * COOLS).await;
+    let back = setup.wire.calls()[before..].to_vec();
+    assert!(
+        back.iter().all(|call| call.2[..2] == [1.0, 1.0]),
+        "{back:?}"
+    );
+    assert!(leases.is_empty());
+    let given: f64 = setup
+        .wire
+        .calls()
+        .iter()
+        .flat_map(|call| of_op(call, 1.0))
+        .sum();
+    let leased: f64 = setup
+        .wire
+        .calls()
+        .iter()
+        .flat_map(|call| of_op(call, 8.0))
+        .sum();
+    let used = leased - given;
+    assert!(used > 0.0 && used % 25.0 == 0.0, "{used} of {leased}");
+}
+
+fn of_op(call: &Call, op: f64) -> Option<f64> {
+    (call.2.first() == Some(&op)).then(|| call.2[2])
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_limiter_that_goes_gives_its_leases_back() {
+    for in_flight in [false, true] {
+        let (mut setup, leases) = leasing(if in_flight { 1 } else { 2 });
+        let a = HOT.scope("a");
+        for _ in 0..2 {
+            (0..50).for_each(|_| setup.ask([a.clone()]));
+            setup.settle().await;
+        }
+        assert_eq!(take(&setup, &leases, &a), !in_flight);
+        let wire = setup.wire.clone();
+        drop(setup);
+        wire.answers.add_permits(99);
+        tokio::time::sleep(Duration::from_millis(10)).await;
+        let calls = wire.calls();
+        let leased = calls.iter().filter_map(|call| of_op(call, 8.0)).next_back();
+        let given = calls.iter().filter_map(|call| of_op(call, 1.0)).next_back();
+        let used = if in_flight { 0.0 } else { 1.0 };
+        assert!(leased.is_some_and(|leased| leased > 1.0), "{calls:?}");
+        assert_eq!(given, leased.map(|leased| leased - used));
+        assert!(leases.drain().is_empty());
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_lease_that_failed_is_asked_for_again() {
+    let (mut setup, leases) = leasing(1);
+    let a = HOT.scope("a");
+    for _ in 0..50 {
+        setup.ask([a.clone()]);
+    }
+    setup.settle().await;
+    (0..50).for_each(|_| setup.ask([a.clone()]));
+    setup.settle().await;
+    assert_eq!(setup.wire.calls().len(), 2, "the second is in flight");
+    let id = a.id(&[0; 32]);
+    let ask = || leases.ask(&a, &id, Terms::new(1_000.0, 1e6), (99.0, 99.0));
+    assert!(ask().is_none(), "it is being asked for");
+    // The wire answers with too few bytes for a reply.
+    setup.wire.cuts.store(true, Ordering::Relaxed);
+    setup.wire.answers.add_permits(1);
+    setup.settle().await;
+    assert!(ask().is_some());
 }

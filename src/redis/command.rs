@@ -7,6 +7,7 @@ use tokio::{
     time::{Instant, Sleep, sleep},
 };
 
+use super::leases::Asked;
 use crate::{
     bucket::Terms,
     decision::{Decision, Failure, FailureKind},
@@ -20,6 +21,10 @@ pub(crate) trait Wire: Send + Sync + 'static {
 
     /// By which part of its rate a bucket refills for all processes that reach Redis.
     fn part(&self) -> f64;
+
+    /// Whether Redis alone decides, and all that are alive reach it: then tokens may be taken
+    /// ahead.
+    fn is_calm(&self) -> bool;
 
     /// Runs the script, within the deadline of the limiter, at most once.
     fn call(
@@ -126,6 +131,8 @@ pub(super) enum Command<A: Asker> {
     Charge(Box<Scope>, f64),
     Reset(Box<Scope>, oneshot::Sender<Result<f64, Failure>>),
     Look(Box<Scope>, oneshot::Sender<Result<f64, Failure>>),
+    /// More than half of a lease is used.
+    Lease(Box<Scope>, Asked),
 }
 
 impl<A: Asker> Command<A> {
@@ -135,7 +142,8 @@ impl<A: Asker> Command<A> {
             Self::GiveBack(scope, _)
             | Self::Charge(scope, _)
             | Self::Reset(scope, _)
-            | Self::Look(scope, _) => std::slice::from_ref(scope),
+            | Self::Look(scope, _)
+            | Self::Lease(scope, _) => std::slice::from_ref(scope),
         }
     }
 }

@@ -12,6 +12,7 @@ use super::{
     connect::Connect,
     failure::timed_out,
     known::Known,
+    leases::Leases,
     shared::{Shared, Stage, disconnected},
 };
 use crate::{decision::Failure, members::Members, observe::Observer};
@@ -26,6 +27,7 @@ pub(crate) struct LinkConfig {
     /// One call takes no longer.
     pub(crate) timeout: Duration,
     pub(crate) known: Arc<Known>,
+    pub(crate) leases: Arc<Leases>,
     pub(crate) members: Arc<Members>,
     pub(crate) books: Arc<dyn Books>,
     pub(crate) observer: Arc<Observer>,
@@ -138,6 +140,10 @@ impl Wire for Link {
             true => 1.0,
             false => self.shared.config.members.part(),
         }
+    }
+
+    fn is_calm(&self) -> bool {
+        self.shared.calm.load(Ordering::Acquire) && self.shared.config.members.part() >= 1.0
     }
 
     async fn call(

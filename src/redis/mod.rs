@@ -13,6 +13,7 @@ mod failure;
 mod heartbeat;
 mod keeper;
 mod known;
+mod leases;
 mod link;
 
 #[cfg(test)]
@@ -29,6 +30,7 @@ pub(crate) use self::{
     connect::Connect,
     driver::Driver,
     known::Known,
+    leases::Leases,
     link::{Link, LinkConfig, Mode},
 };
 

@@ -121,6 +121,11 @@ impl Argument {
         Self::push(&mut self.commands, &[6.0, index as f64]);
     }
 
+    /// Takes up to so many tokens ahead of anybody's demand, of what is over half the capacity.
+    pub(crate) fn lease(&mut self, index: usize, tokens: f64) {
+        Self::push(&mut self.commands, &[8.0, index as f64, tokens]);
+    }
+
     pub(crate) fn into_bytes(mut self) -> Vec<u8> {
         self.keys.append(&mut self.commands);
         self.keys

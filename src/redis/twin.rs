@@ -23,6 +23,7 @@ pub(crate) enum Command {
     Lower(usize, f64),
     /// The rest only where this bucket is full.
     Once(usize),
+    Lease(usize, f64),
 }
 
 impl Command {
@@ -36,7 +37,8 @@ impl Command {
             | Self::Reset(index)
             | Self::Look(index)
             | Self::Lower(index, _)
-            | Self::Once(index) => (&[][..], Some(*index)),
+            | Self::Once(index)
+            | Self::Lease(index, _) => (&[][..], Some(*index)),
         };
         several.iter().map(|(index, _)| *index).chain(one)
     }
@@ -105,7 +107,7 @@ impl Call {
     pub(crate) fn takes(&self) -> usize {
         let commands = self.commands.iter();
         commands
-            .filter(|c| matches!(c, Command::Take { .. }))
+            .filter(|c| matches!(c, Command::Take { .. } | Command::Lease(..)))
             .count()
     }
 
@@ -129,6 +131,7 @@ impl Call {
                 Command::Look(index) => argument.look(index + 1),
                 Command::Lower(index, tokens) => argument.lower(index + 1, *tokens),
                 Command::Once(index) => argument.once(index + 1),
+                Command::Lease(index, tokens) => argument.lease(index + 1, *tokens),
             }
         }
         argument.into_bytes()
@@ -180,6 +183,7 @@ impl Call {
                     5 => Command::Lower(index, number()),
                     6 => Command::Once(index),
                     7 => Command::Pay(index, number(), number(), number()),
+                    8 => Command::Lease(index, number()),
                     op => panic!("no command {op}"),
                 }
             };
@@ -303,6 +307,18 @@ impl Twin {
                 Command::Lower(index, tokens) => {
                     buckets[*index].lower(*tokens);
                     changed[*index] = true;
+                }
+                Command::Lease(index, tokens) => {
+                    let ahead = buckets[*index].lease(*tokens, terms[*index]);
+                    changed[*index] |= ahead > 0.0;
+                    answers.push(Answer {
+                        taken: Taken {
+                            now: ahead,
+                            granted: ahead,
+                            ..Taken::default()
+                        },
+                        which: 0,
+                    });
                 }
                 Command::Once(index) => {
                     if buckets[*index].level < terms[*index].cap {

@@ -50,6 +50,7 @@ async fn call(connection: &mut MultiplexedConnection, call: &Call) -> Answered {
             [(key, _)] => firsts[key].take().or_else(|| rest.next()),
             _ => rest.next(),
         },
+        Command::Lease(..) => rest.next(),
         _ => None,
     });
     Answered {

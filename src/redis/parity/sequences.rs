@@ -145,7 +145,7 @@ fn random_command(rng: &mut Rng, keys: &[(String, Terms)]) -> Command {
     let max_wait = rng
         .pick(&[0.0, unit, 2.5 * unit, 10.0 * unit, 1e12])
         .round();
-    match rng.below(20) {
+    match rng.below(22) {
         0..8 => Command::Take {
             n: 1 + rng.below(6) * rng.below(2),
             max_wait,
@@ -176,7 +176,8 @@ fn random_command(rng: &mut Rng, keys: &[(String, Terms)]) -> Command {
         16 => Command::Charge(index, cost * rng.pick(&[0.1, 1.0, 3.0, 1e9])),
         17 => Command::Reset(index),
         18 => Command::Lower(index, cost - rng.pick(&[0.0, terms.cap / 2.0, terms.cap])),
-        _ => Command::Look(index),
+        19 => Command::Look(index),
+        _ => Command::Lease(index, (cost * rng.pick(&[0.5, 1.0, 3.0, 30.0])).ceil()),
     }
 }
 
