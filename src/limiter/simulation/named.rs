@@ -36,6 +36,7 @@ fn plan(processes: usize, roles: Vec<Role>, faults: &[(u64, u64, usize, Kind)]) 
         faults,
         lull: Duration::ZERO,
         length: last.unwrap_or_default() + ms(9_000),
+        lease: 0.0,
     }
 }
 

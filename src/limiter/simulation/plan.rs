@@ -26,6 +26,16 @@ pub(super) struct Plan {
     /// For so long before the first fault hardly anybody asks, and buckets fill.
     pub(super) lull: Duration,
     pub(super) length: Duration,
+    /// How many tokens each process may take ahead.
+    pub(super) lease: f64,
+}
+
+impl Plan {
+    /// What all processes hold ahead at most.
+    pub(super) fn ahead(&self, limit: usize) -> f64 {
+        let most = self.lease.min(self.limits[limit].capacity / 8.0).floor();
+        most * self.processes as f64
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq)]

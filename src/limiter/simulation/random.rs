@@ -34,6 +34,8 @@ impl Plan {
             faults: Vec::new(),
             lull: Duration::ZERO,
             length: Duration::ZERO,
+            // Of its own, so that a seed means the same plan with leases and without.
+            lease: Rng::new(!seed).pick(&[0.0, 4.0, 1e9]),
         };
         if rng.percent(40) {
             let Limit { capacity, rate, .. } = plan.limits[0];

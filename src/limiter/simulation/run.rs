@@ -70,7 +70,7 @@ impl Process {
         start: Instant,
     ) -> Self {
         let mut rng = Rng::new(plan.seed ^ (0x5eed << 16) ^ process as u64);
-        let mut builder = Limiter::builder();
+        let mut builder = Limiter::builder().lease(plan.lease);
         if plan.hinted {
             builder = builder.replicas(plan.processes as u32);
         }

@@ -105,7 +105,7 @@ fn slack(plan: &Plan, limit: usize) -> f64 {
         _ => 0.0,
     });
     let held: f64 = held.sum();
-    1e-6 + rate * 0.1 + held * plan.busy as f64
+    1e-6 + rate * 0.1 + held * plan.busy as f64 + plan.ahead(limit)
 }
 
 /// The bound that section 6 of the design states, of one fault.
@@ -151,7 +151,7 @@ fn stated(plan: &Plan, index: usize, limit: usize) -> f64 {
 fn even(plan: &Plan, limit: usize, (first, last): (usize, usize)) -> Option<f64> {
     let n = plan.processes as f64;
     let Limit { capacity, rate, .. } = plan.limits[limit];
-    let mut allowed = 2.0 + rate * 0.1;
+    let mut allowed = 2.0 + rate * 0.1 + plan.ahead(limit);
     if plan.promised(limit) > 0.0 {
         // Nor is it heard at once what was promised last.
         allowed += 2.0;
@@ -187,9 +187,10 @@ fn may_lack(plan: &Plan, limit: usize, faults: Option<(usize, usize)>) -> Option
     }
     let n = plan.processes as f64;
     let (rate, largest) = (plan.limits[limit].rate, plan.largest(limit));
-    let calm = largest + 1.0 + 0.5 * rate;
+    let calm = largest + 1.0 + 0.5 * rate + plan.ahead(limit);
     // Of each process: what is in flight, and what its share held when it was no longer asked.
     let mut in_flight = roles.map(Role::cost).sum::<f64>() + largest;
+    in_flight += plan.ahead(limit) / n;
     if plan.limits[limit].strict {
         in_flight += largest;
     }

@@ -14,7 +14,7 @@ const USAGE: &str = "usage: scripts/bench [--quick] [--list] [ROW…]
   --list    the names of the rows
   ROW       only the row of this name, or those whose names contain it
 or, for a profiler: peers --alone SUBJECT URL MILLISECONDS
-  SUBJECT   naive, direct or ours, 256 tasks on one scope of the Redis at URL; memory or layer";
+  SUBJECT   naive, direct, ours or leased, 256 tasks on one scope of the Redis at URL; memory or layer";
 
 fn main() {
     let arguments: Vec<String> = std::env::args().skip(1).collect();

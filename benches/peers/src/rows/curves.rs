@@ -160,6 +160,7 @@ pub async fn alone(subject: &str, url: &str, slice: Duration) {
     let sample = match subject {
         "naive" => of(&Naive::new(url, HOT, keys).await, slice).await,
         "direct" => of(&Direct::new(url, HOT, keys).await, slice).await,
+        "leased" => of(&Ours::leasing(url, "leased", HOT, keys, 16_384.0), slice).await,
         "ours" => of(&Ours::redis(url, "bench", HOT, keys), slice).await,
         "memory" => load::tight(&Ours::memory("bench", HOT, keys), 1, 1, slice),
         "layer" => load::tight(&super::memory::fixed_layer(), 1, 1, slice),

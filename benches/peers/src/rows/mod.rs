@@ -101,6 +101,12 @@ pub fn all() -> Vec<Row> {
             shared::hot_10240
         ),
         row!(
+            "lease",
+            "naive",
+            "A lease of 1,024, one hot scope, 1,024 tasks",
+            shared::lease
+        ),
+        row!(
             "scopes-10k",
             "naive",
             "10,000 scopes, 1,024 tasks",

@@ -113,6 +113,38 @@ pub async fn hot_10240(plan: &Plan) -> Outcome {
     }
 }
 
+pub async fn lease(plan: &Plan) -> Outcome {
+    let server = server::start().await;
+    let url = server.url();
+    let probe = Some(&Probe::new(&url).await);
+    let load = hot(1024);
+    let keys = &Keys::new(load.scopes);
+    let naive = Naive::new(&url, HOT, keys).await;
+    let leasing = |name, tokens| Ours::leasing(&url, name, HOT, keys, tokens);
+    let cases = vec![
+        Case::new("naive", naive, load, probe),
+        Case::new("ours", leasing("leased", 1_024.0), load, probe),
+        Case::new(
+            "ours, 16,384",
+            leasing("leased more", 16_384.0),
+            load,
+            probe,
+        ),
+        Case::new(
+            "ours, without",
+            Ours::redis(&url, "bench", HOT, keys),
+            load,
+            probe,
+        ),
+    ];
+    let figures = rounds(plan, cases).await;
+    Outcome {
+        claims: vec![faster(&figures, 80.0)],
+        figures,
+        ..Outcome::default()
+    }
+}
+
 fn many(scopes: usize) -> Load {
     Load {
         tasks: 1024,

@@ -19,6 +19,11 @@ impl Ours<false> {
         let limiter = limiter(url);
         Self::with(limiter, name, terms, keys)
     }
+
+    /// That takes so many tokens ahead.
+    pub fn leasing(url: &str, name: &'static str, terms: Terms, keys: &Keys, tokens: f64) -> Self {
+        Self::with(leasing(url, tokens), name, terms, keys)
+    }
 }
 
 impl Ours<true> {
@@ -42,8 +47,13 @@ impl<const MEMORY: bool> Ours<MEMORY> {
 }
 
 pub fn limiter(url: &str) -> Limiter {
+    leasing(url, 0.0)
+}
+
+fn leasing(url: &str, tokens: f64) -> Limiter {
     Limiter::builder()
         .redis(url)
+        .lease(tokens)
         .max_scopes(2_000_000)
         .build()
         .expect("our own URL parses")
