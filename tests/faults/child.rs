@@ -57,6 +57,12 @@ pub(crate) const SCOPES: [Kind; 4] = [
 
 const VARIABLE: &str = "THROTTLE_FAULTS_CHILD";
 
+/// How many tokens each process may take ahead, with `THROTTLE_LEASE`; none by default.
+pub(crate) fn lease() -> f64 {
+    let lease = std::env::var("THROTTLE_LEASE").ok();
+    lease.map_or(0.0, |tokens| tokens.parse().expect("a number of tokens"))
+}
+
 /// What a process is told to do.
 #[derive(Clone, Debug)]
 pub(crate) struct Order {
@@ -119,6 +125,7 @@ async fn load(order: Order) {
     let limiter = Limiter::builder()
         .redis(&order.url)
         .replicas(order.replicas)
+        .lease(lease())
         .build()
         .expect("a URL");
     limiter.peek(&scope(SCOPES[0], None)).await;

@@ -3,7 +3,8 @@
 //! Each row is one fault. By default the commonest ones run, in a short form; with
 //! `THROTTLE_FULL=1` all run at full length, and times are asserted too. The figures are printed
 //! as a table; `THROTTLE_FIGURES=FILE` also puts it between the marks in that file.
-//! `./scripts/faults` does both. Arguments are those of any test program: a filter, `--list`.
+//! `./scripts/faults` does both. With `THROTTLE_LEASE=TOKENS` the processes take so many tokens
+//! ahead. Arguments are those of any test program: a filter, `--list`.
 #![allow(
     clippy::disallowed_methods,
     clippy::disallowed_types,

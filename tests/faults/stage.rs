@@ -8,7 +8,7 @@ use std::{
 };
 
 use super::{
-    child::Order,
+    child::{CAPACITY, Order, lease},
     record::{Record, now_us},
     support::{Proxy, RedisServer},
 };
@@ -186,7 +186,7 @@ impl Stage {
             processes: processes.await.expect("no panic"),
             marks: Vec::new(),
             killed: Vec::new(),
-            allowed: 0.0,
+            allowed: PROCESSES as f64 * lease().min(CAPACITY / 8.0).floor(),
         }
     }
 
