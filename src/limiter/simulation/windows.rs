@@ -125,7 +125,12 @@ fn stated(plan: &Plan, index: usize, limit: usize) -> f64 {
         let before = &plan.faults[index - 1];
         before.kind == Kind::Evicted && fault.at - before.at < Duration::from_secs(2)
     };
-    let unseen = fault.at.is_zero() || forgotten;
+    // Nor those who had no time to meet, as Redis was not there when they started.
+    let never_met = index > 0 && {
+        let before = &plan.faults[index - 1];
+        before.at.is_zero() && fault.at - before.lasts < Duration::from_secs(2)
+    };
+    let unseen = fault.at.is_zero() || forgotten || never_met;
     // What was charged since the last beat may be lost without a sign.
     let old = |data| {
         if matches!(data, Data::Old(_)) {
@@ -137,7 +142,8 @@ fn stated(plan: &Plan, index: usize, limit: usize) -> f64 {
     match fault.kind {
         Kind::ClockSet(ms) => (rate * f64::from(ms.max(0)) / 1e3).min(full),
         Kind::Dies => 0.0,
-        Kind::Evicted => full,
+        // Without the key that tells whether data was kept, it is as if none was.
+        Kind::Evicted => full.max(start),
         Kind::Down(data) | Kind::Flaps(_, data) => start + rate * 0.2 + old(data),
         // Some pass while others do not, whoever it is.
         Kind::Slow(_) => start + unheard + part * rate * lasts,
@@ -210,8 +216,16 @@ fn may_lack(plan: &Plan, limit: usize, faults: Option<(usize, usize)>) -> Option
         return Some(calm);
     };
     let mut lack = calm;
-    for fault in &plan.faults[first..=last] {
+    for (index, fault) in plan.faults.iter().enumerate().take(last + 1).skip(first) {
         let meet = fault.meet as f64;
+        // A clock that is set back before anybody is back from an outage: what would have
+        // refilled in that is lost.
+        if matches!(fault.kind, Kind::ClockSet(ms) if ms < 0) && index > 0 {
+            let before = &plan.faults[index - 1];
+            if fault.at < before.at + before.lasts + Duration::from_secs(2) {
+                lack += plan.limits[limit].capacity;
+            }
+        }
         lack += match fault.kind {
             // Each call over the time-out is executed, and its tokens are lost.
             Kind::Slow(_) => return None,
