@@ -67,6 +67,8 @@
 //! - tokens that were charged earlier and used, refunded or settled late: a turn is used up to
 //!   100 ms after it has come, else it is given back and asked for again;
 //! - what had been promised when a quota was raised, or lowered, for the same name;
+//! - with [leases](LimiterBuilder::lease), which are off unless asked for, what all processes have
+//!   taken ahead: at most an eighth of the capacity each;
 //! - one jump of the server's clock forward by `s` seconds: `rate * s`, at most the capacity and
 //!   what was promised;
 //! - while Redis is away, what the shares of the processes allow (see [`Fallback`]).
