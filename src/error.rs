@@ -3,8 +3,9 @@
 use std::{error::Error, fmt, sync::Arc, time::Duration};
 
 use crate::{
+    clock::to_us,
     quota::Quota,
-    scope::{Name, Scope},
+    scope::{Name, Scope, Scopes},
 };
 
 /// Why an acquisition was refused.
@@ -36,7 +37,7 @@ pub enum Reason {
 
 /// An acquisition that was refused: why, by which scope, and when to come back.
 ///
-/// Cloning is cheap. It holds the scope's name, never its key.
+/// Cloning is cheap. It tells the scope's name, never its key.
 ///
 /// # Examples
 ///
@@ -57,25 +58,34 @@ pub struct Rejected {
     why: Why,
     /// Not the whole scope: a refusal shall cost little.
     name: Name,
+    quota: Quota,
+    cost: f64,
+    /// All scopes of the acquisition, where there were several.
+    several: Option<Arc<[Scope]>>,
     degraded: bool,
 }
 
 #[derive(Clone)]
 enum Why {
-    Limited(Duration),
-    Impossible(Arc<(f64, Quota)>),
+    /// For so long, beyond a wait of so many microseconds that was offered.
+    Limited(Duration, f64),
+    Impossible,
     Unavailable(Option<Arc<dyn Error + Send + Sync>>),
 }
 
 impl Rejected {
-    pub(crate) fn limited(scope: &Scope, retry_after: Duration, degraded: bool) -> Self {
-        let why = Why::Limited(retry_after.max(Duration::from_micros(1)));
+    pub(crate) fn limited(
+        scope: &Scope,
+        retry_after: Duration,
+        max_wait_us: f64,
+        degraded: bool,
+    ) -> Self {
+        let why = Why::Limited(retry_after.max(Duration::from_micros(1)), max_wait_us);
         Self::new(why, scope, degraded)
     }
 
     pub(crate) fn impossible(scope: &Scope) -> Self {
-        let why = Why::Impossible(Arc::new((scope.tokens(), scope.quota())));
-        Self::new(why, scope, false)
+        Self::new(Why::Impossible, scope, false)
     }
 
     pub(crate) fn unavailable(scope: &Scope, source: Option<Arc<dyn Error + Send + Sync>>) -> Self {
@@ -86,8 +96,41 @@ impl Rejected {
         Self {
             why,
             name: scope.to_name(),
+            quota: scope.quota(),
+            cost: scope.tokens(),
+            several: None,
             degraded,
         }
+    }
+
+    /// All scopes of the acquisition, so that an answer can list them.
+    pub(crate) fn with_scopes(mut self, scopes: &Scopes) -> Self {
+        self.several = scopes.several();
+        self
+    }
+
+    /// Name and limit of each scope of the acquisition.
+    pub(crate) fn policies(&self) -> impl Iterator<Item = (&str, Quota)> {
+        let several = self.several.as_deref().unwrap_or_default();
+        let one = several.is_empty().then(|| self.policy());
+        let each = several.iter().map(|scope| (scope.name(), scope.quota()));
+        one.into_iter().chain(each)
+    }
+
+    /// Name and limit of the scope that refused.
+    pub(crate) fn policy(&self) -> (&str, Quota) {
+        (self.scope(), self.quota)
+    }
+
+    /// The level of the bucket that refused, in tokens; none where nobody knows it.
+    pub(crate) fn level(&self) -> Option<f64> {
+        let Why::Limited(retry_after, max_wait_us) = self.why else {
+            return None;
+        };
+        let missing = (to_us(retry_after) + max_wait_us) * self.quota.per_us();
+        // Refused, so at least one of the whole tokens that it costs was not there.
+        let level = (self.cost - missing).min(self.cost.ceil() - 1.0);
+        (!self.degraded).then_some(level)
     }
 
     /// Why.
@@ -104,8 +147,8 @@ impl Rejected {
     /// ```
     pub fn reason(&self) -> Reason {
         match self.why {
-            Why::Limited(_) => Reason::Limited,
-            Why::Impossible(_) => Reason::Impossible,
+            Why::Limited(..) => Reason::Limited,
+            Why::Impossible => Reason::Impossible,
             Why::Unavailable(_) => Reason::Unavailable,
         }
     }
@@ -141,7 +184,7 @@ impl Rejected {
     /// ```
     pub fn retry_after(&self) -> Option<Duration> {
         match self.why {
-            Why::Limited(retry_after) => Some(retry_after),
+            Why::Limited(retry_after, _) => Some(retry_after),
             _ => None,
         }
     }
@@ -200,16 +243,16 @@ impl fmt::Display for Rejected {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let scope = self.scope();
         match &self.why {
-            Why::Limited(retry_after) => write!(
+            Why::Limited(retry_after, _) => write!(
                 f,
                 "rate limit \"{scope}\" exceeded, retry after {:.3} s",
                 // Up: nobody is sent back early.
                 (retry_after.as_secs_f64() * 1_000.0).ceil() / 1_000.0
             ),
-            Why::Impossible(cost) => write!(
+            Why::Impossible => write!(
                 f,
                 "a cost of {} can never pass the rate limit \"{scope}\" of {}",
-                cost.0, cost.1
+                self.cost, self.quota
             ),
             Why::Unavailable(_) => write!(f, "the rate limit \"{scope}\" cannot be checked now"),
         }

@@ -155,7 +155,8 @@ impl Acquire {
         if let [scope, ..] = self.scopes.as_slice()
             && self.scopes.as_slice().len() > MOST_SCOPES
         {
-            return Poll::Ready(Err(Rejected::impossible(scope)));
+            let refused = Rejected::impossible(scope);
+            return self.refuse(refused);
         }
         let impossible = self.scopes.iter().find(|scope| {
             !self
@@ -164,7 +165,8 @@ impl Acquire {
                 .can_grant(scope.tokens())
         });
         if let Some(scope) = impossible {
-            return Poll::Ready(Err(Rejected::impossible(scope)));
+            let refused = Rejected::impossible(scope);
+            return self.refuse(refused);
         }
         let left = self.left();
         if left.as_slice().is_empty() {
@@ -214,7 +216,7 @@ impl Acquire {
         }
         for scope in &left {
             if let Some(retry_after) = remote.refuses(scope, max_wait_us) {
-                let refused = Rejected::limited(scope, retry_after, false);
+                let refused = Rejected::limited(scope, retry_after, max_wait_us, false);
                 return self.refuse(refused);
             }
         }
@@ -251,7 +253,7 @@ impl Acquire {
             }
             Decision::Refused { which, retry_after } => {
                 let degraded = origin != Origin::Memory;
-                let refused = Rejected::limited(&slice[which], retry_after, degraded);
+                let refused = Rejected::limited(&slice[which], retry_after, max_wait_us, degraded);
                 self.refuse(refused)
             }
             wait @ Decision::Wait { .. } => {
@@ -360,6 +362,9 @@ impl Acquire {
     /// All were taken, the last of them from `origin`.
     fn permit(&mut self, tightest: Option<(usize, f64)>, origin: Origin) -> Permit {
         let taken = self.taken();
+        // Whoever waits for a turn finds the bucket empty behind it.
+        let waited = taken.first().map(|(index, _)| (*index, 0.0));
+        let tightest = waited.or(tightest);
         let origins = if taken.iter().all(|(_, other)| *other == origin) {
             Origins::All(origin)
         } else {
@@ -378,7 +383,7 @@ impl Acquire {
 
     fn refuse(&mut self, refused: Rejected) -> Poll<Result<Permit, Rejected>> {
         self.give_back();
-        Poll::Ready(Err(refused))
+        Poll::Ready(Err(refused.with_scopes(&self.scopes)))
     }
 
     /// Gives back what was taken in earlier steps.
@@ -438,7 +443,8 @@ impl Acquire {
             }
             Outcome::Missed => self.ask(),
             Outcome::Refused { which, retry_after } => {
-                let refused = Rejected::limited(&waiter.scopes()[which], retry_after, false);
+                let scope = &waiter.scopes()[which];
+                let refused = Rejected::limited(scope, retry_after, waiter.max_wait_us(), false);
                 self.refuse(refused)
             }
             Outcome::Failed(failure) => self.fall_back(&failure),
@@ -507,7 +513,7 @@ impl Future for Acquire {
                     }
                 }
                 Err(retry_after) => {
-                    return Poll::Ready(Err(Rejected::limited(scope, retry_after, false)));
+                    return Poll::Ready(Err(Rejected::limited(scope, retry_after, 0.0, false)));
                 }
             }
         }

@@ -6,7 +6,7 @@ use tower_layer::Layer;
 
 use super::service::RateLimit;
 #[cfg(feature = "http")]
-use crate::reply::{ExposePermit, HttpReply};
+use crate::reply::{ExposePermit, HeaderStyle, HttpReply, ProblemJson};
 use crate::{
     Rejected,
     clock::LONGEST_WAIT,
@@ -110,6 +110,38 @@ impl<K> RateLimitLayer<K> {
     /// ```
     pub fn reply<P>(self, reply: P) -> RateLimitLayer<K, P> {
         self.map_reply(|_| reply)
+    }
+}
+
+#[cfg(feature = "http")]
+impl<K> RateLimitLayer<K, HttpReply> {
+    /// Gives refusals over HTTP a body: a problem document, as of RFC 9457. The type of the body
+    /// must be made from a `String`, as that of axum is.
+    ///
+    /// ```
+    /// # use tower_throttle::{Limiter, Quota, RateLimitLayer};
+    /// let layer = RateLimitLayer::new(&Limiter::in_memory(), Quota::per_second(5.0).scope("site"))
+    ///     .respond_http()
+    ///     .problem_json();
+    /// ```
+    pub fn problem_json(self) -> RateLimitLayer<K, HttpReply<ProblemJson>> {
+        self.map_reply(HttpReply::problem_json)
+    }
+}
+
+#[cfg(feature = "http")]
+impl<K, T> RateLimitLayer<K, HttpReply<T>> {
+    /// Which fields tell of the limit, on refusals and on other answers; those of the IETF's
+    /// draft unless said.
+    ///
+    /// ```
+    /// # use tower_throttle::{Limiter, Quota, RateLimitLayer, reply::HeaderStyle};
+    /// let layer = RateLimitLayer::new(&Limiter::in_memory(), Quota::per_second(5.0).scope("site"))
+    ///     .respond_http()
+    ///     .headers(HeaderStyle::Legacy);
+    /// ```
+    pub fn headers(self, style: HeaderStyle) -> Self {
+        self.map_reply(|reply| reply.headers(style))
     }
 }
 

@@ -360,7 +360,7 @@ where
                     ResponseFuture::granted(inner, reply, permit, req)
                 }
                 Err(retry_after) => {
-                    let rejected = Rejected::limited(scope, retry_after, false);
+                    let rejected = Rejected::limited(scope, retry_after, 0.0, false);
                     self.refused(rejected, req)
                 }
             };

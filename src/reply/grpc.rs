@@ -1,12 +1,11 @@
-//! A refusal as a gRPC status: trailers-only, with `google.rpc.RetryInfo`.
-
-use std::time::Duration;
+//! A refusal as a gRPC status: trailers-only, with `google.rpc.RetryInfo` and `QuotaFailure`.
 
 use http::{
     HeaderName, Response,
     header::{CONTENT_TYPE, HeaderValue},
 };
 
+use super::policy::policy_name;
 use crate::{Reason, Rejected};
 
 const GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
@@ -15,10 +14,13 @@ const GRPC_DETAILS: HeaderName = HeaderName::from_static("grpc-status-details-bi
 /// gRFC A6: how long a client that retries by itself shall wait, in milliseconds.
 const GRPC_PUSHBACK: HeaderName = HeaderName::from_static("grpc-retry-pushback-ms");
 
+#[cfg(any(feature = "tonic", test))]
+const GRPC: HeaderValue = HeaderValue::from_static("application/grpc");
+
 const RESOURCE_EXHAUSTED: u8 = 8;
 const UNAVAILABLE: u8 = 14;
 
-pub(super) fn refusal<B: Default>(rejected: &Rejected) -> Response<B> {
+pub(super) fn refusal<B: Default>(rejected: &Rejected, content_type: HeaderValue) -> Response<B> {
     let code = match rejected.reason() {
         Reason::Limited | Reason::Impossible => RESOURCE_EXHAUSTED,
         Reason::Unavailable => UNAVAILABLE,
@@ -26,12 +28,14 @@ pub(super) fn refusal<B: Default>(rejected: &Rejected) -> Response<B> {
     let message = rejected.to_string();
     let mut response = Response::new(B::default());
     let headers = response.headers_mut();
-    headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
+    headers.insert(CONTENT_TYPE, content_type);
     headers.insert(GRPC_STATUS, HeaderValue::from(u16::from(code)));
-    insert(headers, GRPC_MESSAGE, percent_encoded(&message));
-    if let Some(retry_after) = rejected.retry_after() {
-        let status = status(code, &message, retry_after);
+    insert(headers, GRPC_MESSAGE, policy_name(&message).into_owned());
+    if rejected.reason() != Reason::Unavailable {
+        let status = status(code, &message, rejected);
         insert(headers, GRPC_DETAILS, base64(&status));
+    }
+    if let Some(retry_after) = rejected.retry_after() {
         // The protocol has an i32 here.
         let millis = retry_after
             .as_nanos()
@@ -51,24 +55,43 @@ fn insert(headers: &mut http::HeaderMap, name: HeaderName, value: String) {
     }
 }
 
-/// `google.rpc.Status` with one detail, `google.rpc.RetryInfo`, in protobuf's encoding.
-fn status(code: u8, message: &str, retry_after: Duration) -> Vec<u8> {
-    // RetryInfo { Duration retry_delay = 1 }; Duration { int64 seconds = 1; int32 nanos = 2 }
-    let mut delay = Vec::new();
-    number(&mut delay, 1, retry_after.as_secs());
-    number(&mut delay, 2, u64::from(retry_after.subsec_nanos()));
-    let mut retry_info = Vec::new();
-    bytes(&mut retry_info, 1, &delay);
-    // Any { string type_url = 1; bytes value = 2 }
-    let mut any = Vec::new();
-    bytes(&mut any, 1, b"type.googleapis.com/google.rpc.RetryInfo");
-    bytes(&mut any, 2, &retry_info);
+/// `google.rpc.Status` with its details, in protobuf's encoding: when to come back, if ever, and
+/// which limit it was. They also tell this RESOURCE_EXHAUSTED from that of a message too large.
+fn status(code: u8, message: &str, rejected: &Rejected) -> Vec<u8> {
     // Status { int32 code = 1; string message = 2; repeated Any details = 3 }
     let mut status = Vec::new();
     number(&mut status, 1, u64::from(code));
     bytes(&mut status, 2, message.as_bytes());
-    bytes(&mut status, 3, &any);
+    if let Some(retry_after) = rejected.retry_after() {
+        // RetryInfo { Duration retry_delay = 1 }; Duration { int64 seconds = 1; int32 nanos = 2 }
+        let mut delay = Vec::new();
+        number(&mut delay, 1, retry_after.as_secs());
+        number(&mut delay, 2, u64::from(retry_after.subsec_nanos()));
+        let mut retry_info = Vec::new();
+        bytes(&mut retry_info, 1, &delay);
+        detail(&mut status, "google.rpc.RetryInfo", &retry_info);
+    }
+    // QuotaFailure { repeated Violation violations = 1 }
+    // Violation { string subject = 1; string description = 2 }
+    let mut violation = Vec::new();
+    bytes(&mut violation, 1, rejected.scope().as_bytes());
+    bytes(&mut violation, 2, message.as_bytes());
+    let mut quota_failure = Vec::new();
+    bytes(&mut quota_failure, 1, &violation);
+    detail(&mut status, "google.rpc.QuotaFailure", &quota_failure);
     status
+}
+
+fn detail(status: &mut Vec<u8>, name: &str, value: &[u8]) {
+    // Any { string type_url = 1; bytes value = 2 }
+    let mut any = Vec::new();
+    bytes(
+        &mut any,
+        1,
+        format!("type.googleapis.com/{name}").as_bytes(),
+    );
+    bytes(&mut any, 2, value);
+    bytes(status, 3, &any);
 }
 
 fn number(to: &mut Vec<u8>, field: u8, value: u64) {
@@ -109,21 +132,6 @@ fn base64(bytes: &[u8]) -> String {
     text
 }
 
-/// As gRPC asks: visible ASCII stays, but for the percent sign.
-fn percent_encoded(message: &str) -> String {
-    use std::fmt::Write;
-    let mut text = String::with_capacity(message.len());
-    for byte in message.bytes() {
-        if matches!(byte, b' '..=b'~') && byte != b'%' {
-            text.push(char::from(byte));
-        } else {
-            // Writing to a string cannot fail.
-            let _ = write!(text, "%{byte:02X}");
-        }
-    }
-    text
-}
-
 /// The same status as a server under the limit would answer.
 ///
 /// # Examples
@@ -141,7 +149,7 @@ fn percent_encoded(message: &str) -> String {
 #[cfg(feature = "tonic")]
 impl From<Rejected> for tonic::Status {
     fn from(rejected: Rejected) -> Self {
-        let headers = refusal::<()>(&rejected).into_parts().0.headers;
+        let headers = refusal::<()>(&rejected, GRPC).into_parts().0.headers;
         // None only without a `grpc-status`, which is always there.
         let mut status = Self::from_header_map(&headers)
             .unwrap_or_else(|| Self::resource_exhausted(rejected.to_string()));
@@ -152,6 +160,8 @@ impl From<Rejected> for tonic::Status {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
     use crate::Quota;
 
@@ -160,7 +170,8 @@ mod tests {
         use tonic_types::StatusExt;
         let scope = crate::Scope::new("per-ü", Quota::per_second(1.0));
         let wait = Duration::new(200, 5_000);
-        let response: Response<String> = refusal(&Rejected::limited(&scope, wait, false));
+        let response: Response<String> =
+            refusal(&Rejected::limited(&scope, wait, 0.0, false), GRPC);
         let status = tonic::Status::from_header_map(response.headers()).expect("a status");
         assert_eq!(status.code(), tonic::Code::ResourceExhausted);
         assert!(status.message().contains("per-ü"), "{}", status.message());
@@ -170,15 +181,19 @@ mod tests {
             .retry_delay;
         assert_eq!(delay, Some(wait));
         assert_eq!(response.headers()[GRPC_PUSHBACK], "200001");
+        let failure = status.get_details_quota_failure().expect("QuotaFailure");
+        assert_eq!(failure.violations.len(), 1);
+        assert_eq!(failure.violations[0].subject, "per-ü");
+        assert_eq!(failure.violations[0].description, status.message());
     }
 
     #[test]
     fn what_never_succeeds_is_not_retried() {
         let scope = Quota::per_second(1.0).scope("s").cost(9.0);
-        let response: Response<String> = refusal(&Rejected::impossible(&scope));
+        let response: Response<String> = refusal(&Rejected::impossible(&scope), GRPC);
         assert_eq!(response.headers()[GRPC_PUSHBACK], "-1");
         assert_eq!(response.headers()[GRPC_STATUS], "8");
-        let response: Response<String> = refusal(&Rejected::unavailable(&scope, None));
+        let response: Response<String> = refusal(&Rejected::unavailable(&scope, None), GRPC);
         assert_eq!(response.headers()[GRPC_STATUS], "14");
     }
 }

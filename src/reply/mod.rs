@@ -3,9 +3,15 @@
 mod fail;
 #[cfg(feature = "http")]
 mod grpc;
+#[cfg(feature = "http")]
+mod headers;
 mod hooks;
 #[cfg(feature = "http")]
 mod http;
+#[cfg(feature = "http")]
+mod policy;
+#[cfg(feature = "http")]
+mod problem;
 mod respond;
 
 pub use self::{
@@ -14,7 +20,12 @@ pub use self::{
     respond::Respond,
 };
 #[cfg(feature = "http")]
-pub use self::{hooks::ExposePermit, http::HttpReply};
+pub use self::{
+    headers::{EXPOSE_HEADERS, HeaderStyle},
+    hooks::ExposePermit,
+    http::{HttpReply, status},
+    problem::{EmptyBody, ProblemJson, problem_json},
+};
 use crate::{Permit, Rejected};
 
 /// Turns a refusal into a response or an error, and may act around each inner call.
@@ -46,7 +57,7 @@ use crate::{Permit, Rejected};
 #[diagnostic::on_unimplemented(
     message = "`{Self}` cannot answer a `{Req}` with a `{Res}`",
     note = "`respond_http` answers `http::Request` with an `http::Response` whose body is \
-            `Default`; for other services use `respond(|rejected: &Rejected| …)`, or leave it \
+            `Default`, and `From<String>` for `problem_json`; for other services use `respond(|rejected: &Rejected| …)`, or leave it \
             out to fail with an error that holds the `Rejected`",
     note = "without either, the error of the inner service must convert into \
             `Box<dyn Error + Send + Sync>`"

@@ -51,6 +51,14 @@ impl Scopes {
             Inner::Many(scopes) => scopes,
         }
     }
+
+    /// All of them, where they are more than one.
+    pub(crate) fn several(&self) -> Option<Arc<[Scope]>> {
+        match &self.0 {
+            Inner::Many(scopes) => Some(scopes.clone()),
+            _ => None,
+        }
+    }
 }
 
 impl<'a> IntoIterator for &'a Scopes {
