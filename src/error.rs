@@ -305,3 +305,24 @@ impl fmt::Display for ConfigError {
 }
 
 impl Error for ConfigError {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_level_of_a_refusal_is_what_its_wait_tells() {
+        let scope = Quota::per_second(2.0).burst(6.0).scope("s").cost(4.5);
+        let level = |retry_after, max_wait_us, degraded| {
+            Rejected::limited(&scope, retry_after, max_wait_us, degraded).level()
+        };
+        let second = Duration::from_secs(1);
+        assert_eq!(level(second, 0.0, false), Some(2.5));
+        assert_eq!(level(second, 1e6, false), Some(0.5));
+        assert_eq!(level(5 * second, 0.0, false), Some(-5.5));
+        // Less than a token short.
+        assert_eq!(level(Duration::ZERO, 0.0, false), Some(4.0));
+        assert_eq!(level(second, 0.0, true), None, "of a share, nobody knows");
+        assert_eq!(Rejected::impossible(&scope).level(), None);
+    }
+}

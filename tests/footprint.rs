@@ -144,6 +144,41 @@ fn a_refusal_allocates_only_its_box() {
     assert_eq!(counted.count_total, 0);
 }
 
+/// What the fields in the answers cost, and that those do not pay who leave them out.
+#[cfg(feature = "http")]
+#[test]
+fn http_without_fields_allocates_nothing() {
+    use http::{Request, Response};
+    use tower_throttle::reply::HeaderStyle;
+
+    type Answer = Ready<Result<Response<()>, Infallible>>;
+    fn answer(_: Request<()>) -> Answer {
+        ready(Ok(Response::new(())))
+    }
+    let limiter = Limiter::in_memory();
+    for (style, most) in [
+        (HeaderStyle::None, 0),
+        (HeaderStyle::Draft, 8),
+        (HeaderStyle::Legacy, 10),
+    ] {
+        let layer = RateLimitLayer::new(&limiter, WIDE).respond_http();
+        let layer = layer.headers(style);
+        let mut service = layer.layer(tower::service_fn(answer as fn(Request<()>) -> Answer));
+        let mut serve = || {
+            let cx = &mut Context::from_waker(Waker::noop());
+            assert!(matches!(service.poll_ready(cx), Poll::Ready(Ok(()))));
+            let Poll::Ready(Ok(response)) = pin!(service.call(Request::new(()))).poll(cx) else {
+                panic!("nothing waits here")
+            };
+            assert_eq!(response.headers().is_empty(), style == HeaderStyle::None);
+        };
+        serve();
+        let allocations = measure(serve).count_total;
+        println!("{style:?}: {allocations} allocations");
+        assert!(allocations <= most, "{style:?}: {allocations}");
+    }
+}
+
 #[test]
 fn sizes_are_moderate() {
     type Future = ResponseFuture<NoOp, String, Fail>;

@@ -188,7 +188,8 @@ fn write_draft<'a>(
     left: Option<Left>,
     headers: &mut HeaderMap,
 ) {
-    let mut list = ListSerializer::new();
+    let mut value = String::with_capacity(128);
+    let mut list = ListSerializer::with_buffer(&mut value);
     let mut listed: Vec<Policy<'_>> = Vec::new();
     for policy in policies {
         // Two keys of one name are one policy.
@@ -198,15 +199,20 @@ fn write_draft<'a>(
             listed.push(policy);
         }
     }
-    append(headers, RATE_LIMIT_POLICY, list.finish());
+    append(headers, RATE_LIMIT_POLICY, &value);
     if let Some(left) = left {
-        let mut list = ListSerializer::new();
+        value.clear();
+        let mut list = ListSerializer::with_buffer(&mut value);
         member(&mut list, tightest, [(R, left.tokens), (T, left.seconds)]);
-        append(headers, RATE_LIMIT, list.finish());
+        append(headers, RATE_LIMIT, &value);
     }
 }
 
-fn member(list: &mut ListSerializer<String>, policy: &Policy<'_>, parameters: [(&KeyRef, i64); 2]) {
+fn member(
+    list: &mut ListSerializer<&mut String>,
+    policy: &Policy<'_>,
+    parameters: [(&KeyRef, i64); 2],
+) {
     // The name is encoded, and the numbers are cut, so that neither can fail.
     let Ok(name) = StringRef::from_str(policy.name()) else {
         return;
@@ -220,8 +226,9 @@ fn member(list: &mut ListSerializer<String>, policy: &Policy<'_>, parameters: [(
     let _ = member.finish();
 }
 
-fn append(headers: &mut HeaderMap, name: HeaderName, value: Option<String>) {
-    if let Some(Ok(value)) = value.map(HeaderValue::try_from) {
+fn append(headers: &mut HeaderMap, name: HeaderName, value: &str) {
+    // What is serialized is printable ASCII.
+    if let Ok(value) = HeaderValue::from_str(value) {
         headers.append(name, value);
     }
 }
@@ -244,5 +251,43 @@ fn write_legacy(tightest: &Policy<'_>, left: Option<Left>, headers: &mut HeaderM
     if let Some(left) = left {
         headers.insert(REMAINING, HeaderValue::from(left.tokens));
         headers.insert(RESET, HeaderValue::from(left.seconds));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Quota;
+
+    #[test]
+    fn of_two_limits_the_legacy_fields_tell_the_smaller() {
+        let policy = Policy::new("p", Quota::per_minute(60.0));
+        let left = |tokens| Some(Left { tokens, seconds: 1 });
+        for (there, ours, remaining) in [
+            (None, left(5), Some("5")),
+            (Some("4"), left(5), Some("4")),
+            (Some("6"), left(5), Some("5")),
+            (Some("unknown"), left(5), Some("5")),
+            (Some("4"), None, Some("4")),
+            (None, None, None),
+        ] {
+            let mut headers = HeaderMap::new();
+            if let Some(there) = there {
+                headers.insert(LIMIT, HeaderValue::from_static("10"));
+                headers.insert(REMAINING, HeaderValue::from_static(there));
+            }
+            write_legacy(&policy, ours, &mut headers);
+            assert_eq!(
+                headers.get(REMAINING).map(HeaderValue::as_bytes),
+                remaining.map(str::as_bytes)
+            );
+            // Of one limit all.
+            let limit = if remaining.is_some() && remaining == there {
+                "10"
+            } else {
+                "60"
+            };
+            assert_eq!(headers[LIMIT], limit, "{there:?}");
+        }
     }
 }

@@ -1,0 +1,393 @@
+//! axum behind a limit, reqwest in front of it.
+
+use std::time::Duration;
+
+use axum::{Router, body::Body, response::Response, routing::get};
+use reqwest::header::HeaderMap;
+use sfv::{BareItem, List, ListEntry, Parser};
+use tokio::net::TcpListener;
+use tower_throttle::{
+    Fallback, Limiter, Quota, RateLimitLayer, Rejected, Scope, Scopes,
+    reply::{EXPOSE_HEADERS, HeaderStyle, status},
+};
+
+use super::{DAY, RedisServer, table::Row, without_redis};
+
+const SECOND: Duration = Duration::from_secs(1);
+const API: Scope = DAY.scope("api");
+/// The second one is three tokens short, which come back in half a day.
+const DEAR: Scope = Quota::per_day(6.0).scope("api").cost(4.5);
+const SITE: Scope = Quota::per_day(1_000.0).scope("site");
+/// All that the table shows, in this order.
+const SHOWN: [&str; 7] = [
+    "content-type",
+    "retry-after",
+    "ratelimit-policy",
+    "ratelimit",
+    "x-ratelimit-limit",
+    "x-ratelimit-remaining",
+    "x-ratelimit-reset",
+];
+
+struct Answer {
+    status: u16,
+    headers: HeaderMap,
+    body: String,
+}
+
+/// A router over a socket, as a client sees it.
+struct Client {
+    url: String,
+    client: reqwest::Client,
+}
+
+impl Client {
+    async fn of(limited: impl FnOnce(Router) -> Router) -> Self {
+        let router = limited(Router::new().route("/", get(async || "hello")));
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let url = format!("http://{}/", listener.local_addr().expect("an address"));
+        tokio::spawn(async move { axum::serve(listener, router).await });
+        let client = reqwest::Client::builder().no_proxy().build();
+        let client = client.expect("a client");
+        Self { url, client }
+    }
+
+    /// The answer to the last of so many requests, read back.
+    async fn nth(&self, requests: usize) -> Vec<String> {
+        for _ in 1..requests {
+            self.ask().await;
+        }
+        self.ask().await.read()
+    }
+
+    async fn ask(&self) -> Answer {
+        let response = self.client.get(&self.url).send().await.expect("an answer");
+        Answer {
+            status: response.status().as_u16(),
+            headers: response.headers().clone(),
+            body: response.text().await.expect("a body"),
+        }
+    }
+}
+
+impl Answer {
+    fn read(&self) -> Vec<String> {
+        let retry_after = self.number("retry-after");
+        let policies = self.list("ratelimit-policy");
+        for (name, q, w) in self.members("ratelimit-policy", "q", "w") {
+            assert!(q >= 0 && w >= 1, "{name}: q={q} w={w}");
+        }
+        let left = self.members("ratelimit", "r", "t");
+        for (name, r, t) in &left {
+            assert!(*r >= 0 && *t >= 1, "{name}: r={r} t={t}");
+            let of = |(known, q, _): &(String, i64, i64)| known == name && r <= q;
+            let known = self.members("ratelimit-policy", "q", "w");
+            assert!(known.iter().any(of), "{name} is no policy");
+        }
+        assert!(left.len() <= policies.len());
+        if let Some(seconds) = retry_after {
+            assert!(seconds >= 1);
+            assert!(left.iter().all(|(_, _, t)| *t == seconds), "{left:?}");
+            let reset = self.number("x-ratelimit-reset");
+            assert!(reset.is_none_or(|reset| reset == seconds));
+        }
+        let shown = SHOWN.iter().flat_map(|name| {
+            let values = self.headers.get_all(*name).iter();
+            values.map(move |value| format!("{name}: {}", value.to_str().expect("ASCII")))
+        });
+        let plain = |line: &String| !line.starts_with("content-type: text/plain");
+        let mut lines = vec![self.status.to_string()];
+        lines.extend(shown.filter(plain));
+        if self
+            .headers
+            .get("content-type")
+            .is_some_and(|kind| kind == "application/problem+json")
+        {
+            let problem: serde_json::Value = serde_json::from_str(&self.body).expect("JSON");
+            assert_eq!(problem["status"], self.status);
+            assert!(problem["violated-policies"].is_array());
+            lines.push(self.body.clone());
+        } else if self.status != 200 && !self.body.is_empty() {
+            lines.push(self.body.clone());
+        }
+        lines
+    }
+
+    fn number(&self, name: &str) -> Option<i64> {
+        let value = self.headers.get(name)?.to_str().expect("ASCII");
+        Some(value.parse().expect("a number"))
+    }
+
+    /// The field as RFC 9651 has it: lines with the same name are one list.
+    fn list(&self, name: &str) -> List {
+        let lines = self.headers.get_all(name).iter();
+        let lines: Vec<_> = lines.map(|line| line.to_str().expect("ASCII")).collect();
+        let list = Parser::new(&lines.join(", ")).parse();
+        list.unwrap_or_else(|error| panic!("{name}: {lines:?}: {error}"))
+    }
+
+    /// Each with its name and two of its parameters.
+    fn members(&self, name: &str, one: &str, two: &str) -> Vec<(String, i64, i64)> {
+        let member = |member: &ListEntry| {
+            let ListEntry::Item(item) = member else {
+                panic!("{name}: {member:?}")
+            };
+            let BareItem::String(policy) = &item.bare_item else {
+                panic!("{name}: {item:?}")
+            };
+            let number = |key: &str| match item.params.get(key) {
+                Some(BareItem::Integer(number)) => i64::from(*number),
+                other => panic!("{name}: {key}: {other:?}"),
+            };
+            (policy.as_str().to_owned(), number(one), number(two))
+        };
+        self.list(name).iter().map(member).collect()
+    }
+}
+
+/// `Row` of the last of so many answers through these layers, the first of them innermost.
+macro_rules! row {
+    ($rows:ident, $case:literal, $told:literal, $nth:literal, $($layer:expr),+) => {
+        let client = Client::of(|router| router$(.layer($layer))+).await;
+        let answer = client.nth($nth).await;
+        $rows.push(Row { case: $case, layer: $told, answer });
+    };
+}
+
+pub(crate) async fn rows() -> Vec<Row> {
+    let mut rows = Vec::new();
+    styles(&mut rows).await;
+    several(&mut rows).await;
+    rare(&mut rows).await;
+    outages(&mut rows).await;
+    rows
+}
+
+/// With the tokens in a Redis that is well.
+async fn styles(rows: &mut Vec<Row>) {
+    let server = RedisServer::start().await;
+    let limiter = patient(&server);
+    let scope = |style: &str| API.key(style);
+    let draft = RateLimitLayer::new(&limiter, scope("draft")).respond_http();
+    let legacy = RateLimitLayer::new(&limiter, scope("legacy")).respond_http();
+    let legacy = legacy.headers(HeaderStyle::Legacy);
+    let both = RateLimitLayer::new(&limiter, scope("both")).respond_http();
+    let both = both.max_wait(Duration::ZERO).headers(HeaderStyle::Both);
+    let none = RateLimitLayer::new(&limiter, scope("none")).respond_http();
+    let none = none.headers(HeaderStyle::None).max_wait(Duration::ZERO);
+    let problem = RateLimitLayer::new(&limiter, scope("problem")).respond_http();
+    row!(rows, "admitted", ".respond_http()", 1, draft.clone());
+    row!(rows, "refused", ".respond_http()", 2, draft);
+    row!(
+        rows,
+        "admitted",
+        ".headers(HeaderStyle::Legacy)",
+        1,
+        legacy.clone()
+    );
+    row!(rows, "refused", ".headers(HeaderStyle::Legacy)", 2, legacy);
+    row!(
+        rows,
+        "admitted",
+        ".headers(HeaderStyle::Both)",
+        1,
+        both.clone()
+    );
+    row!(rows, "refused", ".headers(HeaderStyle::Both)", 2, both);
+    row!(
+        rows,
+        "admitted",
+        ".headers(HeaderStyle::None)",
+        1,
+        none.clone()
+    );
+    row!(rows, "refused", ".headers(HeaderStyle::None)", 2, none);
+    row!(
+        rows,
+        "refused",
+        ".problem_json()",
+        3,
+        problem.problem_json()
+    );
+    let own = |rejected: &Rejected| {
+        let mut response = Response::new(Body::from("slow down"));
+        *response.status_mut() = status(rejected);
+        HeaderStyle::Draft.refused(rejected, response.headers_mut());
+        response
+    };
+    let own = RateLimitLayer::new(&limiter, scope("own")).respond(own);
+    row!(rows, "refused, a body of one's own", ".respond(…)", 3, own);
+    let paced = Quota::per_second(10.0).burst(1.0).scope("paced");
+    let paced = RateLimitLayer::new(&limiter, paced).respond_http();
+    row!(
+        rows,
+        "admitted after a wait",
+        ".max_wait(…)",
+        2,
+        paced.max_wait(60 * SECOND)
+    );
+    let dear = RateLimitLayer::new(&limiter, DEAR.key("dear")).respond_http();
+    row!(
+        rows,
+        "refused, the turn is beyond `max_wait`",
+        ".max_wait(…)",
+        2,
+        dear.max_wait(SECOND)
+    );
+}
+
+/// So that a busy machine is not taken for a Redis that is away.
+fn patient(server: &RedisServer) -> Limiter {
+    let limiter = Limiter::builder().redis(server.url());
+    limiter
+        .redis_timeout(30 * SECOND)
+        .build()
+        .expect("a limiter")
+}
+
+async fn several(rows: &mut Vec<Row>) {
+    let layer = |scopes| RateLimitLayer::new(&Limiter::in_memory(), scopes).respond_http();
+    let both = layer([SITE, API]).headers(HeaderStyle::Both);
+    row!(
+        rows,
+        "admitted by several scopes",
+        ".headers(HeaderStyle::Both)",
+        1,
+        both.clone()
+    );
+    row!(
+        rows,
+        "refused by one of them",
+        ".headers(HeaderStyle::Both)",
+        2,
+        both
+    );
+    let layer = |scope: Scope| {
+        let layer = RateLimitLayer::new(&Limiter::in_memory(), scope).respond_http();
+        layer.headers(HeaderStyle::Both)
+    };
+    row!(
+        rows,
+        "admitted by two layers, the outer one tighter",
+        ".headers(HeaderStyle::Both)",
+        1,
+        layer(SITE),
+        layer(API)
+    );
+    row!(
+        rows,
+        "admitted by two layers, the inner one tighter",
+        ".headers(HeaderStyle::Both)",
+        1,
+        layer(API),
+        layer(SITE)
+    );
+    // Retry-After is the inner one's, so this is not read as one answer.
+    let client = Client::of(|router| router.layer(layer(API)).layer(layer(SITE))).await;
+    client.nth(2).await;
+    let refused = client.ask().await;
+    assert_eq!(refused.status, 429);
+    assert_eq!(refused.members("ratelimit", "r", "t")[0].1, 0);
+    assert_eq!(refused.members("ratelimit", "r", "t")[1].1, 997);
+    assert_eq!(refused.number("x-ratelimit-remaining"), Some(0));
+    assert_eq!(refused.number("x-ratelimit-limit"), Some(2));
+}
+
+async fn rare(rows: &mut Vec<Row>) {
+    let layer = |scope| RateLimitLayer::new(&Limiter::in_memory(), scope).respond_http();
+    let never = layer(API.cost(3.0));
+    row!(
+        rows,
+        "impossible",
+        ".problem_json()",
+        1,
+        never.problem_json()
+    );
+    row!(
+        rows,
+        "refused with tokens left, but too few",
+        ".respond_http()",
+        2,
+        layer(DEAR)
+    );
+    let named = layer(Scope::new("für \"50%\"", DAY));
+    row!(
+        rows,
+        "admitted by a name beyond ASCII",
+        ".respond_http()",
+        1,
+        named
+    );
+    let year = Duration::from_secs(86_400 * 365);
+    let large = layer(Quota::per(year, 1e-9).burst(1e18).scope("large").cost(1e12));
+    row!(
+        rows,
+        "admitted, numbers beyond 15 digits",
+        ".respond_http()",
+        1,
+        large
+    );
+    let free = layer(API.cost(0.0));
+    row!(rows, "admitted at no cost", ".respond_http()", 1, free);
+    let nobody = RateLimitLayer::new(&Limiter::in_memory(), Scopes::default()).respond_http();
+    row!(rows, "not limited", ".respond_http()", 1, nobody);
+    for name in &SHOWN[1..] {
+        assert!(EXPOSE_HEADERS.split(", ").any(|exposed| exposed == *name));
+    }
+}
+
+async fn outages(rows: &mut Vec<Row>) {
+    let mut server = RedisServer::start().await;
+    let limiter = patient(&server);
+    let layer = RateLimitLayer::new(&limiter, API).respond_http();
+    let layer = layer.problem_json().headers(HeaderStyle::Both);
+    let client = Client::of(|router| router.layer(layer)).await;
+    assert_eq!(client.ask().await.number("x-ratelimit-remaining"), Some(1));
+    server.kill9();
+    let told = ".problem_json().headers(HeaderStyle::Both)";
+    for case in ["admitted without Redis", "refused without Redis"] {
+        let answer = client.nth(1).await;
+        rows.push(Row {
+            case,
+            layer: told,
+            answer,
+        });
+    }
+    let closed = API.fallback(Fallback::Closed);
+    let closed = RateLimitLayer::new(&without_redis().await, closed).respond_http();
+    row!(
+        rows,
+        "unavailable: no Redis, `Fallback::Closed`",
+        ".problem_json()",
+        1,
+        closed.problem_json()
+    );
+}
+
+/// The reply answers with the bodies that services have, whatever else these can be made from.
+#[test]
+fn bodies() {
+    use axum::http::{Request, Response};
+    use tower_throttle::reply::{HttpReply, ProblemJson, Reply};
+
+    type Never = std::convert::Infallible;
+    fn empty<B>()
+    where
+        HttpReply: Reply<Request<()>, Response<B>, Never>,
+    {
+    }
+    fn problem<B>()
+    where
+        HttpReply: Reply<Request<()>, Response<B>, Never>,
+        HttpReply<ProblemJson>: Reply<Request<()>, Response<B>, Never>,
+    {
+    }
+    problem::<Body>();
+    problem::<String>();
+    problem::<bytes::Bytes>();
+    problem::<http_body_util::Full<bytes::Bytes>>();
+    problem::<Vec<u8>>();
+    empty::<tonic::body::Body>();
+    empty::<http_body_util::Empty<bytes::Bytes>>();
+    empty::<()>();
+}

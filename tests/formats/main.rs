@@ -1,0 +1,34 @@
+//! What clients are told, as they read it: each row of the table in `docs/formats.md` is an
+//! exchange over a socket, read by parsers that are not ours.
+//!
+//! The test fails when the document and the answers differ; `THROTTLE_FORMATS=write` puts the
+//! answers between the marks instead.
+#![cfg(all(feature = "redis", feature = "tonic"))]
+
+#[path = "../support/mod.rs"]
+mod support;
+
+mod grpc;
+mod http;
+mod table;
+
+use tower_throttle::{Limiter, Quota};
+
+use self::{support::RedisServer, table::Row};
+
+/// So slow that nothing comes back during a test.
+const DAY: Quota = Quota::per_day(2.0);
+
+/// A limiter whose Redis never was there.
+async fn without_redis() -> Limiter {
+    let mut server = RedisServer::start().await;
+    server.kill9();
+    Limiter::redis(&server.url()).expect("a limiter")
+}
+
+#[tokio::test]
+async fn the_document_tells_what_is_sent() {
+    let mut rows: Vec<Row> = http::rows().await;
+    rows.extend(grpc::rows().await);
+    table::compare(&rows);
+}
