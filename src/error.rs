@@ -3,7 +3,6 @@
 use std::{error::Error, fmt, sync::Arc, time::Duration};
 
 use crate::{
-    clock::to_us,
     quota::Quota,
     scope::{Name, Scope, Scopes},
 };
@@ -61,6 +60,7 @@ pub struct Rejected {
     quota: Quota,
     cost: f64,
     /// All scopes of the acquisition, where there were several.
+    #[cfg(feature = "http")]
     several: Option<Arc<[Scope]>>,
     degraded: bool,
 }
@@ -68,6 +68,10 @@ pub struct Rejected {
 #[derive(Clone)]
 enum Why {
     /// For so long, beyond a wait of so many microseconds that was offered.
+    #[cfg_attr(
+        not(feature = "http"),
+        allow(dead_code, reason = "headers tell what follows from it")
+    )]
     Limited(Duration, f64),
     Impossible,
     Unavailable(Option<Arc<dyn Error + Send + Sync>>),
@@ -98,39 +102,23 @@ impl Rejected {
             name: scope.to_name(),
             quota: scope.quota(),
             cost: scope.tokens(),
+            #[cfg(feature = "http")]
             several: None,
             degraded,
         }
     }
 
     /// All scopes of the acquisition, so that an answer can list them.
+    #[cfg(feature = "http")]
     pub(crate) fn with_scopes(mut self, scopes: &Scopes) -> Self {
         self.several = scopes.several();
         self
     }
 
-    /// Name and limit of each scope of the acquisition.
-    pub(crate) fn policies(&self) -> impl Iterator<Item = (&str, Quota)> {
-        let several = self.several.as_deref().unwrap_or_default();
-        let one = several.is_empty().then(|| self.policy());
-        let each = several.iter().map(|scope| (scope.name(), scope.quota()));
-        one.into_iter().chain(each)
-    }
-
-    /// Name and limit of the scope that refused.
-    pub(crate) fn policy(&self) -> (&str, Quota) {
-        (self.scope(), self.quota)
-    }
-
-    /// The level of the bucket that refused, in tokens; none where nobody knows it.
-    pub(crate) fn level(&self) -> Option<f64> {
-        let Why::Limited(retry_after, max_wait_us) = self.why else {
-            return None;
-        };
-        let missing = (to_us(retry_after) + max_wait_us) * self.quota.per_us();
-        // Refused, so at least one of the whole tokens that it costs was not there.
-        let level = (self.cost - missing).min(self.cost.ceil() - 1.0);
-        (!self.degraded).then_some(level)
+    /// Nobody is told of them.
+    #[cfg(not(feature = "http"))]
+    pub(crate) fn with_scopes(self, _: &Scopes) -> Self {
+        self
     }
 
     /// Why.
@@ -228,6 +216,34 @@ impl Rejected {
     }
 }
 
+/// What a client is told besides.
+#[cfg(feature = "http")]
+impl Rejected {
+    /// Name and limit of each scope of the acquisition.
+    pub(crate) fn policies(&self) -> impl Iterator<Item = (&str, Quota)> {
+        let several = self.several.as_deref().unwrap_or_default();
+        let one = several.is_empty().then(|| self.policy());
+        let each = several.iter().map(|scope| (scope.name(), scope.quota()));
+        one.into_iter().chain(each)
+    }
+
+    /// Name and limit of the scope that refused.
+    pub(crate) fn policy(&self) -> (&str, Quota) {
+        (self.scope(), self.quota)
+    }
+
+    /// The level of the bucket that refused, in tokens; none where nobody knows it.
+    pub(crate) fn level(&self) -> Option<f64> {
+        let Why::Limited(retry_after, max_wait_us) = self.why else {
+            return None;
+        };
+        let missing = (crate::clock::to_us(retry_after) + max_wait_us) * self.quota.per_us();
+        // Refused, so at least one of the whole tokens that it costs was not there.
+        let level = (self.cost - missing).min(self.cost.ceil() - 1.0);
+        (!self.degraded).then_some(level)
+    }
+}
+
 impl fmt::Debug for Rejected {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Rejected")
@@ -306,7 +322,7 @@ impl fmt::Display for ConfigError {
 
 impl Error for ConfigError {}
 
-#[cfg(test)]
+#[cfg(all(test, feature = "http"))]
 mod tests {
     use super::*;
 

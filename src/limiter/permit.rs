@@ -286,7 +286,8 @@ impl Permit {
     }
 
     /// The scope with the smallest part of its capacity left, and its level in tokens: what
-    /// headers tell. None when this was decided without the store.
+    /// headers tell. A bucket that was waited for is empty. None when this was decided without
+    /// the store.
     ///
     /// ```
     /// # use tower_throttle::{Limiter, Quota};

@@ -7,13 +7,29 @@ use crate::{Reason, Rejected};
 
 pub(super) const PROBLEM_JSON: &str = "application/problem+json";
 
-/// A refusal has no body.
+/// A refusal has no body, unless another is said.
+///
+/// # Examples
+///
+/// ```
+/// use tower_throttle::reply::{EmptyBody, HttpReply};
+///
+/// let reply: HttpReply<EmptyBody> = HttpReply::default();
+/// ```
 #[derive(Clone, Copy, Debug, Default)]
 #[non_exhaustive]
 pub struct EmptyBody;
 
 /// A refusal has a problem document as its body; made by
 /// [`RateLimitLayer::problem_json`](crate::RateLimitLayer::problem_json).
+///
+/// # Examples
+///
+/// ```
+/// use tower_throttle::reply::{HttpReply, ProblemJson};
+///
+/// let reply: HttpReply<ProblemJson> = HttpReply::default().problem_json();
+/// ```
 #[derive(Clone, Copy, Debug, Default)]
 #[non_exhaustive]
 pub struct ProblemJson;

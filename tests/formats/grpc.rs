@@ -58,7 +58,7 @@ async fn connect(address: SocketAddr) -> Channel {
 macro_rules! nth {
     ($client:expr, $nth:literal) => {{
         let mut client = $client;
-        for _ in 1..$nth {
+        for () in std::iter::repeat_n((), $nth - 1) {
             let _ = client.check(HealthCheckRequest::default()).await;
         }
         client.check(HealthCheckRequest::default()).await
