@@ -8,6 +8,7 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+mod answer;
 mod grpc;
 mod http;
 mod table;
