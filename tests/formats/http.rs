@@ -174,6 +174,14 @@ async fn several(rows: &mut Vec<Row>) {
         2,
         both
     );
+    let keys = layer([API.key("one"), API.key("two")]);
+    row!(
+        rows,
+        "admitted by two keys of one scope",
+        ".respond_http()",
+        1,
+        keys
+    );
     let layer = |scope: Scope| {
         let layer = RateLimitLayer::new(&Limiter::in_memory(), scope).respond_http();
         layer.headers(HeaderStyle::Both)
