@@ -56,24 +56,31 @@ pub enum Reason {
 pub struct Rejected {
     why: Why,
     /// Not the whole scope: a refusal shall cost little.
-    name: Name,
+    by: By,
     quota: Quota,
-    cost: f64,
-    /// All scopes of the acquisition, where there were several.
-    #[cfg(feature = "http")]
-    several: Option<Arc<[Scope]>>,
     degraded: bool,
+}
+
+/// The name of the scope that refused.
+#[derive(Clone)]
+enum By {
+    Static(&'static str),
+    Shared(Arc<str>),
+    /// One of all scopes of the acquisition.
+    OneOf(Arc<[Scope]>, u32),
 }
 
 #[derive(Clone)]
 enum Why {
-    /// For so long, beyond a wait of so many microseconds that was offered.
+    /// For so long, until the bucket would hold so many tokens: the cost, less what comes while
+    /// the caller waits.
     #[cfg_attr(
         not(feature = "http"),
         allow(dead_code, reason = "headers tell what follows from it")
     )]
     Limited(Duration, f64),
-    Impossible,
+    /// The cost.
+    Impossible(f64),
     Unavailable(Option<Arc<dyn Error + Send + Sync>>),
 }
 
@@ -84,12 +91,13 @@ impl Rejected {
         max_wait_us: f64,
         degraded: bool,
     ) -> Self {
-        let why = Why::Limited(retry_after.max(Duration::from_micros(1)), max_wait_us);
-        Self::new(why, scope, degraded)
+        let retry_after = retry_after.max(Duration::from_micros(1));
+        let wanted = scope.tokens() - max_wait_us * scope.quota().per_us();
+        Self::new(Why::Limited(retry_after, wanted), scope, degraded)
     }
 
     pub(crate) fn impossible(scope: &Scope) -> Self {
-        Self::new(Why::Impossible, scope, false)
+        Self::new(Why::Impossible(scope.tokens()), scope, false)
     }
 
     pub(crate) fn unavailable(scope: &Scope, source: Option<Arc<dyn Error + Send + Sync>>) -> Self {
@@ -99,26 +107,29 @@ impl Rejected {
     fn new(why: Why, scope: &Scope, degraded: bool) -> Self {
         Self {
             why,
-            name: scope.to_name(),
+            by: match scope.to_name() {
+                Name::Static(name) => By::Static(name),
+                Name::Shared(name) => By::Shared(name),
+            },
             quota: scope.quota(),
-            cost: scope.tokens(),
-            #[cfg(feature = "http")]
-            several: None,
             degraded,
         }
     }
 
-    /// All scopes of the acquisition, so that an answer can list them.
-    #[cfg(feature = "http")]
+    /// Knows all scopes of the acquisition, so that an answer can list them.
     pub(crate) fn with_scopes(mut self, scopes: &Scopes) -> Self {
-        self.several = scopes.several();
+        if let Some(several) = scopes.several() {
+            let same = |scope: &Scope| (scope.name(), scope.quota()) == self.policy();
+            if let Some(one) = several.iter().position(same) {
+                self.by = By::OneOf(several, one as u32);
+            }
+        }
         self
     }
 
-    /// Nobody is told of them.
-    #[cfg(not(feature = "http"))]
-    pub(crate) fn with_scopes(self, _: &Scopes) -> Self {
-        self
+    /// Name and limit of the scope that refused.
+    pub(crate) fn policy(&self) -> (&str, Quota) {
+        (self.scope(), self.quota)
     }
 
     /// Why.
@@ -136,7 +147,7 @@ impl Rejected {
     pub fn reason(&self) -> Reason {
         match self.why {
             Why::Limited(..) => Reason::Limited,
-            Why::Impossible => Reason::Impossible,
+            Why::Impossible(_) => Reason::Impossible,
             Why::Unavailable(_) => Reason::Unavailable,
         }
     }
@@ -154,7 +165,11 @@ impl Rejected {
     /// # }
     /// ```
     pub fn scope(&self) -> &str {
-        self.name.as_str()
+        match &self.by {
+            By::Static(name) => name,
+            By::Shared(name) => name,
+            By::OneOf(several, one) => several[*one as usize].name(),
+        }
     }
 
     /// How long until the same acquisition could succeed, above zero; `None`: never, or nobody
@@ -221,25 +236,23 @@ impl Rejected {
 impl Rejected {
     /// Name and limit of each scope of the acquisition.
     pub(crate) fn policies(&self) -> impl Iterator<Item = (&str, Quota)> {
-        let several = self.several.as_deref().unwrap_or_default();
+        let several: &[Scope] = match &self.by {
+            By::OneOf(several, _) => several,
+            By::Static(_) | By::Shared(_) => &[],
+        };
         let one = several.is_empty().then(|| self.policy());
         let each = several.iter().map(|scope| (scope.name(), scope.quota()));
         one.into_iter().chain(each)
     }
 
-    /// Name and limit of the scope that refused.
-    pub(crate) fn policy(&self) -> (&str, Quota) {
-        (self.scope(), self.quota)
-    }
-
     /// The level of the bucket that refused, in tokens; none where nobody knows it.
     pub(crate) fn level(&self) -> Option<f64> {
-        let Why::Limited(retry_after, max_wait_us) = self.why else {
+        let Why::Limited(retry_after, wanted) = self.why else {
             return None;
         };
-        let missing = (crate::clock::to_us(retry_after) + max_wait_us) * self.quota.per_us();
-        // Refused, so at least one of the whole tokens that it costs was not there.
-        let level = (self.cost - missing).min(self.cost.ceil() - 1.0);
+        let missing = crate::clock::to_us(retry_after) * self.quota.per_us();
+        // Refused, so not all of the whole tokens that were wanted are there.
+        let level = (wanted - missing).min(wanted.ceil() - 1.0);
         (!self.degraded).then_some(level)
     }
 }
@@ -265,10 +278,10 @@ impl fmt::Display for Rejected {
                 // Up: nobody is sent back early.
                 (retry_after.as_secs_f64() * 1_000.0).ceil() / 1_000.0
             ),
-            Why::Impossible => write!(
+            Why::Impossible(cost) => write!(
                 f,
                 "a cost of {} can never pass the rate limit \"{scope}\" of {}",
-                self.cost, self.quota
+                cost, self.quota
             ),
             Why::Unavailable(_) => write!(f, "the rate limit \"{scope}\" cannot be checked now"),
         }

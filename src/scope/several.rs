@@ -53,7 +53,6 @@ impl Scopes {
     }
 
     /// All of them, where they are more than one.
-    #[cfg(feature = "http")]
     pub(crate) fn several(&self) -> Option<Arc<[Scope]>> {
         match &self.0 {
             Inner::Many(scopes) => Some(scopes.clone()),
