@@ -1,9 +1,17 @@
 //! A bucket of its own for each value found in a request: [`By`] and [`Or`].
 
+use std::fmt::Display;
+
 use super::ScopeExtractor;
-use crate::scope::{IntoScopes, Scope, Scopes};
+use crate::{
+    quota::Quota,
+    scope::{IntoScopes, Scope, Scopes},
+};
 
 /// Finds what distinguishes one caller from another.
+///
+/// A closure or function that returns an `Option` of what the key is written as is one, too; so
+/// are tuples of them: one bucket for each combination.
 ///
 /// # Examples
 ///
@@ -26,8 +34,10 @@ use crate::scope::{IntoScopes, Scope, Scopes};
 /// ```
 #[diagnostic::on_unimplemented(
     message = "`{Self}` does not find a key in a `{Req}`",
-    note = "`header(\"x-api-key\")` finds one in an `http::Request`; for anything else pass a \
-            closure that returns `SCOPE.key(value)` to the layer"
+    label = "expected what finds a key, such as `header(\"x-api-key\")`, or a tuple of such",
+    note = "a closure `|req: &{Req}|` returns an `Option` of the key, which can be displayed and \
+            borrows nothing from the request: `Some(value.to_owned())`",
+    note = "limits are joined outside of `by`: `(SITE, PER_KEY.by(header(\"x-api-key\")))`"
 )]
 pub trait KeyExtractor<Req> {
     /// `base` with the key of this request; none where it has none.
@@ -79,7 +89,8 @@ impl Scope {
 }
 
 impl<X> By<X> {
-    /// What requests without a key take from, so that leaving it out is no way round the limit.
+    /// What requests without a key take from, so that leaving it out is no way round the limit:
+    /// a [`Scope`], several, or another extractor.
     ///
     /// ```
     /// # #[cfg(feature = "http")] {
@@ -89,10 +100,35 @@ impl<X> By<X> {
     /// let by = PER_KEY.by(header("x-api-key")).or(ANONYMOUS);
     /// # }
     /// ```
-    pub fn or(self, otherwise: impl IntoScopes) -> Or<X> {
-        Or {
-            by: self,
-            otherwise: otherwise.into_scopes(),
+    pub fn or<Y>(self, otherwise: Y) -> Or<Self, Y> {
+        Or::new(self, otherwise)
+    }
+
+    /// A quota that depends on the request, such as that of a customer's plan; where `quota`
+    /// returns `None`, the scope's own stands.
+    ///
+    /// The bucket is the same one: when a customer changes to another plan, the tokens that are
+    /// left stay, at most as many as the new plan can hold.
+    ///
+    /// ```
+    /// # #[cfg(feature = "http")] {
+    /// # use tower_throttle::{Quota, Scope, extract::header};
+    /// #[derive(Clone)]
+    /// struct Plan { quota: Quota } // put there by an authentication layer
+    ///
+    /// const PER_KEY: Scope = Quota::per_minute(10.0).scope("api-key");
+    /// let by = PER_KEY
+    ///     .by(header("x-api-key"))
+    ///     .quota(|req: &http::Request<String>| Some(req.extensions().get::<Plan>()?.quota));
+    /// # }
+    /// ```
+    pub fn quota<Req, F: Fn(&Req) -> Option<Quota>>(self, quota: F) -> By<WithQuota<X, F>> {
+        By {
+            base: self.base,
+            key: WithQuota {
+                key: self.key,
+                quota,
+            },
         }
     }
 }
@@ -103,23 +139,71 @@ impl<Req, X: KeyExtractor<Req>> ScopeExtractor<Req> for By<X> {
     }
 }
 
-/// A bucket per key, and one for those without; made by [`By::or`].
+/// A key, and a quota that depends on the request; made by [`By::quota`].
+///
+/// # Examples
+///
+/// See [`By::quota`].
+#[derive(Clone, Debug)]
+pub struct WithQuota<X, F> {
+    key: X,
+    quota: F,
+}
+
+impl<Req, X, F> KeyExtractor<Req> for WithQuota<X, F>
+where
+    X: KeyExtractor<Req>,
+    F: Fn(&Req) -> Option<Quota>,
+{
+    fn scope(&self, base: &Scope, req: &Req) -> Option<Scope> {
+        let scope = self.key.scope(base, req)?;
+        Some(match (self.quota)(req) {
+            Some(quota) => scope.with_quota(quota),
+            None => scope,
+        })
+    }
+}
+
+#[diagnostic::do_not_recommend]
+impl<Req, F, T> KeyExtractor<Req> for F
+where
+    F: Fn(&Req) -> Option<T>,
+    T: Display,
+{
+    fn scope(&self, base: &Scope, req: &Req) -> Option<Scope> {
+        Some(base.key(self(req)?))
+    }
+}
+
+/// What one finds, and for requests in which it finds nothing, what another does; made by
+/// [`By::or`].
 ///
 /// # Examples
 ///
 /// See [`By`].
 #[derive(Clone, Debug)]
 #[must_use]
-pub struct Or<X> {
-    by: By<X>,
-    otherwise: Scopes,
+pub struct Or<X, Y = Scopes> {
+    first: X,
+    otherwise: Y,
 }
 
-impl<Req, X: KeyExtractor<Req>> ScopeExtractor<Req> for Or<X> {
+impl<X, Y> Or<X, Y> {
+    pub(super) fn new(first: X, otherwise: Y) -> Self {
+        Self { first, otherwise }
+    }
+}
+
+impl<Req, X, Y> ScopeExtractor<Req> for Or<X, Y>
+where
+    X: ScopeExtractor<Req>,
+    Y: ScopeExtractor<Req>,
+{
     fn extract(&self, req: &Req) -> Scopes {
-        match self.by.key.scope(&self.by.base, req) {
-            Some(scope) => scope.into_scopes(),
-            None => self.otherwise.clone(),
+        let scopes = self.first.extract(req);
+        if scopes.as_slice().is_empty() {
+            return self.otherwise.extract(req);
         }
+        scopes
     }
 }

@@ -1,15 +1,43 @@
 //! [`peer_ip`]: who is at the other end of the connection.
 
-use std::net::{IpAddr, SocketAddr};
+#[cfg(any(feature = "axum", feature = "tonic"))]
+use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv6Addr};
 
 use http::Request;
 
-/// The address at the other end of the connection, as axum's `ConnectInfo` (feature `axum`) or
-/// tonic's `TcpConnectInfo` (feature `tonic`) tells it; behind a proxy, the proxy's.
+/// One customer of a provider has at least so many leading bits of an IPv6 address for itself, and
+/// chooses the rest as it likes.
+pub(super) const IPV6_PREFIX: u8 = 64;
+
+/// The address at the other end of the connection, for servers of your own: put it into the
+/// extensions of each request, and [`peer_ip`] and [`client_ip`](super::client_ip()) find it.
+///
+/// It goes before what axum and tonic tell, so that it can carry what a PROXY protocol header
+/// said. Over a unix socket, the loopback address can stand for the proxy at its other end.
+///
+/// # Examples
+///
+/// ```
+/// use tower_throttle::extract::{Peer, peer_ip};
+///
+/// let mut request = http::Request::new(());
+/// request.extensions_mut().insert(Peer([192, 0, 2, 7].into()));
+/// assert_eq!(peer_ip(&request), Some([192, 0, 2, 7].into()));
+/// ```
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Peer(pub IpAddr);
+
+/// The address at the other end of the connection, as a [`Peer`], axum's `ConnectInfo` (feature
+/// `axum`) or tonic's `TcpConnectInfo` (feature `tonic`) tells it; behind a proxy, the proxy's:
+/// [`client_ip`](super::client_ip()) looks behind those that are trusted.
+///
+/// Of an IPv6 address only the first 64 bits remain, because whoever has one has 2^64 of them.
+/// One that holds an IPv4 address is that address.
 ///
 /// None where the server was not told to note it: under axum, serve with
 /// `into_make_service_with_connect_info::<SocketAddr>()`. A closure that uses `?` on it then
-/// limits nobody; give such requests a shared scope instead where that matters.
+/// limits nobody, and neither does `by` alone; say by `or` what such requests take from.
 ///
 /// # Examples
 ///
@@ -19,21 +47,39 @@ use http::Request;
 /// const PEER: Scope = Quota::per_second(5.0).scope("peer");
 /// const UNKNOWN: Scope = Quota::per_second(5.0).scope("unknown-peer");
 ///
-/// let layer = RateLimitLayer::new(&Limiter::in_memory(), |req: &http::Request<()>| {
+/// let limiter = Limiter::in_memory();
+/// let layer = RateLimitLayer::new(&limiter, PEER.by(peer_ip::<String>).or(UNKNOWN));
+/// let same = RateLimitLayer::new(&limiter, |req: &http::Request<String>| {
 ///     peer_ip(req).map_or(UNKNOWN, |ip| PEER.key(ip))
 /// });
 /// ```
 pub fn peer_ip<B>(req: &Request<B>) -> Option<IpAddr> {
-    peer_address(req).map(|address| address.ip().to_canonical())
+    peer(req).map(|ip| group(ip, IPV6_PREFIX))
 }
 
-fn peer_address<B>(req: &Request<B>) -> Option<SocketAddr> {
+/// The whole address, in its shortest form.
+pub(super) fn peer<B>(req: &Request<B>) -> Option<IpAddr> {
+    if let Some(Peer(ip)) = req.extensions().get() {
+        return Some(ip.to_canonical());
+    }
+    #[cfg(any(feature = "axum", feature = "tonic"))]
+    if let Some(address) = address(req) {
+        return Some(address.ip().to_canonical());
+    }
+    None
+}
+
+#[cfg(any(feature = "axum", feature = "tonic"))]
+fn address<B>(req: &Request<B>) -> Option<SocketAddr> {
     #[cfg(feature = "axum")]
-    if let Some(info) = req
-        .extensions()
-        .get::<axum::extract::ConnectInfo<SocketAddr>>()
     {
-        return Some(info.0);
+        use axum::extract::connect_info::{ConnectInfo, MockConnectInfo};
+        if let Some(ConnectInfo(address)) = req.extensions().get() {
+            return Some(*address);
+        }
+        if let Some(MockConnectInfo(address)) = req.extensions().get() {
+            return Some(*address);
+        }
     }
     #[cfg(feature = "tonic")]
     if let Some(info) = req
@@ -43,4 +89,37 @@ fn peer_address<B>(req: &Request<B>) -> Option<SocketAddr> {
         return info.remote_addr();
     }
     None
+}
+
+/// What stands for an address: of an IPv6 address, its first bits.
+pub(super) fn group(ip: IpAddr, ipv6_prefix: u8) -> IpAddr {
+    // An IPv4 address in its IPv6 form first, or all of them were one group.
+    match ip.to_canonical() {
+        IpAddr::V4(ip) => IpAddr::V4(ip),
+        IpAddr::V6(ip) => {
+            let rest = u128::MAX.checked_shr(ipv6_prefix.into()).unwrap_or(0);
+            IpAddr::V6(Ipv6Addr::from_bits(ip.to_bits() & !rest))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ipv6_is_grouped_and_ipv4_is_not() {
+        let group = |ip: &str, prefix| group(ip.parse().expect("an address"), prefix).to_string();
+        assert_eq!(group("2001:db8:1:2:3:4:5:6", 64), "2001:db8:1:2::");
+        assert_eq!(group("2001:db8:1:2:3:4:5:6", 56), "2001:db8:1::");
+        assert_eq!(group("2001:db8:1:2:3:4:5:6", 48), "2001:db8:1::");
+        assert_eq!(group("2001:db8::6", 128), "2001:db8::6");
+        assert_eq!(group("192.0.2.7", 64), "192.0.2.7");
+        assert_eq!(group("::ffff:192.0.2.7", 64), "192.0.2.7");
+    }
+
+    #[test]
+    fn nobody_said() {
+        assert_eq!(peer_ip(&Request::new(())), None);
+    }
 }

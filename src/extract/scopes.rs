@@ -7,7 +7,8 @@ use crate::scope::{IntoScopes, Scope, Scopes};
 /// Finds the scopes that a request takes from.
 ///
 /// A [`Scope`], an array or `Vec` of them and [`Scopes`] are known ahead; every
-/// `Fn(&Req) -> impl IntoScopes` looks at the request.
+/// `Fn(&Req) -> impl IntoScopes` looks at the request. A tuple takes from all that its members
+/// find, together or not at all; an `Option` that is `None` limits nobody.
 ///
 /// # Examples
 ///
@@ -86,6 +87,7 @@ macro_rules! fixed {
 
 fixed! {
     [] Scope, scope => std::slice::from_ref(scope);
+    [] &Scope, scope => std::slice::from_ref(*scope);
     [] Scopes, scopes => scopes.as_slice();
     [const N: usize] [Scope; N], scopes => scopes;
     [] Vec<Scope>, scopes => scopes;
@@ -102,6 +104,29 @@ impl<Req, X: ScopeExtractor<Req> + ?Sized> ScopeExtractor<Req> for Arc<X> {
 
     fn extract(&self, req: &Req) -> Scopes {
         (**self).extract(req)
+    }
+}
+
+impl<Req, X: ScopeExtractor<Req>> ScopeExtractor<Req> for Option<X> {
+    fn fixed(&self) -> Option<Scopes> {
+        match self {
+            Some(extractor) => extractor.fixed(),
+            None => Some(Scopes::default()),
+        }
+    }
+
+    fn fixed_ref(&self) -> Option<&[Scope]> {
+        match self {
+            Some(extractor) => extractor.fixed_ref(),
+            None => Some(&[]),
+        }
+    }
+
+    fn extract(&self, req: &Req) -> Scopes {
+        match self {
+            Some(extractor) => extractor.extract(req),
+            None => Scopes::default(),
+        }
     }
 }
 

@@ -251,6 +251,18 @@ impl Scope {
         self
     }
 
+    pub(crate) fn key_bytes(&self) -> Option<&[u8]> {
+        self.key.bytes()
+    }
+
+    pub(crate) fn unkeyed(&self) -> Self {
+        Self {
+            name: self.name.clone(),
+            key: Key::None,
+            ..*self
+        }
+    }
+
     pub(crate) fn with_quota(mut self, quota: Quota) -> Self {
         self.quota = quota;
         self

@@ -43,6 +43,20 @@ impl Scopes {
         self.as_slice().iter()
     }
 
+    /// Both, in one acquisition.
+    pub(crate) fn and(self, other: Self) -> Self {
+        match (&self.0, &other.0) {
+            (Inner::None, _) => other,
+            (_, Inner::None) => self,
+            _ => self
+                .iter()
+                .chain(&other)
+                .cloned()
+                .collect::<Vec<_>>()
+                .into(),
+        }
+    }
+
     #[inline]
     pub(crate) fn as_slice(&self) -> &[Scope] {
         match &self.0 {

@@ -1,0 +1,118 @@
+//! [`client_ip`]: who is behind the proxies that are trusted.
+
+use std::net::IpAddr;
+
+use http::Request;
+
+use super::{
+    KeyExtractor,
+    peer::{IPV6_PREFIX, group, peer},
+    proxies::TrustedProxies,
+};
+use crate::scope::Scope;
+
+/// The address of the client, as the trusted proxies tell it: that at the other end of the
+/// connection, unless it is a trusted proxy; then the one that the outermost trusted proxy saw.
+///
+/// Whatever a client writes into its headers, it cannot name another address: only what trusted
+/// proxies have appended is read, and reading stops at the first entry that is no address, for
+/// which the last trusted proxy's own address stands.
+///
+/// Of an IPv6 address only the first 64 bits remain, unless
+/// [`ipv6_prefix`](ClientIp::ipv6_prefix) says otherwise, because whoever has one has 2^64 of
+/// them. One that holds an IPv4 address is that address.
+///
+/// A request without a known peer, as of an axum server that was not given
+/// `into_make_service_with_connect_info::<SocketAddr>()`, has no key, whatever its headers say: say
+/// by [`or`](super::By::or) what such requests take from.
+///
+/// # Examples
+///
+/// ```
+/// use tower_throttle::{
+///     Quota, Scope,
+///     extract::{Peer, TrustedProxies, client_ip},
+/// };
+///
+/// const PER_CLIENT: Scope = Quota::per_second(5.0).scope("client");
+/// const UNKNOWN: Scope = Quota::per_second(5.0).scope("unknown-client");
+///
+/// let client = client_ip(TrustedProxies::private());
+/// let by = PER_CLIENT.by(client.clone()).or(UNKNOWN);
+/// # let _ = by;
+///
+/// let mut request = http::Request::builder()
+///     .header("x-forwarded-for", "10.9.9.9, 192.0.2.7, 10.0.0.2")
+///     .body(())
+///     .unwrap();
+/// request.extensions_mut().insert(Peer([10, 0, 0, 1].into()));
+/// assert_eq!(client.find(&request), Some([192, 0, 2, 7].into()));
+/// ```
+///
+/// # Panics
+///
+/// If `proxies` trusts every address there is and reads a list without a number of
+/// [`hops`](TrustedProxies::hops): then a client could name any address.
+#[must_use]
+pub fn client_ip(proxies: TrustedProxies) -> ClientIp {
+    proxies.assert_bounded();
+    ClientIp {
+        proxies,
+        ipv6_prefix: IPV6_PREFIX,
+    }
+}
+
+/// Finds the address of the client; made by [`client_ip()`].
+///
+/// # Examples
+///
+/// See [`client_ip()`].
+#[derive(Clone, Debug)]
+pub struct ClientIp {
+    proxies: TrustedProxies,
+    ipv6_prefix: u8,
+}
+
+impl ClientIp {
+    /// How many leading bits of an IPv6 address tell clients apart; 64 unless said. Providers give
+    /// some of their customers 48 or 56.
+    ///
+    /// ```
+    /// # use tower_throttle::extract::{TrustedProxies, client_ip};
+    /// let client = client_ip(TrustedProxies::none()).ipv6_prefix(56);
+    /// ```
+    ///
+    /// # Panics
+    ///
+    /// If it is not between 32 and 128.
+    #[must_use]
+    pub fn ipv6_prefix(mut self, bits: u8) -> Self {
+        assert!(
+            (32..=128).contains(&bits),
+            "clients cannot be told apart by {bits} bits of an IPv6 address: write 32 to 128, \
+             such as 56"
+        );
+        self.ipv6_prefix = bits;
+        self
+    }
+
+    /// The address by which a request is counted, of IPv6 its first bits; none where the peer is
+    /// not known.
+    ///
+    /// ```
+    /// # use tower_throttle::extract::{TrustedProxies, client_ip};
+    /// let client = client_ip(TrustedProxies::none());
+    /// assert_eq!(client.find(&http::Request::new(())), None);
+    /// ```
+    #[must_use]
+    pub fn find<B>(&self, req: &Request<B>) -> Option<IpAddr> {
+        let client = self.proxies.client(peer(req)?, req.headers());
+        Some(group(client, self.ipv6_prefix))
+    }
+}
+
+impl<B> KeyExtractor<Request<B>> for ClientIp {
+    fn scope(&self, base: &Scope, req: &Request<B>) -> Option<Scope> {
+        Some(base.key(self.find(req)?))
+    }
+}

@@ -1,0 +1,145 @@
+//! Keys and limits, put together.
+
+use super::*;
+
+const DAY: Quota = Quota::per_day(10.0);
+const USER: Scope = DAY.scope("user");
+const SITE: Scope = DAY.scope("site");
+
+#[derive(Clone)]
+struct Plan(Quota);
+
+fn names<Req>(extractor: &impl ScopeExtractor<Req>, req: &Req) -> Vec<String> {
+    let scopes = extractor.extract(req);
+    scopes.iter().map(|scope| scope.name().to_owned()).collect()
+}
+
+fn of(method: &str, user: &str) -> Request<()> {
+    let request = Request::builder().method(method).header("x-user", user);
+    request.body(()).unwrap()
+}
+
+#[tokio::test]
+async fn a_tuple_of_keys_is_a_bucket_for_each_combination() {
+    let limiter = Limiter::in_memory();
+    let by = USER.by((method(), header("x-user")));
+    for (method, user) in [("GET", "a"), ("GET", "b"), ("POST", "a")] {
+        let scopes = by.extract(&of(method, user));
+        limiter.try_acquire(&scopes).await.unwrap();
+        assert_eq!(
+            limiter
+                .peek(&scopes.iter().next().unwrap())
+                .await
+                .tokens()
+                .floor(),
+            9.0
+        );
+    }
+    assert_eq!(limiter.scopes_held(), 3);
+    // A header's value is a secret in a combination, too.
+    let plain = USER.key("GET/a");
+    assert_eq!(limiter.peek(&plain).await.tokens(), 10.0);
+    assert_eq!(limiter.peek(&plain.secret()).await.tokens().floor(), 9.0);
+    // Methods that a client makes up have one bucket together.
+    let made_up = |name| by.extract(&of(name, "a")).iter().next().cloned();
+    assert_eq!(made_up("BREW"), made_up("PROPFIND"));
+    assert_ne!(made_up("BREW"), made_up("GET"));
+    // Without one part there is no combination.
+    assert!(names(&by, &Request::new(())).is_empty());
+}
+
+#[tokio::test]
+async fn a_tuple_of_limits_takes_from_all_or_none() {
+    let limiter = Limiter::in_memory();
+    let both = (SITE, USER.by(header("x-user")));
+    assert!(ScopeExtractor::<Request<()>>::fixed(&both).is_none());
+    assert_eq!(names(&both, &of("GET", "a")), ["site", "user"]);
+    assert_eq!(names(&both, &Request::new(())), ["site"]);
+    let user = USER.secret().key("a");
+    limiter.try_acquire(user.clone().cost(10.0)).await.unwrap();
+    let refused = limiter.try_acquire(both.extract(&of("GET", "a"))).await;
+    assert_eq!(refused.unwrap_err().scope(), "user");
+    assert_eq!(
+        limiter.peek(&SITE).await.tokens(),
+        10.0,
+        "nothing was taken"
+    );
+    limiter
+        .try_acquire(both.extract(&of("GET", "b")))
+        .await
+        .unwrap();
+    assert_eq!(limiter.peek(&SITE).await.tokens().floor(), 9.0);
+
+    // Of scopes known ahead it is known ahead; a tuple may hold tuples.
+    let fixed = (SITE, [USER, DAY.scope("third")], None::<Scope>);
+    let known = ScopeExtractor::<()>::fixed(&fixed).expect("known");
+    assert_eq!(known.iter().count(), 3);
+    assert_eq!(names(&((SITE, USER), fixed), &()).len(), 5);
+}
+
+#[test]
+fn the_first_that_finds_somebody() {
+    const WRITES: Scope = DAY.scope("writes");
+    let client = USER
+        .by(header("x-user"))
+        .or(DAY.scope("peer").by(peer_ip::<()>));
+    let by = client.clone().or(SITE);
+    let write = |req: &Request<()>| !req.method().is_safe();
+    let mut request = of("GET", "a");
+    assert_eq!(names(&by, &request), ["user"]);
+    request.headers_mut().clear();
+    assert_eq!(names(&by, &request), ["site"]);
+    request.extensions_mut().insert(Peer(ip("192.0.2.1")));
+    assert_eq!(names(&by, &request), ["peer"]);
+
+    let writes = WRITES.when(write).or(by.clone());
+    assert_eq!(names(&writes, &request), ["peer"]);
+    assert_eq!(names(&writes, &of("POST", "a")), ["writes"]);
+    assert!(names(&by.when(write), &request).is_empty());
+    let some = when([SITE, WRITES], write);
+    assert!(ScopeExtractor::fixed(&some).is_none());
+    assert!(names(&some, &request).is_empty());
+    assert_eq!(names(&some, &of("PUT", "a")), ["site", "writes"]);
+}
+
+#[tokio::test]
+async fn another_plan_keeps_what_is_left() {
+    let limiter = Limiter::in_memory();
+    let by = USER
+        .by(header("x-user"))
+        .quota(|req: &Request<()>| Some(req.extensions().get::<Plan>()?.0));
+    let of = |plan: Option<f64>| {
+        let mut request = of("GET", "a");
+        if let Some(tokens) = plan {
+            request
+                .extensions_mut()
+                .insert(Plan(Quota::per_day(tokens)));
+        }
+        by.extract(&request).iter().next().cloned().unwrap()
+    };
+    assert_eq!(of(None).quota(), DAY);
+    let level = async |scope: &Scope| limiter.peek(scope).await.tokens().floor();
+    limiter
+        .try_acquire(of(Some(100.0)).cost(40.0))
+        .await
+        .unwrap();
+    assert_eq!(level(&of(Some(100.0))).await, 60.0);
+    // More room, and no more tokens for it.
+    limiter
+        .try_acquire(of(Some(1_000.0)).cost(1.0))
+        .await
+        .unwrap();
+    assert_eq!(level(&of(Some(1_000.0))).await, 59.0);
+    // Less room: what does not fit is gone, and does not come back with the room.
+    limiter.try_acquire(of(None).cost(4.0)).await.unwrap();
+    assert_eq!(level(&of(None)).await, 6.0);
+    limiter
+        .try_acquire(of(Some(100.0)).cost(7.0))
+        .await
+        .unwrap_err();
+    limiter
+        .try_acquire(of(Some(100.0)).cost(6.0))
+        .await
+        .unwrap();
+    assert_eq!(level(&of(Some(100.0))).await, 0.0);
+}

@@ -1,0 +1,300 @@
+//! Headers and what they say, one by one.
+
+use super::*;
+
+/// Of one line, with proxies in private networks.
+const ADDRESSES: &[(&str, &str)] = &[
+    ("203.0.113.7", "203.0.113.7"),
+    ("203.0.113.7:443", "203.0.113.7"),
+    ("203.0.113.7:0", "203.0.113.7"),
+    ("203.0.113.7:_hidden", "203.0.113.7"),
+    (" \t203.0.113.7\t ", "203.0.113.7"),
+    ("::ffff:203.0.113.7", "203.0.113.7"),
+    ("[::ffff:203.0.113.7]:443", "203.0.113.7"),
+    ("::ffff:cb00:7107", "203.0.113.7"),
+    ("2001:db8:1:2:3:4:5:6", "2001:db8:1:2::"),
+    ("[2001:db8:1:2:3:4:5:6]", "2001:db8:1:2::"),
+    ("[2001:DB8:1:2:3:4:5:6]:443", "2001:db8:1:2::"),
+    // No addresses: the proxy speaks for itself.
+    ("", "10.0.0.1"),
+    (" ", "10.0.0.1"),
+    ("unknown", "10.0.0.1"),
+    ("_hidden", "10.0.0.1"),
+    ("unix:", "10.0.0.1"),
+    ("localhost", "10.0.0.1"),
+    ("203.0.113.7 198.51.100.1", "10.0.0.1"),
+    ("203.0.113.7;198.51.100.1", "10.0.0.1"),
+    ("203.0.113.07", "10.0.0.1"),
+    ("0xcb.0.113.7", "10.0.0.1"),
+    ("3405803783", "10.0.0.1"),
+    ("203.0.113", "10.0.0.1"),
+    ("203.0.113.7.", "10.0.0.1"),
+    ("203.0.113.7:", "10.0.0.1"),
+    ("203.0.113.7:+1", "10.0.0.1"),
+    ("203.0.113.7:65536", "10.0.0.1"),
+    ("203.0.113.7:_", "10.0.0.1"),
+    ("203.0.113.7:_a b", "10.0.0.1"),
+    ("203.0.113.7/32", "10.0.0.1"),
+    ("[203.0.113.7]", "10.0.0.1"),
+    ("[2001:db8::1", "10.0.0.1"),
+    ("2001:db8::1]", "10.0.0.1"),
+    ("[2001:db8::1]443", "10.0.0.1"),
+    ("[2001:db8::1]:", "10.0.0.1"),
+    ("[2001:db8::1%eth0]", "10.0.0.1"),
+    ("fe80::1%1", "10.0.0.1"),
+];
+
+#[test]
+fn forms_of_an_address() {
+    let listed = client_ip(TrustedProxies::private());
+    let single = client_ip(TrustedProxies::private().single_header("x-real-ip"));
+    let forwarded = client_ip(TrustedProxies::private().forwarded());
+    for (text, expected) in ADDRESSES {
+        assert_eq!(
+            seen(&listed, XFF, &[text.as_bytes()]),
+            *expected,
+            "{text:?}"
+        );
+        let lied = format!("198.51.100.66, {text}");
+        assert_eq!(
+            seen(&listed, XFF, &[lied.as_bytes()]),
+            *expected,
+            "{lied:?}"
+        );
+        let lines = [b"198.51.100.66".as_slice(), text.as_bytes()];
+        assert_eq!(seen(&listed, XFF, &lines), *expected, "{text:?}");
+        assert_eq!(
+            seen(&single, "x-real-ip", &[text.as_bytes()]),
+            *expected,
+            "{text:?}"
+        );
+        let quoted = format!("for=198.51.100.66, proto=http; For=\"{text}\";by=10.0.0.1");
+        let expected = if text.trim() != *text {
+            "either"
+        } else {
+            *expected
+        };
+        let seen = seen(&forwarded, "forwarded", &[quoted.as_bytes()]);
+        assert!(expected == "either" || seen == expected, "{quoted}: {seen}");
+    }
+}
+
+#[test]
+fn lists() {
+    let client = client_ip(TrustedProxies::private());
+    for (lines, expected) in [
+        // From the end, over trusted proxies, whichever lines they are in.
+        (&["198.51.100.66, 203.0.113.7, 10.0.0.2"][..], "203.0.113.7"),
+        (&["198.51.100.66", "203.0.113.7, 10.0.0.2"], "203.0.113.7"),
+        (&["198.51.100.66, 203.0.113.7", "10.0.0.2"], "203.0.113.7"),
+        (&["198.51.100.66", "203.0.113.7", "10.0.0.2"], "203.0.113.7"),
+        (&["203.0.113.7,192.168.3.4 , 172.31.0.1,::1"], "203.0.113.7"),
+        // An inner one in its IPv6 form, with a port.
+        (&["203.0.113.7, [::ffff:10.0.0.2]:80"], "203.0.113.7"),
+        // The last trusted hop speaks where there is nothing before it that can be read.
+        (&["203.0.113.7, unknown, 10.0.0.2"], "10.0.0.2"),
+        (&["203.0.113.7, , 10.0.0.2"], "10.0.0.2"),
+        (&["203.0.113.7", "", "10.0.0.2"], "10.0.0.2"),
+        (&["203.0.113.7,"], "10.0.0.1"),
+        (&["203.0.113.7", ""], "10.0.0.1"),
+        (&["10.0.0.3, 10.0.0.2"], "10.0.0.3"),
+        (&[], "10.0.0.1"),
+    ] {
+        let lines: Vec<&[u8]> = lines.iter().map(|line| line.as_bytes()).collect();
+        assert_eq!(seen(&client, XFF, &lines), expected, "{lines:?}");
+    }
+    // Whatever stands left of what the proxy has seen.
+    let long = [vec![b'1'; 10_000], b",203.0.113.7".to_vec()].concat();
+    assert_eq!(seen(&client, XFF, &[&long]), "203.0.113.7");
+    let longer = [vec![b','; 10_000], b"203.0.113.7".to_vec()].concat();
+    assert_eq!(seen(&client, XFF, &[&longer]), "203.0.113.7");
+    assert_eq!(seen(&client, XFF, &[&[b'1'; 10_000]]), "10.0.0.1");
+    assert_eq!(
+        seen(&client, XFF, &[b"\xff\xfe, 203.0.113.7"]),
+        "203.0.113.7"
+    );
+    assert_eq!(seen(&client, XFF, &[b"203.0.113.7\xff"]), "10.0.0.1");
+    assert_eq!(
+        seen(&client, XFF, &[b"\xff", b"203.0.113.7"]),
+        "203.0.113.7"
+    );
+}
+
+#[test]
+fn forwarded() {
+    let client = client_ip(TrustedProxies::private().forwarded());
+    for (lines, expected) in [
+        (&["for=203.0.113.7"][..], "203.0.113.7"),
+        (&["For = 203.0.113.7 ; proto = https"], "203.0.113.7"),
+        (
+            &["proto=https;by=_me;;for=\"203.0.113.7:443\";"],
+            "203.0.113.7",
+        ),
+        (&["for=\"[2001:db8:1:2:3::4]:443\""], "2001:db8:1:2::"),
+        (
+            &["for=\"[2001:db8:1:2:3::4]\", for=10.0.0.2"],
+            "2001:db8:1:2::",
+        ),
+        (
+            &["for=198.51.100.66", "for=203.0.113.7", "for=10.0.0.2"],
+            "203.0.113.7",
+        ),
+        // A quote that the client has left open hides nothing behind it.
+        (&["for=\"198.51.100.66, for=203.0.113.7"], "203.0.113.7"),
+        (&["for=198.51.100.66\", for=\"203.0.113.7\""], "203.0.113.7"),
+        (&["for=\"", "for=\"203.0.113.7\""], "203.0.113.7"),
+        (
+            &["\\\", for=203.0.113.7;host=\"a\\\", for=198.51.100.66\""],
+            "203.0.113.7",
+        ),
+        // Commas and semicolons within quotes are none.
+        (
+            &["for=203.0.113.7;host=\"a, for=198.51.100.66\""],
+            "203.0.113.7",
+        ),
+        (
+            &["host=\"a;for=198.51.100.66\";for=203.0.113.7"],
+            "203.0.113.7",
+        ),
+        // No addresses.
+        (&["for=unknown"], "10.0.0.1"),
+        (&["for=_hidden, for=10.0.0.2"], "10.0.0.2"),
+        (&["for=203.0.113.7, by=10.0.0.2"], "10.0.0.1"),
+        (&["for=203.0.113.7;for=198.51.100.66"], "10.0.0.1"),
+        (&["for=203.0.113.7;host=\"a"], "10.0.0.1"),
+        (&["for=\"203.0.113.7"], "10.0.0.1"),
+        (&["for=203.0.113.7\""], "10.0.0.1"),
+        (&["for=\"203.0.113\\.7\""], "10.0.0.1"),
+        (&["for"], "10.0.0.1"),
+        (&["for="], "10.0.0.1"),
+        (&["=203.0.113.7"], "10.0.0.1"),
+        (&["203.0.113.7"], "10.0.0.1"),
+        (&[""], "10.0.0.1"),
+        (&[], "10.0.0.1"),
+    ] {
+        let lines: Vec<&[u8]> = lines.iter().map(|line| line.as_bytes()).collect();
+        assert_eq!(seen(&client, "forwarded", &lines), expected, "{lines:?}");
+    }
+    // Only the header that was named counts.
+    assert_eq!(seen(&client, XFF, &[b"203.0.113.7"]), "10.0.0.1");
+    let other = client_ip(TrustedProxies::private());
+    assert_eq!(seen(&other, "forwarded", &[b"for=203.0.113.7"]), "10.0.0.1");
+}
+
+#[test]
+fn a_header_with_one_value() {
+    let name = "cf-connecting-ip";
+    let client = client_ip(TrustedProxies::private().single_header(name));
+    let one = |text: &str| seen(&client, name, &[text.as_bytes()]);
+    assert_eq!(one("203.0.113.7"), "203.0.113.7");
+    // It is not walked.
+    assert_eq!(one("10.0.0.9"), "10.0.0.9");
+    assert_eq!(one("198.51.100.66, 203.0.113.7"), "10.0.0.1");
+    let two: &[&[u8]] = &[b"198.51.100.66", b"203.0.113.7"];
+    assert_eq!(seen(&client, name, two), "10.0.0.1");
+    assert_eq!(seen(&client, name, &[]), "10.0.0.1");
+    let stranger = request(ip("192.0.2.1"), name, [b"203.0.113.7".as_slice()]);
+    assert_eq!(client.find(&stranger), Some(ip("192.0.2.1")));
+}
+
+#[test]
+fn so_many_hops() {
+    let google = TrustedProxies::none().networks(["10.0.0.0/8"]).unwrap();
+    let client = client_ip(google.hops(2));
+    let line = |text: &str| seen(&client, XFF, &[text.as_bytes()]);
+    assert_eq!(line("198.51.100.66, 203.0.113.7, 192.0.2.9"), "203.0.113.7");
+    // That it is in a trusted network does not matter.
+    assert_eq!(line("198.51.100.66, 10.0.0.9, 192.0.2.9"), "10.0.0.9");
+    assert_eq!(line("192.0.2.9"), "192.0.2.9");
+    assert_eq!(line("203.0.113.7, unknown, 192.0.2.9"), "192.0.2.9");
+    assert_eq!(line("203.0.113.7, unknown"), "10.0.0.1");
+    // Only the peer's address is checked, but that is.
+    let lines = [b"203.0.113.7, 192.0.2.9".as_slice()];
+    let stranger = request(ip("192.0.2.1"), XFF, lines);
+    assert_eq!(client.find(&stranger), Some(ip("192.0.2.1")));
+    let far = client_ip(TrustedProxies::private().hops(usize::MAX));
+    assert_eq!(seen(&far, XFF, &[b"203.0.113.7"]), "203.0.113.7");
+}
+
+#[test]
+fn nobody_is_trusted_unless_said() {
+    let client = client_ip(TrustedProxies::none());
+    for peer in ["10.0.0.1", "127.0.0.1", "::1", "192.0.2.1"] {
+        let request = request(ip(peer), XFF, [b"203.0.113.7".as_slice()]);
+        assert_eq!(client.find(&request), peer_ip(&request), "{peer}");
+    }
+    // A peer that listens on both families comes as IPv4 in IPv6.
+    let private = client_ip(TrustedProxies::private());
+    let mapped = request(ip("::ffff:10.0.0.1"), XFF, [b"203.0.113.7".as_slice()]);
+    assert_eq!(private.find(&mapped), Some(ip("203.0.113.7")));
+    assert_eq!(peer_ip(&mapped), Some(ip("10.0.0.1")));
+    // Headers alone are nobody.
+    let mut alone = Request::new(());
+    alone
+        .headers_mut()
+        .insert(XFF, HeaderValue::from_static("203.0.113.7"));
+    assert_eq!(private.find(&alone), None);
+    let other = Quota::per_second(1.0).scope("other");
+    let by = Quota::per_second(1.0).scope("client").by(private).or(other);
+    let scopes = by.extract(&alone);
+    assert_eq!(scopes.iter().next().unwrap().name(), "other");
+}
+
+#[test]
+fn ipv6_prefixes() {
+    let request = request(ip("2001:db8:1:2ff:3::4"), XFF, []);
+    for (bits, expected) in [
+        (48, "2001:db8:1::"),
+        (56, "2001:db8:1:200::"),
+        (64, "2001:db8:1:2ff::"),
+        (128, "2001:db8:1:2ff:3::4"),
+    ] {
+        let client = client_ip(TrustedProxies::none()).ipv6_prefix(bits);
+        assert_eq!(client.find(&request), Some(ip(expected)));
+    }
+}
+
+#[test]
+fn mistakes_are_told() {
+    let panics = |f: fn()| std::panic::catch_unwind(f).is_err();
+    assert!(panics(|| {
+        let all = TrustedProxies::none().networks(["0.0.0.0/0"]).unwrap();
+        let _ = client_ip(all);
+    }));
+    assert!(panics(|| {
+        let all = TrustedProxies::none().networks(["::/0"]).unwrap();
+        let _ = client_ip(all.forwarded());
+    }));
+    assert!(panics(|| drop(TrustedProxies::none().hops(0))));
+    assert!(panics(|| drop(
+        TrustedProxies::none().list_header("forwarded")
+    )));
+    assert!(panics(|| drop(
+        TrustedProxies::none().single_header("X-Real-IP")
+    )));
+    assert!(panics(|| {
+        let _ = client_ip(TrustedProxies::none()).ipv6_prefix(31);
+    }));
+    let both = TrustedProxies::none()
+        .networks(["0.0.0.0/0", "::/0"])
+        .unwrap();
+    let client = client_ip(both.clone().hops(1));
+    assert_eq!(
+        seen(&client, XFF, &[b"1.1.1.1, 203.0.113.7"]),
+        "203.0.113.7"
+    );
+    let _ = client_ip(both.single_header("x-real-ip"));
+
+    let configured: TrustedProxies = "loopback, 10.0.0.0/8 2001:db8::/32,".parse().unwrap();
+    assert_eq!(
+        seen(&client_ip(configured), XFF, &[b"203.0.113.7"]),
+        "203.0.113.7"
+    );
+    let error = "private, 10.0.0.0/33"
+        .parse::<TrustedProxies>()
+        .unwrap_err();
+    assert!(
+        error.to_string().starts_with("\"10.0.0.0/33\" is not"),
+        "{error}"
+    );
+}
