@@ -1,0 +1,267 @@
+//! A million callers who are somebody else each time: memory stays within its bound, whoever is
+//! known keeps a bucket, and everybody is answered.
+#![cfg(feature = "http")]
+
+#[cfg(feature = "redis")]
+mod support;
+
+use std::{
+    convert::Infallible,
+    future::{Ready, ready},
+    net::Ipv6Addr,
+    pin::pin,
+    task::{Context, Poll, Waker},
+    time::Duration,
+};
+
+use allocation_counter::measure;
+use http::{Request, Response, StatusCode};
+use tokio::time::Instant;
+use tower::{Layer, Service, util::ServiceFn};
+use tower_throttle::{
+    Limiter, Quota, RateLimit, RateLimitLayer, Scope,
+    extract::{By, ClientIp, Peer, TrustedProxies, client_ip},
+    reply::HttpReply,
+};
+
+/// So slow that nothing comes back during a test.
+const CLIENT: Scope = Quota::per_day(10.0).scope("client");
+
+/// Stated in the README, for each of `max_scopes`; and where names and keys are as long as can be.
+const BYTES_PER_SCOPE: usize = 104;
+const MOST_BYTES_PER_SCOPE: usize = 200;
+
+/// The same, of what a process remembers of the buckets in Redis.
+const BYTES_REMEMBERED: usize = 128;
+
+/// What does not grow with them: the smallest tables.
+const FIXED_BYTES: usize = 1 << 17;
+
+/// What is there for a moment: a table that grows, requests under way.
+const PASSING_BYTES: usize = 1 << 20;
+
+type Answer = Ready<Result<Response<()>, Infallible>>;
+type NoOp = ServiceFn<fn(Request<()>) -> Answer>;
+type Limited<X> = RateLimit<NoOp, By<X>, HttpReply>;
+
+fn answer(_: Request<()>) -> Answer {
+    ready(Ok(Response::new(())))
+}
+
+fn limited<X: Clone>(limiter: &Limiter, by: By<X>) -> Limited<X> {
+    let layer = RateLimitLayer::new(limiter, by).respond_http();
+    layer.layer(tower::service_fn(answer as fn(Request<()>) -> Answer))
+}
+
+fn by_client() -> By<ClientIp> {
+    CLIENT.by(client_ip(TrustedProxies::private()))
+}
+
+/// From the `n`th of the networks that a hostile caller has.
+fn hostile(n: u32) -> Request<()> {
+    from(Ipv6Addr::from_bits(
+        (0x2001_0db8 << 96) | (u128::from(n) << 64) | 1,
+    ))
+}
+
+fn honest() -> Request<()> {
+    from(Ipv6Addr::new(0x2001, 0xdb8, 0xffff, 0xffff, 0, 0, 0, 1))
+}
+
+fn from(address: Ipv6Addr) -> Request<()> {
+    let mut request = Request::new(());
+    request.extensions_mut().insert(Peer(address.into()));
+    request
+}
+
+fn honest_scope() -> Scope {
+    CLIENT.key("2001:db8:ffff:ffff::")
+}
+
+/// Readiness, call and response, which are all there at once.
+fn status<S>(service: &mut S, request: Request<()>) -> StatusCode
+where
+    S: Service<Request<()>, Response = Response<()>, Error = Infallible>,
+{
+    let cx = &mut Context::from_waker(Waker::noop());
+    assert!(service.poll_ready(cx).is_ready());
+    match pin!(service.call(request)).poll(cx) {
+        Poll::Ready(response) => response.unwrap().status(),
+        Poll::Pending => panic!("nothing waits here"),
+    }
+}
+
+/// Says how long it took to answer, and that hardly anybody waited much longer than they should.
+fn assert_prompt(who: &str, mut took: Vec<Duration>, aim: Duration, most: Duration) {
+    took.sort_unstable();
+    let at = |part: usize| took[(took.len() - 1) * part / 100];
+    let (p50, p99, max) = (at(50), at(99), at(100));
+    let met = if p99 <= aim { "met" } else { "missed" };
+    println!(
+        "{who}: {} answers, p50 {p50:?}, p99 {p99:?}, max {max:?} (aim {aim:?}: {met})",
+        took.len()
+    );
+    assert!(p99 <= most, "{who}: p99 {p99:?}");
+}
+
+#[test]
+fn a_million_strangers_in_memory() {
+    const STRANGERS: u32 = 1_000_000;
+    const MOST: usize = 100_000;
+    let limiter = Limiter::builder().max_scopes(MOST).build().unwrap();
+    let mut service = limited(&limiter, by_client());
+    for _ in 0..3 {
+        assert_eq!(status(&mut service, honest()), StatusCode::OK);
+    }
+    let (mut strangers, mut known) = (Vec::with_capacity(1 << 20), Vec::with_capacity(1 << 10));
+    let mut admitted = 0;
+    let counted = measure(|| {
+        for n in 0..STRANGERS {
+            let request = hostile(n);
+            let start = Instant::now();
+            let answer = status(&mut service, request);
+            strangers.push(start.elapsed());
+            admitted += usize::from(answer == StatusCode::OK);
+            // One of ten tokens on the way, early on and after the limit is reached.
+            if n == 1_000 || n == STRANGERS - 1_000 {
+                assert_eq!(status(&mut service, honest()), StatusCode::OK);
+            }
+        }
+    });
+    // Those who have a bucket, and ten for all others together.
+    assert!((MOST - 1..=MOST + 9).contains(&admitted), "{admitted}");
+    let held = limiter.scopes_held();
+    assert!(held <= MOST + 1, "{held}");
+    assert!(limiter.overflowed() >= u64::from(STRANGERS) - MOST as u64);
+    let bytes = usize::try_from(counted.bytes_current).unwrap();
+    let peak = usize::try_from(counted.bytes_max).unwrap();
+    println!(
+        "{STRANGERS} strangers, max_scopes {MOST}: {held} held, {} bytes each, {} at the peak",
+        bytes / MOST,
+        peak / MOST
+    );
+    assert!(bytes <= MOST * BYTES_PER_SCOPE + FIXED_BYTES, "{bytes}");
+    assert!(peak <= MOST * BYTES_PER_SCOPE + PASSING_BYTES, "{peak}");
+
+    // Three and two are gone: five are left, and then it is refused as if there were nobody else.
+    for _ in 0..1_000 {
+        let start = Instant::now();
+        let answer = status(&mut service, honest());
+        known.push(start.elapsed());
+        let expected = match known.len() {
+            ..=5 => StatusCode::OK,
+            _ => StatusCode::TOO_MANY_REQUESTS,
+        };
+        assert_eq!(answer, expected, "request {}", known.len());
+    }
+    let (aim, most) = (Duration::from_millis(1), Duration::from_millis(20));
+    assert_prompt("strangers in memory", strangers, aim, most);
+    assert_prompt("the known one in memory", known, aim, most);
+}
+
+/// Names and keys as long as they are kept, and longer ones, of which a hash is.
+#[test]
+fn no_key_costs_more() {
+    const MOST: usize = 20_000;
+    let held = |name: usize, key: usize| {
+        let scope = Scope::new("n".repeat(name), CLIENT.quota());
+        let limiter = Limiter::builder().max_scopes(MOST).build().unwrap();
+        let mut service = limited(&limiter, scope.by(header_as_is));
+        let counted = measure(|| {
+            for n in 0..MOST + MOST / 10 {
+                let request = Request::builder().header("x-api-key", format!("{n:>0key$}"));
+                status(&mut service, request.body(()).unwrap());
+            }
+        });
+        assert_eq!(limiter.scopes_held(), MOST + 1);
+        let bytes = usize::try_from(counted.bytes_current).unwrap();
+        println!(
+            "a name of {name} bytes, keys of {key}: {} bytes each",
+            bytes / MOST
+        );
+        bytes
+    };
+    let allowed = |each: usize| MOST * each + FIXED_BYTES;
+    assert!(held(4, 5) <= allowed(BYTES_PER_SCOPE));
+    assert!(held(64, 64) <= allowed(MOST_BYTES_PER_SCOPE));
+    assert!(held(65, 1_000) <= allowed(BYTES_PER_SCOPE));
+}
+
+/// Not hashed, as `header` would.
+fn header_as_is(request: &Request<()>) -> Option<String> {
+    let value = request.headers().get("x-api-key")?;
+    Some(value.to_str().ok()?.to_owned())
+}
+
+/// Where Redis holds the buckets, what a process remembers of them is bounded as well.
+#[cfg(feature = "redis")]
+#[test]
+fn strangers_on_redis() {
+    use futures_util::{StreamExt, stream};
+    use tower::ServiceExt;
+
+    const STRANGERS: u32 = 200_000;
+    const MOST: usize = 20_000;
+    // One thread, so that every allocation is counted.
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .unwrap();
+    let server = runtime.block_on(support::RedisServer::start());
+    let limiter = Limiter::builder()
+        .redis(server.url())
+        // A test machine stands still for longer than a service would accept.
+        .redis_timeout(Duration::from_secs(10))
+        .max_scopes(MOST)
+        .build()
+        .unwrap();
+    let service = limited(&limiter, by_client());
+    let send = async |request: Request<()>| {
+        let start = Instant::now();
+        let answer = service.clone().oneshot(request).await.unwrap();
+        (answer.status(), start.elapsed())
+    };
+    runtime.block_on(async {
+        for _ in 0..3 {
+            assert_eq!(send(honest()).await.0, StatusCode::OK);
+        }
+    });
+    let (mut known, mut admitted) = (Vec::with_capacity(1 << 10), 0);
+    let counted = measure(|| {
+        runtime.block_on(async {
+            let flood = stream::iter(0..STRANGERS)
+                .map(|n| send(hostile(n)))
+                .buffer_unordered(256);
+            let mut flood = pin!(flood.enumerate());
+            while let Some((nth, (answer, _))) = flood.next().await {
+                admitted += u32::from(answer == StatusCode::OK);
+                // It has seven tokens left.
+                if nth % 1_000 == 500 {
+                    let (answer, took) = send(honest()).await;
+                    known.push(took);
+                    let expected = match known.len() {
+                        ..=7 => StatusCode::OK,
+                        _ => StatusCode::TOO_MANY_REQUESTS,
+                    };
+                    assert_eq!(answer, expected, "request {}", known.len());
+                }
+            }
+        });
+    });
+    assert_eq!(admitted, STRANGERS, "on Redis each has a bucket");
+    assert_eq!(limiter.fallbacks(), 0);
+    assert_eq!(limiter.scopes_held(), 0, "memory has had no part in it");
+    let level = runtime.block_on(limiter.peek(&honest_scope()));
+    assert_eq!(level.tokens().floor(), 0.0);
+    let bytes = usize::try_from(counted.bytes_current.max(0)).unwrap();
+    let peak = usize::try_from(counted.bytes_max).unwrap();
+    println!(
+        "{STRANGERS} strangers on Redis, max_scopes {MOST}: {} bytes each are left, {} at the peak",
+        bytes / MOST,
+        peak / MOST
+    );
+    assert!(bytes <= MOST * BYTES_REMEMBERED + FIXED_BYTES, "{bytes}");
+    assert!(peak <= MOST * BYTES_REMEMBERED + PASSING_BYTES, "{peak}");
+    let (aim, most) = (Duration::from_millis(1), Duration::from_millis(500));
+    assert_prompt("the known one on Redis", known, aim, most);
+}
