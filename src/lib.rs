@@ -84,7 +84,8 @@
 //! # Features
 //!
 //! `redis` and `http` are on by default. All others only add: `tls` (`rediss://`), `axum` and
-//! `tonic` (`extract::peer_ip`), `serde` ([`Quota`] as text), `metrics`, `tracing`.
+//! `tonic` (whose peers `extract::peer_ip` and `extract::client_ip` find), `serde` ([`Quota`]
+//! as text), `metrics`, `tracing`.
 #![cfg_attr(docsrs, feature(doc_cfg))]
 #![cfg_attr(
     not(feature = "redis"),

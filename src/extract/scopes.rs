@@ -34,7 +34,10 @@ use crate::scope::{IntoScopes, Scope, Scopes};
     label = "expected a `Scope`, an array of them, or a closure `|req: &{Req}|` that returns one",
     note = "name the limit first: `const API: Scope = Quota::per_second(50.0).scope(\"api\");`",
     note = "a closure returns `API.key(value)`, or an `Option` or `Vec` of such; it cannot be \
-            async, because a scope is found without waiting"
+            async, because a scope is found without waiting",
+    note = "in a `By`, a key is found by `header(\"x-api-key\")`, `peer_ip`, a closure that returns \
+            an `Option` of an owned key, or a tuple of such; in an `Or`, a `When` or a tuple of \
+            limits, every part must be what can stand here by itself"
 )]
 pub trait ScopeExtractor<Req> {
     /// The scopes, where they are the same for every request: then waiting for them is

@@ -28,7 +28,7 @@ async fn a_tuple_of_keys_is_a_bucket_for_each_combination() {
         limiter.try_acquire(&scopes).await.unwrap();
         assert_eq!(
             limiter
-                .peek(&scopes.iter().next().unwrap())
+                .peek(scopes.iter().next().unwrap())
                 .await
                 .tokens()
                 .floor(),

@@ -205,6 +205,17 @@ async fn peers_of_either_family() {
     assert_eq!(raw(through_v4, b"").await.1, "127.0.0.1");
 }
 
+#[tokio::test]
+async fn a_function_finds_keys_too() {
+    let limiter = Limiter::in_memory();
+    let limit = RateLimitLayer::new(&limiter, CLIENT.by((method(), peer_ip)).or(CLIENT));
+    let hello = Router::new().route("/", get(async || "hello"));
+    let server = serve("127.0.0.1:0", hello.layer(limit.respond_http())).await;
+    assert_eq!(raw(server, b"").await.0, 200);
+    let bucket = CLIENT.key("GET/127.0.0.1");
+    assert_eq!(limiter.peek(&bucket).await.tokens().floor(), 1.0);
+}
+
 #[derive(Clone)]
 struct User(String);
 
