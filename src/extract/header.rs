@@ -5,11 +5,18 @@ use http::{HeaderName, Request};
 use super::KeyExtractor;
 use crate::scope::Scope;
 
+/// The key of those who send several; no value of a header can be that.
+const SEVERAL: &str = "\n";
+
 /// The value of the header `name`, as a secret: it leaves the process only as a keyed hash.
 ///
-/// Of several lines, all count, so that a second one makes another key rather than hiding. A
-/// header that is missing or empty is no key. Anybody can send any header: a limit by one that
-/// is not checked elsewhere is a limit per claim.
+/// All requests with several lines that differ have one bucket together, whichever of the lines is
+/// believed elsewhere: else a second line, of any content, were a new bucket. A header that is
+/// missing or empty is no key.
+///
+/// Anybody can send any header: a limit by one that is not checked elsewhere is a limit per claim.
+/// So is one whose value can be written in several ways, such as `authorization` with `Bearer`
+/// or `bearer`; use [`extension`](super::extension) with what was made of it.
 ///
 /// # Examples
 ///
@@ -54,20 +61,12 @@ impl<B> KeyExtractor<Request<B>> for Header {
             .filter(|value| !value.is_empty());
         let first = values.next()?;
         let base = base.clone().secret();
-        Some(match values.next() {
-            None => match first.to_str() {
-                Ok(text) => base.key(text),
-                Err(_) => base.key(first.as_bytes().escape_ascii()),
-            },
-            Some(_) => {
-                let all: Vec<_> = req
-                    .headers()
-                    .get_all(&self.name)
-                    .iter()
-                    .map(|value| value.as_bytes().escape_ascii().to_string())
-                    .collect();
-                base.key(all.join("\n"))
-            }
+        Some(if values.any(|value| value != first) {
+            base.key(SEVERAL)
+        } else if let Ok(text) = first.to_str() {
+            base.key(text)
+        } else {
+            base.key(first.as_bytes().escape_ascii())
         })
     }
 }

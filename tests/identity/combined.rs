@@ -48,6 +48,30 @@ async fn a_tuple_of_keys_is_a_bucket_for_each_combination() {
     assert!(names(&by, &Request::new(())).is_empty());
 }
 
+#[test]
+fn a_second_line_is_no_new_bucket() {
+    let by = USER.by(header("x-user"));
+    let keyed = |lines: &[&'static [u8]]| {
+        let mut request = Request::new(());
+        for line in lines {
+            let line = HeaderValue::from_bytes(line).unwrap();
+            request.headers_mut().append("x-user", line);
+        }
+        by.extract(&request).iter().next().cloned()
+    };
+    let ann = keyed(&[b"ann"]);
+    assert_eq!(keyed(&[b"ann", b"ann"]), ann);
+    assert_eq!(keyed(&[b"", b"ann"]), ann);
+    assert_ne!(keyed(&[b"\xe4nn"]), ann);
+    let several = keyed(&[b"ann", b"1"]);
+    assert_ne!(several, ann);
+    for lines in [[b"ann".as_slice(), b"2"], [b"2", b"ann"], [b"ann", b"\xff"]] {
+        assert_eq!(keyed(&lines), several);
+    }
+    assert_eq!(keyed(&[b""]), None);
+    assert_eq!(keyed(&[]), None);
+}
+
 #[tokio::test]
 async fn a_tuple_of_limits_takes_from_all_or_none() {
     let limiter = Limiter::in_memory();
