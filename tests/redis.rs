@@ -68,6 +68,28 @@ async fn takes_refuses_and_waits() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn another_plan_keeps_what_is_left() {
+    let server = RedisServer::start().await;
+    let limiter = limiter(&server).await;
+    let plan = |tokens| Quota::per_day(tokens).scope("user").key("ann");
+    let floor = async |tokens| level(&limiter, &plan(tokens)).await.floor();
+    limiter.try_acquire(plan(100.0).cost(40.0)).await.unwrap();
+    assert_eq!(floor(100.0).await, 60.0);
+    // More room, and no more tokens for it.
+    limiter.try_acquire(plan(1_000.0)).await.unwrap();
+    assert_eq!(floor(1_000.0).await, 59.0);
+    // Less room: what does not fit is gone, and does not come back with the room.
+    limiter.try_acquire(plan(10.0).cost(4.0)).await.unwrap();
+    assert_eq!(floor(10.0).await, 6.0);
+    limiter
+        .try_acquire(plan(100.0).cost(7.0))
+        .await
+        .unwrap_err();
+    limiter.try_acquire(plan(100.0).cost(6.0)).await.unwrap();
+    assert_eq!(floor(100.0).await, 0.0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_thousand_tasks_share_their_calls() {
     const TASKS: u64 = 1_024;
     const EACH: u64 = 20;
