@@ -73,6 +73,8 @@ pub(crate) struct Bucket {
     pub(crate) big: f64,
     /// Given back while others sleep.
     pub(crate) pool: f64,
+    /// Until when nobody is granted anything; zero: it is not held back.
+    pub(crate) held: f64,
 }
 
 /// What `n` equal demands got, in their order.
@@ -108,6 +110,7 @@ impl Bucket {
             tail: 0.0,
             big: 0.0,
             pool: 0.0,
+            held: 0.0,
         }
     }
 
@@ -126,6 +129,7 @@ impl Bucket {
         let mended = self.at > now + CLOCK_SLACK_US;
         if mended {
             self.tail -= self.at - now;
+            self.held -= self.at - now;
             self.at = now;
         }
         let n = self.at.max(now);
@@ -144,6 +148,11 @@ impl Bucket {
             self.tail = 0.0;
             self.pool = 0.0;
             self.big = 0.0;
+        }
+        if self.held > n {
+            self.bind(terms);
+        } else {
+            self.held = 0.0;
         }
         mended
     }
@@ -221,7 +230,9 @@ impl Bucket {
 
     /// Gives back `c` tokens that were taken and not used.
     pub(crate) fn give_back(&mut self, c: f64, terms: Terms) {
-        if self.tail <= self.at {
+        if self.held > self.at {
+            // It would pull the end of the hold forward, or go out as a burst after it.
+        } else if self.tail <= self.at {
             self.level = terms.cap.min(self.level + c);
         } else {
             self.pool = (self.pool + c).min(self.pool_room(terms));
@@ -269,6 +280,27 @@ impl Bucket {
     pub(crate) fn lower(&mut self, x: f64) {
         self.level = self.level.min(x);
         self.pool = self.pool.min(x.max(0.0));
+    }
+
+    /// Grants nobody anything for `us` microseconds, whoever was promised a turn in that time:
+    /// what such turns have taken pays for the hold, so they are not given back. After it the
+    /// rate goes on, without a burst. A hold is never shortened by another.
+    pub(crate) fn hold_back(&mut self, us: f64, terms: Terms) {
+        self.held = self.held.max(self.at + us);
+        if self.held > self.at {
+            self.bind(terms);
+        }
+    }
+
+    /// At the end of the hold the bucket is empty at most.
+    fn bind(&mut self, terms: Terms) {
+        self.level = self.level.min((self.at - self.held) * terms.per_us);
+        self.pool = 0.0;
+    }
+
+    /// For how long nobody is granted anything, in microseconds.
+    pub(crate) fn held_for(&self) -> f64 {
+        (self.held - self.at).max(0.0)
     }
 
     /// When the bucket equals an absent one, counted from its `at`, in microseconds.

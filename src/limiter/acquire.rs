@@ -206,6 +206,9 @@ impl Acquire {
         max_wait: Duration,
     ) -> Poll<Result<Permit, Rejected>> {
         let max_wait_us = to_us(max_wait);
+        for (scope, until) in self.core().shares.untold.take() {
+            remote.hold_back(&scope, until);
+        }
         // A free turn of this process counts before what is known of the bucket.
         if !max_wait.is_zero() && !self.core().turns.is_empty() {
             let waiter = self.waiter(left.clone(), max_wait_us);

@@ -1,8 +1,16 @@
 //! Settings of a limiter.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{Arc, atomic::AtomicBool},
+    time::Duration,
+};
 
-use super::{core::Core, handle::Limiter, shares::Shares, turns::Turns};
+use super::{
+    core::Core,
+    handle::Limiter,
+    shares::{Shares, Untold},
+    turns::Turns,
+};
 use crate::{
     error::ConfigError,
     fallback::{Fallback, Share},
@@ -265,6 +273,7 @@ impl LimiterBuilder {
             members: Arc::new(Members::new(self.replicas)),
             salt,
             fallback: self.fallback,
+            untold: Untold::default(),
         };
         Core {
             memory,
@@ -273,6 +282,7 @@ impl LimiterBuilder {
             turns: Turns::default(),
             observer: Arc::new(Observer::new(health)),
             salt,
+            heeds_holds: AtomicBool::new(false),
         }
     }
 }

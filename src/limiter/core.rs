@@ -1,6 +1,14 @@
 //! What all clones of a limiter share, and how a store is chosen.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+
+use tokio::time::Instant;
 
 use super::{
     remote::{Mode, Remote},
@@ -9,13 +17,16 @@ use super::{
 };
 use crate::{
     bucket::{Bucket, TakenAll, Terms},
-    clock::{from_us, to_us},
+    clock::{LONGEST_WAIT, from_us, to_us},
     decision::{Decision, Origin},
     fallback::Fallback,
     memory::{Demand, MemoryStore, StandIn},
     observe::Observer,
-    scope::{BucketId, Hashes, Scope},
+    scope::{BucketId, Hashes, Lookup, Scope},
 };
+
+/// For so long a process trusts that a bucket is not held back, once it has heard so.
+const HEARD_LATELY: Duration = Duration::from_millis(25);
 
 pub(crate) struct Core {
     pub(crate) memory: Arc<MemoryStore>,
@@ -24,6 +35,9 @@ pub(crate) struct Core {
     pub(crate) turns: Turns,
     pub(crate) observer: Arc<Observer>,
     pub(crate) salt: [u8; 32],
+    /// Whether anybody may hold buckets back, so that a turn promised earlier is not to be
+    /// trusted without asking.
+    pub(crate) heeds_holds: AtomicBool,
 }
 
 impl Core {
@@ -232,6 +246,71 @@ impl Core {
                 }
             }
             (Origin::Redis | Origin::Share | Origin::Grace, None) | (Origin::Nowhere, _) => {}
+        }
+    }
+
+    /// Grants nobody anything of this bucket for so long; in this process from now on.
+    pub(crate) fn hold_back(&self, scope: &Scope, hold: Duration) {
+        self.heeds_holds.store(true, Ordering::Relaxed);
+        let (us, id) = (to_us(hold), scope.id(&self.salt));
+        match &self.remote {
+            None => {
+                let terms = whole(scope);
+                let hold_back = |bucket: &mut Bucket| bucket.hold_back(us, terms);
+                self.memory.with(&id.lookup(), terms, hold_back);
+            }
+            Some(remote) => {
+                self.shares.hold_back(scope, us);
+                remote.hold_back(scope, Instant::now() + hold.min(LONGEST_WAIT));
+            }
+        }
+        self.turns.look_again(id.as_bytes());
+    }
+
+    /// Leaves no more than so many tokens in this bucket.
+    pub(crate) fn lower(&self, scope: &Scope, tokens: f64) {
+        let id = scope.id(&self.salt);
+        match &self.remote {
+            None => {
+                let lower = |bucket: &mut Bucket| bucket.lower(tokens);
+                self.memory.with(&id.lookup(), whole(scope), lower);
+            }
+            // What is known to be lower need not be said.
+            Some(remote) => {
+                let full = scope.quota().capacity();
+                let known = remote.known_level(&id).map_or(full, |(level, _)| level);
+                if tokens < known {
+                    remote.lower(scope, tokens);
+                }
+            }
+        }
+    }
+
+    /// Until when a bucket is held back, as far as this process has heard.
+    pub(crate) fn held_until(&self, id: &Lookup<'_>, origin: Origin) -> Option<Instant> {
+        let remote = self.remote.as_ref();
+        let heard = remote
+            .and_then(|remote| remote.heard(id))
+            .and_then(|(_, held)| held);
+        match origin {
+            Origin::Redis | Origin::Nowhere => heard,
+            Origin::Memory | Origin::Share | Origin::Grace => heard.max(self.memory.held_until(id)),
+        }
+    }
+
+    /// Hears of a hold that another process may have made since this one heard last.
+    pub(crate) async fn hear_of_holds(&self, scope: &Scope, id: &Lookup<'_>) {
+        if !self.heeds_holds.load(Ordering::Relaxed) {
+            return;
+        }
+        let Some(remote) = &self.remote else {
+            return;
+        };
+        let heard = remote.heard(id).map(|(at, _)| at);
+        let lately = heard.is_some_and(|at| at.elapsed() <= HEARD_LATELY);
+        if !lately && !matches!(remote.mode(), Mode::Away(_)) {
+            // Where Redis does not answer, what was promised stands.
+            let _ = remote.look(scope).await;
         }
     }
 

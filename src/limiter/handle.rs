@@ -1,6 +1,10 @@
 //! The handle that users clone.
 
-use std::{fmt, sync::Arc, time::Duration};
+use std::{
+    fmt,
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
 
 use tokio::sync::watch;
 
@@ -187,6 +191,65 @@ impl Limiter {
     /// Once polled, the reset may happen even when this is dropped.
     pub async fn reset(&self, scope: &Scope) {
         self.core.reset(scope).await;
+    }
+
+    /// Grants nobody a token of this bucket for so long, in no process; after that the rate goes
+    /// on, without a burst. What an upstream's `Retry-After` asks for.
+    ///
+    /// In this process it holds from now on; in others from their next answer of Redis, and a
+    /// turn that was promised earlier is confirmed before it is used, if anything older than
+    /// 25 ms says that it may be (see [`heed_holds`](Self::heed_holds)). Waiters whose turn comes
+    /// in that time ask again within their own deadlines. A shorter hold does not shorten a
+    /// longer one, [`reset`](Self::reset) ends it, and tokens that are given back in that time
+    /// are lost. While Redis is away, this process's share is held back, and Redis is told once
+    /// it is back.
+    ///
+    /// ```
+    /// # use std::time::Duration;
+    /// # use tower_throttle::{Limiter, Quota};
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() {
+    /// let limiter = Limiter::in_memory();
+    /// let api = Quota::per_second(10.0).scope("api");
+    /// limiter.hold_back(&api, Duration::from_secs(2));
+    /// let refused = limiter.try_acquire(&api).await.unwrap_err();
+    /// assert!(refused.retry_after() > Some(Duration::from_secs(2)));
+    /// # }
+    /// ```
+    pub fn hold_back(&self, scope: &Scope, hold: Duration) {
+        self.core.hold_back(scope, hold);
+    }
+
+    /// Leaves no more than `level` tokens in this bucket: what an upstream says that remains.
+    /// Never raises it; turns that were promised stay promised. Ignored where it is no number,
+    /// and lost where Redis cannot be asked.
+    ///
+    /// ```
+    /// # use tower_throttle::{Limiter, Quota};
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() {
+    /// let limiter = Limiter::in_memory();
+    /// let api = Quota::per_hour(10.0).scope("api");
+    /// limiter.lower_to(&api, 3.0);
+    /// limiter.lower_to(&api, 7.0);
+    /// assert_eq!(limiter.peek(&api).await.tokens().floor(), 3.0);
+    /// # }
+    /// ```
+    pub fn lower_to(&self, scope: &Scope, level: f64) {
+        if level.is_finite() {
+            self.core.lower(scope, level.max(0.0));
+        }
+    }
+
+    /// From now on this limiter expects that other processes [hold back](Self::hold_back)
+    /// buckets: before a turn is used, it must have heard within 25 ms that the bucket is not
+    /// held, or it asks Redis once. A limiter that has held back a bucket itself, or whose layer
+    /// [learns](crate::RateLimitLayer::learn), does so already.
+    ///
+    /// ```
+    /// # use tower_throttle::Limiter;
+    /// Limiter::in_memory().heed_holds();
+    /// ```
+    pub fn heed_holds(&self) {
+        self.core.heeds_holds.store(true, Ordering::Relaxed);
     }
 
     /// Which store decides.

@@ -6,6 +6,8 @@ use tokio::time::Instant;
 
 use super::waiter::Waiter;
 #[cfg(feature = "redis")]
+use crate::clock::to_us;
+#[cfg(feature = "redis")]
 use crate::redis;
 use crate::{
     bucket::Terms,
@@ -83,6 +85,26 @@ impl Remote {
 
     pub(crate) fn charge(&self, scope: &Scope, tokens: f64) {
         self.batcher.charge(scope, tokens);
+    }
+
+    /// Grants nobody anything before `until`; in this process from now on.
+    pub(crate) fn hold_back(&self, scope: &Scope, until: Instant) {
+        let (quota, id) = (scope.quota(), scope.id(&self.salt));
+        let terms = Terms::new(quota.capacity(), quota.rate());
+        let left = until.saturating_duration_since(Instant::now());
+        self.known.hold_back(&id, terms, to_us(left));
+        self.batcher.hold_back(scope, until);
+    }
+
+    /// Leaves no more than so many tokens.
+    pub(crate) fn lower(&self, scope: &Scope, tokens: f64) {
+        self.batcher.lower(scope, tokens);
+    }
+
+    /// When this process heard last of a bucket, and until when it is held back.
+    pub(crate) fn heard(&self, id: &Lookup<'_>) -> Option<(Instant, Option<Instant>)> {
+        let heard = self.known.heard(id)?;
+        Some((heard.at, heard.held))
     }
 
     pub(crate) async fn look(&self, scope: &Scope) -> Result<f64, Failure> {
@@ -179,6 +201,18 @@ impl Remote {
     }
 
     pub(crate) fn charge(&self, _: &Scope, _: f64) {
+        match *self {}
+    }
+
+    pub(crate) fn hold_back(&self, _: &Scope, _: Instant) {
+        match *self {}
+    }
+
+    pub(crate) fn lower(&self, _: &Scope, _: f64) {
+        match *self {}
+    }
+
+    pub(crate) fn heard(&self, _: &Lookup<'_>) -> Option<(Instant, Option<Instant>)> {
         match *self {}
     }
 

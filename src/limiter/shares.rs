@@ -1,6 +1,11 @@
 //! This process's share of limits whose store is away.
 
-use std::sync::Arc;
+use std::sync::{
+    Arc, Mutex, PoisonError,
+    atomic::{AtomicBool, Ordering},
+};
+
+use tokio::time::Instant;
 
 use crate::{
     bucket::{Bucket, Terms},
@@ -10,6 +15,9 @@ use crate::{
     scope::Scope,
 };
 
+/// Holds that Redis is to be told of once it is back; more of them are forgotten.
+const MOST_UNTOLD: usize = 1_024;
+
 /// The shares of this process: how large they are, what was taken from them, and what of it is
 /// owed to Redis.
 pub(crate) struct Shares {
@@ -17,6 +25,38 @@ pub(crate) struct Shares {
     pub(crate) members: Arc<Members>,
     pub(crate) salt: [u8; 32],
     pub(crate) fallback: Fallback,
+    pub(crate) untold: Untold,
+}
+
+/// Holds that Redis was not told of.
+#[derive(Default)]
+pub(crate) struct Untold {
+    any: AtomicBool,
+    holds: Mutex<Vec<(Scope, Instant)>>,
+}
+
+impl Untold {
+    fn add(&self, scope: &Scope, until: Instant) {
+        let mut holds = self.holds.lock().unwrap_or_else(PoisonError::into_inner);
+        let now = Instant::now();
+        holds.retain(|(_, until)| *until > now);
+        let known = holds.iter_mut().find(|(other, _)| other.same_bucket(scope));
+        if let Some((_, known)) = known {
+            *known = until.max(*known);
+        } else if holds.len() < MOST_UNTOLD {
+            holds.push((scope.clone(), until));
+        }
+        self.any.store(true, Ordering::Release);
+    }
+
+    /// All of them, which from here on are somebody else's to tell.
+    pub(crate) fn take(&self) -> Vec<(Scope, Instant)> {
+        if !self.any.load(Ordering::Relaxed) || !self.any.swap(false, Ordering::AcqRel) {
+            return Vec::new();
+        }
+        let mut holds = self.holds.lock().unwrap_or_else(PoisonError::into_inner);
+        std::mem::take(&mut *holds)
+    }
 }
 
 impl Shares {
@@ -66,6 +106,24 @@ impl Shares {
             });
     }
 
+    /// Grants nobody anything of a share for so long, in microseconds.
+    pub(crate) fn hold_back(&self, scope: &Scope, us: f64) {
+        if !self.holds(scope) {
+            return;
+        }
+        let (terms, whole) = (self.terms(scope), whole(scope));
+        let stand_in = StandIn {
+            whole,
+            most: f64::INFINITY,
+            owes: false,
+        };
+        let id = scope.id(&self.salt);
+        self.memory
+            .with_stand_in(&id, terms, stand_in, |bucket, _| {
+                bucket.hold_back(us, terms)
+            });
+    }
+
     /// Gives back what was taken beside Redis and not used.
     pub(crate) fn give_back_unowed(&self, scope: &Scope) {
         let terms = self.terms(scope);
@@ -94,6 +152,10 @@ pub(crate) fn whole(scope: &Scope) -> Terms {
 impl crate::redis::Books for Shares {
     fn correct(&self, scope: &Scope, tokens: f64) {
         Shares::correct(self, scope, tokens);
+    }
+
+    fn hold_back(&self, scope: &Scope, until: Instant) {
+        self.untold.add(scope, until);
     }
 
     fn tidy(&self, turn: usize) {

@@ -17,7 +17,11 @@ use super::{
     core::Core,
     waiter::{Waiter, Wake},
 };
-use crate::{decision::Origin, scope::Scope, table::Hashing};
+use crate::{
+    decision::Origin,
+    scope::{Lookup, Scope},
+    table::Hashing,
+};
 
 /// A turn that is used later than this counts as missed: after a pause of the whole process,
 /// all the turns that passed in it would otherwise go out at once.
@@ -195,6 +199,16 @@ impl Turns {
         line
     }
 
+    /// This process has heard that a bucket is held back.
+    pub(crate) fn look_again(&self, id: &[u8]) {
+        if self.is_empty() {
+            return;
+        }
+        for line in self.lock().iter().filter(|line| *line.id == *id) {
+            line.earlier.notify_one();
+        }
+    }
+
     /// Forgets a line that has no turns left; false where one has just come.
     fn remove(&self, line: &Arc<Line>) -> bool {
         let hash = self.hash(&line.id, line.scope.tokens(), line.origin);
@@ -250,12 +264,41 @@ impl Driver {
                 }
                 continue;
             };
-            tokio::select! {
+            let due = tokio::select! {
                 biased;
-                () = tokio::time::sleep_until(turn) => self.serve(Instant::now()),
-                () = self.line.earlier.notified() => {}
+                () = tokio::time::sleep_until(turn) => true,
+                () = self.line.earlier.notified() => false,
+            };
+            let id = Lookup::of(&self.line.id);
+            if due && self.line.origin == Origin::Redis {
+                self.core.hear_of_holds(&self.line.scope, &id).await;
+            }
+            if let Some(until) = self.core.held_until(&id, self.line.origin) {
+                self.miss_before(until);
+            }
+            if due {
+                self.serve(Instant::now());
             }
         }
+    }
+
+    /// The bucket is held back: whose turn comes before that is over asks again. The turns are
+    /// not given back, because what they have taken pays for the hold.
+    fn miss_before(&self, until: Instant) {
+        let mut woken = Vec::new();
+        let mut state = self.line.lock();
+        while state.turns.front().is_some_and(|turn| *turn < until) {
+            state.turns.pop_front();
+            while let Some(sleeper) = state.sleepers.pop_front() {
+                if let Some(wake) = sleeper.miss_turn() {
+                    state.present -= 1;
+                    woken.push(wake);
+                    break;
+                }
+            }
+        }
+        drop(state);
+        woken.into_iter().for_each(Wake::wake);
     }
 
     fn serve(&self, now: Instant) {

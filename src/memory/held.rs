@@ -24,6 +24,7 @@ struct Rare {
     tail: f64,
     big: f64,
     pool: f64,
+    held: f64,
     owed: f64,
     /// The largest capacity and the slowest rate since something is owed or promised.
     widest: Terms,
@@ -77,16 +78,16 @@ impl Held {
 
     #[inline]
     pub(super) fn bucket(&self) -> Bucket {
-        let (tail, big, pool) = self
-            .rare
-            .as_ref()
-            .map_or((0.0, 0.0, 0.0), |rare| (rare.tail, rare.big, rare.pool));
+        let (tail, big, pool, held) = self.rare.as_ref().map_or((0.0, 0.0, 0.0, 0.0), |rare| {
+            (rare.tail, rare.big, rare.pool, rare.held)
+        });
         Bucket {
             level: self.level,
             at: self.at,
             tail,
             big,
             pool,
+            held,
         }
     }
 
@@ -125,7 +126,7 @@ impl Held {
         self.level = bucket.level;
         self.at = bucket.at;
         self.widest.widen(terms);
-        if bucket.tail <= bucket.at && owed == 0.0 {
+        if bucket.tail <= bucket.at && bucket.held <= bucket.at && owed == 0.0 {
             self.rare = None;
             return;
         }
@@ -144,6 +145,11 @@ impl Held {
             tail,
             big,
             pool,
+            held: if bucket.held > bucket.at {
+                bucket.held
+            } else {
+                0.0
+            },
             owed,
             widest: known.map_or(terms, |rare| Terms {
                 cap: rare.widest.cap.max(terms.cap),

@@ -5,6 +5,8 @@ use std::sync::{
     atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
 };
 
+use tokio::time::Instant;
+
 use super::held::{Held, still_owed};
 use crate::{
     bucket::{Bucket, TakenAll, Terms, take_all},
@@ -377,6 +379,15 @@ impl MemoryStore {
             name.extend_from_slice(id.name());
         }
         name
+    }
+
+    /// Until when a bucket is held back, if it is.
+    pub(crate) fn held_until(&self, id: &Lookup<'_>) -> Option<Instant> {
+        let hash = id.hash(&self.hasher);
+        let mut shard = self.shard(hash).lock();
+        let place = shard.table.find(hash, id)?;
+        let held = shard.table.value(place).bucket().held;
+        (held > self.clock.now_us()).then(|| self.clock.at_us(held))
     }
 
     /// Full again.

@@ -16,16 +16,19 @@
 --                                            has his turn after this wait
 --            8 index tokens                  take up to so many ahead of any demand, of what is
 --                                            over half the capacity, while nobody sleeps
+--            9 index us                      grant nobody anything for so long
 -- ARGV[2]  the epoch by which the caller knows these buckets
 -- ARGV[3]  after an outage, the part of all processes that is back
 -- Reply    nothing, where the epoch is another; else doubles: the server's time; per key: of its
 --          first demand how many go now, how many are granted, the wait of the last, when a
---          refused one may ask again; then level and pool; per command that takes: the first four
---          of these, and which of its buckets decides (8: tokens, not demands). All times are microseconds.
+--          refused one may ask again; then level and pool, or, where nobody is granted anything,
+--          for how long, as a number below zero; per command that takes: the first four of these,
+--          and which of its buckets decides (8: tokens, not demands). All times are microseconds.
 --
 -- A value is level, at, the largest capacity and the slowest rate by which any process has known
 -- this bucket since it was last full, and until when Redis keeps it; then, while somebody sleeps
--- towards a promised turn, tail, big, pool. A smaller quota's call must not let it expire before
+-- towards a promised turn, tail, big, pool; and, while nobody is granted anything, until when.
+-- A smaller quota's call must not let it expire before
 -- the larger one's debt is paid, and can learn of that one only from the value. An expiry costs
 -- Redis as much as the value does, so it is set for longer than needed, and then seldom.
 
@@ -82,7 +85,7 @@ local function take(c, n, max_wait, cap, rate, level, at, tail, big, pool)
   return at_once, granted, last, retry_after, level, tail, big, pool
 end
 
-local function keep(i, level, at, most, slowest, kept, tail, big, pool)
+local function keep(i, level, at, most, slowest, kept, tail, big, pool, held)
   -- Full is the same as absent, and the server's clock may be up to a second behind `at`.
   local full = (most - level) / slowest
   if tail - at > full then full = tail - at end
@@ -96,7 +99,9 @@ local function keep(i, level, at, most, slowest, kept, tail, big, pool)
     kept = now + (px - 1) * 1000
   end
   local value
-  if tail > at then
+  if held > at then
+    value = pack('<ddddddddd', level, at, most, slowest, kept, tail, big, pool, held)
+  elseif tail > at then
     value = pack('<dddddddd', level, at, most, slowest, kept, tail, big, pool)
   else
     value = pack('<ddddd', level, at, most, slowest, kept)
@@ -119,17 +124,19 @@ for i = 1, nkeys do
   local value = stored[i]
   local length = value and #value
   local l, a, most, slowest, kept
-  local tail, big, pool = 0, 0, 0
+  local tail, big, pool, held = 0, 0, 0, 0
   if length == 40 then
     l, a, most, slowest, kept = unpack_d('<ddddd', value)
   elseif length == 64 then
     l, a, most, slowest, kept, tail, big, pool = unpack_d('<dddddddd', value)
+  elseif length == 72 then
+    l, a, most, slowest, kept, tail, big, pool, held = unpack_d('<ddddddddd', value)
   end
   -- What is no number, or infinite, leaves NaN.
   if not l or slowest <= 0 or (l - l) + (a - a) + (most - most) + (slowest - slowest)
-      + (kept - kept) + (tail - tail) + (big - big) + (pool - pool) ~= 0 then
+      + (kept - kept) + (tail - tail) + (big - big) + (pool - pool) + (held - held) ~= 0 then
     -- Missing, of another type or length, or not numbers: full.
-    l, a, most, slowest, kept, tail, big, pool = c, now, c, r, 0, 0, 0, 0
+    l, a, most, slowest, kept, tail, big, pool, held = c, now, c, r, 0, 0, 0, 0, 0
   end
   if c > most then most = c end
   if r < slowest then slowest = r end
@@ -138,6 +145,7 @@ for i = 1, nkeys do
   local changed = false
   if a > now + 1000000 then
     tail = tail - (a - now)
+    held = held - (a - now)
     a = now
     changed = true
   end
@@ -160,6 +168,11 @@ for i = 1, nkeys do
     if l > c then l = c end
     tail, big, pool = 0, 0, 0
   end
+  if held > a then
+    l, pool = math.min(l, (a - held) * r), 0
+  else
+    held = 0
+  end
 
   local at_once, granted, last, retry_after = n, n, 0, 0
   -- Zero takes nothing.
@@ -175,12 +188,12 @@ for i = 1, nkeys do
     end
   end
   if alone then
-    if changed then keep(i, l, a, most, slowest, kept, tail, big, pool) end
-    reply[i + 1] = pack('<dddddd', at_once, granted, last, retry_after, l, pool)
+    if changed then keep(i, l, a, most, slowest, kept, tail, big, pool, held) end
+    reply[i + 1] = pack('<dddddd', at_once, granted, last, retry_after, l, held > a and a - held or pool)
   else
     key[i] = {
       cap = c, rate = r, level = l, at = a, most = most, slowest = slowest, kept = kept,
-      tail = tail, big = big, pool = pool, changed = changed,
+      tail = tail, big = big, pool = pool, held = held, changed = changed,
       first = pack('<dddd', at_once, granted, last, retry_after),
     }
   end
@@ -255,13 +268,20 @@ while pos <= size do
     if op == 6 then
       k.level = 0
     elseif op == 3 then
-      k.level, k.tail, k.big, k.pool = k.cap, 0, 0, 0
+      k.level, k.tail, k.big, k.pool, k.held = k.cap, 0, 0, 0, 0
     elseif op ~= 4 and op ~= 8 then
       x, pos = unpack_d('<d', argument, pos)
       if op == 5 then
         k.level, k.pool = min(k.level, x), min(k.pool, max(x, 0))
+      elseif op == 9 then
+        k.held = max(k.held, k.at + x)
+        if k.held > k.at then
+          k.level, k.pool = min(k.level, (k.at - k.held) * k.rate), 0
+        end
       elseif op == 1 then
-        if k.tail <= k.at then
+        if k.held > k.at then
+          -- It would pull the end of the hold forward, or go out as a burst after it.
+        elseif k.tail <= k.at then
           k.level = min(k.cap, k.level + x)
         else
           k.pool = min(k.pool + x, max(k.cap - k.big - max(k.level, 0), 0))
@@ -288,9 +308,9 @@ end
 for i = 1, nkeys do
   local k = key[i]
   if k.changed then
-    keep(i, k.level, k.at, k.most, k.slowest, k.kept, k.tail, k.big, k.pool)
+    keep(i, k.level, k.at, k.most, k.slowest, k.kept, k.tail, k.big, k.pool, k.held)
   end
   reply[#reply + 1] = k.first
-  reply[#reply + 1] = pack('<dd', k.level, k.pool)
+  reply[#reply + 1] = pack('<dd', k.level, k.held > k.at and k.at - k.held or k.pool)
 end
 return table.concat(reply) .. table.concat(taken)

@@ -8,13 +8,13 @@ use tokio::{sync::oneshot, time::Instant};
 use super::{
     batcher::Shared,
     command::{Asker, Books, Command, Deadline, Pending, Wire},
-    known::Known,
+    known::{Known, Told},
     leases::{Asked, Leases},
     script::{Answer, Argument, First, Reply},
 };
 use crate::{
     bucket::{Taken, Terms},
-    clock::from_us,
+    clock::{from_us, to_us},
     decision::{Decision, Failure, FailureKind},
     scope::{BucketId, Scope},
     table::Hashing,
@@ -82,6 +82,8 @@ enum Step<A: Asker> {
     },
     GiveBack(usize, Box<Scope>, f64),
     Charge(usize, Box<Scope>, f64),
+    HoldBack(usize, Box<Scope>, Instant),
+    Lower(usize, f64),
     Reset(usize, oneshot::Sender<Result<f64, Failure>>),
     Look(usize, oneshot::Sender<Result<f64, Failure>>),
 }
@@ -251,6 +253,10 @@ impl<A: Asker> Batch<A> {
             Command::Charge(scope, tokens) => {
                 self.step(place, Step::Charge(place, scope, tokens));
             }
+            Command::Lower(_, tokens) => self.step(place, Step::Lower(place, tokens)),
+            Command::HoldBack(scope, until) => {
+                self.step(place, Step::HoldBack(place, scope, until));
+            }
             Command::Reset(_, reply) => self.step(place, Step::Reset(place, reply)),
             Command::Look(_, reply) => self.step(place, Step::Look(place, reply)),
             // It is asked for by what is known when all demands are gathered.
@@ -359,6 +365,11 @@ impl<A: Asker> Batch<A> {
                 }
                 Step::GiveBack(place, _, tokens) => argument.give_back(place + 1, *tokens),
                 Step::Charge(place, _, tokens) => argument.charge(place + 1, *tokens),
+                Step::Lower(place, tokens) => argument.lower(place + 1, *tokens),
+                Step::HoldBack(place, _, until) => {
+                    let left = until.saturating_duration_since(Instant::now());
+                    argument.hold_back(place + 1, to_us(left));
+                }
                 Step::Reset(place, _) => argument.reset(place + 1),
                 Step::Look(place, _) => argument.look(place + 1),
             }
@@ -426,8 +437,19 @@ impl<A: Asker> Batch<A> {
         }
         let terms: Vec<_> = self.places.iter().map(|place| place.terms).collect();
         for (index, place) in self.places.iter().enumerate() {
-            let (id, level) = (place.id.as_bytes(), reply.level(index));
-            known.learn(id, place.terms, level, sent, refusing[index]);
+            let (level, pool) = reply.level(index);
+            let told = Told {
+                level,
+                pool,
+                held: reply.held(index),
+            };
+            known.learn(
+                place.id.as_bytes(),
+                place.terms,
+                told,
+                sent,
+                refusing[index],
+            );
         }
         for (nth, (place, asked)) in self.ahead.into_iter().enumerate() {
             let tokens = reply.answer(self.takes + nth).taken.granted;
@@ -459,7 +481,7 @@ impl<A: Asker> Batch<A> {
                 Step::Look(place, answer) | Step::Reset(place, answer) => {
                     let _ = answer.send(Ok(reply.level(place).0));
                 }
-                Step::GiveBack(..) | Step::Charge(..) => {}
+                Step::GiveBack(..) | Step::Charge(..) | Step::HoldBack(..) | Step::Lower(..) => {}
             }
         }
     }
@@ -482,10 +504,12 @@ impl<A: Asker> Batch<A> {
                 }
                 // Perhaps it was executed: rather charged twice, and not given back twice.
                 Step::Charge(_, scope, tokens) => books.correct(&scope, tokens),
+                Step::HoldBack(_, scope, until) => books.hold_back(&scope, until),
                 Step::GiveBack(_, scope, tokens) if !failure.sent => {
                     books.correct(&scope, -tokens);
                 }
-                Step::GiveBack(..) => {}
+                // The next answer of the upstream tells it anew.
+                Step::GiveBack(..) | Step::Lower(..) => {}
             }
         }
     }

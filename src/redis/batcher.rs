@@ -109,6 +109,16 @@ impl<A: Asker, W: Wire> Batcher<A, W> {
         self.push(Command::Charge(Box::new(scope.clone()), tokens));
     }
 
+    /// Grants nobody anything of a bucket before `until`.
+    pub(crate) fn hold_back(&self, scope: &Scope, until: Instant) {
+        self.push(Command::HoldBack(Box::new(scope.clone()), until));
+    }
+
+    /// Leaves no more than so many tokens in a bucket.
+    pub(crate) fn lower(&self, scope: &Scope, tokens: f64) {
+        self.push(Command::Lower(Box::new(scope.clone()), tokens));
+    }
+
     /// Makes a bucket full.
     pub(crate) async fn reset(&self, scope: &Scope) -> Result<f64, Failure> {
         let shared = &self.shared;
@@ -175,7 +185,10 @@ impl<A: Asker, W: Wire> Batcher<A, W> {
             let (kept, orphans): (VecDeque<_>, VecDeque<_>) = std::mem::take(&mut queue.commands)
                 .into_iter()
                 .partition(|command| {
-                    matches!(command, Command::GiveBack(..) | Command::Charge(..))
+                    matches!(
+                        command,
+                        Command::GiveBack(..) | Command::Charge(..) | Command::HoldBack(..)
+                    )
                 });
             queue.commands = kept;
             drop(queue);
@@ -343,6 +356,9 @@ impl<A: Asker, W: Wire> Worker<A, W> {
                 Command::GiveBack(scope, tokens) => self.shared.books.correct(&scope, -tokens),
                 Command::Charge(scope, tokens) => self.shared.books.correct(&scope, tokens),
                 Command::Lease(..) => {}
+                Command::HoldBack(scope, until) => self.shared.books.hold_back(&scope, until),
+                // The next answer of the upstream tells it anew.
+                Command::Lower(..) => {}
             }
         }
     }
@@ -378,6 +394,7 @@ impl<A: Asker, W: Wire> Drop for Worker<A, W> {
             match orphan {
                 Command::GiveBack(scope, tokens) => self.shared.books.correct(&scope, -tokens),
                 Command::Charge(scope, tokens) => self.shared.books.correct(&scope, tokens),
+                Command::HoldBack(scope, until) => self.shared.books.hold_back(&scope, until),
                 // Answered as they are dropped.
                 _ => {}
             }

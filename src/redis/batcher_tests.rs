@@ -127,6 +127,8 @@ impl Wire for Scripted {
 struct Ledger(Mutex<Vec<f64>>);
 
 impl Books for Ledger {
+    fn hold_back(&self, _: &Scope, _: Instant) {}
+
     fn tidy(&self, _: usize) {}
 
     fn correct(&self, _: &Scope, tokens: f64) {

@@ -57,6 +57,8 @@ impl Deadline {
 pub(crate) trait Books: Send + Sync + 'static {
     /// Redis was not told of a correction: tokens charged, or, below zero, given back.
     fn correct(&self, scope: &Scope, tokens: f64);
+    /// Redis was not told that nobody is to be granted anything before this time.
+    fn hold_back(&self, scope: &Scope, until: Instant);
     /// Forgets some of what has refilled; in some turns, all of it.
     fn tidy(&self, turn: usize);
     /// Whether anything is to be charged to Redis.
@@ -129,6 +131,10 @@ pub(super) enum Command<A: Asker> {
     Take(Pending<A>, Instant),
     GiveBack(Box<Scope>, f64),
     Charge(Box<Scope>, f64),
+    /// Until when nobody is granted anything.
+    HoldBack(Box<Scope>, Instant),
+    /// No more than so many tokens.
+    Lower(Box<Scope>, f64),
     Reset(Box<Scope>, oneshot::Sender<Result<f64, Failure>>),
     Look(Box<Scope>, oneshot::Sender<Result<f64, Failure>>),
     /// More than half of a lease is used.
@@ -141,6 +147,8 @@ impl<A: Asker> Command<A> {
             Self::Take(asker, _) => asker.scopes(),
             Self::GiveBack(scope, _)
             | Self::Charge(scope, _)
+            | Self::HoldBack(scope, _)
+            | Self::Lower(scope, _)
             | Self::Reset(scope, _)
             | Self::Look(scope, _)
             | Self::Lease(scope, _) => std::slice::from_ref(scope),

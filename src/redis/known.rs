@@ -69,26 +69,73 @@ struct Record {
     sent: f64,
     /// What calls that were sent before this told is no bound: tokens were given back.
     forgotten: f64,
-    /// What was given back while others sleep, as the call told.
-    pool: Option<Box<f64>>,
+    /// What most do not have.
+    rare: Option<Box<Rare>>,
     refused: bool,
+}
+
+#[derive(Clone, Copy)]
+struct Rare {
+    /// What was given back while others sleep, as the call told.
+    pool: f64,
+    /// Until when nobody is granted anything.
+    held: f64,
+}
+
+/// What a reply tells of a bucket: its level and pool, and for how long, in microseconds, nobody
+/// is granted anything.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Told {
+    pub(super) level: f64,
+    pub(super) pool: f64,
+    pub(super) held: f64,
+}
+
+impl From<(f64, f64)> for Told {
+    fn from((level, pool): (f64, f64)) -> Self {
+        Self {
+            level,
+            pool,
+            held: 0.0,
+        }
+    }
+}
+
+/// What this process has heard of a bucket's hold.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Heard {
+    /// It was so at this time, and may have changed since.
+    pub(crate) at: Instant,
+    /// Until when nobody is granted anything.
+    pub(crate) held: Option<Instant>,
 }
 
 impl Record {
     fn pool(&self) -> f64 {
-        self.pool.as_deref().copied().unwrap_or_default()
+        self.rare.as_ref().map_or(0.0, |rare| rare.pool)
     }
 
-    fn set_level(&mut self, level: f64, pool: f64) {
-        self.level = level;
-        self.pool = (pool > 0.0).then(|| Box::new(pool));
+    fn held(&self) -> f64 {
+        self.rare.as_ref().map_or(0.0, |rare| rare.held)
+    }
+
+    fn set(&mut self, told: Told, sent: f64) {
+        self.level = told.level;
+        self.sent = sent;
+        let (pool, held) = (told.pool, sent + told.held);
+        self.rare = (pool > 0.0 || told.held > 0.0).then(|| Box::new(Rare { pool, held }));
     }
 
     /// The level now, unless somebody gave tokens back, in its own terms.
     fn level_at(&self, now: f64) -> f64 {
         // The pool joins the level once nobody is promised a turn any more, which may be now.
         let refilled = (now - self.sent).max(0.0) * self.terms.per_us;
-        self.terms.cap.min(self.level + self.pool() + refilled)
+        let level = self.terms.cap.min(self.level + self.pool() + refilled);
+        let held = self.held();
+        if held > now {
+            return level.min((now - held) * self.terms.per_us);
+        }
+        level
     }
 
     fn is_full(&self, now: f64) -> bool {
@@ -164,10 +211,11 @@ impl Known {
         &self,
         id: &[u8],
         terms: Terms,
-        (level, pool): (f64, f64),
+        told: impl Into<Told>,
         sent: Instant,
         refused: bool,
     ) {
+        let told = told.into();
         let sent = self.clock.us_at(sent);
         let lookup = Lookup::of(id);
         let hash = lookup.hash(&self.hasher);
@@ -176,15 +224,15 @@ impl Known {
         if let Some(place) = records.table.find(hash, &lookup) {
             let record = records.table.value(place);
             if sent >= record.sent {
-                record.set_level(level, pool);
-                (record.terms, record.sent) = (terms, sent);
+                record.set(told, sent);
+                record.terms = terms;
                 // Scarce until there are tokens again.
-                self.mark(record, refused || (record.refused && level <= 0.0));
+                self.mark(record, refused || (record.refused && told.level <= 0.0));
             }
             return;
         }
-        if level + pool < terms.cap {
-            self.insert(hash, &mut records, id, terms, (level, pool), sent, refused);
+        if told.level + told.pool < terms.cap {
+            self.insert(hash, &mut records, id, terms, told, sent, refused);
         }
     }
 
@@ -196,6 +244,47 @@ impl Known {
     /// This process makes the bucket full.
     pub(crate) fn fill(&self, id: &BucketId, terms: Terms) {
         self.forget(id, terms, |_| terms.cap);
+        let lookup = id.lookup();
+        let hash = lookup.hash(&self.hasher);
+        let mut records = self.shard(hash).lock();
+        if let Some(place) = records.table.find(hash, &lookup) {
+            records.table.value(place).rare = None;
+        }
+    }
+
+    /// This process holds the bucket back: calls sent before now do not know it.
+    pub(crate) fn hold_back(&self, id: &BucketId, terms: Terms, us: f64) {
+        let now = self.clock.now_us();
+        let lookup = id.lookup();
+        let hash = lookup.hash(&self.hasher);
+        let mut records = self.shard(hash).lock();
+        let mut told = Told {
+            level: -us * terms.per_us,
+            pool: 0.0,
+            held: us,
+        };
+        if let Some(place) = records.table.find(hash, &lookup) {
+            let record = records.table.value(place);
+            told.level = told.level.min(record.level_at(now));
+            told.held = told.held.max(record.held() - now);
+            record.set(told, now);
+            return;
+        }
+        let id = id.as_bytes();
+        self.insert(hash, &mut records, id, terms, told, now, false);
+    }
+
+    /// What is known of a bucket's hold; none where nothing is.
+    pub(crate) fn heard(&self, id: &Lookup<'_>) -> Option<Heard> {
+        let hash = id.hash(&self.hasher);
+        let mut records = self.shard(hash).lock();
+        let place = records.table.find(hash, id)?;
+        let record = &*records.table.value(place);
+        let held = record.held();
+        Some(Heard {
+            at: self.clock.at_us(record.sent),
+            held: (held > self.clock.now_us()).then(|| self.clock.at_us(held)),
+        })
     }
 
     fn forget(&self, id: &BucketId, terms: Terms, level: impl FnOnce(f64) -> f64) {
@@ -212,7 +301,7 @@ impl Known {
             return;
         }
         // Replies that are on their way must find that they are out of date.
-        let full = (terms.cap, 0.0);
+        let full = Told::from((terms.cap, 0.0));
         let id = id.as_bytes();
         if let Some(record) = self.insert(hash, &mut records, id, terms, full, now, false) {
             record.forgotten = now;
@@ -237,7 +326,7 @@ impl Known {
         records: &'a mut Records,
         id: &[u8],
         terms: Terms,
-        (level, pool): (f64, f64),
+        told: Told,
         sent: f64,
         refused: bool,
     ) -> Option<&'a mut Record> {
@@ -253,14 +342,14 @@ impl Known {
         }
         self.count.fetch_add(1, Ordering::Relaxed);
         let mut record = Record {
-            level,
+            level: told.level,
             terms,
             sent,
             forgotten: f64::NEG_INFINITY,
-            pool: None,
+            rare: None,
             refused: false,
         };
-        record.set_level(level, pool);
+        record.set(told, sent);
         self.mark(&mut record, refused);
         let hash_of = |id: &[u8]| Lookup::of(id).hash(&self.hasher);
         let place = records.table.insert(hash, id, record, hash_of);

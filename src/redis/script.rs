@@ -116,6 +116,11 @@ impl Argument {
         Self::push(&mut self.commands, &[5.0, index as f64, tokens]);
     }
 
+    /// Nobody is granted anything for `us` microseconds.
+    pub(crate) fn hold_back(&mut self, index: usize, us: f64) {
+        Self::push(&mut self.commands, &[9.0, index as f64, us]);
+    }
+
     /// What follows is done only where this bucket is full, and empties it.
     pub(crate) fn once(&mut self, index: usize) {
         Self::push(&mut self.commands, &[6.0, index as f64]);
@@ -186,7 +191,12 @@ impl<'a> Reply<'a> {
     /// Level and pool of a key after the call.
     pub(crate) fn level(&self, key: usize) -> (f64, f64) {
         let at = 1 + 6 * key + 4;
-        (self.number(at), self.number(at + 1))
+        (self.number(at), self.number(at + 1).max(0.0))
+    }
+
+    /// For how long nobody is granted anything of a key, in microseconds.
+    pub(crate) fn held(&self, key: usize) -> f64 {
+        (-self.number(1 + 6 * key + 5)).max(0.0)
     }
 
     /// What a command that takes got, counted from zero.

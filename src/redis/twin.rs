@@ -21,6 +21,7 @@ pub(crate) enum Command {
     Reset(usize),
     Look(usize),
     Lower(usize, f64),
+    HoldBack(usize, f64),
     /// The rest only where this bucket is full.
     Once(usize),
     Lease(usize, f64),
@@ -37,6 +38,7 @@ impl Command {
             | Self::Reset(index)
             | Self::Look(index)
             | Self::Lower(index, _)
+            | Self::HoldBack(index, _)
             | Self::Once(index)
             | Self::Lease(index, _) => (&[][..], Some(*index)),
         };
@@ -130,6 +132,7 @@ impl Call {
                 Command::Reset(index) => argument.reset(index + 1),
                 Command::Look(index) => argument.look(index + 1),
                 Command::Lower(index, tokens) => argument.lower(index + 1, *tokens),
+                Command::HoldBack(index, us) => argument.hold_back(index + 1, *us),
                 Command::Once(index) => argument.once(index + 1),
                 Command::Lease(index, tokens) => argument.lease(index + 1, *tokens),
             }
@@ -184,6 +187,7 @@ impl Call {
                     6 => Command::Once(index),
                     7 => Command::Pay(index, number(), number(), number()),
                     8 => Command::Lease(index, number()),
+                    9 => Command::HoldBack(index, number()),
                     op => panic!("no command {op}"),
                 }
             };
@@ -223,6 +227,8 @@ pub(crate) struct Outcome {
     pub(crate) answers: Vec<Answer>,
     /// Level and pool of each key.
     pub(crate) levels: Vec<(f64, f64)>,
+    /// For how long each key is held back, in microseconds.
+    pub(crate) held: Vec<f64>,
     pub(crate) written: Vec<Written>,
 }
 
@@ -231,9 +237,9 @@ impl Outcome {
     pub(crate) fn reply(&self, now: f64) -> Vec<u8> {
         let numbers = |taken: &Taken| [taken.now, taken.granted, taken.last, taken.retry_after];
         let mut reply = vec![now];
-        for (first, (level, pool)) in self.firsts.iter().zip(&self.levels) {
+        for ((first, (level, pool)), held) in self.firsts.iter().zip(&self.levels).zip(&self.held) {
             reply.extend(numbers(first));
-            reply.extend([*level, *pool]);
+            reply.extend([*level, if *held > 0.0 { -held } else { *pool }]);
         }
         for Answer { taken, which } in &self.answers {
             reply.extend(numbers(taken));
@@ -320,6 +326,10 @@ impl Twin {
                         which: 0,
                     });
                 }
+                Command::HoldBack(index, us) => {
+                    buckets[*index].hold_back(*us, terms[*index]);
+                    changed[*index] = true;
+                }
                 Command::Once(index) => {
                     if buckets[*index].level < terms[*index].cap {
                         break;
@@ -342,7 +352,13 @@ impl Twin {
             if let Some(px) = px {
                 kept = now + (px - 1.0) * 1_000.0;
             }
-            let length = if bucket.tail > bucket.at { 64 } else { 40 };
+            let length = if bucket.held > bucket.at {
+                72
+            } else if bucket.tail > bucket.at {
+                64
+            } else {
+                40
+            };
             written.push((index, px.unwrap_or_default(), length));
             let expires = match (px, stored) {
                 (None, Some(stored)) => stored.expires,
@@ -361,6 +377,7 @@ impl Twin {
             firsts,
             answers,
             levels: levels.collect(),
+            held: buckets.iter().map(Bucket::held_for).collect(),
             written,
         }
     }

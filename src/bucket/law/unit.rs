@@ -490,3 +490,81 @@ fn taken_at_once_is_visited_and_taken() {
     }
     assert!(taken > ROUNDS && refused > ROUNDS);
 }
+
+#[test]
+fn a_hold_grants_nobody_and_ends_without_a_burst() {
+    let mut rng = rng();
+    for _ in 0..ROUNDS {
+        let terms = random_terms(&mut rng);
+        let mut bucket = random_bucket(&mut rng, terms);
+        let start = bucket.at;
+        let unit = terms.cap / terms.per_us;
+        // Well above the last bit of a double of microseconds.
+        let hold = (unit * rng.pick(&[0.01, 0.5, 3.0])).ceil().max(64.0);
+        bucket.hold_back(hold, terms);
+        let end = start + hold;
+        let mut now = start;
+        // Whatever happens meanwhile, nobody has a turn in that time.
+        for _ in 0..8 {
+            now = (now + (hold * 0.3 * rng.part()).floor()).min(end - 32.0);
+            bucket.visit(now, terms);
+            let cost = random_cost(&mut rng, terms);
+            match rng.below(5) {
+                0 => bucket.give_back(cost, terms),
+                1 => bucket.charge(cost * 0.1, terms),
+                // Neither shortens the other.
+                2 => bucket.hold_back((hold * rng.part() * 0.1).floor(), terms),
+                _ => {
+                    let taken = bucket.take(cost, 2, rng.pick(&[0.0, hold, 1e15]), terms);
+                    assert_eq!(taken.now, 0.0, "{bucket:?} at {now}, held to {end}");
+                    let first = taken.wait(0, cost, terms);
+                    assert!(
+                        taken.granted == 0.0 || now + first >= end - 32.0,
+                        "{bucket:?}"
+                    );
+                }
+            }
+            assert!(bucket.held_for() >= end - now && bucket.pool == 0.0);
+        }
+        let end = now + bucket.held_for();
+        bucket.visit(end, terms);
+        let rounding = 1e-6 * terms.cap + terms.per_us;
+        assert!(bucket.level <= rounding, "a burst: {bucket:?}");
+        assert_eq!(bucket.held, 0.0);
+        if bucket.tail == 0.0 {
+            let before = bucket;
+            bucket.give_back(terms.cap / 2.0, terms);
+            assert_ne!(bucket, before, "what comes after it is given back as ever");
+        }
+    }
+}
+
+#[test]
+fn the_turns_in_a_hold_pay_for_it() {
+    let terms = Terms::new(1.0, 1.0);
+    let mut bucket = Bucket::full(0.0, terms);
+    // One at once, and ten sleepers, a second apart.
+    assert_eq!(bucket.take(1.0, 11, 1e12, terms).granted, 11.0);
+    bucket.hold_back(4e6, terms);
+    // The first four ask again, and follow the other six, which keep their turns.
+    let again = bucket.take(1.0, 4, 1e12, terms);
+    assert_eq!(again.wait(0, 1.0, terms), 11e6);
+    assert_eq!(again.last, 14e6);
+    // Where the hold is longer than the queue, they follow it.
+    let mut bucket = Bucket::full(0.0, terms);
+    assert_eq!(bucket.take(1.0, 3, 1e12, terms).granted, 3.0);
+    bucket.hold_back(4e6, terms);
+    assert_eq!(bucket.take(1.0, 2, 1e12, terms).wait(0, 1.0, terms), 5e6);
+}
+
+#[test]
+fn a_mended_clock_keeps_the_rest_of_a_hold() {
+    let terms = Terms::new(1.0, 1.0);
+    let mut bucket = Bucket::full(1e9, terms);
+    bucket.hold_back(4e6, terms);
+    assert!(bucket.visit(1e8, terms));
+    assert_eq!(bucket.held_for(), 4e6);
+    assert!(!bucket.visit(1e8 + 3e6, terms));
+    assert_eq!(bucket.held_for(), 1e6);
+    assert_eq!(bucket.level, -1.0);
+}

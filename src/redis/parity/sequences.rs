@@ -83,6 +83,7 @@ fn read(bytes: &[u8], call: &Call) -> (f64, Outcome) {
         firsts: (0..keys).map(|key| reply.first(key)).collect(),
         answers: (0..takes).map(|take| reply.answer(take)).collect(),
         levels: (0..keys).map(|key| reply.level(key)).collect(),
+        held: (0..keys).map(|key| reply.held(key)).collect(),
         written: written.collect(),
     };
     (reply.time(), outcome)
@@ -145,7 +146,7 @@ fn random_command(rng: &mut Rng, keys: &[(String, Terms)]) -> Command {
     let max_wait = rng
         .pick(&[0.0, unit, 2.5 * unit, 10.0 * unit, 1e12])
         .round();
-    match rng.below(22) {
+    match rng.below(23) {
         0..8 => Command::Take {
             n: 1 + rng.below(6) * rng.below(2),
             max_wait,
@@ -177,6 +178,7 @@ fn random_command(rng: &mut Rng, keys: &[(String, Terms)]) -> Command {
         17 => Command::Reset(index),
         18 => Command::Lower(index, cost - rng.pick(&[0.0, terms.cap / 2.0, terms.cap])),
         19 => Command::Look(index),
+        20 => Command::HoldBack(index, (rng.pick(&[0.0, 0.5, 3.0, 20.0]) * unit).ceil()),
         _ => Command::Lease(index, (cost * rng.pick(&[0.5, 1.0, 3.0, 30.0])).ceil()),
     }
 }
@@ -228,6 +230,7 @@ fn assert_full(twin: &Twin, known: &Known, now: f64) {
             "forgot {stored:?} at {now}, {missing} before {quota:?} is full"
         );
         assert!(bucket.tail == 0.0, "forgot sleepers: {stored:?} at {now}");
+        assert!(bucket.held == 0.0, "forgot a hold: {stored:?} at {now}");
     }
 }
 
@@ -239,6 +242,7 @@ async fn the_twins_agree_on_our_time_line() {
     let (first, count) = (seed(), sequences(2_000, 50_000));
     println!("THROTTLE_SEED={first}");
     let (mut forgotten, mut waits, mut pooled, mut slowest, mut alone) = (0, 0, 0, 0, 0);
+    let mut held = 0;
     let mut sequence = 0;
     while sequence < count {
         let (mut pipeline, mut expected) = (Pipeline::new(), Vec::new());
@@ -269,6 +273,7 @@ async fn the_twins_agree_on_our_time_line() {
                 waits += taken.filter(|taken| taken.last > 0.0).count();
                 alone += usize::from(call.commands.is_empty());
                 slowest += outcome.answers.iter().filter(|a| a.which > 0).count();
+                held += outcome.held.iter().filter(|held| **held > 0.0).count();
                 pooled += outcome
                     .levels
                     .iter()
@@ -292,10 +297,10 @@ async fn the_twins_agree_on_our_time_line() {
         }
     }
     println!(
-        "{count}: {forgotten} forgotten, {waits} waits, {pooled} pools, {slowest} slowest, {alone} \
-         of first demands alone"
+        "{count}: {forgotten} forgotten, {waits} waits, {pooled} pools, {held} held back, {slowest} \
+         slowest, {alone} of first demands alone"
     );
-    let all = forgotten > 0 && waits > 0 && pooled > 0 && slowest > 0 && alone > 0;
+    let all = held > 0 && forgotten > 0 && waits > 0 && pooled > 0 && slowest > 0 && alone > 0;
     assert!(all || count < 1_000, "something never happened");
 }
 
