@@ -84,8 +84,8 @@
 //! # Features
 //!
 //! `redis` and `http` are on by default. All others only add: `tls` (`rediss://`), `axum` and
-//! `tonic` (whose peers `extract::peer_ip` and `extract::client_ip` find), `serde` ([`Quota`]
-//! as text), `metrics`, `tracing`.
+//! `tonic` (whose peers `extract::peer_ip` and `extract::client_ip` find), `learn` (lower limits by
+//! what an upstream says), `serde` ([`Quota`] as text), `metrics`, `tracing`.
 #![cfg_attr(docsrs, feature(doc_cfg))]
 #![cfg_attr(
     not(feature = "redis"),
@@ -112,6 +112,8 @@ mod redis;
 pub mod reply;
 mod scope;
 mod table;
+#[cfg(feature = "learn")]
+pub mod upstream;
 
 pub use self::{
     decision::FailureKind,

@@ -207,6 +207,24 @@ impl Permit {
         }
     }
 
+    /// Holds one of the scopes back, for all processes.
+    #[cfg(feature = "learn")]
+    pub(crate) fn hold_back(&self, which: usize, hold: std::time::Duration) {
+        let taken = self.taken();
+        if let Some(scope) = self.scopes().get(which) {
+            taken.core.hold_back(scope, hold);
+        }
+    }
+
+    /// Leaves no more than so many tokens of one of the scopes.
+    #[cfg(feature = "learn")]
+    pub(crate) fn lower(&self, which: usize, tokens: f64) {
+        let taken = self.taken();
+        if let Some(scope) = self.scopes().get(which) {
+            taken.core.lower(scope, tokens);
+        }
+    }
+
     /// Gives all the tokens back; later settling does nothing.
     ///
     /// ```

@@ -7,6 +7,8 @@ use tower_layer::Layer;
 use super::service::RateLimit;
 #[cfg(feature = "http")]
 use crate::reply::{ExposePermit, HeaderStyle, HttpReply, ProblemJson};
+#[cfg(feature = "learn")]
+use crate::upstream::{HttpParts, Learn, Upstream};
 use crate::{
     Rejected,
     clock::LONGEST_WAIT,
@@ -194,6 +196,39 @@ impl<K, O> RateLimitLayer<K, O> {
         hook: F,
     ) -> RateLimitLayer<K, OnResponse<O, F>> {
         self.map_reply(|reply| OnResponse::new(reply, hook))
+    }
+
+    /// Learns from each answer what the upstream says of its limits, for all processes: see
+    /// [`Upstream`](crate::upstream::Upstream). For a service that answers with an
+    /// `http::Response`.
+    ///
+    /// ```
+    /// # use tower_throttle::{Limiter, Quota, RateLimitLayer, upstream::Upstream};
+    /// let layer = RateLimitLayer::new(&Limiter::in_memory(), Quota::per_second(5.0).scope("api"))
+    ///     .learn(Upstream::github());
+    /// ```
+    #[cfg(feature = "learn")]
+    pub fn learn(self, upstream: Upstream) -> RateLimitLayer<K, Learn<O>> {
+        self.limiter.heed_holds();
+        self.map_reply(|reply| Learn::new(reply, upstream, HttpParts))
+    }
+
+    /// As [`learn`](Self::learn), for any other service: `parts` finds status and headers in its
+    /// answers, such as `|res: &reqwest::Response| (res.status(), res.headers())`.
+    ///
+    /// ```
+    /// # use tower_throttle::{Limiter, Quota, RateLimitLayer, upstream::Upstream};
+    /// struct Answer { status: http::StatusCode, headers: http::HeaderMap }
+    /// let layer = RateLimitLayer::new(&Limiter::in_memory(), Quota::per_second(5.0).scope("api"))
+    ///     .learn_from(Upstream::github(), |answer: &Answer| (answer.status, &answer.headers));
+    /// ```
+    #[cfg(feature = "learn")]
+    pub fn learn_from<Res, F>(self, upstream: Upstream, parts: F) -> RateLimitLayer<K, Learn<O, F>>
+    where
+        F: for<'a> Fn(&'a Res) -> (http::StatusCode, &'a http::HeaderMap),
+    {
+        self.limiter.heed_holds();
+        self.map_reply(|reply| Learn::new(reply, upstream, parts))
     }
 
     /// Puts a [`PermitHandle`](crate::PermitHandle) into the extensions of each
