@@ -299,6 +299,7 @@ impl Bucket {
     }
 
     /// For how long nobody is granted anything, in microseconds.
+    #[cfg(test)]
     pub(crate) fn held_for(&self) -> f64 {
         (self.held - self.at).max(0.0)
     }

@@ -1,0 +1,154 @@
+//! Holding a bucket back by hand: for all limiters, in memory and while Redis is away.
+
+mod support;
+
+use std::time::Duration;
+
+use tokio::time::Instant;
+use tower_throttle::{Limiter, Quota, Scope};
+
+const SECOND: Duration = Duration::from_secs(1);
+const API: Scope = Quota::per_second(10.0).burst(5.0).scope("api");
+
+#[tokio::test(start_paused = true)]
+async fn waiters_ask_again_within_their_deadlines() {
+    let limiter = Limiter::in_memory();
+    let start = Instant::now();
+    for _ in 0..5 {
+        assert!(limiter.try_acquire(API).await.is_ok());
+    }
+    // Twenty turns in the next two seconds; every other caller has no more patience than that.
+    let waiters: Vec<_> = (0..20)
+        .map(|n| {
+            let limiter = limiter.clone();
+            let patience = if n % 2 == 0 { 2 * SECOND } else { 60 * SECOND };
+            tokio::spawn(async move {
+                let got = limiter.acquire(API, patience).await;
+                (got.map(drop), start.elapsed())
+            })
+        })
+        .collect();
+    tokio::time::sleep(SECOND / 2 + SECOND / 20).await;
+    limiter.hold_back(&API, 3 * SECOND);
+    let end = 3 * SECOND + SECOND / 2 + SECOND / 20;
+    let mut admitted = Vec::new();
+    for waiter in waiters {
+        match waiter.await.expect("no panic") {
+            (Ok(()), at) => admitted.push(at),
+            (Err(refused), at) => {
+                assert!(at < SECOND, "it knew at once: {at:?}");
+                assert!(refused.retry_after() >= Some(SECOND), "{refused:?}");
+            }
+        }
+    }
+    admitted.sort_unstable();
+    assert!(
+        admitted.iter().all(|at| *at <= SECOND || *at >= end),
+        "{admitted:?}"
+    );
+    let after: Vec<_> = admitted.iter().filter(|at| **at >= end).collect();
+    // Five had their turns before the hold; of the other fifteen, eight are patient or seven.
+    assert!((7..=8).contains(&after.len()), "{admitted:?}");
+    for pair in after.windows(2) {
+        assert!(
+            *pair[1] - *pair[0] >= SECOND / 10 - SECOND / 100,
+            "{admitted:?}"
+        );
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn neither_refunds_nor_shorter_holds_shorten_it_and_a_reset_ends_it() {
+    let limiter = Limiter::in_memory();
+    let permit = limiter.try_acquire(API.cost(5.0)).await.expect("full");
+    limiter.hold_back(&API, 2 * SECOND);
+    limiter.hold_back(&API, SECOND);
+    permit.refund();
+    tokio::time::sleep(2 * SECOND - SECOND / 100).await;
+    assert!(limiter.try_acquire(API).await.is_err());
+    tokio::time::sleep(SECOND / 100).await;
+    assert!(limiter.try_acquire(API).await.is_err(), "a burst");
+    tokio::time::sleep(SECOND / 10).await;
+    assert!(limiter.try_acquire(API).await.is_ok());
+    assert!(limiter.try_acquire(API).await.is_err(), "a burst");
+    limiter.hold_back(&API, 60 * SECOND);
+    limiter.reset(&API).await;
+    assert!(limiter.try_acquire(API.cost(5.0)).await.is_ok());
+}
+
+#[cfg(feature = "redis")]
+mod shared {
+    use super::{
+        support::{Proxy, RedisServer},
+        *,
+    };
+
+    fn connect(url: &str) -> Limiter {
+        let builder = Limiter::builder().redis(url).redis_timeout(SECOND);
+        builder.build().expect("a URL")
+    }
+
+    /// The command has no answer: until another limiter sees it.
+    async fn until_held(limiter: &Limiter, scope: &Scope) {
+        let start = Instant::now();
+        while limiter.peek(scope).await.tokens() >= 0.0 {
+            assert!(start.elapsed() < 10 * SECOND, "in vain");
+            tokio::time::sleep(SECOND / 100).await;
+        }
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn it_holds_for_all_limiters_and_lowers_for_all() {
+        let server = RedisServer::start().await;
+        let (one, other) = (connect(&server.url()), connect(&server.url()));
+        let day = Quota::per_day(100.0).scope("day");
+        one.lower_to(&day, 40.0);
+        one.lower_to(&day, 60.0);
+        one.lower_to(&day, f64::NAN);
+        assert_eq!(one.peek(&day).await.tokens().floor(), 40.0);
+        assert_eq!(other.peek(&day).await.tokens().floor(), 40.0);
+
+        one.hold_back(&API, 2 * SECOND);
+        let held = Instant::now();
+        until_held(&other, &API).await;
+        let refused = other.try_acquire(API).await.expect_err("held back");
+        assert!(refused.retry_after() > Some(SECOND / 2), "{refused:?}");
+        other.acquire(API, 10 * SECOND).await.expect("its turn");
+        assert!(held.elapsed() >= 2 * SECOND, "{:?}", held.elapsed());
+        one.hold_back(&API, 60 * SECOND);
+        until_held(&other, &API).await;
+        other.reset(&API).await;
+        assert!(one.acquire(API, SECOND).await.is_ok());
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn while_redis_is_away_memory_holds_back_and_redis_hears_of_it() {
+        let server = RedisServer::start().await;
+        let proxy = Proxy::start(server.port()).await;
+        let one = connect(&proxy.url());
+        assert!(one.try_acquire(API).await.is_ok());
+        proxy.refuse();
+        proxy.cut();
+        let start = Instant::now();
+        while !one
+            .try_acquire(API)
+            .await
+            .is_ok_and(|permit| permit.is_degraded())
+        {
+            assert!(start.elapsed() < 10 * SECOND, "in vain");
+            tokio::time::sleep(SECOND / 20).await;
+        }
+        one.hold_back(&API, 20 * SECOND);
+        let refused = one.try_acquire(API).await.expect_err("held back");
+        assert!(refused.retry_after() > Some(15 * SECOND), "{refused:?}");
+        proxy.pass();
+        let other = connect(&server.url());
+        let start = Instant::now();
+        // Whoever asks tells it.
+        while other.peek(&API).await.tokens() > -100.0 {
+            assert!(one.try_acquire(API).await.is_err());
+            assert!(start.elapsed() < 10 * SECOND, "in vain");
+            tokio::time::sleep(SECOND / 20).await;
+        }
+    }
+}
