@@ -329,6 +329,7 @@ impl Core {
 
     pub(crate) async fn reset(&self, scope: &Scope) {
         self.memory.reset(&scope.id(&self.salt));
+        self.shares.untold.forget(scope);
         if let Some(remote) = &self.remote {
             // Without Redis there is nothing to tell; the memory was reset.
             let _ = remote.reset(scope).await;

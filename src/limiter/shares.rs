@@ -49,6 +49,12 @@ impl Untold {
         self.any.store(true, Ordering::Release);
     }
 
+    /// A reset ends a hold.
+    pub(crate) fn forget(&self, scope: &Scope) {
+        let mut holds = self.holds.lock().unwrap_or_else(PoisonError::into_inner);
+        holds.retain(|(other, _)| !other.same_bucket(scope));
+    }
+
     /// All of them, which from here on are somebody else's to tell.
     pub(crate) fn take(&self) -> Vec<(Scope, Instant)> {
         if !self.any.load(Ordering::Relaxed) || !self.any.swap(false, Ordering::AcqRel) {

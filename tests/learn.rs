@@ -1,0 +1,146 @@
+//! A layer that learns from its upstream, and costs that are known only afterwards; in memory.
+#![cfg(feature = "learn")]
+
+use std::{convert::Infallible, time::Duration};
+
+use http::{Request, Response};
+use tower::{Service, ServiceBuilder, ServiceExt, service_fn};
+use tower_throttle::{Limiter, PermitHandle, Quota, RateLimitLayer, Scope, upstream::Upstream};
+
+const SECOND: Duration = Duration::from_secs(1);
+const RPM: Scope = Quota::per_hour(60.0).scope("rpm");
+const TPM: Scope = Quota::per_hour(1_000.0).scope("tpm");
+
+/// Sends one request through a layer, to an upstream that answers so.
+async fn learn(
+    limiter: &Limiter,
+    upstream: Upstream,
+    status: u16,
+    fields: &'static [(&str, &str)],
+) {
+    let mut service = ServiceBuilder::new()
+        .layer(
+            RateLimitLayer::new(limiter, [RPM, TPM.cost(100.0)])
+                .respond_http()
+                .learn(upstream),
+        )
+        .service(service_fn(async |_: Request<()>| {
+            let mut response = Response::builder().status(status);
+            for (name, value) in fields {
+                response = response.header(*name, *value);
+            }
+            Ok::<_, Infallible>(response.body(String::new()).expect("a response"))
+        }));
+    let response = service.ready().await.expect("ready").call(Request::new(()));
+    assert_eq!(response.await.expect("infallible").status(), status);
+}
+
+async fn levels(limiter: &Limiter) -> (f64, f64) {
+    let level = async |scope| limiter.peek(&scope).await.tokens().floor();
+    (level(RPM).await, level(TPM).await)
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_remains_lowers_and_never_raises() {
+    let limiter = Limiter::in_memory();
+    let fields = &[
+        ("x-ratelimit-remaining-requests", "40"),
+        ("x-ratelimit-remaining-tokens", "5000"),
+    ];
+    learn(&limiter, Upstream::openai(), 200, fields).await;
+    assert_eq!(levels(&limiter).await, (40.0, 900.0));
+    let fields = &[
+        ("x-ratelimit-remaining-requests", "59"),
+        ("x-ratelimit-remaining-tokens", "12"),
+    ];
+    learn(&limiter, Upstream::openai(), 200, fields).await;
+    assert_eq!(levels(&limiter).await, (39.0, 12.0));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_refusal_empties_or_holds_back_what_it_has_a_place_for() {
+    let limiter = Limiter::in_memory();
+    learn(&limiter, Upstream::openai(), 429, &[]).await;
+    assert_eq!(levels(&limiter).await, (0.0, 0.0));
+
+    let limiter = Limiter::in_memory();
+    let upstream = Upstream::retry_after().jitter(0.0);
+    learn(&limiter, upstream, 429, &[("retry-after", "7")]).await;
+    let refused = limiter.try_acquire(RPM).await.expect_err("held back");
+    assert!(refused.retry_after() >= Some(7 * SECOND), "{refused:?}");
+    // It has a place for the first scope alone.
+    assert!(limiter.try_acquire(TPM).await.is_ok());
+
+    let limiter = Limiter::in_memory();
+    let upstream = Upstream::openai().cap(20 * SECOND);
+    learn(&limiter, upstream, 429, &[("retry-after", "3600")]).await;
+    for scope in [RPM, TPM] {
+        let refused = limiter.try_acquire(&scope).await.expect_err("held back");
+        let one = Duration::from_secs_f64(1.0 / scope.quota().rate());
+        let hold = refused.retry_after().expect("some time") - one;
+        // Cut to the cap, which the jitter does not pass.
+        let least = 20 * SECOND - SECOND / 1_000;
+        assert!(
+            (least..=20 * SECOND + SECOND / 1_000).contains(&hold),
+            "{hold:?}"
+        );
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn our_own_refusal_teaches_nothing() {
+    let limiter = Limiter::in_memory();
+    let mut service = ServiceBuilder::new()
+        .layer(
+            RateLimitLayer::new(&limiter, RPM.cost(60.0))
+                .respond_http()
+                .learn(Upstream::retry_after()),
+        )
+        .service(service_fn(async |_: Request<()>| {
+            Ok::<_, Infallible>(Response::new(String::new()))
+        }));
+    for status in [200, 429] {
+        let response = service.ready().await.expect("ready").call(Request::new(()));
+        assert_eq!(response.await.expect("infallible").status(), status);
+    }
+    tokio::time::sleep(60 * SECOND).await;
+    assert_eq!(levels(&limiter).await.0, 1.0);
+}
+
+/// A request says what it may cost; its stream settles when it ends, or is dropped.
+#[tokio::test(start_paused = true)]
+async fn an_estimate_stands_until_it_is_settled() {
+    let limiter = Limiter::in_memory();
+    let service = ServiceBuilder::new()
+        .layer(
+            RateLimitLayer::new(&limiter, |req: &Request<f64>| [RPM, TPM.cost(*req.body())])
+                .respond_http()
+                .expose_permit(),
+        )
+        .service(service_fn(async |req: Request<f64>| {
+            let handle = req.extensions().get::<PermitHandle>().cloned();
+            // The body is the handle: whoever streams it settles.
+            Ok::<_, Infallible>(Response::new(handle))
+        }));
+    let send = async |cost: f64| {
+        let response = service.clone().oneshot(Request::new(cost)).await;
+        response.expect("infallible").into_body()
+    };
+    // Dropped without a word.
+    drop(send(100.0).await);
+    assert_eq!(levels(&limiter).await, (59.0, 900.0));
+    // Ended below the estimate, and above it; of requests there is nothing to correct.
+    send(100.0).await.expect("a permit").settle(30.0);
+    assert_eq!(levels(&limiter).await, (58.0, 870.0));
+    send(100.0).await.expect("a permit").settle(250.0);
+    assert_eq!(levels(&limiter).await, (57.0, 620.0));
+    // A better number replaces the last one, and none that is no number.
+    let permit = send(100.0).await.expect("a permit");
+    permit.settle(150.0);
+    permit.settle(f64::NAN);
+    permit.settle(120.0);
+    assert_eq!(levels(&limiter).await, (56.0, 500.0));
+    // More than is left is refused, and costs nothing.
+    assert!(send(600.0).await.is_none());
+    assert_eq!(levels(&limiter).await, (56.0, 500.0));
+}
