@@ -242,7 +242,7 @@ impl Limiter {
     /// From now on this limiter expects that other processes [hold back](Self::hold_back)
     /// buckets: before a turn is used, it must have heard within 25 ms that the bucket is not
     /// held, or it asks Redis once. A limiter that has held back a bucket itself, or whose layer
-    /// [learns](crate::RateLimitLayer::learn), does so already.
+    /// learns (`RateLimitLayer::learn`), does so already.
     ///
     /// ```
     /// # use tower_throttle::Limiter;
