@@ -76,6 +76,32 @@ async fn neither_refunds_nor_shorter_holds_shorten_it_and_a_reset_ends_it() {
     assert!(limiter.try_acquire(API.cost(5.0)).await.is_ok());
 }
 
+#[tokio::test(start_paused = true)]
+async fn what_was_taken_first_is_taken_again_after_its_hold() {
+    const SLOW: Scope = Quota::per_second(1.0).scope("slow");
+    const FAST: Scope = Quota::per_second(2.0).burst(1.0).scope("fast");
+    let limiter = Limiter::in_memory();
+    assert!(limiter.try_acquire([SLOW, FAST]).await.is_ok());
+    let start = Instant::now();
+    let waiter = tokio::spawn({
+        let limiter = limiter.clone();
+        async move {
+            let got = limiter.acquire([SLOW, FAST], 60 * SECOND).await;
+            (got.map(drop), start.elapsed())
+        }
+    });
+    // It takes from the slow one when a second has passed, and finds the fast one just taken.
+    tokio::time::sleep(9 * SECOND / 10).await;
+    assert!(limiter.try_acquire(FAST).await.is_ok());
+    tokio::time::sleep(SECOND / 5).await;
+    limiter.hold_back(&SLOW, 2 * SECOND);
+    let (got, at) = waiter.await.expect("no panic");
+    assert!(got.is_ok());
+    // One token after the end of the hold.
+    let end = SECOND + SECOND / 10 + 2 * SECOND + SECOND;
+    assert!((end..end + SECOND / 100).contains(&at), "{at:?}");
+}
+
 #[cfg(feature = "redis")]
 mod shared {
     use super::{

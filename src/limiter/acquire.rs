@@ -407,6 +407,21 @@ impl Acquire {
         }
     }
 
+    /// Whether scopes that were taken in earlier steps are held back by now; they are to be taken
+    /// again, and what they took pays for the hold.
+    fn forfeits_held(&mut self) -> bool {
+        let (Some(core), Some(steps)) = (&self.core, &mut self.steps) else {
+            return false;
+        };
+        let scopes = self.scopes.as_slice();
+        let before = steps.taken.len();
+        steps.taken.retain(|(index, origin)| {
+            let id = scopes[*index].id(&core.salt);
+            core.held_until(&id.lookup(), *origin).is_none()
+        });
+        steps.taken.len() < before
+    }
+
     /// What the waiter was told, as the next step.
     fn hear(&mut self, waiter: &Waiter, outcome: Outcome) -> Poll<Result<Permit, Rejected>> {
         match outcome {
@@ -415,6 +430,14 @@ impl Acquire {
                 level,
                 origin,
             } => {
+                if self.forfeits_held() {
+                    for scope in waiter.scopes() {
+                        let index = self.index_of(scope);
+                        let steps = self.steps.get_or_insert_default();
+                        steps.taken.push((index, origin));
+                    }
+                    return self.ask();
+                }
                 let scope = self.index_of(&waiter.scopes()[tightest]);
                 Poll::Ready(Ok(self.permit(Some((scope, level)), origin)))
             }
@@ -439,7 +462,8 @@ impl Acquire {
                     .get_or_insert_default()
                     .taken
                     .push((index, origin));
-                if waiter.scopes().len() == 1 {
+                let last = waiter.scopes().len() == 1;
+                if last && !(self.taken().len() > 1 && self.forfeits_held()) {
                     return Poll::Ready(Ok(self.permit(None, origin)));
                 }
                 self.ask()
