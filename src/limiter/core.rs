@@ -27,6 +27,15 @@ pub(crate) struct Core {
 }
 
 impl Core {
+    /// Who decides unless Redis is away.
+    #[inline]
+    pub(crate) fn home(&self) -> Origin {
+        match self.remote {
+            Some(_) => Origin::Redis,
+            None => Origin::Memory,
+        }
+    }
+
     /// By which numbers a store holds this scope.
     pub(crate) fn terms(&self, scope: &Scope, origin: Origin) -> Terms {
         match origin {
@@ -242,6 +251,17 @@ impl Core {
                     Err(_) => (self.level_in_memory(scope, Origin::Share), true),
                 },
             },
+        }
+    }
+
+    /// Gives tokens to a bucket, at most as many as make it full, or, below zero, charges them.
+    pub(crate) fn credit(&self, scope: &Scope, tokens: f64) {
+        // From its deepest debt to full, or back: more would only be lost in the rounding.
+        let most = 2.0 * scope.quota().capacity();
+        if tokens >= 0.0 {
+            self.give_back(scope, tokens.min(most), self.home());
+        } else {
+            self.charge(scope, (-tokens).min(most), self.home());
         }
     }
 

@@ -4,14 +4,20 @@ use std::{fmt, sync::Arc, time::Duration};
 
 use tokio::sync::watch;
 
-use super::{acquire::Acquire, builder::LimiterBuilder, core::Core, permit::Permit};
+use super::{
+    acquire::Acquire,
+    builder::LimiterBuilder,
+    core::Core,
+    permit::{Origins, Permit, Taken},
+};
 #[cfg(feature = "redis")]
 use crate::error::ConfigError;
 use crate::{
     clock::to_us,
     decision::FailureKind,
+    error::Rejected,
     observe::Health,
-    scope::{IntoScopes, Scope},
+    scope::{IntoScopes, Scope, Scopes},
 };
 
 /// Takes tokens for scopes, from Redis or from memory.
@@ -189,6 +195,35 @@ impl Limiter {
         self.core.reset(scope).await;
     }
 
+    /// Gives tokens to a bucket, at most as many as make it full; below zero, takes them, if need
+    /// be into debt, at most one capacity beyond what waiters were promised. The level after that.
+    ///
+    /// Turns that were promised stay as they are: while somebody waits for one, what is given
+    /// serves newcomers that can go at once. A number that is NaN or infinite changes nothing.
+    ///
+    /// While Redis cannot be asked, the share of this process is credited, and Redis as soon as
+    /// it is back.
+    ///
+    /// ```
+    /// # use tower_throttle::{Limiter, Quota};
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() {
+    /// let limiter = Limiter::in_memory();
+    /// let day = Quota::per_day(10.0).scope("reports");
+    /// assert_eq!(limiter.credit(&day, -4.0).await.tokens().floor(), 6.0);
+    /// assert_eq!(limiter.credit(&day, 3.0).await.tokens().floor(), 9.0);
+    /// # }
+    /// ```
+    ///
+    /// # Cancel safety
+    ///
+    /// Once polled, the credit is given even when this is dropped.
+    pub async fn credit(&self, scope: &Scope, tokens: f64) -> Level {
+        if tokens.is_finite() {
+            self.core.credit(scope, tokens);
+        }
+        self.peek(scope).await
+    }
+
     /// Which store decides.
     ///
     /// ```
@@ -282,14 +317,33 @@ impl Limiter {
     }
 
     /// Decides on one scope at once, where that takes neither a call to Redis nor a wait: the
-    /// level after it was granted, or when to come back. Else nothing has happened.
+    /// level after it was granted, or why not. Else nothing has happened.
     #[inline]
     pub(crate) fn decide(
         &self,
         scope: &Scope,
         max_wait: Duration,
-    ) -> Option<Result<f64, Duration>> {
-        self.core.decide(scope, max_wait.is_zero())
+        shadow: bool,
+    ) -> Option<Result<f64, Rejected>> {
+        let core = &*self.core;
+        Some(match core.decide(scope, max_wait.is_zero())? {
+            Ok(level) => {
+                core.observer.meter.admitted(scope, core.home().into());
+                Ok(level)
+            }
+            Err(retry_after) => {
+                let rejected = Rejected::limited(scope, retry_after, false);
+                core.observer.refused(&rejected, core.home().into(), shadow);
+                Err(rejected)
+            }
+        })
+    }
+
+    /// What stands for no decision at all.
+    pub(crate) fn no_permit(&self) -> Permit {
+        let origins = Origins::All(self.core.home());
+        let taken = Taken::new(self.core.clone(), Scopes::default(), origins);
+        Permit::new(taken, None)
     }
 
     /// What stands for such a decision.
