@@ -201,8 +201,8 @@ impl Limiter {
     /// Turns that were promised stay as they are: while somebody waits for one, what is given
     /// serves newcomers that can go at once. A number that is NaN or infinite changes nothing.
     ///
-    /// While Redis cannot be asked, the share of this process is credited, and Redis as soon as
-    /// it is back.
+    /// While Redis cannot be asked it is told as soon as it is back; until then the share of this
+    /// process holds no more than Redis told last allows.
     ///
     /// ```
     /// # use tower_throttle::{Limiter, Quota};
