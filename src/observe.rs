@@ -6,6 +6,7 @@ use std::{
         Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU64, Ordering},
     },
+    time::Duration,
 };
 
 use tokio::{sync::watch, time::Instant};
@@ -13,7 +14,8 @@ use tokio::{sync::watch, time::Instant};
 pub(crate) use self::meter::{Backend, Cost, Meter, Outcome};
 use crate::{
     decision::{Failure, FailureKind},
-    error::Rejected,
+    error::{Reason, Rejected},
+    scope::Scope,
 };
 
 #[cfg(feature = "metrics")]
@@ -205,13 +207,12 @@ impl Observer {
     }
 
     /// An acquisition was refused; `home` decides unless Redis is away. In the shadow, only told.
-    #[inline]
     pub(crate) fn refused(&self, rejected: &Rejected, home: Backend, shadow: bool) {
         let backend = match rejected.is_degraded() {
             true => Backend::Share,
             false => home,
         };
-        let outcome = Outcome::of(rejected, shadow);
+        let outcome = Outcome::of(rejected.reason(), shadow);
         self.meter.ended(rejected.scope(), outcome, backend);
         #[cfg(feature = "tracing")]
         tracing::debug!(
@@ -219,6 +220,28 @@ impl Observer {
             reason = ?rejected.reason(),
             retry_after = ?rejected.retry_after(),
             degraded = rejected.is_degraded(),
+            shadow,
+            "a demand is refused"
+        );
+    }
+
+    /// The same where it took no call and no wait to know.
+    #[inline]
+    pub(crate) fn refused_at_once(
+        &self,
+        scope: &Scope,
+        _retry_after: Duration,
+        home: Backend,
+        shadow: bool,
+    ) {
+        let outcome = Outcome::of(Reason::Limited, shadow);
+        self.meter.ended(scope.name(), outcome, home);
+        #[cfg(feature = "tracing")]
+        tracing::debug!(
+            policy = scope.name(),
+            reason = ?Reason::Limited,
+            retry_after = ?Some(_retry_after),
+            degraded = false,
             shadow,
             "a demand is refused"
         );

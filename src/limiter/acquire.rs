@@ -543,9 +543,9 @@ impl Future for Acquire {
             && let Some(decision) = core.decide(scope, true)
         {
             this.state = State::Done;
+            core.tell_at_once(scope, decision, this.shadow);
             match decision {
                 Ok(level) => {
-                    core.observer.meter.admitted(scope, core.home().into());
                     if let Some(core) = this.core.take() {
                         return Poll::Ready(Ok(Permit::at_once(
                             core,
@@ -555,10 +555,7 @@ impl Future for Acquire {
                     }
                 }
                 Err(retry_after) => {
-                    let rejected = Rejected::limited(scope, retry_after, false);
-                    core.observer
-                        .refused(&rejected, core.home().into(), this.shadow);
-                    return Poll::Ready(Err(rejected));
+                    return Poll::Ready(Err(Rejected::limited(scope, retry_after, false)));
                 }
             }
         }

@@ -99,6 +99,24 @@ impl Core {
         }
     }
 
+    /// Counts such a decision.
+    #[inline]
+    pub(crate) fn tell_at_once(
+        &self,
+        scope: &Scope,
+        decision: Result<f64, Duration>,
+        shadow: bool,
+    ) {
+        let home = self.home().into();
+        match decision {
+            Ok(_) => self.observer.meter.admitted(scope, home),
+            Err(retry_after) => {
+                self.observer
+                    .refused_at_once(scope, retry_after, home, shadow);
+            }
+        }
+    }
+
     /// Takes from all of these different buckets in memory, or from none.
     pub(crate) fn take_from_memory(
         &self,

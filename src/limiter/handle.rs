@@ -15,7 +15,6 @@ use crate::error::ConfigError;
 use crate::{
     clock::to_us,
     decision::FailureKind,
-    error::Rejected,
     observe::Health,
     scope::{IntoScopes, Scope, Scopes},
 };
@@ -317,26 +316,18 @@ impl Limiter {
     }
 
     /// Decides on one scope at once, where that takes neither a call to Redis nor a wait: the
-    /// level after it was granted, or why not. Else nothing has happened.
+    /// level after it was granted, or when to come back. Else nothing has happened.
     #[inline]
     pub(crate) fn decide(
         &self,
         scope: &Scope,
         max_wait: Duration,
         shadow: bool,
-    ) -> Option<Result<f64, Rejected>> {
+    ) -> Option<Result<f64, Duration>> {
         let core = &*self.core;
-        Some(match core.decide(scope, max_wait.is_zero())? {
-            Ok(level) => {
-                core.observer.meter.admitted(scope, core.home().into());
-                Ok(level)
-            }
-            Err(retry_after) => {
-                let rejected = Rejected::limited(scope, retry_after, false);
-                core.observer.refused(&rejected, core.home().into(), shadow);
-                Err(rejected)
-            }
-        })
+        let decision = core.decide(scope, max_wait.is_zero())?;
+        core.tell_at_once(scope, decision, shadow);
+        Some(decision)
     }
 
     /// What stands for no decision at all.

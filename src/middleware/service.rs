@@ -362,7 +362,10 @@ where
                     let permit = uses.then(|| layer.limiter.permit(scope, level));
                     ResponseFuture::granted(inner, reply, permit, req)
                 }
-                Err(rejected) => self.refused(rejected, req),
+                Err(retry_after) => {
+                    let rejected = Rejected::limited(scope, retry_after, false);
+                    self.refused(rejected, req)
+                }
             };
         }
         self.call_acquiring(extracted, req)

@@ -2,13 +2,13 @@
 
 use std::time::Duration;
 
-use crate::{
-    decision::Origin,
-    error::{Reason, Rejected},
-    scope::Scope,
-};
+use crate::{decision::Origin, error::Reason, scope::Scope};
 
 /// How an acquisition ended.
+#[cfg_attr(
+    not(feature = "metrics"),
+    allow(dead_code, reason = "nothing is counted without the feature")
+)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Outcome {
     Admitted,
@@ -32,8 +32,8 @@ impl Outcome {
         "shadow_rejected",
     ];
 
-    pub(crate) fn of(rejected: &Rejected, shadow: bool) -> Self {
-        match rejected.reason() {
+    pub(crate) fn of(reason: Reason, shadow: bool) -> Self {
+        match reason {
             _ if shadow => Self::ShadowRejected,
             Reason::Limited => Self::Rejected,
             Reason::Impossible => Self::Impossible,
@@ -68,6 +68,10 @@ impl From<Origin> for Backend {
 }
 
 /// Which way tokens went.
+#[cfg_attr(
+    not(feature = "metrics"),
+    allow(dead_code, reason = "nothing is counted without the feature")
+)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Cost {
     /// Taken by an acquisition.
