@@ -14,7 +14,7 @@ use std::{
 };
 
 use http::{Request, Response};
-use listen::Metrics;
+use listen::{Log, Metrics};
 use support::RedisServer;
 use tokio::time::Instant;
 use tower::{Layer, Service, ServiceExt, service_fn};
@@ -47,6 +47,7 @@ async fn until(told: &Metrics, name: &str, count: f64) {
 
 #[tokio::test]
 async fn all_are_served_and_the_refused_are_counted() {
+    let (_log, _listening) = Log::listen();
     let server = RedisServer::start().await;
     for limiter in [
         Limiter::in_memory(),
@@ -94,6 +95,7 @@ async fn all_are_served_and_the_refused_are_counted() {
 /// The inner service is called in `call`, whatever Redis does.
 #[tokio::test]
 async fn nobody_is_delayed() {
+    let (_log, _listening) = Log::listen();
     let server = RedisServer::start().await;
     let limiter = Limiter::redis(&server.url()).expect("a URL");
     limiter.try_acquire(DAY).await.expect("the burst");
@@ -114,6 +116,7 @@ async fn nobody_is_delayed() {
 /// The wait that a request would have is known; no request has it.
 #[tokio::test(start_paused = true)]
 async fn waits_are_told_and_not_waited() {
+    let (_log, _listening) = Log::listen();
     let limiter = Limiter::in_memory();
     let scope = Quota::per_second(1.0).burst(1.0).scope("second");
     let layer = RateLimitLayer::new(&limiter, scope.clone())
@@ -138,6 +141,7 @@ async fn waits_are_told_and_not_waited() {
 /// What is impossible is refused nobody either.
 #[tokio::test]
 async fn the_impossible_is_let_through() {
+    let (_log, _listening) = Log::listen();
     let limiter = Limiter::in_memory();
     let told = Metrics::default();
     let _guard = metrics::set_default_local_recorder(&told);
@@ -154,6 +158,7 @@ async fn the_impossible_is_let_through() {
 /// request was promised is there.
 #[tokio::test]
 async fn costs_are_settled() {
+    let (_log, _listening) = Log::listen();
     let server = RedisServer::start().await;
     for limiter in [
         Limiter::in_memory(),
@@ -188,6 +193,45 @@ async fn costs_are_settled() {
         }
         assert!((850.0..851.0).contains(&level), "{level}");
     }
+}
+
+/// Refusals are told at `debug`, by the name of the limit and never by the key, in the shadow and
+/// out of it.
+#[cfg(feature = "tracing")]
+#[tokio::test]
+async fn refusals_are_told_at_debug() {
+    let (log, _listening) = Log::listen();
+    let limiter = Limiter::in_memory();
+    let scope = Quota::per_day(1.0).scope("told").key("customer-17");
+    for (shadow, lines) in [(true, 1), (false, 2)] {
+        let layer = RateLimitLayer::new(&limiter, scope.clone()).shadow(shadow);
+        let mut service = layer.layer(service_fn(async |n: u32| Ok::<_, Infallible>(n)));
+        for n in 0..2 - u32::from(lines == 2) {
+            let _ = service.ready().await.unwrap().call(n).await;
+        }
+        let told = log.lines(tracing::Level::DEBUG);
+        assert_eq!(told.len(), lines, "{told:?}");
+        let line = &told[lines - 1];
+        for part in [
+            "told",
+            "Limited",
+            "degraded=false",
+            &format!("shadow={shadow}"),
+        ] {
+            assert!(line.contains(part), "no {part} in {line}");
+        }
+        assert!(!line.contains("customer-17"), "{line}");
+    }
+    // Several at once take another way to the same line.
+    let other = Quota::per_day(5.0).scope("other");
+    let refused = limiter.try_acquire([scope, other]).await.unwrap_err();
+    let told = log.lines(tracing::Level::DEBUG);
+    assert_eq!(told.len(), 3, "{told:?}");
+    assert!(
+        told[2].contains(refused.scope()) && told[2].contains("Limited"),
+        "{told:?}"
+    );
+    assert_eq!(log.counts(), [0; 3], "and nothing above");
 }
 
 /// A service that is never ready is waited for, as without the layer.
