@@ -16,6 +16,15 @@ const TOKEN: &str = "0123456789abcdef-a-word-for-tests";
 /// So slow that nothing comes back during a test.
 const TENANT: Scope = Quota::per_day(1.0).burst(10.0).scope("tenant");
 
+/// A limiter that does not give Redis up because the machine is busy.
+fn patient(url: &str) -> Limiter {
+    let builder = Limiter::builder().redis(url);
+    builder
+        .redis_timeout(std::time::Duration::from_secs(10))
+        .build()
+        .expect("a URL")
+}
+
 struct Server(Client, String);
 
 impl Server {
@@ -102,8 +111,8 @@ fn no_start_without_a_token() {
 #[tokio::test]
 async fn buckets_are_shared_with_the_services() {
     let redis = RedisServer::start().await;
-    let service = Limiter::redis(&redis.url()).expect("a URL");
-    let server = Server::start(&Limiter::redis(&redis.url()).expect("a URL")).await;
+    let service = patient(&redis.url());
+    let server = Server::start(&patient(&redis.url())).await;
     let acme = TENANT.key("acme");
     service
         .try_acquire(acme.clone().cost(10.0))

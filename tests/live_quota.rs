@@ -13,6 +13,13 @@ use tower_throttle::{
 
 const SECOND: Duration = Duration::from_secs(1);
 
+/// A limiter that does not give Redis up because the machine is busy.
+#[cfg(feature = "redis")]
+fn patient(url: &str) -> Limiter {
+    let builder = Limiter::builder().redis(url);
+    builder.redis_timeout(10 * SECOND).build().expect("a URL")
+}
+
 async fn levels_are_kept(limiter: &Limiter) {
     // Slow enough that nothing comes back during a test.
     let of = |burst: f64| Quota::per_day(1.0).burst(burst);
@@ -55,7 +62,7 @@ async fn levels_are_kept_in_memory() {
 #[tokio::test]
 async fn levels_are_kept_in_redis() {
     let server = support::RedisServer::start().await;
-    levels_are_kept(&Limiter::redis(&server.url()).expect("a URL")).await;
+    levels_are_kept(&patient(&server.url())).await;
 }
 
 /// A refusal that was remembered by the old numbers does not outlive them.
@@ -63,7 +70,7 @@ async fn levels_are_kept_in_redis() {
 #[tokio::test]
 async fn a_known_refusal_ends_with_its_quota() {
     let server = support::RedisServer::start().await;
-    let limiter = Limiter::redis(&server.url()).expect("a URL");
+    let limiter = patient(&server.url());
     let quota = LiveQuota::new(Quota::per_day(1.0));
     let scope = quota.scope("raised");
     limiter.try_acquire(scope.current()).await.expect("one");
@@ -79,7 +86,7 @@ async fn a_known_refusal_ends_with_its_quota() {
 #[tokio::test]
 async fn two_processes_of_which_one_changes() {
     let server = support::RedisServer::start().await;
-    let limiters = [0, 1].map(|_| Limiter::redis(&server.url()).expect("a URL"));
+    let limiters = [0, 1].map(|_| patient(&server.url()));
     let quotas = [0, 1].map(|_| LiveQuota::new(Quota::per_day(1.0).burst(10.0)));
     let scopes = quotas.each_ref().map(|quota| quota.scope("shared"));
     let [first, second] = &limiters;
@@ -230,7 +237,7 @@ async fn credited_in_memory() {
 #[tokio::test]
 async fn credited_in_redis() {
     let server = support::RedisServer::start().await;
-    credited(&Limiter::redis(&server.url()).expect("a URL")).await;
+    credited(&patient(&server.url())).await;
 }
 
 /// Redis is away: it is told when it is back, and before that nobody spends of it.
@@ -238,7 +245,7 @@ async fn credited_in_redis() {
 #[tokio::test]
 async fn credited_while_redis_is_away() {
     let mut server = support::RedisServer::start_with(&["--appendonly", "yes"]).await;
-    let limiter = Limiter::redis(&server.url()).expect("a URL");
+    let limiter = patient(&server.url());
     let day = Quota::per_day(1.0).burst(10.0).scope("away");
     limiter
         .try_acquire(day.clone().cost(8.0))

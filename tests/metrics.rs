@@ -36,6 +36,12 @@ const TOKENS: Scope = Quota::per_day(10_000.0).scope("tokens").cost(100.0);
 const PACED: Scope = Quota::per_second(4.0).burst(1.0).scope("paced");
 const SLOW: Scope = Quota::per_hour(1.0).scope("slow");
 
+/// A limiter that does not give Redis up because the machine is busy.
+fn patient(url: &str) -> Limiter {
+    let builder = Limiter::builder().redis(url);
+    builder.redis_timeout(10 * SECOND).build().expect("a URL")
+}
+
 fn recorder() -> PrometheusHandle {
     let seconds = [0.001, 0.01, 0.1, 1.0, 10.0];
     let sizes = [1.0, 10.0, 100.0, 1_000.0];
@@ -198,7 +204,7 @@ fn queries(dashboard: &serde_json::Value) -> Vec<&str> {
 async fn a_scrape_holds_what_dashboard_and_alerts_ask_for() {
     let told = recorder();
     let mut server = RedisServer::start().await;
-    let redis = Limiter::redis(&server.url()).expect("a URL");
+    let redis = patient(&server.url());
     let memory = Limiter::in_memory();
     let http = reqwest::Client::builder().no_proxy().build();
     let client = Client(
