@@ -408,3 +408,34 @@ fn late_settling_counts() {
     assert_eq!(scrape.value(&cost("settled")), 1.0, "in two halves");
     assert_eq!(scrape.value(&cost("refunded")), 101.0);
 }
+
+/// Once a thread knows a policy, to count for it allocates nothing.
+#[test]
+fn counting_allocates_nothing() {
+    let recorder = PrometheusBuilder::new().build_recorder();
+    metrics::with_local_recorder(&recorder, || {
+        let limiter = Limiter::in_memory();
+        let request = |n: u64| {
+            let permit = limiter.try_acquire(TENANT.key(n % 2));
+            futures_util::FutureExt::now_or_never(permit).expect("at once")
+        };
+        for n in 0..10 {
+            let _ = request(n);
+        }
+        let counted = allocation_counter::measure(|| {
+            for n in 0..100 {
+                assert!(request(n).is_err());
+            }
+        });
+        assert_eq!(counted.count_total, 0, "of refusals");
+        let wide = Quota::per_second(1e9).scope("wide");
+        let admitted = || {
+            let permit = limiter.try_acquire(&wide);
+            let permit = futures_util::FutureExt::now_or_never(permit).expect("at once");
+            permit.expect("plenty").settle(0.5);
+        };
+        admitted();
+        let counted = allocation_counter::measure(|| (0..100).for_each(|_| admitted()));
+        assert_eq!(counted.count_total, 0, "of admissions and settlements");
+    });
+}
