@@ -123,9 +123,9 @@ pub use self::{
     limiter::{Acquire, Level, Limiter, LimiterBuilder, Permit, PermitHandle},
     middleware::{RateLimit, RateLimitLayer, ResponseFuture},
     observe::Health,
-    quota::{ParseQuotaError, Quota},
+    quota::{LiveQuota, ParseQuotaError, Quota},
     reply::Reply,
-    scope::{IntoScopes, Scope, Scopes},
+    scope::{IntoScopes, LiveScope, Scope, Scopes},
 };
 
 /// The README's examples run as tests.

@@ -6,11 +6,21 @@ use std::{
         Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU64, Ordering},
     },
+    time::Duration,
 };
 
 use tokio::{sync::watch, time::Instant};
 
-use crate::decision::{Failure, FailureKind};
+pub(crate) use self::meter::{Backend, Cost, Meter, Outcome};
+use crate::{
+    decision::{Failure, FailureKind},
+    error::{Reason, Rejected},
+    scope::Scope,
+};
+
+#[cfg(feature = "metrics")]
+mod handles;
+mod meter;
 
 /// Which store decides.
 ///
@@ -57,6 +67,9 @@ impl fmt::Display for Health {
 #[cfg(feature = "metrics")]
 const DEGRADED: &str = "tower_throttle_degraded";
 
+#[cfg(feature = "metrics")]
+const FALLBACKS: &str = "tower_throttle_fallback_total";
+
 /// Redis went, or came back.
 #[must_use]
 #[derive(Debug)]
@@ -93,9 +106,10 @@ impl Transition {
     }
 }
 
-/// Notices when Redis goes and comes back.
+/// Notices when Redis goes and comes back, and how acquisitions end.
 #[derive(Debug)]
 pub(crate) struct Observer {
+    pub(crate) meter: Meter,
     health: watch::Sender<Health>,
     /// By kind, in the order of `FailureKind::ALL`.
     fallbacks: [AtomicU64; FailureKind::ALL.len()],
@@ -106,6 +120,7 @@ pub(crate) struct Observer {
 impl Observer {
     pub(crate) fn new(health: Health) -> Self {
         Self {
+            meter: Meter::new(),
             health: watch::Sender::new(health),
             fallbacks: Default::default(),
             advised: Mutex::default(),
@@ -191,11 +206,52 @@ impl Observer {
         self.advised.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// An acquisition was refused; `home` decides unless Redis is away. In the shadow, only told.
+    pub(crate) fn refused(&self, rejected: &Rejected, home: Backend, shadow: bool) {
+        let backend = match rejected.is_degraded() {
+            true => Backend::Share,
+            false => home,
+        };
+        let outcome = Outcome::of(rejected.reason(), shadow);
+        self.meter.ended(rejected.scope(), outcome, backend);
+        #[cfg(feature = "tracing")]
+        tracing::debug!(
+            policy = rejected.scope(),
+            reason = ?rejected.reason(),
+            retry_after = ?rejected.retry_after(),
+            degraded = rejected.is_degraded(),
+            shadow,
+            "a demand is refused"
+        );
+    }
+
+    /// The same where it took no call and no wait to know.
+    #[inline]
+    pub(crate) fn refused_at_once(
+        &self,
+        scope: &Scope,
+        _retry_after: Duration,
+        home: Backend,
+        shadow: bool,
+    ) {
+        let outcome = Outcome::of(Reason::Limited, shadow);
+        self.meter.ended(scope.name(), outcome, home);
+        #[cfg(feature = "tracing")]
+        tracing::debug!(
+            policy = scope.name(),
+            reason = ?Reason::Limited,
+            retry_after = ?Some(_retry_after),
+            degraded = false,
+            shadow,
+            "a demand is refused"
+        );
+    }
+
     /// A decision was made without Redis.
     pub(crate) fn fell_back(&self, kind: FailureKind) {
         self.fallbacks[kind as usize].fetch_add(1, Ordering::Relaxed);
         #[cfg(feature = "metrics")]
-        metrics::counter!("tower_throttle_fallback_total", "reason" => kind.label()).increment(1);
+        metrics::counter!(FALLBACKS, "reason" => kind.label()).increment(1);
     }
 }
 

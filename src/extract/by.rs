@@ -5,7 +5,7 @@ use std::fmt::Display;
 use super::ScopeExtractor;
 use crate::{
     quota::Quota,
-    scope::{IntoScopes, Scope, Scopes},
+    scope::{IntoScopes, LiveScope, Scope, Scopes},
 };
 
 /// Finds what distinguishes one caller from another.
@@ -69,8 +69,30 @@ pub trait KeyExtractor<Req> {
 #[derive(Clone, Debug)]
 #[must_use]
 pub struct By<X> {
-    base: Scope,
+    base: Base,
     key: X,
+}
+
+#[derive(Clone, Debug)]
+#[allow(
+    clippy::large_enum_variant,
+    reason = "both are scopes; a box would only cost each request"
+)]
+enum Base {
+    Fixed(Scope),
+    Live(LiveScope),
+}
+
+impl<X> By<X> {
+    fn scope<Req>(&self, req: &Req) -> Option<Scope>
+    where
+        X: KeyExtractor<Req>,
+    {
+        match &self.base {
+            Base::Fixed(scope) => self.key.scope(scope, req),
+            Base::Live(scope) => self.key.scope(&scope.current(), req),
+        }
+    }
 }
 
 impl Scope {
@@ -84,7 +106,29 @@ impl Scope {
     /// # }
     /// ```
     pub fn by<X>(self, key: X) -> By<X> {
-        By { base: self, key }
+        By {
+            base: Base::Fixed(self),
+            key,
+        }
+    }
+}
+
+impl LiveScope {
+    /// As [`Scope::by`], by the quota that holds at each request.
+    ///
+    /// ```
+    /// # #[cfg(feature = "http")] {
+    /// # use tower_throttle::{Limiter, LiveQuota, Quota, RateLimitLayer, extract::header};
+    /// let quota = LiveQuota::new(Quota::per_minute(60.0));
+    /// let by = quota.scope("api-key").by(header("x-api-key"));
+    /// let layer = RateLimitLayer::new(&Limiter::in_memory(), by);
+    /// # }
+    /// ```
+    pub fn by<X>(self, key: X) -> By<X> {
+        By {
+            base: Base::Live(self),
+            key,
+        }
     }
 }
 
@@ -135,7 +179,7 @@ impl<X> By<X> {
 
 impl<Req, X: KeyExtractor<Req>> ScopeExtractor<Req> for By<X> {
     fn extract(&self, req: &Req) -> Scopes {
-        self.key.scope(&self.base, req).into_scopes()
+        self.scope(req).into_scopes()
     }
 }
 

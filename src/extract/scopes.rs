@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use crate::scope::{IntoScopes, Scope, Scopes};
+use crate::scope::{IntoScopes, LiveScope, Scope, Scopes};
 
 /// Finds the scopes that a request takes from.
 ///
@@ -94,6 +94,27 @@ fixed! {
     [] Scopes, scopes => scopes.as_slice();
     [const N: usize] [Scope; N], scopes => scopes;
     [] Vec<Scope>, scopes => scopes;
+}
+
+/// Known ahead, as of now: who waits for a turn does so by the quota at the time of asking.
+impl<Req> ScopeExtractor<Req> for LiveScope {
+    fn fixed(&self) -> Option<Scopes> {
+        Some(self.current().into_scopes())
+    }
+
+    fn extract(&self, _: &Req) -> Scopes {
+        self.current().into_scopes()
+    }
+}
+
+impl<Req, const N: usize> ScopeExtractor<Req> for [LiveScope; N] {
+    fn fixed(&self) -> Option<Scopes> {
+        Some(self.each_ref().map(LiveScope::current).into_scopes())
+    }
+
+    fn extract(&self, _: &Req) -> Scopes {
+        self.each_ref().map(LiveScope::current).into_scopes()
+    }
 }
 
 impl<Req, X: ScopeExtractor<Req> + ?Sized> ScopeExtractor<Req> for Arc<X> {

@@ -23,6 +23,7 @@ use crate::{
     decision::{Decision, Failure, Origin},
     error::Rejected,
     fallback::Fallback,
+    observe::Outcome as End,
     scope::{Scope, Scopes},
 };
 
@@ -68,6 +69,10 @@ pub struct Acquire {
     /// Where there have been any.
     steps: Option<Box<Steps>>,
     state: State,
+    /// The scope whose turn it has slept for.
+    slept_for: Option<u32>,
+    /// It is asked for a layer that refuses nobody.
+    shadow: bool,
 }
 
 /// What was taken in several steps, of which the last is still to come.
@@ -108,7 +113,15 @@ impl Acquire {
             deadline: None,
             steps: None,
             state: State::Start,
+            slept_for: None,
+            shadow: false,
         }
+    }
+
+    /// A refusal is only counted, as what a layer in the shadow would have done.
+    pub(crate) fn in_shadow(mut self) -> Self {
+        self.shadow = true;
+        self
     }
 
     fn core(&self) -> &Arc<Core> {
@@ -144,6 +157,7 @@ impl Acquire {
         match self.ask() {
             Poll::Ready(result) => {
                 self.state = State::Done;
+                self.tell_refusal(&result);
                 Some(result)
             }
             Poll::Pending => None,
@@ -171,10 +185,7 @@ impl Acquire {
         let left = self.left();
         if left.as_slice().is_empty() {
             // Nothing, or all that was to be taken in several steps.
-            let home = match self.core().remote {
-                Some(_) => Origin::Redis,
-                None => Origin::Memory,
-            };
+            let home = self.core().home();
             return Poll::Ready(Ok(self.permit(None, home)));
         }
         let max_wait = match self.deadline {
@@ -379,9 +390,42 @@ impl Acquire {
         };
         self.steps = None;
         self.state = State::Done;
+        self.tell_admission(&origins);
         let scopes = std::mem::take(&mut self.scopes);
         let core = self.core.take().expect(POLLED_AGAIN);
         Permit::new(Taken::new(core, scopes, origins), tightest)
+    }
+
+    fn tell_admission(&self, origins: &Origins) {
+        let meter = self.core().observer.meter;
+        for (index, scope) in self.scopes.iter().enumerate() {
+            meter.admitted(scope, origins.get(index).into());
+        }
+        if let Some(index) = self.slept_for
+            && let Some(deadline) = self.deadline
+            && let Some(scope) = self.scopes.as_slice().get(index as usize)
+        {
+            let left = deadline.saturating_duration_since(Instant::now());
+            meter.waited(scope, self.max_wait.saturating_sub(left));
+        }
+    }
+
+    fn tell_refusal(&self, result: &Result<Permit, Rejected>) {
+        if let (Err(rejected), Some(core)) = (result, &self.core) {
+            core.observer
+                .refused(rejected, core.home().into(), self.shadow);
+        }
+    }
+
+    #[cold]
+    fn tell_cancellation(&self) {
+        let core = self.core();
+        for scope in &self.scopes {
+            let home = core.home().into();
+            core.observer
+                .meter
+                .ended(scope.name(), End::Cancelled, home);
+        }
     }
 
     fn refuse(&mut self, refused: Rejected) -> Poll<Result<Permit, Rejected>> {
@@ -458,6 +502,8 @@ impl Acquire {
                     return self.ask();
                 }
                 let index = self.index_of(scope);
+                // One of at most 128.
+                self.slept_for = Some(index as u32);
                 self.steps
                     .get_or_insert_default()
                     .taken
@@ -529,6 +575,7 @@ impl Future for Acquire {
             && let Some(decision) = core.decide(scope, this.max_wait.is_zero())
         {
             this.state = State::Done;
+            core.tell_at_once(scope, decision, this.shadow);
             match decision {
                 Ok(level) => {
                     if let Some(core) = this.core.take() {
@@ -562,8 +609,9 @@ impl Acquire {
             State::Done => panic!("{POLLED_AGAIN}"),
         };
         loop {
-            if next.is_ready() {
+            if let Poll::Ready(result) = &next {
                 self.state = State::Done;
+                self.tell_refusal(result);
                 return next;
             }
             let State::Waiting(waiter) = &self.state else {
@@ -585,6 +633,7 @@ impl Drop for Acquire {
     fn drop(&mut self) {
         if let State::Waiting(waiter) = &self.state {
             waiter.leave();
+            self.tell_cancellation();
         }
         self.give_back();
     }

@@ -41,6 +41,15 @@ pub(crate) struct Core {
 }
 
 impl Core {
+    /// Who decides unless Redis is away.
+    #[inline]
+    pub(crate) fn home(&self) -> Origin {
+        match self.remote {
+            Some(_) => Origin::Redis,
+            None => Origin::Memory,
+        }
+    }
+
     /// By which numbers a store holds this scope.
     pub(crate) fn terms(&self, scope: &Scope, origin: Origin) -> Terms {
         match origin {
@@ -104,6 +113,24 @@ impl Core {
         match self.memory.take(&id, terms, cost) {
             Ok(level) => Some(Ok(level)),
             Err(retry_after) => at_once.then(|| Err(from_us(retry_after))),
+        }
+    }
+
+    /// Counts such a decision.
+    #[inline]
+    pub(crate) fn tell_at_once(
+        &self,
+        scope: &Scope,
+        decision: Result<f64, Duration>,
+        shadow: bool,
+    ) {
+        let home = self.home().into();
+        match decision {
+            Ok(_) => self.observer.meter.admitted(scope, home),
+            Err(retry_after) => {
+                self.observer
+                    .refused_at_once(scope, retry_after, home, shadow);
+            }
         }
     }
 
@@ -324,6 +351,17 @@ impl Core {
                     Err(_) => (self.level_in_memory(scope, Origin::Share), true),
                 },
             },
+        }
+    }
+
+    /// Gives tokens to a bucket, at most as many as make it full, or, below zero, charges them.
+    pub(crate) fn credit(&self, scope: &Scope, tokens: f64) {
+        // From its deepest debt to full, or back: more would only be lost in the rounding.
+        let most = 2.0 * scope.quota().capacity();
+        if tokens >= 0.0 {
+            self.give_back(scope, tokens.min(most), self.home());
+        } else {
+            self.charge(scope, (-tokens).min(most), self.home());
         }
     }
 

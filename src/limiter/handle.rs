@@ -8,14 +8,19 @@ use std::{
 
 use tokio::sync::watch;
 
-use super::{acquire::Acquire, builder::LimiterBuilder, core::Core, permit::Permit};
+use super::{
+    acquire::Acquire,
+    builder::LimiterBuilder,
+    core::Core,
+    permit::{Origins, Permit, Taken},
+};
 #[cfg(feature = "redis")]
 use crate::error::ConfigError;
 use crate::{
     clock::to_us,
     decision::FailureKind,
     observe::Health,
-    scope::{IntoScopes, Scope},
+    scope::{IntoScopes, Scope, Scopes},
 };
 
 /// Takes tokens for scopes, from Redis or from memory.
@@ -252,6 +257,35 @@ impl Limiter {
         self.core.heeds_holds.store(true, Ordering::Relaxed);
     }
 
+    /// Gives tokens to a bucket, at most as many as make it full; below zero, takes them, if need
+    /// be into debt, at most one capacity beyond what waiters were promised. The level after that.
+    ///
+    /// Turns that were promised stay as they are: while somebody waits for one, what is given
+    /// serves newcomers that can go at once. A number that is NaN or infinite changes nothing.
+    ///
+    /// While Redis cannot be asked it is told as soon as it is back; until then the share of this
+    /// process holds no more than Redis told last allows.
+    ///
+    /// ```
+    /// # use tower_throttle::{Limiter, Quota};
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() {
+    /// let limiter = Limiter::in_memory();
+    /// let day = Quota::per_day(10.0).scope("reports");
+    /// assert_eq!(limiter.credit(&day, -4.0).await.tokens().floor(), 6.0);
+    /// assert_eq!(limiter.credit(&day, 3.0).await.tokens().floor(), 9.0);
+    /// # }
+    /// ```
+    ///
+    /// # Cancel safety
+    ///
+    /// Once polled, the credit is given even when this is dropped.
+    pub async fn credit(&self, scope: &Scope, tokens: f64) -> Level {
+        if tokens.is_finite() {
+            self.core.credit(scope, tokens);
+        }
+        self.peek(scope).await
+    }
+
     /// Which store decides.
     ///
     /// ```
@@ -351,8 +385,19 @@ impl Limiter {
         &self,
         scope: &Scope,
         max_wait: Duration,
+        shadow: bool,
     ) -> Option<Result<f64, Duration>> {
-        self.core.decide(scope, max_wait.is_zero())
+        let core = &*self.core;
+        let decision = core.decide(scope, max_wait.is_zero())?;
+        core.tell_at_once(scope, decision, shadow);
+        Some(decision)
+    }
+
+    /// What stands for no decision at all.
+    pub(crate) fn no_permit(&self) -> Permit {
+        let origins = Origins::All(self.core.home());
+        let taken = Taken::new(self.core.clone(), Scopes::default(), origins);
+        Permit::new(taken, None)
     }
 
     /// What stands for such a decision.

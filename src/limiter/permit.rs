@@ -11,6 +11,7 @@ use std::{
 use super::core::Core;
 use crate::{
     decision::Origin,
+    observe::Cost,
     scope::{Scope, Scopes},
 };
 
@@ -82,7 +83,7 @@ pub(crate) enum Origins {
 }
 
 impl Origins {
-    fn get(&self, index: usize) -> Origin {
+    pub(super) fn get(&self, index: usize) -> Origin {
         match self {
             Self::All(origin) => *origin,
             Self::Each(origins) => origins[index],
@@ -165,9 +166,12 @@ impl Taken {
 
     fn correct(&self, index: usize, scope: &Scope, before: f64, after: f64) {
         let origin = self.origin.get(index);
+        let meter = self.core.observer.meter;
         if after > before {
+            meter.corrected(scope, Cost::Settled, after - before);
             self.core.charge(scope, after - before, origin);
-        } else {
+        } else if after < before {
+            meter.corrected(scope, Cost::Refunded, before - after);
             self.core.give_back(scope, before - after, origin);
         }
     }

@@ -11,6 +11,7 @@ use super::held::{Held, still_owed};
 use crate::{
     bucket::{Bucket, TakenAll, Terms, take_all},
     clock::Clock,
+    observe::Meter,
     scope::{BucketId, Lookup},
     table::{Entry, Hashing, Table},
 };
@@ -86,6 +87,7 @@ pub(crate) struct MemoryStore {
     overflowed: AtomicU64,
     /// Whether any bucket may owe something.
     owing: AtomicBool,
+    meter: Meter,
 }
 
 #[derive(Default)]
@@ -119,6 +121,7 @@ impl MemoryStore {
             overflow_names: AtomicUsize::new(0),
             overflowed: AtomicU64::new(0),
             owing: AtomicBool::new(false),
+            meter: Meter::new(),
         }
     }
 
@@ -399,6 +402,7 @@ impl MemoryStore {
         if let Some(place) = buckets.table.find(hash, &lookup) {
             buckets.table.remove(hash, place, |id| self.hash_of(id));
             self.scopes.fetch_sub(1, Ordering::Relaxed);
+            self.meter.scopes(-1.0);
         }
     }
 
@@ -444,6 +448,7 @@ impl MemoryStore {
         };
         shard.table.retain(keep, |id| self.hash_of(id));
         let gone = before - shard.table.len();
+        self.meter.scopes(-(gone as f64));
         self.scopes
             .fetch_sub(gone - overflow_gone, Ordering::Relaxed);
         self.overflow_names
@@ -454,7 +459,15 @@ impl MemoryStore {
 
     fn insert(&self, shard: &mut Buckets, hash: u64, id: &[u8], now: f64, terms: Terms) -> usize {
         let held = Held::full(now, terms);
+        self.meter.scopes(1.0);
         shard.table.insert(hash, id, held, |id| self.hash_of(id))
+    }
+}
+
+#[cfg(feature = "metrics")]
+impl Drop for MemoryStore {
+    fn drop(&mut self) {
+        self.meter.scopes(-(self.scopes() as f64));
     }
 }
 

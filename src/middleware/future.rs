@@ -3,6 +3,7 @@
 use std::{
     fmt,
     future::Future,
+    mem,
     pin::Pin,
     task::{Context, Poll, ready},
 };
@@ -11,7 +12,10 @@ use pin_project_lite::pin_project;
 use tokio::time::{Instant, Sleep};
 use tower_service::Service;
 
-use super::service::{HOLD, InHand};
+use super::{
+    service::{HOLD, InHand},
+    shadow::Watched,
+};
 use crate::{
     Rejected, Scopes,
     limiter::{Acquire, Limiter, Permit, Progress},
@@ -39,7 +43,7 @@ pin_project! {
     /// ```text
     /// Waiting => Calling        granted, and the inner service ready
     /// Waiting => Done           refused, or the inner service failed
-    /// Refused, Calling => Done
+    /// Refused, Calling, Watched => Done
     /// ```
     #[project = StateProj]
     enum State<S, Req, F, T> {
@@ -54,6 +58,11 @@ pin_project! {
             future: F,
             // For the reply, where it uses it.
             permit: Option<Box<Permit>>,
+        },
+        Watched {
+            #[pin]
+            future: F,
+            watched: Watched,
         },
         Done,
     }
@@ -164,6 +173,22 @@ where
         Self { reply, state }
     }
 
+    /// The request goes on whatever is decided; before it goes the permit that stands in.
+    pub(super) fn watched(
+        inner: &mut S,
+        reply: O,
+        watched: Watched,
+        stands_in: Option<Permit>,
+        mut req: Req,
+    ) -> Self {
+        if let Some(mut permit) = stands_in {
+            reply.before(&mut permit, &mut req);
+        }
+        let future = inner.call(req);
+        let state = State::Watched { future, watched };
+        Self { reply, state }
+    }
+
     pub(super) fn acquiring(
         inner: S,
         ready: bool,
@@ -226,6 +251,15 @@ where
                     let mut result = ready!(future.poll(cx));
                     if let (Ok(response), Some(permit)) = (&mut result, permit) {
                         this.reply.after(permit, response);
+                    }
+                    this.state.set(State::Done);
+                    return Poll::Ready(result.map_err(|error| this.reply.inner_error(error)));
+                }
+                StateProj::Watched { future, watched } => {
+                    let result = ready!(future.poll(cx));
+                    let permit = mem::replace(watched, Watched::Nothing).permit();
+                    if let (Ok(response), Some(permit)) = (&result, permit) {
+                        this.reply.after_in_shadow(&permit, response);
                     }
                     this.state.set(State::Done);
                     return Poll::Ready(result.map_err(|error| this.reply.inner_error(error)));

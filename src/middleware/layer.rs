@@ -58,6 +58,7 @@ pub struct RateLimitLayer<K = crate::Scope, O = Fail> {
     pub(super) extractor: K,
     pub(super) reply: O,
     pub(super) max_wait: Duration,
+    pub(super) shadow: bool,
 }
 
 impl<K> RateLimitLayer<K> {
@@ -76,6 +77,7 @@ impl<K> RateLimitLayer<K> {
             extractor: scope,
             reply: Fail::default(),
             max_wait: Duration::ZERO,
+            shadow: false,
         }
     }
 
@@ -161,6 +163,27 @@ impl<K, O> RateLimitLayer<K, O> {
     /// ```
     pub fn max_wait(mut self, max_wait: Duration) -> Self {
         self.max_wait = max_wait.min(LONGEST_WAIT);
+        self
+    }
+
+    /// Only watches, to try a limit on real traffic: every request passes at once, and its
+    /// response is left as it is, while the layer decides beside it and counts what it would have
+    /// refused, as `shadow_rejected` (feature `metrics`; see `docs/metrics.md`).
+    ///
+    /// Tokens are taken as they would be: a request that would be admitted takes them, now or at
+    /// the turn for which it would wait; one that would be refused takes none. So a layer in the
+    /// shadow shares its buckets with one that is not, if they have the same names: give it names
+    /// of its own. [`settle`](Self::settle) corrects what was decided by the time the response is
+    /// there. [`on_response`](Self::on_response) does not run, because it could change the
+    /// response, and the handle of [`expose_permit`](Self::expose_permit) settles nothing.
+    ///
+    /// ```
+    /// # use tower_throttle::{Limiter, Quota, RateLimitLayer};
+    /// let layer = RateLimitLayer::new(&Limiter::in_memory(), Quota::per_second(5.0).scope("new"))
+    ///     .shadow(true);
+    /// ```
+    pub fn shadow(mut self, only_watches: bool) -> Self {
+        self.shadow = only_watches;
         self
     }
 
@@ -251,6 +274,7 @@ impl<K, O> RateLimitLayer<K, O> {
             extractor: self.extractor,
             reply: f(self.reply),
             max_wait: self.max_wait,
+            shadow: self.shadow,
         }
     }
 }
@@ -268,6 +292,7 @@ impl<K, O> fmt::Debug for RateLimitLayer<K, O> {
         f.debug_struct("RateLimitLayer")
             .field("limiter", &self.limiter)
             .field("max_wait", &self.max_wait)
+            .field("shadow", &self.shadow)
             .finish_non_exhaustive()
     }
 }

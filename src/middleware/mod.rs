@@ -3,5 +3,6 @@
 mod future;
 mod layer;
 mod service;
+mod shadow;
 
 pub use self::{future::ResponseFuture, layer::RateLimitLayer, service::RateLimit};

@@ -12,7 +12,7 @@ use std::{
 use tokio::time::{Instant, Sleep};
 use tower_service::Service;
 
-use super::{future::ResponseFuture, layer::RateLimitLayer};
+use super::{future::ResponseFuture, layer::RateLimitLayer, shadow::Watched};
 use crate::{
     Rejected, Scopes,
     extract::ScopeExtractor,
@@ -299,7 +299,7 @@ where
 
     #[inline]
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
-        if self.layer.max_wait.is_zero() {
+        if self.layer.max_wait.is_zero() || self.layer.shadow {
             let ready = self.inner.poll_ready(cx);
             return ready.map_err(|error| self.layer.reply.inner_error(error));
         }
@@ -334,6 +334,9 @@ where
 
     #[inline]
     fn call(&mut self, req: Req) -> Self::Future {
+        if self.layer.shadow {
+            return self.call_in_shadow(req);
+        }
         // Of an older request, `until` must not cut the wait of the next.
         let State::Idle { until: None } = self.state else {
             return self.call_held(req);
@@ -350,7 +353,7 @@ where
             }
         };
         if let [scope] = scopes
-            && let Some(decision) = layer.limiter.decide(scope, layer.max_wait)
+            && let Some(decision) = layer.limiter.decide(scope, layer.max_wait, false)
         {
             return match decision {
                 Ok(level) => {
@@ -394,6 +397,24 @@ impl<S, K, O> RateLimit<S, K, O> {
             } => self.acquiring(acquire, until, ready, req),
             State::Idle { .. } | State::Refused { .. } => self.call_acquiring(None, req),
         }
+    }
+
+    /// Decides beside the request, which goes on at once.
+    #[inline(never)]
+    fn call_in_shadow<Req>(&mut self, req: Req) -> ResponseFuture<S, Req, O>
+    where
+        S: Service<Req> + Clone,
+        K: ScopeExtractor<Req>,
+        O: Reply<Req, S::Response, S::Error> + Clone,
+    {
+        let layer = &self.layer;
+        let reply = layer.reply.clone();
+        let fixed = layer.extractor.fixed();
+        let scopes = fixed.unwrap_or_else(|| layer.extractor.extract(&req));
+        let uses = reply.uses_permit();
+        let watched = Watched::decide(&layer.limiter, scopes, layer.max_wait, uses);
+        let stands_in = uses.then(|| layer.limiter.no_permit());
+        ResponseFuture::watched(&mut self.inner, reply, watched, stands_in, req)
     }
 
     #[inline(never)]

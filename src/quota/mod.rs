@@ -1,5 +1,6 @@
 //! How much, how fast: [`Quota`], its text form, and the error of a text that is none.
 
+mod live;
 mod text;
 
 use std::{
@@ -8,7 +9,7 @@ use std::{
     time::Duration,
 };
 
-pub use self::text::ParseQuotaError;
+pub use self::{live::LiveQuota, text::ParseQuotaError};
 
 use crate::scope::Scope;
 

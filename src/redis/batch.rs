@@ -391,6 +391,7 @@ impl<A: Asker> Batch<A> {
         let keys = keys.collect();
         let sent = Instant::now();
         let result = shared.wire.call(keys, self.argument(), deadline).await;
+        shared.meter.call(self.length, sent.elapsed());
         let reply = result.as_ref().map_err(Clone::clone).and_then(|bytes| {
             let takes = self.takes + self.ahead.len();
             Reply::new(bytes, self.places.len(), takes).ok_or_else(|| {

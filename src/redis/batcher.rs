@@ -21,6 +21,7 @@ use super::{
 };
 use crate::{
     decision::{Failure, FailureKind},
+    observe::Meter,
     scope::Scope,
 };
 
@@ -46,6 +47,7 @@ pub(super) struct Shared<A: Asker, W: Wire> {
     pub(super) books: Arc<dyn Books>,
     pub(super) salt: [u8; 32],
     pub(super) prefix: String,
+    pub(super) meter: Meter,
 }
 
 struct Queue<A: Asker> {
@@ -56,6 +58,16 @@ struct Queue<A: Asker> {
     wake_at: usize,
     running: bool,
     closed: bool,
+    /// How long the gauge says that this is.
+    told: usize,
+}
+
+impl<A: Asker> Queue<A> {
+    /// What the gauge says, and what it is to say; to be told once the lock is free.
+    fn tell(&mut self) -> (usize, usize) {
+        let now = self.commands.len() + self.gathered;
+        (std::mem::replace(&mut self.told, now), now)
+    }
 }
 
 impl<A: Asker, W: Wire> Batcher<A, W> {
@@ -75,6 +87,7 @@ impl<A: Asker, W: Wire> Batcher<A, W> {
                     wake_at: NEVER,
                     running: false,
                     closed: false,
+                    told: 0,
                 }),
                 wake: Notify::new(),
                 wire,
@@ -83,6 +96,7 @@ impl<A: Asker, W: Wire> Batcher<A, W> {
                 books,
                 salt,
                 prefix,
+                meter: Meter::new(),
             }),
         }
     }
@@ -174,7 +188,14 @@ impl<A: Asker, W: Wire> Batcher<A, W> {
             if wakes {
                 queue.wake_at = NEVER;
             }
+            // Between two calls to Redis the gauge follows in such steps: each demand must not
+            // pay for it.
+            let length = queue.commands.len() + queue.gathered;
+            let told = length.is_power_of_two().then(|| queue.tell());
             drop(queue);
+            if let Some((before, now)) = told {
+                self.shared.meter.queue(before, now);
+            }
             if wakes {
                 self.shared.wake.notify_one();
             }
@@ -262,7 +283,12 @@ impl<A: Asker, W: Wire> Worker<A, W> {
                 }
                 self.gather();
                 let batch = Batch::build(&mut self.gathered, &mut self.index, &self.shared);
-                self.shared.lock().gathered = self.gathered.len();
+                let (before, now) = {
+                    let mut queue = self.shared.lock();
+                    queue.gathered = self.gathered.len();
+                    queue.tell()
+                };
+                self.shared.meter.queue(before, now);
                 if batch.is_empty() {
                     continue;
                 }
@@ -346,7 +372,12 @@ impl<A: Asker, W: Wire> Worker<A, W> {
     /// Redis does not answer: nobody who waits behind the failed call shall find that out again.
     fn turn_away(&mut self, failure: &Failure) {
         self.gather();
-        self.shared.lock().gathered = 0;
+        let (before, now) = {
+            let mut queue = self.shared.lock();
+            queue.gathered = 0;
+            queue.tell()
+        };
+        self.shared.meter.queue(before, now);
         for command in std::mem::take(&mut self.gathered) {
             match command {
                 Command::Take(asker, _) => asker.answer(Err(failure.clone())),
@@ -380,12 +411,13 @@ impl<A: Asker, W: Wire> Worker<A, W> {
 
 impl<A: Asker, W: Wire> Drop for Worker<A, W> {
     fn drop(&mut self) {
-        let orphans = {
+        let (orphans, (before, now)) = {
             let mut queue = self.shared.lock();
             queue.running = false;
             queue.gathered = 0;
-            std::mem::take(&mut queue.commands)
+            (std::mem::take(&mut queue.commands), queue.tell())
         };
+        self.shared.meter.queue(before, now);
         // Outside the lock: an answer may queue something.
         for orphan in orphans
             .into_iter()

@@ -109,6 +109,13 @@ where
         }
         self.reply.after(permit, res);
     }
+
+    fn after_in_shadow(&self, permit: &Permit, res: &Res) {
+        if let Some(actual) = (self.actual)(res) {
+            permit.settle(actual);
+        }
+        self.reply.after_in_shadow(permit, res);
+    }
 }
 
 impl<Req, Res, E, O, F> Reply<Req, Res, E> for OnResponse<O, F>
@@ -130,6 +137,10 @@ where
         self.reply.after(permit, res);
         (self.hook)(permit, res);
     }
+
+    fn after_in_shadow(&self, permit: &Permit, res: &Res) {
+        self.reply.after_in_shadow(permit, res);
+    }
 }
 
 #[cfg(feature = "http")]
@@ -150,5 +161,9 @@ where
 
     fn after(&self, permit: &mut Permit, res: &mut Res) {
         self.reply.after(permit, res);
+    }
+
+    fn after_in_shadow(&self, permit: &Permit, res: &Res) {
+        self.reply.after_in_shadow(permit, res);
     }
 }

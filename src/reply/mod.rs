@@ -91,4 +91,11 @@ pub trait Reply<Req, Res, E> {
     fn after(&self, permit: &mut Permit, res: &mut Res) {
         let _ = (permit, res);
     }
+
+    /// Runs in the place of [`after`](Self::after) where the layer only watches
+    /// ([`shadow`](crate::RateLimitLayer::shadow)), if a permit was there in time: it may settle,
+    /// and change nothing.
+    fn after_in_shadow(&self, permit: &Permit, res: &Res) {
+        let _ = (permit, res);
+    }
 }

@@ -2,6 +2,7 @@
 
 mod id;
 mod key;
+mod live;
 mod several;
 
 use std::{
@@ -13,7 +14,10 @@ use std::{
 pub(crate) use self::id::redis_key;
 pub(crate) use self::id::{BucketId, Hashes, Lookup};
 use self::key::Key;
-pub use self::several::{IntoScopes, Scopes};
+pub use self::{
+    live::LiveScope,
+    several::{IntoScopes, Scopes},
+};
 use crate::{
     fallback::{Fallback, Share},
     quota::Quota,

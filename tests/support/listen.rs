@@ -1,6 +1,6 @@
 //! What the limiter logs and counts, as an application hears it.
 
-#![allow(unreachable_pub)]
+#![allow(dead_code, unreachable_pub)]
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;

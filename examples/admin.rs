@@ -1,0 +1,186 @@
+//! What somebody on duty does to a bucket: look into it, fill it, give to it or take from it.
+//!
+//! A server of its own, for this machine only, in front of the same Redis as the services that it
+//! is about. It wants a token, which is compared in constant time, and knows only the limits that
+//! are listed here: a mistyped name is not a new bucket.
+//!
+//! ```text
+//! export ADMIN_TOKEN=$(openssl rand -hex 32) REDIS_URL=redis://127.0.0.1:6379
+//! cargo run --example admin
+//!
+//! curl -H "authorization: Bearer $ADMIN_TOKEN" http://127.0.0.1:9900/scopes
+//! curl -H "authorization: Bearer $ADMIN_TOKEN" http://127.0.0.1:9900/scopes/tenant/peek \
+//!     --json '{"key": "acme"}'
+//! curl -H "authorization: Bearer $ADMIN_TOKEN" http://127.0.0.1:9900/scopes/tenant/credit \
+//!     --json '{"key": "acme", "tokens": 50}'
+//! curl -H "authorization: Bearer $ADMIN_TOKEN" http://127.0.0.1:9900/scopes/tenant/reset \
+//!     --json '{"key": "acme"}'
+//! ```
+//!
+//! Keys travel in bodies, because addresses end up in logs. Where the services give their limiter
+//! a key prefix or a key secret, this one needs the same.
+
+use std::{net::Ipv4Addr, sync::Arc};
+
+use axum::{
+    Json, Router,
+    extract::{Path, Request, State},
+    http::{StatusCode, header},
+    middleware::{Next, from_fn_with_state},
+    response::{IntoResponse, Response},
+    routing::{get, post},
+};
+use serde_json::{Value, json};
+use tokio::net::TcpListener;
+use tower_throttle::{Level, Limiter, Quota, Scope};
+
+/// As the services write them.
+const TENANT: Scope = Quota::per_minute(60.0).burst(20.0).scope("tenant");
+const SITE: Scope = Quota::per_second(500.0).scope("site");
+
+/// A token that can be guessed protects nothing.
+const SHORTEST_TOKEN: usize = 16;
+
+type Error = Box<dyn std::error::Error + Send + Sync>;
+
+#[tokio::main]
+async fn main() -> Result<(), Error> {
+    let token = token(std::env::var("ADMIN_TOKEN").ok())?;
+    let limiter = match std::env::var("REDIS_URL") {
+        Ok(url) => Limiter::redis(&url)?,
+        Err(_) => Limiter::in_memory(),
+    };
+    let port = match std::env::var("ADMIN_PORT") {
+        Ok(port) => port.parse()?,
+        Err(_) => 9900,
+    };
+    // Whoever is not on this machine comes through a tunnel, or not at all.
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, port)).await?;
+    println!("http://{}/scopes", listener.local_addr()?);
+    axum::serve(listener, router(&limiter, [TENANT, SITE], &token))
+        .with_graceful_shutdown(async {
+            let _ = tokio::signal::ctrl_c().await;
+        })
+        .await?;
+    limiter.leave().await;
+    Ok(())
+}
+
+/// What to present, from the environment.
+pub fn token(given: Option<String>) -> Result<String, Error> {
+    match given {
+        None => Err("set ADMIN_TOKEN to a long random word: openssl rand -hex 32".into()),
+        Some(token) if token.len() < SHORTEST_TOKEN => {
+            Err(format!("ADMIN_TOKEN is too short: {SHORTEST_TOKEN} bytes at least").into())
+        }
+        Some(token) => Ok(token),
+    }
+}
+
+struct Admin {
+    limiter: Limiter,
+    scopes: Vec<Scope>,
+    /// Of what a request must present; hashes are compared in constant time.
+    token: blake3::Hash,
+}
+
+/// The buckets of these scopes, for whoever presents the token.
+pub fn router(limiter: &Limiter, scopes: impl IntoIterator<Item = Scope>, token: &str) -> Router {
+    let admin = Arc::new(Admin {
+        limiter: limiter.clone(),
+        scopes: scopes.into_iter().collect(),
+        token: blake3::hash(token.as_bytes()),
+    });
+    Router::new()
+        .route("/scopes", get(list))
+        .route("/scopes/{name}/peek", post(peek))
+        .route("/scopes/{name}/reset", post(reset))
+        .route("/scopes/{name}/credit", post(credit))
+        // Whoever has no token does not even learn which paths there are.
+        .fallback(async || StatusCode::NOT_FOUND)
+        .layer(from_fn_with_state(admin.clone(), authorize))
+        .with_state(admin)
+}
+
+async fn authorize(State(admin): State<Arc<Admin>>, request: Request, next: Next) -> Response {
+    let given = request.headers().get(header::AUTHORIZATION);
+    let token = given.and_then(|value| {
+        let (scheme, token) = value.to_str().ok()?.split_once(' ')?;
+        scheme.eq_ignore_ascii_case("bearer").then(|| token.trim())
+    });
+    match token {
+        Some(token) if blake3::hash(token.as_bytes()) == admin.token => next.run(request).await,
+        _ => {
+            let wanted = [(header::WWW_AUTHENTICATE, "Bearer")];
+            (StatusCode::UNAUTHORIZED, wanted).into_response()
+        }
+    }
+}
+
+async fn list(State(admin): State<Arc<Admin>>) -> Json<Value> {
+    let scope = |scope: &Scope| json!({"name": scope.name(), "quota": scope.quota().to_string()});
+    let scopes: Vec<_> = admin.scopes.iter().map(scope).collect();
+    Json(json!({"scopes": scopes, "store": admin.limiter.health().to_string()}))
+}
+
+async fn peek(
+    State(admin): State<Arc<Admin>>,
+    Path(name): Path<String>,
+    Json(body): Json<Value>,
+) -> Result<Json<Value>, Refusal> {
+    let scope = admin.scope(&name, &body)?;
+    Ok(told(&scope, admin.limiter.peek(&scope).await))
+}
+
+async fn reset(
+    State(admin): State<Arc<Admin>>,
+    Path(name): Path<String>,
+    Json(body): Json<Value>,
+) -> Result<Json<Value>, Refusal> {
+    let scope = admin.scope(&name, &body)?;
+    admin.limiter.reset(&scope).await;
+    Ok(told(&scope, admin.limiter.peek(&scope).await))
+}
+
+async fn credit(
+    State(admin): State<Arc<Admin>>,
+    Path(name): Path<String>,
+    Json(body): Json<Value>,
+) -> Result<Json<Value>, Refusal> {
+    let scope = admin.scope(&name, &body)?;
+    let tokens = body["tokens"]
+        .as_f64()
+        .ok_or(Refusal(StatusCode::BAD_REQUEST, "tokens: how many?"))?;
+    Ok(told(&scope, admin.limiter.credit(&scope, tokens).await))
+}
+
+impl Admin {
+    /// The bucket that a request is about.
+    fn scope(&self, name: &str, body: &Value) -> Result<Scope, Refusal> {
+        let scope = self.scopes.iter().find(|scope| scope.name() == name);
+        let scope = scope.ok_or(Refusal(StatusCode::NOT_FOUND, "no limit of that name"))?;
+        match &body["key"] {
+            Value::Null => Ok(scope.clone()),
+            Value::String(key) => Ok(scope.key(key)),
+            _ => Err(Refusal(StatusCode::BAD_REQUEST, "key: a string, or none")),
+        }
+    }
+}
+
+fn told(scope: &Scope, level: Level) -> Json<Value> {
+    Json(json!({
+        "name": scope.name(),
+        "capacity": scope.quota().capacity(),
+        "tokens": level.tokens(),
+        "degraded": level.is_degraded(),
+    }))
+}
+
+/// Why a request was not done.
+struct Refusal(StatusCode, &'static str);
+
+impl IntoResponse for Refusal {
+    fn into_response(self) -> Response {
+        (self.0, Json(json!({"error": self.1}))).into_response()
+    }
+}

@@ -1,0 +1,165 @@
+//! The admin example, over a socket.
+#![cfg(all(feature = "http", feature = "redis"))]
+
+#[allow(dead_code, unreachable_pub, reason = "an example has a main")]
+#[path = "../examples/admin.rs"]
+mod admin;
+mod support;
+
+use reqwest::{Client, Method, RequestBuilder, StatusCode};
+use serde_json::{Value, json};
+use support::RedisServer;
+use tokio::net::TcpListener;
+use tower_throttle::{Limiter, Quota, Scope};
+
+const TOKEN: &str = "0123456789abcdef-a-word-for-tests";
+/// So slow that nothing comes back during a test.
+const TENANT: Scope = Quota::per_day(1.0).burst(10.0).scope("tenant");
+
+/// A limiter that does not give Redis up because the machine is busy.
+fn patient(url: &str) -> Limiter {
+    let builder = Limiter::builder().redis(url);
+    builder
+        .redis_timeout(std::time::Duration::from_secs(10))
+        .build()
+        .expect("a URL")
+}
+
+struct Server(Client, String);
+
+impl Server {
+    async fn start(limiter: &Limiter) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let url = format!("http://{}", listener.local_addr().expect("bound"));
+        let router = admin::router(limiter, [TENANT], TOKEN);
+        tokio::spawn(async move { axum::serve(listener, router).await });
+        let client = Client::builder().no_proxy().build().expect("a client");
+        Self(client, url)
+    }
+
+    fn request(&self, method: Method, path: &str, body: &Value) -> RequestBuilder {
+        let request = self.0.request(method, format!("{}{path}", self.1));
+        let request = request.header("content-type", "application/json");
+        request.body(body.to_string())
+    }
+
+    async fn post(&self, path: &str, body: Value) -> (StatusCode, Value) {
+        let request = self.request(Method::POST, path, &body).bearer_auth(TOKEN);
+        let response = request.send().await.expect("the server is there");
+        let status = response.status();
+        let text = response.text().await.expect("a body");
+        (status, serde_json::from_str(&text).unwrap_or(Value::Null))
+    }
+
+    /// What a bucket holds after this.
+    async fn level(&self, path: &str, body: Value) -> f64 {
+        let (status, told) = self.post(path, body).await;
+        assert_eq!(status, StatusCode::OK, "{path}");
+        assert_eq!(told["degraded"], false);
+        assert_eq!(told["capacity"], 10.0);
+        told["tokens"].as_f64().expect("tokens").round()
+    }
+}
+
+#[tokio::test]
+async fn nothing_is_told_without_the_token() {
+    let limiter = Limiter::in_memory();
+    let server = Server::start(&limiter).await;
+    let almost = &TOKEN[..TOKEN.len() - 1];
+    let given = [
+        None,
+        Some(String::new()),
+        Some("Bearer".to_owned()),
+        Some("Bearer ".to_owned()),
+        Some(TOKEN.to_owned()),
+        Some(format!("Basic {TOKEN}")),
+        Some(format!("Bearer {almost}")),
+        Some(format!("Bearer {TOKEN}x")),
+    ];
+    for (method, path) in [
+        (Method::GET, "/scopes"),
+        (Method::POST, "/scopes/tenant/peek"),
+        (Method::POST, "/scopes/tenant/reset"),
+        (Method::POST, "/scopes/tenant/credit"),
+        (Method::GET, "/nowhere"),
+    ] {
+        for given in &given {
+            let body = json!({"tokens": -5.0});
+            let mut request = server.request(method.clone(), path, &body);
+            if let Some(given) = given {
+                request = request.header("authorization", given);
+            }
+            let response = request.send().await.expect("the server is there");
+            assert_eq!(response.status(), 401, "{path} {given:?}");
+            assert_eq!(response.headers()["www-authenticate"], "Bearer");
+            assert_eq!(response.text().await.expect("a body"), "");
+        }
+    }
+    assert_eq!(limiter.peek(&TENANT).await.tokens(), 10.0);
+}
+
+#[test]
+fn no_start_without_a_token() {
+    assert!(admin::token(None).is_err());
+    assert!(admin::token(Some(String::new())).is_err());
+    assert!(admin::token(Some("short".to_owned())).is_err());
+    let token = admin::token(Some(TOKEN.to_owned()));
+    assert_eq!(token.expect("long enough"), TOKEN);
+}
+
+/// The server has a limiter of its own: what it does reaches that of a service.
+#[tokio::test]
+async fn buckets_are_shared_with_the_services() {
+    let redis = RedisServer::start().await;
+    let service = patient(&redis.url());
+    let server = Server::start(&patient(&redis.url())).await;
+    let acme = TENANT.key("acme");
+    service
+        .try_acquire(acme.clone().cost(10.0))
+        .await
+        .expect("full");
+    let body = json!({"key": "acme"});
+    assert_eq!(server.level("/scopes/tenant/peek", body.clone()).await, 0.0);
+    let other = json!({"key": "other"});
+    assert_eq!(server.level("/scopes/tenant/peek", other).await, 10.0);
+    assert_eq!(server.level("/scopes/tenant/peek", json!({})).await, 10.0);
+
+    let credit = json!({"key": "acme", "tokens": 3});
+    assert_eq!(server.level("/scopes/tenant/credit", credit).await, 3.0);
+    service
+        .try_acquire(acme.clone().cost(3.0))
+        .await
+        .expect("what was given");
+    let charge = json!({"key": "acme", "tokens": -4.5});
+    let level = server.post("/scopes/tenant/credit", charge).await.1;
+    let level = level["tokens"].as_f64().expect("tokens");
+    assert!((-4.5..-4.4).contains(&level), "{level}");
+    service.try_acquire(&acme).await.expect_err("in debt");
+
+    assert_eq!(server.level("/scopes/tenant/reset", body).await, 10.0);
+    // The service trusts what it was told of a spent bucket for a second at most.
+    let start = tokio::time::Instant::now();
+    while service.try_acquire(&acme).await.is_err() {
+        assert!(start.elapsed().as_secs() < 10, "full for ten seconds");
+        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+    }
+}
+
+#[tokio::test]
+async fn mistakes_are_told() {
+    let server = Server::start(&Limiter::in_memory()).await;
+    for (path, body, status) in [
+        ("/scopes/tenants/peek", json!({}), 404),
+        ("/nowhere", json!({}), 404),
+        ("/scopes/tenant/credit", json!({}), 400),
+        ("/scopes/tenant/credit", json!({"tokens": "many"}), 400),
+        ("/scopes/tenant/peek", json!({"key": 7}), 400),
+    ] {
+        assert_eq!(server.post(path, body).await.0, status, "{path}");
+    }
+    let list = server.request(Method::GET, "/scopes", &Value::Null);
+    let list = list.bearer_auth(TOKEN).send().await.expect("there");
+    let list: Value = serde_json::from_str(&list.text().await.expect("a body")).expect("JSON");
+    assert_eq!(list["scopes"][0]["name"], "tenant");
+    assert_eq!(list["scopes"][0]["quota"], TENANT.quota().to_string());
+}

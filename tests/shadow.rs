@@ -1,0 +1,261 @@
+//! A layer that only watches: it decides and counts, and no request notices.
+#![cfg(all(feature = "http", feature = "redis", feature = "metrics"))]
+
+#[path = "support/listen.rs"]
+mod listen;
+mod support;
+
+use std::{
+    convert::Infallible,
+    future::{Future, pending, poll_fn},
+    pin::pin,
+    task::{Context, Poll, Waker},
+    time::Duration,
+};
+
+use http::{Request, Response};
+use listen::{Log, Metrics};
+use support::RedisServer;
+use tokio::time::Instant;
+use tower::{Layer, Service, ServiceExt, service_fn};
+use tower_throttle::{Limiter, Permit, PermitHandle, Quota, RateLimitLayer, Reason, Scope};
+
+const SECOND: Duration = Duration::from_secs(1);
+/// So slow that nothing comes back during a test.
+const DAY: Scope = Quota::per_day(1.0).burst(3.0).scope("day");
+
+/// A limiter that does not give Redis up because the machine is busy.
+fn patient(url: &str) -> Limiter {
+    let builder = Limiter::builder().redis(url);
+    builder.redis_timeout(10 * SECOND).build().expect("a URL")
+}
+
+async fn serve(_: Request<String>) -> Result<Response<String>, Infallible> {
+    Ok(Response::new("served".to_owned()))
+}
+
+fn request() -> Request<String> {
+    Request::new(String::new())
+}
+
+fn of(policy: &str, outcome: &str, backend: &str) -> String {
+    format!("tower_throttle_requests_total{{policy={policy},outcome={outcome},backend={backend}}}")
+}
+
+/// Until the decisions that were made beside the requests are counted.
+async fn until(told: &Metrics, name: &str, count: f64) {
+    let start = Instant::now();
+    while told.get(name).unwrap_or_default() < count && start.elapsed() < 10 * SECOND {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    assert_eq!(told.get(name), Some(count), "{name}: {:?}", told.all());
+}
+
+#[tokio::test]
+async fn all_are_served_and_the_refused_are_counted() {
+    let (_log, _listening) = Log::listen();
+    let server = RedisServer::start().await;
+    for limiter in [Limiter::in_memory(), patient(&server.url())] {
+        let backend = match limiter.health() {
+            tower_throttle::Health::InMemory => "memory",
+            _ => "redis",
+        };
+        let told = Metrics::default();
+        let _guard = metrics::set_default_local_recorder(&told);
+        let shadow = RateLimitLayer::new(&limiter, DAY)
+            .respond_http()
+            .on_response(|_: &mut Permit, res: &mut Response<String>| res.body_mut().clear())
+            .shadow(true);
+        let mut service = shadow.layer(service_fn(serve));
+        for _ in 0..10 {
+            let served = service.ready().await.expect("infallible");
+            let response = served.call(request()).await.expect("infallible");
+            assert_eq!(response.status(), 200);
+            assert_eq!(response.body(), "served", "no hook changed it");
+            assert!(response.headers().is_empty(), "{:?}", response.headers());
+        }
+        until(&told, &of("day", "admitted", backend), 3.0).await;
+        until(&told, &of("day", "shadow_rejected", backend), 7.0).await;
+        assert_eq!(told.get(&of("day", "rejected", backend)), None);
+        // Who would be refused takes nothing; who would not takes what it would.
+        let level = limiter.peek(&DAY).await.tokens();
+        assert!((0.0..0.1).contains(&level), "{level}");
+        let cost = |kind: &str| {
+            told.get(&format!(
+                "tower_throttle_cost_total{{policy=day,kind={kind}}}"
+            ))
+        };
+        assert_eq!(cost("reserved"), Some(3.0));
+        // Out of the shadow the same layer refuses.
+        let mut service = shadow.shadow(false).layer(service_fn(serve));
+        let served = service.ready().await.expect("infallible");
+        let response = served.call(request()).await.expect("infallible");
+        assert_eq!(response.status(), 429);
+        assert_eq!(told.get(&of("day", "rejected", backend)), Some(1.0));
+    }
+}
+
+/// The inner service is called in `call`, whatever Redis does.
+#[tokio::test]
+async fn nobody_is_delayed() {
+    let (_log, _listening) = Log::listen();
+    let server = RedisServer::start().await;
+    let limiter = patient(&server.url());
+    limiter.try_acquire(DAY).await.expect("the burst");
+    server.freeze();
+    let layer = RateLimitLayer::new(&limiter, DAY)
+        .max_wait(60 * SECOND)
+        .shadow(true);
+    let mut service = layer.layer(service_fn(async |n: u32| Ok::<_, Infallible>(n)));
+    let cx = &mut Context::from_waker(Waker::noop());
+    for n in 0..100 {
+        assert!(matches!(service.poll_ready(cx), Poll::Ready(Ok(()))));
+        let answer = pin!(service.call(n)).poll(cx);
+        assert!(matches!(answer, Poll::Ready(Ok(m)) if m == n), "{answer:?}");
+    }
+    server.thaw();
+}
+
+/// The wait that a request would have is known; no request has it.
+#[tokio::test(start_paused = true)]
+async fn waits_are_told_and_not_waited() {
+    let (_log, _listening) = Log::listen();
+    let limiter = Limiter::in_memory();
+    let scope = Quota::per_second(1.0).burst(1.0).scope("second");
+    let layer = RateLimitLayer::new(&limiter, scope.clone())
+        .max_wait(3 * SECOND)
+        .shadow(true);
+    let mut service = layer.layer(service_fn(async |n: u32| Ok::<_, Infallible>(n)));
+    let told = Metrics::default();
+    let _guard = metrics::set_default_local_recorder(&told);
+    let start = Instant::now();
+    for n in 0..10 {
+        service.ready().await.unwrap().call(n).await.unwrap();
+    }
+    assert_eq!(start.elapsed(), Duration::ZERO);
+    tokio::time::sleep(4 * SECOND).await;
+    assert_eq!(told.get(&of("second", "admitted", "memory")), Some(4.0));
+    assert_eq!(
+        told.get(&of("second", "shadow_rejected", "memory")),
+        Some(6.0)
+    );
+}
+
+/// What is impossible is refused nobody either.
+#[tokio::test]
+async fn the_impossible_is_let_through() {
+    let (_log, _listening) = Log::listen();
+    let limiter = Limiter::in_memory();
+    let told = Metrics::default();
+    let _guard = metrics::set_default_local_recorder(&told);
+    let refused = limiter.try_acquire(DAY.cost(4.0)).await.unwrap_err();
+    assert_eq!(refused.reason(), Reason::Impossible);
+    let layer = RateLimitLayer::new(&limiter, DAY.cost(4.0)).shadow(true);
+    let service = layer.layer(service_fn(async |n: u32| Ok::<_, Infallible>(n)));
+    assert_eq!(service.oneshot(7).await.unwrap(), 7);
+    assert_eq!(told.get(&of("day", "impossible", "memory")), Some(1.0));
+    assert_eq!(told.get(&of("day", "shadow_rejected", "memory")), Some(1.0));
+}
+
+/// Costs are corrected in the shadow too, or a limit by cost could not be tried; a handle that a
+/// request was promised is there.
+#[tokio::test]
+async fn costs_are_settled() {
+    let (_log, _listening) = Log::listen();
+    let server = RedisServer::start().await;
+    for limiter in [Limiter::in_memory(), patient(&server.url())] {
+        let tokens = Quota::per_day(1_000.0).scope("tokens");
+        let decided = limiter.clone();
+        let layer = RateLimitLayer::new(&limiter, tokens.clone().cost(400.0))
+            .respond_http()
+            .settle(|res: &Response<String>| res.body().parse().ok())
+            .expose_permit()
+            .shadow(true);
+        let watched = tokens.clone();
+        let service = layer.layer(service_fn(move |req: Request<String>| {
+            let (limiter, tokens) = (decided.clone(), watched.clone());
+            async move {
+                let handle = req.extensions().get::<PermitHandle>();
+                handle.expect("as without the shadow").settle(999.0);
+                // Longer than the decision takes, as an upstream is.
+                while limiter.peek(&tokens).await.tokens() > 700.0 {
+                    tokio::task::yield_now().await;
+                }
+                Ok::<_, Infallible>(Response::new("150".to_owned()))
+            }
+        }));
+        service.oneshot(request()).await.unwrap();
+        let start = Instant::now();
+        let mut level = limiter.peek(&tokens).await.tokens();
+        while (level - 850.0).abs() > 1.0 && start.elapsed() < 10 * SECOND {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+            level = limiter.peek(&tokens).await.tokens();
+        }
+        assert!((850.0..851.0).contains(&level), "{level}");
+    }
+}
+
+/// Refusals are told at `debug`, by the name of the limit and never by the key, in the shadow and
+/// out of it.
+#[cfg(feature = "tracing")]
+#[tokio::test]
+async fn refusals_are_told_at_debug() {
+    let (log, _listening) = Log::listen();
+    let limiter = Limiter::in_memory();
+    let scope = Quota::per_day(1.0).scope("told").key("customer-17");
+    for (shadow, lines) in [(true, 1), (false, 2)] {
+        let layer = RateLimitLayer::new(&limiter, scope.clone()).shadow(shadow);
+        let mut service = layer.layer(service_fn(async |n: u32| Ok::<_, Infallible>(n)));
+        for n in 0..2 - u32::from(lines == 2) {
+            let _ = service.ready().await.unwrap().call(n).await;
+        }
+        let told = log.lines(tracing::Level::DEBUG);
+        assert_eq!(told.len(), lines, "{told:?}");
+        let line = &told[lines - 1];
+        for part in [
+            "told",
+            "Limited",
+            "degraded=false",
+            &format!("shadow={shadow}"),
+        ] {
+            assert!(line.contains(part), "no {part} in {line}");
+        }
+        assert!(!line.contains("customer-17"), "{line}");
+    }
+    // Several at once take another way to the same line.
+    let other = Quota::per_day(5.0).scope("other");
+    let refused = limiter.try_acquire([scope, other]).await.unwrap_err();
+    let told = log.lines(tracing::Level::DEBUG);
+    assert_eq!(told.len(), 3, "{told:?}");
+    assert!(
+        told[2].contains(refused.scope()) && told[2].contains("Limited"),
+        "{told:?}"
+    );
+    assert_eq!(log.counts(), [0; 3], "and nothing above");
+}
+
+/// A service that is never ready is waited for, as without the layer.
+#[tokio::test]
+async fn readiness_is_that_of_the_inner_service() {
+    #[derive(Clone)]
+    struct Never;
+    impl Service<u32> for Never {
+        type Response = u32;
+        type Error = Infallible;
+        type Future = std::future::Pending<Result<u32, Infallible>>;
+        fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+            Poll::Pending
+        }
+        fn call(&mut self, _: u32) -> Self::Future {
+            pending()
+        }
+    }
+    let limiter = Limiter::in_memory();
+    let mut service = RateLimitLayer::new(&limiter, DAY)
+        .max_wait(SECOND)
+        .shadow(true)
+        .layer(Never);
+    let polled = poll_fn(|cx| Poll::Ready(service.poll_ready(cx).is_pending())).await;
+    assert!(polled);
+    assert_eq!(limiter.peek(&DAY).await.tokens(), 3.0, "nothing was taken");
+}
