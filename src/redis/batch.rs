@@ -173,6 +173,7 @@ impl<A: Asker> Batch<A> {
         };
         index.clear();
         let (now, patience) = (Instant::now(), shared.wire.patience());
+        let leases = shared.leases.are_on() && shared.wire.is_calm();
         while batch.length < MOST_COMMANDS
             && let Some(command) = commands.pop_front()
         {
@@ -188,6 +189,8 @@ impl<A: Asker> Batch<A> {
                     )));
                     continue;
                 }
+                // No call for what will not be asked for.
+                Command::Lease(..) if !leases => continue,
                 command => command,
             };
             match batch.add(command, index, &shared.salt) {
@@ -200,24 +203,29 @@ impl<A: Asker> Batch<A> {
                 Err((Unfit::Never, command)) => drop(command),
             }
         }
-        if shared.leases.are_on() && shared.wire.is_calm() {
+        if leases {
             batch.take_ahead(&shared.leases);
         }
         batch
     }
 
     fn take_ahead(&mut self, leases: &Arc<Leases>) {
-        let demanded = |demand: &Demand<A>| {
+        let demanded = |demand: &Demand<A>, terms| {
+            // What no lease can pay is none of its demand.
+            if demand.cost > leases.most_of(terms) {
+                return (0.0, 0.0);
+            }
             let callers = demand.askers.len() as f64;
             (demand.cost * callers, callers)
         };
         let mut demands = vec![(0.0, 0.0); self.places.len()];
         for (place, demands) in self.places.iter().zip(&mut demands) {
-            *demands = place.first.as_ref().map_or((0.0, 0.0), demanded);
+            let first = place.first.as_ref();
+            *demands = first.map_or((0.0, 0.0), |first| demanded(first, place.terms));
         }
         for step in &self.steps {
             if let Step::Take(place, demand) = step {
-                let (tokens, callers) = demanded(demand);
+                let (tokens, callers) = demanded(demand, self.places[*place].terms);
                 demands[*place].0 += tokens;
                 demands[*place].1 += callers;
             }

@@ -336,7 +336,9 @@ impl<A: Asker, W: Wire> Worker<A, W> {
         let shared = &self.shared;
         for (scope, tokens) in tokens {
             let id = scope.id(&shared.salt);
-            shared.known.raise(&id, terms_of(&scope), tokens);
+            // In an outage it goes to the books, and must not be counted here as well.
+            let told = if shared.wire.is_calm() { tokens } else { 0.0 };
+            shared.known.raise(&id, terms_of(&scope), told);
             let command = Command::GiveBack(Box::new(scope), tokens);
             self.gathered.push_back(command);
         }
@@ -430,6 +432,10 @@ impl<A: Asker, W: Wire> Drop for Worker<A, W> {
                 // Answered as they are dropped.
                 _ => {}
             }
+        }
+        // Nobody else looks after them, until the next demand.
+        for (scope, tokens) in self.shared.leases.drain() {
+            self.shared.books.correct(&scope, -tokens);
         }
     }
 }

@@ -40,6 +40,10 @@ struct Scripted {
     fails: bool,
     /// Replies come cut short.
     cuts: Arc<AtomicBool>,
+    /// Nothing is sent.
+    away: Arc<AtomicBool>,
+    /// Nothing can be taken ahead.
+    scarce: Arc<AtomicBool>,
 }
 
 impl Scripted {
@@ -49,6 +53,8 @@ impl Scripted {
             answers: Arc::new(Semaphore::new(answers)),
             fails: false,
             cuts: Arc::default(),
+            away: Arc::default(),
+            scarce: Arc::default(),
         }
     }
 
@@ -67,7 +73,7 @@ impl Wire for Scripted {
     }
 
     fn is_calm(&self) -> bool {
-        true
+        !self.away.load(Ordering::Relaxed)
     }
 
     fn call(
@@ -94,7 +100,10 @@ impl Wire for Scripted {
                 reply.extend([n, n, 0.0, 0.0, 1.0]);
                 at += 4 + 2 * commands[at + 3] as usize;
             } else if commands[at] == 8.0 {
-                let ahead = commands[at + 2];
+                let ahead = match self.scarce.load(Ordering::Relaxed) {
+                    true => 0.0,
+                    false => commands[at + 2],
+                };
                 reply.extend([ahead, ahead, 0.0, 0.0, 1.0]);
                 at += 3;
             } else {
@@ -108,8 +117,11 @@ impl Wire for Scripted {
         let call = (names, firsts, commands);
         self.calls.lock().expect("no panic").push(call);
         let (answers, fails) = (self.answers.clone(), self.fails);
-        let cuts = self.cuts.clone();
+        let (cuts, away) = (self.cuts.clone(), self.away.clone());
         async move {
+            if away.load(Ordering::Relaxed) {
+                return Err(Failure::new(FailureKind::Timeout, "scripted").unsent());
+            }
             answers.acquire().await.expect("open").forget();
             if fails {
                 return Err(Failure::new(FailureKind::Timeout, "scripted"));
@@ -178,6 +190,7 @@ impl Asker for Caller {
 
 struct Setup {
     batcher: Batcher<Caller, Scripted>,
+    known: Arc<Known>,
     wire: Scripted,
     answers: Answers,
     books: Arc<Ledger>,
@@ -193,12 +206,13 @@ impl Setup {
             wire.clone(),
             String::new(),
             [0; 32],
-            known,
+            known.clone(),
             leases,
             books.clone(),
         );
         Self {
             batcher,
+            known,
             wire,
             books,
             answers: Answers::default(),
@@ -423,7 +437,7 @@ fn leasing(answers: usize) -> (Setup, Arc<Leases>) {
         setup.wire.clone(),
         String::new(),
         [0; 32],
-        Arc::new(Known::new(1_000)),
+        setup.known.clone(),
         leases.clone(),
         setup.books.clone(),
     );
@@ -540,4 +554,83 @@ async fn a_lease_that_failed_is_asked_for_again() {
     setup.wire.answers.add_permits(1);
     setup.settle().await;
     assert!(ask().is_some());
+}
+
+/// A lease in hand, which half a hundred callers at a time made: how much.
+async fn in_hand(setup: &mut Setup, scope: &Scope) -> f64 {
+    for _ in 0..2 {
+        (0..50).for_each(|_| setup.ask([scope.clone()]));
+        setup.settle().await;
+    }
+    let calls = setup.wire.calls();
+    let leased = calls.iter().filter_map(|call| of_op(call, 8.0)).next_back();
+    leased.expect("it is hot")
+}
+
+#[test]
+fn a_runtime_that_shuts_down_takes_no_lease_with_it() {
+    let (mut setup, leases) = leasing(99);
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .start_paused(true)
+        .build()
+        .expect("a runtime");
+    let leased = runtime.block_on(in_hand(&mut setup, &HOT.scope("a")));
+    drop(runtime);
+    // Nobody is left who would give it back later.
+    assert_eq!(setup.books.0.lock().expect("no panic")[..], [-leased]);
+    assert!(leases.is_empty());
+}
+
+/// Redis comes back empty: what it is told is at most so much, and what the books say besides.
+#[tokio::test(start_paused = true)]
+async fn what_is_given_back_in_an_outage_counts_once() {
+    let (mut setup, _) = leasing(99);
+    let known = setup.known.clone();
+    // Refills too slowly to matter.
+    let scope = Quota::per_day(1.0).burst(1_000.0).scope("a");
+    let leased = in_hand(&mut setup, &scope).await;
+    let level = || {
+        known
+            .level(&scope.id(&[0; 32]))
+            .expect("not full")
+            .0
+            .floor()
+    };
+    assert_eq!(level(), 500.0);
+    setup.wire.away.store(true, Ordering::Relaxed);
+    tokio::time::sleep(3 * COOLS).await;
+    assert_eq!(setup.books.0.lock().expect("no panic")[..], [-leased]);
+    assert_eq!(level(), 500.0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn nothing_is_taken_ahead_for_costs_that_no_lease_can_pay() {
+    let (mut setup, leases) = leasing(99);
+    // Over an eighth of the capacity.
+    let a = HOT.scope("a").cost(126.0);
+    for _ in 0..4 {
+        (0..50).for_each(|_| setup.ask([a.clone()]));
+        setup.settle().await;
+    }
+    let calls = setup.wire.calls();
+    assert!(calls.iter().all(|call| call.2.is_empty()), "{calls:?}");
+    assert!(leases.is_empty());
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_found_none_to_spare_does_not_ask_for_each_token() {
+    let (mut setup, leases) = leasing(999);
+    let a = HOT.scope("a");
+    let leased = in_hand(&mut setup, &a).await;
+    setup.wire.scarce.store(true, Ordering::Relaxed);
+    let before = setup.wire.calls().len();
+    for _ in 0..leased as usize {
+        assert!(take(&setup, &leases, &a));
+        // Time for a call.
+        for _ in 0..4 {
+            tokio::task::yield_now().await;
+        }
+    }
+    assert_eq!(setup.wire.calls().len() - before, 1, "of {leased}");
 }
