@@ -179,9 +179,10 @@ impl LimiterBuilder {
     /// took, never over `tokens`, nor over an eighth of the capacity. It is asked for together
     /// with their demands, of what the bucket holds above half its capacity, and only while
     /// nobody waits for a turn and no outage is on: where tokens are scarce there are no leases.
-    /// What was not used for a second goes back, and all of it when the last clone of the limiter
-    /// is dropped, while its runtime still runs. Acquisitions of several scopes at once take no
-    /// part.
+    /// What was not used for a second goes back, and all of it by
+    /// [`leave`](crate::Limiter::leave), or when the last clone of the limiter is dropped, while
+    /// its runtime still runs. Acquisitions of several scopes at once take no part, nor do those
+    /// that cost more than a lease may hold.
     ///
     /// The price: a token is charged when it is leased and may be used later, so that a window of
     /// `w` seconds holds up to `capacity + rate * w + n * min(tokens, capacity / 8)` tokens,

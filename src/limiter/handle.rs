@@ -317,7 +317,8 @@ impl Limiter {
     ///
     /// They leave room for a limiter that falls silent, for a minute, because it may live from
     /// its share; for one that says goodbye they do not. Dropping the last clone says goodbye
-    /// too, if the runtime lives long enough. It goes on limiting, but is no longer counted.
+    /// too, if the runtime lives long enough. It goes on limiting, but is no longer counted, and
+    /// gives back what it has taken ahead, if it [leases](crate::LimiterBuilder::lease).
     ///
     /// ```
     /// # use tower_throttle::Limiter;

@@ -116,6 +116,7 @@ impl Remote {
     }
 
     pub(crate) async fn leave(&self) {
+        self.batcher.leave().await;
         self.batcher.wire().leave().await;
     }
 

@@ -31,6 +31,9 @@ pub(super) const MOST_QUEUED: usize = 131_072;
 /// With fewer than this gathered, a second call in flight would only halve the batches.
 const SECOND_CALL: usize = 128;
 
+/// What is given back of so many leases by one call: demands shall not wait behind all of them.
+const MOST_COOLED: usize = 64;
+
 const NEVER: usize = usize::MAX;
 
 /// The queue in front of Redis, and the task that empties it.
@@ -155,6 +158,24 @@ impl<A: Asker, W: Wire> Batcher<A, W> {
         self.push(Command::Lease(Box::new(scope.clone()), asked));
     }
 
+    /// Gives back what is leased, and takes nothing ahead any more.
+    pub(crate) async fn leave(&self) {
+        let shared = &self.shared;
+        shared.leases.end();
+        // What is on its way is there when the first of these is answered.
+        for _ in 0..2 {
+            let mut last = None;
+            for (scope, tokens) in shared.leases.drain() {
+                self.push(shared.give_back(scope.clone(), tokens));
+                last = Some(scope);
+            }
+            if let Some(scope) = last {
+                // Redis was told, or it is in the books.
+                let _ = self.look(&scope).await;
+            }
+        }
+    }
+
     async fn ask(
         &self,
         command: impl FnOnce(oneshot::Sender<Result<f64, Failure>>) -> Command<A>,
@@ -226,6 +247,7 @@ impl<A: Asker, W: Wire> Batcher<A, W> {
             crowded: false,
             deadlines: Vec::new(),
             cools: None,
+            cooled: Vec::new(),
         };
         // Outside the lock: a runtime that shuts down drops the worker here.
         runtime.spawn(worker.run());
@@ -243,6 +265,15 @@ impl<A: Asker, W: Wire> Shared<A, W> {
     fn lock(&self) -> MutexGuard<'_, Queue<A>> {
         // Nothing that runs under this lock can leave the queue half written.
         self.queue.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Of a lease.
+    fn give_back(&self, scope: Scope, tokens: f64) -> Command<A> {
+        let id = scope.id(&self.salt);
+        // In an outage it goes to the books, and must not be counted here as well.
+        let told = if self.wire.is_calm() { tokens } else { 0.0 };
+        self.known.raise(&id, terms_of(&scope), told);
+        Command::GiveBack(Box::new(scope), tokens)
     }
 }
 
@@ -269,6 +300,8 @@ struct Worker<A: Asker, W: Wire> {
     deadlines: Vec<Deadline>,
     /// When leases are looked at next, where there have been any.
     cools: Option<Deadline>,
+    /// What is to be given back of them.
+    cooled: Vec<(Scope, f64)>,
 }
 
 impl<A: Asker, W: Wire> Worker<A, W> {
@@ -305,7 +338,7 @@ impl<A: Asker, W: Wire> Worker<A, W> {
                 if self.is_over() {
                     return;
                 }
-                if !self.gathered.is_empty() {
+                if !self.gathered.is_empty() || !self.cooled.is_empty() {
                     continue;
                 }
             }
@@ -324,23 +357,9 @@ impl<A: Asker, W: Wire> Worker<A, W> {
                 () = self.shared.wake.notified() => {}
                 () = passed(cools) => {
                     self.cools = Some(cooling());
-                    let cooled = self.shared.leases.cool();
-                    self.give_back(cooled);
+                    self.cooled.extend(self.shared.leases.cool());
                 }
             }
-        }
-    }
-
-    /// Of leases.
-    fn give_back(&mut self, tokens: Vec<(Scope, f64)>) {
-        let shared = &self.shared;
-        for (scope, tokens) in tokens {
-            let id = scope.id(&shared.salt);
-            // In an outage it goes to the books, and must not be counted here as well.
-            let told = if shared.wire.is_calm() { tokens } else { 0.0 };
-            shared.known.raise(&id, terms_of(&scope), told);
-            let command = Command::GiveBack(Box::new(scope), tokens);
-            self.gathered.push_back(command);
         }
     }
 
@@ -352,13 +371,21 @@ impl<A: Asker, W: Wire> Worker<A, W> {
             self.gathered.append(&mut queue.commands);
         }
         queue.gathered = self.gathered.len();
+        drop(queue);
+        // In front, where all of these fit, and leave room for demands.
+        let some = self.cooled.len().min(MOST_COOLED);
+        for (scope, tokens) in self.cooled.drain(..some) {
+            let command = self.shared.give_back(scope, tokens);
+            self.gathered.push_front(command);
+        }
     }
 
     /// How many wait, where they may go out beside so many calls in flight; else the worker is
     /// woken once there are enough.
     fn may_send(&self, in_flight: usize) -> Option<usize> {
         let mut queue = self.shared.lock();
-        let waiting = self.gathered.len() + queue.commands.len();
+        let cooled = self.cooled.len().min(MOST_COOLED);
+        let waiting = self.gathered.len() + queue.commands.len() + cooled;
         let enough = match in_flight {
             0 => 1,
             1 => SECOND_CALL,
@@ -380,6 +407,9 @@ impl<A: Asker, W: Wire> Worker<A, W> {
             queue.tell()
         };
         self.shared.meter.queue(before, now);
+        for (scope, tokens) in std::mem::take(&mut self.cooled) {
+            self.shared.books.correct(&scope, -tokens);
+        }
         for command in std::mem::take(&mut self.gathered) {
             match command {
                 Command::Take(asker, _) => asker.answer(Err(failure.clone())),
@@ -399,8 +429,10 @@ impl<A: Asker, W: Wire> Worker<A, W> {
     /// The limiter is gone and nothing is left to send.
     fn is_over(&mut self) -> bool {
         if self.shared.lock().closed {
-            let left = self.shared.leases.drain();
-            self.give_back(left);
+            self.cooled.extend(self.shared.leases.drain());
+            if !self.cooled.is_empty() {
+                return false;
+            }
         }
         let mut queue = self.shared.lock();
         let over = queue.closed && queue.commands.is_empty() && self.gathered.is_empty();
@@ -434,7 +466,8 @@ impl<A: Asker, W: Wire> Drop for Worker<A, W> {
             }
         }
         // Nobody else looks after them, until the next demand.
-        for (scope, tokens) in self.shared.leases.drain() {
+        let cooled = std::mem::take(&mut self.cooled);
+        for (scope, tokens) in cooled.into_iter().chain(self.shared.leases.drain()) {
             self.shared.books.correct(&scope, -tokens);
         }
     }

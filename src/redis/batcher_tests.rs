@@ -44,6 +44,7 @@ struct Scripted {
     away: Arc<AtomicBool>,
     /// Nothing can be taken ahead.
     scarce: Arc<AtomicBool>,
+    takes: Duration,
 }
 
 impl Scripted {
@@ -55,6 +56,7 @@ impl Scripted {
             cuts: Arc::default(),
             away: Arc::default(),
             scarce: Arc::default(),
+            takes: Duration::ZERO,
         }
     }
 
@@ -118,7 +120,11 @@ impl Wire for Scripted {
         self.calls.lock().expect("no panic").push(call);
         let (answers, fails) = (self.answers.clone(), self.fails);
         let (cuts, away) = (self.cuts.clone(), self.away.clone());
+        let takes = self.takes;
         async move {
+            if !takes.is_zero() {
+                tokio::time::sleep(takes).await;
+            }
             if away.load(Ordering::Relaxed) {
                 return Err(Failure::new(FailureKind::Timeout, "scripted").unsent());
             }
@@ -431,8 +437,12 @@ async fn a_demand_that_contradicts_itself_holds_nobody_up() {
 
 /// A batcher that leases, over a Redis that grants all of it.
 fn leasing(answers: usize) -> (Setup, Arc<Leases>) {
-    let mut setup = Setup::new(Scripted::new(answers));
-    let leases = Arc::new(Leases::new(1e9, 1_000));
+    leasing_over(Scripted::new(answers))
+}
+
+fn leasing_over(wire: Scripted) -> (Setup, Arc<Leases>) {
+    let mut setup = Setup::new(wire);
+    let leases = Arc::new(Leases::new(1e9, 10_000));
     setup.batcher = Batcher::new(
         setup.wire.clone(),
         String::new(),
@@ -633,4 +643,66 @@ async fn who_found_none_to_spare_does_not_ask_for_each_token() {
         }
     }
     assert_eq!(setup.wire.calls().len() - before, 1, "of {leased}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn many_leases_that_cool_hold_no_demand_up() {
+    let (mut setup, leases) = leasing_over(Scripted {
+        takes: PATIENCE / 5,
+        ..Scripted::new(9_999)
+    });
+    let terms = Terms::new(1_000.0, 1e6);
+    let scopes: Vec<_> = (0..3_000).map(|key| HOT.scope("a").key(key)).collect();
+    let ask = |scope: &Scope| leases.ask(scope, &scope.id(&[0; 32]), terms, (50.0, 50.0));
+    assert!(scopes.iter().all(|scope| ask(scope).is_none()));
+    setup.settle().await;
+    for scope in &scopes {
+        ask(scope).expect("hot").answer(10.0, 500.0, Instant::now());
+    }
+    setup.ask([QUOTA.scope("b")]);
+    // Nobody takes of them.
+    let before = setup.wire.calls().len();
+    while setup.wire.calls().len() <= before + 1 {
+        setup.settle().await;
+    }
+    for _ in 0..10 {
+        setup.ask([QUOTA.scope("b")]);
+        tokio::time::sleep(PATIENCE / 3).await;
+    }
+    tokio::time::sleep(3 * COOLS).await;
+    let answers = setup.answers.lock().expect("no panic").clone();
+    assert_eq!(answers.len(), 11);
+    let failed = answers.iter().filter(|(_, answer)| answer.is_err());
+    assert_eq!(failed.count(), 0, "{answers:?}");
+    assert!(leases.is_empty());
+    let calls = setup.wire.calls();
+    let commands = calls.iter().flat_map(|call| call.2.chunks(3));
+    let back: f64 = commands.filter(|of| of[0] == 1.0).map(|of| of[2]).sum();
+    assert_eq!(back, 30_000.0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn whoever_leaves_gives_its_leases_back_and_takes_no_more() {
+    let (mut setup, leases) = leasing(999);
+    let a = HOT.scope("a");
+    let leased = in_hand(&mut setup, &a).await;
+    assert!(take(&setup, &leases, &a));
+    let before = setup.wire.calls().len();
+    setup.batcher.leave().await;
+    let back = setup.wire.calls()[before..].to_vec();
+    assert_eq!(back.len(), 1);
+    assert_eq!(back[0].2[..3], [1.0, 1.0, leased - 1.0]);
+    assert!(!take(&setup, &leases, &a));
+    for _ in 0..4 {
+        (0..50).for_each(|_| setup.ask([a.clone()]));
+        setup.settle().await;
+    }
+    let calls = setup.wire.calls();
+    let later = calls[before + 1..].iter();
+    assert!(later.clone().count() > 0);
+    assert!(later.clone().all(|call| call.2.is_empty()), "{calls:?}");
+    // Where there is nothing to give back, nothing is said.
+    let before = setup.wire.calls().len();
+    setup.batcher.leave().await;
+    assert_eq!(setup.wire.calls().len(), before);
 }

@@ -3,7 +3,7 @@
 use std::{
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicU64, AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
     },
     time::Duration,
 };
@@ -40,6 +40,7 @@ pub(super) const COOLS: Duration = Duration::from_secs(1);
 pub(crate) struct Leases {
     /// Tokens.
     largest: f64,
+    ended: AtomicBool,
     shards: Box<[Mutex<HashTable<Lease>>]>,
     hasher: Hashing,
     clock: Clock,
@@ -119,6 +120,7 @@ impl Leases {
     pub(crate) fn new(largest: f64, most: usize) -> Self {
         Self {
             largest,
+            ended: AtomicBool::new(false),
             shards: (0..SHARDS).map(|_| Mutex::default()).collect(),
             hasher: Hashing::default(),
             clock: Clock::new(),
@@ -131,7 +133,12 @@ impl Leases {
     /// Whether there may ever be any.
     #[inline]
     pub(crate) fn are_on(&self) -> bool {
-        self.largest > 0.0
+        self.largest > 0.0 && !self.ended.load(Ordering::Relaxed)
+    }
+
+    /// From here on there are none but those in hand.
+    pub(super) fn end(&self) {
+        self.ended.store(true, Ordering::Relaxed);
     }
 
     /// Whether there are none now, at a glance.
