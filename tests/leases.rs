@@ -263,6 +263,16 @@ async fn windows_hold_no_more_than_stated() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_outage_with_leases_out() {
+    an_outage_of(SECOND).await;
+}
+
+/// What is leased cools while Redis is away.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_outage_in_which_leases_cool() {
+    an_outage_of(3 * SECOND).await;
+}
+
+async fn an_outage_of(length: Duration) {
     let mut server = RedisServer::start().await;
     let limiter = Limiter::builder()
         .redis(server.url())
@@ -279,7 +289,7 @@ async fn an_outage_with_leases_out() {
     server.kill9();
     let mut used = 8_000.0;
     let start = Instant::now();
-    while start.elapsed() < SECOND {
+    while start.elapsed() < length {
         limiter.try_acquire(&scope).await.expect("plenty in memory");
         used += 1.0;
         tokio::time::sleep(SECOND / 200).await;
@@ -290,6 +300,55 @@ async fn an_outage_with_leases_out() {
         tokio::time::sleep(SECOND / 20).await;
     }
     cooled(&limiter, &scope, SLOW.capacity() - used).await;
+}
+
+/// As each test of an application does that has a limiter in a static.
+#[test]
+fn a_runtime_that_ends_takes_no_lease_with_it() {
+    let runtime = || {
+        tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(2)
+            .enable_all()
+            .build()
+            .expect("a runtime")
+    };
+    let first = runtime();
+    // Its own, in which the server's connections live.
+    let outer = runtime();
+    let server = outer.block_on(RedisServer::start());
+    let scope = SLOW.scope("hot");
+    let leasing = first.block_on(async {
+        let leasing = limiter(&server, 1e9).await;
+        demand(&leasing, &scope, 8_000).await;
+        leasing
+    });
+    let others = outer.block_on(limiter(&server, 0.0));
+    let held = 92_000.0 - outer.block_on(level(&others, &scope)).floor();
+    println!("{held} tokens ahead");
+    assert!(held > 0.0, "nothing was leased");
+    drop(first);
+    // The next one tells Redis, as soon as it speaks to it at all.
+    outer.block_on(async {
+        leasing.peek(&SLOW.scope("another")).await;
+        cooled(&others, &scope, 92_000.0).await;
+    });
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn whoever_says_goodbye_gives_back_what_it_holds() {
+    let server = RedisServer::start().await;
+    let (going, staying) = (limiter(&server, 1e9).await, limiter(&server, 0.0).await);
+    let scope = SLOW.scope("hot");
+    demand(&going, &scope, 8_000).await;
+    assert!(
+        level(&staying, &scope).await < 92_000.0,
+        "nothing was leased"
+    );
+    going.leave().await;
+    assert_eq!(level(&staying, &scope).await.floor(), 92_000.0);
+    // It goes on limiting.
+    demand(&going, &scope, 8_000).await;
+    assert_eq!(level(&staying, &scope).await.floor(), 84_000.0);
 }
 
 #[test]
