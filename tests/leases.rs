@@ -302,38 +302,6 @@ async fn an_outage_of(length: Duration) {
     cooled(&limiter, &scope, SLOW.capacity() - used).await;
 }
 
-/// As each test of an application does that has a limiter in a static.
-#[test]
-fn a_runtime_that_ends_takes_no_lease_with_it() {
-    let runtime = || {
-        tokio::runtime::Builder::new_multi_thread()
-            .worker_threads(2)
-            .enable_all()
-            .build()
-            .expect("a runtime")
-    };
-    let first = runtime();
-    // Its own, in which the server's connections live.
-    let outer = runtime();
-    let server = outer.block_on(RedisServer::start());
-    let scope = SLOW.scope("hot");
-    let leasing = first.block_on(async {
-        let leasing = limiter(&server, 1e9).await;
-        demand(&leasing, &scope, 8_000).await;
-        leasing
-    });
-    let others = outer.block_on(limiter(&server, 0.0));
-    let held = 92_000.0 - outer.block_on(level(&others, &scope)).floor();
-    println!("{held} tokens ahead");
-    assert!(held > 0.0, "nothing was leased");
-    drop(first);
-    // The next one tells Redis, as soon as it speaks to it at all.
-    outer.block_on(async {
-        leasing.peek(&SLOW.scope("another")).await;
-        cooled(&others, &scope, 92_000.0).await;
-    });
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn whoever_says_goodbye_gives_back_what_it_holds() {
     let server = RedisServer::start().await;

@@ -465,9 +465,8 @@ impl<A: Asker, W: Wire> Drop for Worker<A, W> {
                 _ => {}
             }
         }
-        // Nobody else looks after them, until the next demand.
-        let cooled = std::mem::take(&mut self.cooled);
-        for (scope, tokens) in cooled.into_iter().chain(self.shared.leases.drain()) {
+        // What is still in hand stays there: the next worker looks after it.
+        for (scope, tokens) in std::mem::take(&mut self.cooled) {
             self.shared.books.correct(&scope, -tokens);
         }
     }

@@ -577,21 +577,6 @@ async fn in_hand(setup: &mut Setup, scope: &Scope) -> f64 {
     leased.expect("it is hot")
 }
 
-#[test]
-fn a_runtime_that_shuts_down_takes_no_lease_with_it() {
-    let (mut setup, leases) = leasing(99);
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .start_paused(true)
-        .build()
-        .expect("a runtime");
-    let leased = runtime.block_on(in_hand(&mut setup, &HOT.scope("a")));
-    drop(runtime);
-    // Nobody is left who would give it back later.
-    assert_eq!(setup.books.0.lock().expect("no panic")[..], [-leased]);
-    assert!(leases.is_empty());
-}
-
 /// Redis comes back empty: what it is told is at most so much, and what the books say besides.
 #[tokio::test(start_paused = true)]
 async fn what_is_given_back_in_an_outage_counts_once() {
