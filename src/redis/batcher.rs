@@ -155,7 +155,7 @@ impl<A: Asker, W: Wire> Batcher<A, W> {
     pub(crate) fn lease(&self, scope: &Scope) {
         let shared = &self.shared;
         let asked = shared.leases.asked(scope.id(&shared.salt), 0.0);
-        self.push(Command::Lease(Box::new(scope.clone()), asked));
+        self.push(Command::Lease(Box::new(scope.clone()), Box::new(asked)));
     }
 
     /// Gives back what is leased, and takes nothing ahead any more.

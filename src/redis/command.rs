@@ -138,7 +138,7 @@ pub(super) enum Command<A: Asker> {
     Reset(Box<Scope>, oneshot::Sender<Result<f64, Failure>>),
     Look(Box<Scope>, oneshot::Sender<Result<f64, Failure>>),
     /// More than half of a lease is used.
-    Lease(Box<Scope>, Asked),
+    Lease(Box<Scope>, Box<Asked>),
 }
 
 impl<A: Asker> Command<A> {
