@@ -334,3 +334,21 @@ fn a_lease_is_a_number_of_tokens() {
         );
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_held_back_is_not_granted_from_a_lease() {
+    let server = RedisServer::start().await;
+    let (leasing, other) = (limiter(&server, 1e9).await, limiter(&server, 0.0).await);
+    leasing.heed_holds();
+    for (key, holds) in [("here", &leasing), ("there", &other)] {
+        let scope = SLOW.scope("hot").key(key);
+        demand(&leasing, &scope, 8_000).await;
+        assert!(level(&other, &scope).await < 92_000.0, "nothing was leased");
+        holds.hold_back(&scope, 3_600 * SECOND);
+        // In the other process it is known once Redis has it, and then within 25 ms.
+        while level(&other, &scope).await > 0.0 {}
+        tokio::time::sleep(SECOND / 40).await;
+        let refused = leasing.try_acquire(&scope).await.expect_err("held back");
+        assert!(refused.retry_after() > Some(3_500 * SECOND), "{refused:?}");
+    }
+}

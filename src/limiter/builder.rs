@@ -53,6 +53,8 @@ pub struct LimiterBuilder {
     replicas: u32,
     max_scopes: usize,
     lease: f64,
+    /// Where callers come so seldom that nothing would be hot.
+    lease_ahead: Option<Duration>,
 }
 
 #[derive(Clone)]
@@ -76,6 +78,7 @@ impl LimiterBuilder {
             replicas: 1,
             max_scopes: DEFAULT_MAX_SCOPES,
             lease: 0.0,
+            lease_ahead: None,
         }
     }
 
@@ -199,6 +202,13 @@ impl LimiterBuilder {
         self
     }
 
+    /// A lease is for the demand of so long.
+    #[cfg(all(test, feature = "redis"))]
+    pub(crate) fn lease_ahead(mut self, ahead: Duration) -> Self {
+        self.lease_ahead = Some(ahead);
+        self
+    }
+
     /// The limiter. No I/O happens here.
     ///
     /// ```
@@ -255,7 +265,11 @@ impl LimiterBuilder {
             prefix: self.prefix,
             timeout: self.timeout,
             known: Arc::new(crate::redis::Known::new(self.max_scopes)),
-            leases: Arc::new(crate::redis::Leases::new(self.lease, self.max_scopes)),
+            leases: Arc::new(crate::redis::Leases::new(
+                self.lease,
+                self.max_scopes,
+                self.lease_ahead.unwrap_or(crate::redis::AHEAD),
+            )),
             members: core.shares.members.clone(),
             books: core.shares.clone(),
             observer: core.observer.clone(),

@@ -100,7 +100,10 @@ impl Core {
         let mut hashes = Hashes::default();
         let id = scope.lookup(&self.salt, &mut hashes);
         if let Some(remote) = &self.remote {
-            if let Some(level) = remote.take_leased(scope, &id, terms) {
+            if remote.has_leased()
+                && self.has_heard_of_holds(remote, &id)
+                && let Some(level) = remote.take_leased(scope, &id, terms)
+            {
                 return Some(Ok(level));
             }
             let retry_after = at_once.then(|| remote.refuses_now(&id, terms, cost));
@@ -325,17 +328,21 @@ impl Core {
         }
     }
 
+    /// Whether a hold that another process may have made would be known here.
+    fn has_heard_of_holds(&self, remote: &Remote, id: &Lookup<'_>) -> bool {
+        if !self.heeds_holds.load(Ordering::Relaxed) {
+            return true;
+        }
+        let heard = remote.heard(id);
+        heard.is_some_and(|(at, _)| at.elapsed() <= HEARD_LATELY)
+    }
+
     /// Hears of a hold that another process may have made since this one heard last.
     pub(crate) async fn hear_of_holds(&self, scope: &Scope, id: &Lookup<'_>) {
-        if !self.heeds_holds.load(Ordering::Relaxed) {
-            return;
-        }
         let Some(remote) = &self.remote else {
             return;
         };
-        let heard = remote.heard(id).map(|(at, _)| at);
-        let lately = heard.is_some_and(|at| at.elapsed() <= HEARD_LATELY);
-        if !lately && !matches!(remote.mode(), Mode::Away(_)) {
+        if !self.has_heard_of_holds(remote, id) && !matches!(remote.mode(), Mode::Away(_)) {
             // Where Redis does not answer, what was promised stands.
             let _ = remote.look(scope).await;
         }

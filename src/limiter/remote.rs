@@ -93,11 +93,13 @@ impl Remote {
         let terms = Terms::new(quota.capacity(), quota.rate());
         let left = until.saturating_duration_since(Instant::now());
         self.known.hold_back(&id, terms, to_us(left));
+        self.leases.forget(&id);
         self.batcher.hold_back(scope, until);
     }
 
     /// Leaves no more than so many tokens.
     pub(crate) fn lower(&self, scope: &Scope, tokens: f64) {
+        self.leases.forget(&scope.id(&self.salt));
         self.batcher.lower(scope, tokens);
     }
 
@@ -129,6 +131,12 @@ impl Remote {
             scope.tokens(),
             max_wait_us,
         )
+    }
+
+    /// Whether this process holds anything ahead, at a glance.
+    #[inline]
+    pub(crate) fn has_leased(&self) -> bool {
+        !self.leases.is_empty()
     }
 
     /// Takes from what this process has taken ahead, as long as Redis alone decides: the level
@@ -230,6 +238,10 @@ impl Remote {
     }
 
     pub(crate) fn refuses(&self, _: &Scope, _: f64) -> Option<Duration> {
+        match *self {}
+    }
+
+    pub(crate) fn has_leased(&self) -> bool {
         match *self {}
     }
 

@@ -8,7 +8,7 @@ use tokio::{sync::oneshot, time::Instant};
 use super::{
     batcher::Shared,
     command::{Asker, Books, Command, Deadline, Pending, Wire},
-    known::{Known, Told},
+    known::Told,
     leases::{Asked, Leases},
     script::{Answer, Argument, First, Reply},
 };
@@ -411,7 +411,7 @@ impl<A: Asker> Batch<A> {
         });
         match reply {
             Ok(reply) => {
-                self.answer(&reply, &shared.known, sent);
+                self.answer(&reply, &shared, sent);
                 None
             }
             Err(failure) => {
@@ -421,7 +421,8 @@ impl<A: Asker> Batch<A> {
         }
     }
 
-    fn answer(self, reply: &Reply<'_>, known: &Known, sent: Instant) {
+    fn answer<W: Wire>(self, reply: &Reply<'_>, shared: &Shared<A, W>, sent: Instant) {
+        let known = &shared.known;
         // First, so that whoever is answered finds what is known.
         let mut refusing = vec![false; self.places.len()];
         for (index, place) in self.places.iter().enumerate() {
@@ -452,6 +453,9 @@ impl<A: Asker> Batch<A> {
                 pool,
                 held: reply.held(index),
             };
+            if told.held > 0.0 {
+                shared.leases.forget(&place.id);
+            }
             known.learn(
                 place.id.as_bytes(),
                 place.terms,

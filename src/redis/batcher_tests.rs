@@ -15,7 +15,7 @@ use super::{
     batcher::Batcher,
     command::{Asker, Books, Deadline, Owed, Wire},
     known::Known,
-    leases::{COOLS, Leases},
+    leases::{AHEAD, COOLS, Leases},
 };
 use crate::{
     bucket::Terms,
@@ -207,7 +207,7 @@ impl Setup {
     fn new(wire: Scripted) -> Self {
         let books = Arc::new(Ledger::default());
         let known = Arc::new(Known::new(1_000));
-        let leases = Arc::new(Leases::new(0.0, 1_000));
+        let leases = Arc::new(Leases::new(0.0, 1_000, AHEAD));
         let batcher = Batcher::new(
             wire.clone(),
             String::new(),
@@ -442,7 +442,7 @@ fn leasing(answers: usize) -> (Setup, Arc<Leases>) {
 
 fn leasing_over(wire: Scripted) -> (Setup, Arc<Leases>) {
     let mut setup = Setup::new(wire);
-    let leases = Arc::new(Leases::new(1e9, 10_000));
+    let leases = Arc::new(Leases::new(1e9, 10_000, AHEAD));
     setup.batcher = Batcher::new(
         setup.wire.clone(),
         String::new(),

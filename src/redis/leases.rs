@@ -24,7 +24,7 @@ const SHARDS: usize = 32;
 const LARGEST_PART: f64 = 1.0 / 8.0;
 
 /// As much is held as is demanded within this time and two calls.
-const AHEAD: Duration = Duration::from_millis(2);
+pub(crate) const AHEAD: Duration = Duration::from_millis(2);
 
 /// Demand is measured over at least this time.
 const MEASURED: Duration = Duration::from_millis(1);
@@ -48,6 +48,7 @@ pub(crate) struct Leases {
     most: usize,
     /// How long the last call took that brought any, in microseconds.
     call_us: AtomicU64,
+    ahead: Duration,
 }
 
 struct Lease {
@@ -99,7 +100,7 @@ impl Asked {
             lease.tokens += tokens;
             lease.level = level;
             if tokens < self.tokens {
-                lease.scarce_until = now + to_us(AHEAD);
+                lease.scarce_until = now + to_us(self.leases.ahead);
                 // Nor for each caller who takes of the rest: the next call measures anew.
                 lease.target = 0.0;
             }
@@ -116,9 +117,11 @@ impl Drop for Asked {
 }
 
 impl Leases {
-    /// At most `largest` tokens of a bucket, for at most so many buckets.
-    pub(crate) fn new(largest: f64, most: usize) -> Self {
+    /// At most `largest` tokens of a bucket, for at most so many buckets, and as many as are
+    /// demanded within `ahead`.
+    pub(crate) fn new(largest: f64, most: usize, ahead: Duration) -> Self {
         Self {
+            ahead,
             largest,
             ended: AtomicBool::new(false),
             shards: (0..SHARDS).map(|_| Mutex::default()).collect(),
@@ -229,7 +232,7 @@ impl Leases {
         let measured = now - lease.since;
         if measured >= to_us(MEASURED) {
             let call_us = self.call_us.load(Ordering::Relaxed) as f64;
-            let ahead = (to_us(AHEAD) + 2.0 * call_us) / measured;
+            let ahead = (to_us(self.ahead) + 2.0 * call_us) / measured;
             lease.target = match lease.callers * ahead >= HOT {
                 true => (lease.demanded * ahead).ceil().min(most),
                 false => 0.0,
@@ -261,6 +264,18 @@ impl Leases {
         if let Some(lease) = shard.find_mut(hash, |lease| lookup.is(&lease.id)) {
             lease.asking = false;
             what(lease, self.clock.now_us());
+        }
+    }
+
+    /// What is in hand must not be used: it is spent, as if it had been.
+    pub(crate) fn forget(&self, id: &BucketId) {
+        if self.is_empty() {
+            return;
+        }
+        let lookup = id.lookup();
+        let (hash, mut shard) = self.lock(&lookup);
+        if let Some(lease) = shard.find_mut(hash, |lease| lookup.is(&lease.id)) {
+            (lease.tokens, lease.target) = (0.0, 0.0);
         }
     }
 
@@ -323,7 +338,7 @@ mod tests {
     /// Leases that know the bucket and have asked for as much as they hold.
     async fn asked(largest: f64, demand: (f64, f64)) -> (Arc<Leases>, Option<Asked>) {
         let (scope, id, terms) = scope();
-        let leases = Arc::new(Leases::new(largest, 10));
+        let leases = Arc::new(Leases::new(largest, 10, AHEAD));
         let first = leases.ask(&scope, &id, terms, (0.0, 0.0));
         assert!(first.is_none(), "not known yet");
         tokio::time::advance(MS).await;
@@ -421,7 +436,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn no_more_buckets_than_allowed() {
-        let leases = Arc::new(Leases::new(10.0, 3));
+        let leases = Arc::new(Leases::new(10.0, 3, AHEAD));
         for key in 0..10 {
             let scope = scope().0.key(key);
             let (id, terms) = (scope.id(&[0; 32]), scope.quota());
@@ -434,7 +449,7 @@ mod tests {
     /// A burst of keys that never come again.
     #[tokio::test(start_paused = true)]
     async fn what_cooled_leaves_no_memory_behind() {
-        let leases = Arc::new(Leases::new(10.0, 1_000_000));
+        let leases = Arc::new(Leases::new(10.0, 1_000_000, AHEAD));
         for key in 0..100_000 {
             let scope = scope().0.key(key);
             let (id, terms) = (scope.id(&[0; 32]), scope.quota());

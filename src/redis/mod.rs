@@ -30,7 +30,7 @@ pub(crate) use self::{
     connect::Connect,
     driver::Driver,
     known::Known,
-    leases::Leases,
+    leases::{AHEAD, Leases},
     link::{Link, LinkConfig, Mode},
 };
 

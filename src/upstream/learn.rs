@@ -127,6 +127,11 @@ where
         }
         self.reply.after(permit, res);
     }
+
+    /// Learns nothing: a layer that only watches holds nobody back.
+    fn after_in_shadow(&self, permit: &Permit, res: &Res) {
+        self.reply.after_in_shadow(permit, res);
+    }
 }
 
 /// From 0 to 1: different in each process and each time.

@@ -32,6 +32,8 @@ pub(super) struct Story {
     pub(super) paid: Vec<Paid>,
     /// Payments that had been made before, and so changed nothing.
     pub(super) paid_again: usize,
+    /// Tokens that were taken ahead.
+    pub(super) leased: f64,
     /// By which name each process pays.
     pub(super) names: Vec<String>,
     /// When a process died.
@@ -70,7 +72,9 @@ impl Process {
         start: Instant,
     ) -> Self {
         let mut rng = Rng::new(plan.seed ^ (0x5eed << 16) ^ process as u64);
-        let mut builder = Limiter::builder().lease(plan.lease);
+        let mut builder = Limiter::builder()
+            .lease(plan.lease)
+            .lease_ahead(Duration::from_millis(400));
         if plan.hinted {
             builder = builder.replicas(plan.processes as u32);
         }
@@ -176,10 +180,12 @@ async fn tell(plan: Arc<Plan>) -> Story {
     let record = mem::take(&mut *record.lock().expect("no panic while it is held"));
     let paid = mem::take(&mut server.lock().paid);
     let paid_again = server.lock().paid_again;
+    let leased = server.lock().store.leased;
     Story {
         record,
         paid,
         paid_again,
+        leased,
         names,
         died,
         tasks_left,

@@ -65,6 +65,7 @@ impl fmt::Display for Worst {
 struct Seen {
     table: BTreeMap<String, Worst>,
     decided: usize,
+    leased: f64,
     broken: Vec<(Plan, Vec<String>)>,
 }
 
@@ -110,6 +111,7 @@ fn search(seeds: impl Iterator<Item = u64>) -> Seen {
         let plan = Plan::random(seed);
         let story = run(&plan);
         seen.decided += story.record.decided.len();
+        seen.leased += story.leased;
         for shown in show(&plan, &story) {
             let worst = seen.table.entry(name(&plan, &shown)).or_default();
             let capacity = plan.limits[shown.limit].capacity;
@@ -145,15 +147,17 @@ fn every_rule_holds_in_random_outages() {
     let mut seen = Seen::default();
     for part in parts {
         seen.decided += part.decided;
+        seen.leased += part.leased;
         seen.broken.extend(part.broken);
         for (name, worst) in part.table {
             seen.table.entry(name).or_default().join(worst);
         }
     }
     println!(
-        "{count} runs, {} decisions; the worst, in capacities:",
-        seen.decided
+        "{count} runs, {} decisions, {} tokens leased; the worst, in capacities:",
+        seen.decided, seen.leased
     );
+    assert!(count < 100 || seen.leased > 0.0, "nobody took any ahead");
     println!("{:28} parts    over of bound under   seeds", "");
     for (name, worst) in &seen.table {
         println!("{name:28} {worst}");

@@ -14,6 +14,8 @@ pub(super) struct Store {
     epoch: Option<Epoch>,
     /// By when each was last heard, in milliseconds.
     members: BTreeMap<Vec<u8>, f64>,
+    /// Tokens that were taken ahead.
+    pub(super) leased: f64,
 }
 
 #[derive(Clone, Debug)]
@@ -91,6 +93,11 @@ impl Store {
         }
         let call = Call::read(&keys, &arguments[0], back);
         let outcome = self.buckets.call(&call, now);
+        // They come after all demands.
+        let leases = call.commands.iter().rev();
+        let leases = leases.zip(outcome.answers.iter().rev());
+        let leases = leases.take_while(|(command, _)| matches!(command, Command::Lease(..)));
+        self.leased += leases.map(|(_, answer)| answer.taken.granted).sum::<f64>();
         let first = outcome.written.first().is_some_and(|(key, ..)| *key == 0);
         let payment = paid(&call);
         Done {
