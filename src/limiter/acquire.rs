@@ -107,7 +107,7 @@ impl Acquire {
             core: Some(core),
             scopes: match scopes.as_slice().len() {
                 ..2 => scopes,
-                _ => merged(scopes),
+                _ => scopes.merged(),
             },
             max_wait: max_wait.min(LONGEST_WAIT),
             deadline: None,
@@ -523,44 +523,6 @@ impl Acquire {
             Outcome::Failed(failure) => self.fall_back(&failure),
         }
     }
-}
-
-/// The same bucket twice in one acquisition is one demand of both costs.
-fn merged(scopes: Scopes) -> Scopes {
-    let slice = scopes.as_slice();
-    let twice = |index: usize, scope: &Scope| {
-        slice[..index]
-            .iter()
-            .any(|earlier| earlier.same_bucket(scope))
-    };
-    if !slice
-        .iter()
-        .enumerate()
-        .any(|(index, scope)| twice(index, scope))
-    {
-        return scopes;
-    }
-    let mut merged: Vec<Scope> = Vec::new();
-    for scope in slice {
-        match merged.iter_mut().find(|other| other.same_bucket(scope)) {
-            None => merged.push(scope.clone()),
-            Some(other) => {
-                let costed = other.is_costed() || scope.is_costed();
-                let mut cost = other.tokens() + scope.tokens();
-                if other.tokens() < 0.0 || scope.tokens() < 0.0 {
-                    // Impossible by itself, and so it stays.
-                    cost = f64::NAN;
-                }
-                let (a, b) = (other.quota(), scope.quota());
-                // Of two quotas the stricter holds, in both respects.
-                let slower = if a.rate() <= b.rate() { a } else { b };
-                let quota = slower.burst(a.capacity().min(b.capacity()));
-                let both = other.clone().with_quota(quota).cost(cost);
-                *other = if costed { both } else { both.uncosted() };
-            }
-        }
-    }
-    merged.into()
 }
 
 impl Future for Acquire {

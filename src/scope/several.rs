@@ -57,6 +57,44 @@ impl Scopes {
         }
     }
 
+    /// The same bucket twice in one acquisition is one demand of both costs.
+    pub(crate) fn merged(self) -> Self {
+        let slice = self.as_slice();
+        let twice = |index: usize, scope: &Scope| {
+            slice[..index]
+                .iter()
+                .any(|earlier| earlier.same_bucket(scope))
+        };
+        if !slice
+            .iter()
+            .enumerate()
+            .any(|(index, scope)| twice(index, scope))
+        {
+            return self;
+        }
+        let mut merged: Vec<Scope> = Vec::new();
+        for scope in slice {
+            match merged.iter_mut().find(|other| other.same_bucket(scope)) {
+                None => merged.push(scope.clone()),
+                Some(other) => {
+                    let costed = other.is_costed() || scope.is_costed();
+                    let mut cost = other.tokens() + scope.tokens();
+                    if other.tokens() < 0.0 || scope.tokens() < 0.0 {
+                        // Impossible by itself, and so it stays.
+                        cost = f64::NAN;
+                    }
+                    let (a, b) = (other.quota(), scope.quota());
+                    // Of two quotas the stricter holds, in both respects.
+                    let slower = if a.rate() <= b.rate() { a } else { b };
+                    let quota = slower.burst(a.capacity().min(b.capacity()));
+                    let both = other.clone().with_quota(quota).cost(cost);
+                    *other = if costed { both } else { both.uncosted() };
+                }
+            }
+        }
+        merged.into()
+    }
+
     #[inline]
     pub(crate) fn as_slice(&self) -> &[Scope] {
         match &self.0 {
