@@ -66,6 +66,8 @@
 //!
 //! - tokens that were charged earlier and used, refunded or settled late: a turn is used up to
 //!   100 ms after it has come, else it is given back and asked for again;
+//! - what is settled to more than its estimate while others have been promised turns: their turns
+//!   stay, and those who come later pay;
 //! - what had been promised when a quota was raised, or lowered, for the same name;
 //! - with [leases](LimiterBuilder::lease), which are off unless asked for, what all processes have
 //!   taken ahead: at most an eighth of the capacity each;

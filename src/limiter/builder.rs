@@ -190,7 +190,8 @@ impl LimiterBuilder {
     /// The price: a token is charged when it is leased and may be used later, so that a window of
     /// `w` seconds holds up to `capacity + rate * w + n * min(tokens, capacity / 8)` tokens,
     /// where `n` processes lease. Over the long run nothing is admitted beyond the rate. A
-    /// process that dies loses what it has leased.
+    /// process that dies loses what it has leased, as does a call whose answer is lost. Of a
+    /// capacity below 16, or with fewer than two `tokens`, nothing is leased.
     ///
     /// ```
     /// # use tower_throttle::Limiter;
