@@ -15,8 +15,9 @@
 //!   from before the window gave back within it, `U` as above, of those let through within it;
 //! - and, once all is told, the level is at most `capacity + rate * T - sum(x)`.
 //!
-//! Windows have a slack of 100 ms of the rate, for turns that are used late; what comes from the
-//! start has none. Requests are never corrected.
+//! Tokens have a slack of 100 ms of the rate: windows for turns that are used late, and all of them
+//! because processes do not know to the moment when a correction reached Redis. Requests are never
+//! corrected, and from the start have none.
 //!
 //! The test binary starts itself again as the other processes.
 #![cfg(all(feature = "redis", feature = "http"))]
@@ -428,7 +429,7 @@ fn check_from_the_start(streams: &[Stream]) {
     println!(
         "from the start: at most {most_above} tokens not waited for, least room {least_room:.0}"
     );
-    assert!(least_room >= 0.0, "{least_room}");
+    assert!(least_room >= -TPM.quota().rate() * EDGE, "{least_room}");
 }
 
 fn check_windows(streams: &[Stream], window: f64) {
