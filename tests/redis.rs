@@ -47,7 +47,16 @@ async fn takes_refuses_and_waits() {
         let permit = limiter.try_acquire(&api).await.expect("within the burst");
         assert!(!permit.is_degraded());
     }
-    let refused = limiter.try_acquire(&api).await.expect_err("spent");
+    // A machine that stands still refills it.
+    let refused = async {
+        loop {
+            if let Err(refused) = limiter.try_acquire(&api).await {
+                return refused;
+            }
+        }
+    };
+    let refused = tokio::time::timeout(10 * SECOND, refused).await;
+    let refused = refused.expect("spent");
     assert_eq!(refused.reason(), Reason::Limited);
     assert!(
         refused
@@ -170,7 +179,8 @@ async fn a_refused_scope_is_refused_again_without_a_call() {
         .await
         .expect_err("spent")
         .retry_after();
-    tokio::time::sleep(wait.expect("limited") + Duration::from_millis(2)).await;
+    // It counts from when the refused call was sent, which may be some time before Redis ran it.
+    tokio::time::sleep(wait.expect("limited") + SECOND / 10).await;
     limiter.try_acquire(&api).await.expect("refilled");
     assert_eq!(calls(&server).await, 1);
 }
@@ -241,7 +251,10 @@ async fn dropped_at_any_point_nothing_is_lost() {
         // Answered, and dropped before it has heard.
         let mut deaf: Vec<_> = (0..5).map(|_| limiter.try_acquire(&api)).collect();
         for acquire in &mut deaf {
-            assert!(futures_util::poll!(acquire).is_pending());
+            // Another thread may be as quick as that.
+            if let std::task::Poll::Ready(permit) = futures_util::poll!(acquire) {
+                permit.expect("plenty").refund();
+            }
         }
         limiter.peek(&api).await;
         drop(deaf);
