@@ -145,6 +145,8 @@ mod tests {
     }
 
     proptest! {
+        #![proptest_config(crate::bucket::law::seeded())]
+
         /// Different combinations are different buckets, nested ones too.
         #[test]
         fn combinations_never_meet(

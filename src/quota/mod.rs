@@ -308,6 +308,8 @@ mod tests {
     }
 
     proptest! {
+        #![proptest_config(crate::bucket::law::seeded())]
+
         #[test]
         fn prints_what_it_reads(
             tokens in prop_oneof![1e-9..1e12f64, (1u32..1000).prop_map(f64::from)],

@@ -373,6 +373,8 @@ mod tests {
     }
 
     proptest! {
+        #![proptest_config(crate::bucket::law::seeded())]
+
         /// No name and key are the bucket of another name and key, in either store.
         #[test]
         fn buckets_never_meet(

@@ -324,6 +324,8 @@ fn value() -> impl Strategy<Value = Vec<u8>> {
 }
 
 proptest! {
+    #![proptest_config(crate::bucket::law::seeded())]
+
     #[test]
     fn nothing_that_an_upstream_sends_does_harm(
         fields in prop::collection::vec((0..NAMES.len(), value()), 0..8),

@@ -1,5 +1,9 @@
 //! A client that sends whatever it likes, through proxies that each append what they saw.
 
+use std::hash::{BuildHasher, RandomState};
+
+use proptest::test_runner::RngSeed;
+
 use super::*;
 
 #[derive(Clone, Copy, Debug)]
@@ -142,8 +146,22 @@ fn find(client: &ClientIp, peer: IpAddr, form: Form, lines: &[Vec<u8>]) -> Optio
     client.find(&request(peer, name, lines.iter().map(Vec::as_slice)))
 }
 
+/// `THROTTLE_SEED` repeats a run; nothing is left in the tree.
+fn seeded(cases: u32) -> ProptestConfig {
+    let seed = std::env::var("THROTTLE_SEED").ok();
+    let seed = seed.map(|seed| seed.parse().expect("a whole number"));
+    let seed: u64 = seed.unwrap_or_else(|| RandomState::new().hash_one(0));
+    println!("THROTTLE_SEED={seed}");
+    ProptestConfig {
+        cases,
+        rng_seed: RngSeed::Fixed(seed),
+        failure_persistence: None,
+        ..ProptestConfig::default()
+    }
+}
+
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(4_096))]
+    #![proptest_config(seeded(4_096))]
 
     /// It is the address that the outermost trusted proxy saw, whatever the client sent.
     #[test]

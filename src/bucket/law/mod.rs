@@ -12,5 +12,6 @@ mod search;
 mod simulator;
 mod unit;
 
+pub(crate) use self::random::seeded;
 #[cfg(feature = "redis")]
 pub(crate) use self::random::{Rng, seed, sequences};

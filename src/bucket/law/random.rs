@@ -43,6 +43,18 @@ pub(crate) fn seed() -> u64 {
     number("THROTTLE_SEED").unwrap_or_else(|| RandomState::new().hash_one(0))
 }
 
+/// For searches by proptest: the seed is printed, and nothing is left in the tree.
+pub(crate) fn seeded() -> proptest::test_runner::Config {
+    use proptest::test_runner::{Config, RngSeed};
+    let seed = seed();
+    println!("THROTTLE_SEED={seed}");
+    Config {
+        rng_seed: RngSeed::Fixed(seed),
+        failure_persistence: None,
+        ..Config::default()
+    }
+}
+
 /// How many sequences to try: the usual number, or the one for a long run.
 pub(crate) fn sequences(usual: u64, full: u64) -> u64 {
     let long = env::var("THROTTLE_FULL").is_ok_and(|value| value != "0");
