@@ -66,7 +66,8 @@ impl<B> KeyExtractor<Request<B>> for Header {
         } else if let Ok(text) = first.to_str() {
             base.key(text)
         } else {
-            base.key(first.as_bytes().escape_ascii())
+            // Behind what no text holds, or the text that is written so were the same key.
+            base.key(format_args!("\n{}", first.as_bytes().escape_ascii()))
         })
     }
 }

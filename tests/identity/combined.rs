@@ -63,6 +63,11 @@ fn a_second_line_is_no_new_bucket() {
     assert_eq!(keyed(&[b"ann", b"ann"]), ann);
     assert_eq!(keyed(&[b"", b"ann"]), ann);
     assert_ne!(keyed(&[b"\xe4nn"]), ann);
+    assert_ne!(
+        keyed(&[b"\xe4nn"]),
+        keyed(&[b"\\xe4nn"]),
+        "as it is escaped"
+    );
     let several = keyed(&[b"ann", b"1"]);
     assert_ne!(several, ann);
     for lines in [[b"ann".as_slice(), b"2"], [b"2", b"ann"], [b"ann", b"\xff"]] {
