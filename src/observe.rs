@@ -67,9 +67,6 @@ impl fmt::Display for Health {
 #[cfg(feature = "metrics")]
 const DEGRADED: &str = "tower_throttle_degraded";
 
-#[cfg(feature = "metrics")]
-const FALLBACKS: &str = "tower_throttle_fallback_total";
-
 /// Redis went, or came back.
 #[must_use]
 #[derive(Debug)]
@@ -250,8 +247,7 @@ impl Observer {
     /// A decision was made without Redis.
     pub(crate) fn fell_back(&self, kind: FailureKind) {
         self.fallbacks[kind as usize].fetch_add(1, Ordering::Relaxed);
-        #[cfg(feature = "metrics")]
-        metrics::counter!(FALLBACKS, "reason" => kind.label()).increment(1);
+        self.meter.fell_back(kind);
     }
 }
 
@@ -312,6 +308,25 @@ mod tests {
             assert_eq!(observer.fallbacks_by(kind), n as u64 + 1);
         }
         assert_eq!(observer.fallbacks(), 21);
+    }
+
+    #[cfg(feature = "metrics")]
+    #[test]
+    fn an_outage_is_counted_without_allocating() {
+        let recorder = metrics_exporter_prometheus::PrometheusBuilder::new().build_recorder();
+        let told = recorder.handle();
+        metrics::with_local_recorder(&recorder, || {
+            let observer = Observer::new(Health::Redis);
+            observer.fell_back(FailureKind::Timeout);
+            let counted = allocation_counter::measure(|| {
+                for _ in 0..100 {
+                    observer.fell_back(FailureKind::Timeout);
+                }
+            });
+            assert_eq!(counted.count_total, 0);
+        });
+        let counted = "tower_throttle_fallback_total{reason=\"timeout\"} 101";
+        assert!(told.render().contains(counted), "{}", told.render());
     }
 
     #[test]

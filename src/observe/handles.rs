@@ -3,9 +3,9 @@
 use std::{
     cell::RefCell,
     collections::{HashMap, HashSet},
-    ptr,
+    mem, ptr,
     sync::{
-        Mutex, PoisonError,
+        Mutex, OnceLock, PoisonError,
         atomic::{AtomicU64, Ordering},
     },
     time::Duration,
@@ -16,7 +16,7 @@ use metrics::{
 };
 
 use super::meter::{Backend, Cost, Outcome};
-use crate::table::Hashing;
+use crate::{decision::FailureKind, table::Hashing};
 
 const REQUESTS: &str = "tower_throttle_requests_total";
 const WAIT: &str = "tower_throttle_wait_seconds";
@@ -24,6 +24,7 @@ const QUEUE: &str = "tower_throttle_queue_length";
 const BATCH: &str = "tower_throttle_batch_size";
 const CALL: &str = "tower_throttle_redis_call_seconds";
 const SCOPES: &str = "tower_throttle_scopes";
+const FALLBACKS: &str = "tower_throttle_fallback_total";
 const COST: &str = "tower_throttle_cost_total";
 
 /// Names are meant to be few; should somebody put what comes from outside into one, so many get
@@ -99,6 +100,8 @@ pub(super) struct Handles {
     scopes: Option<Gauge>,
     batch: Option<Histogram>,
     call: Option<Histogram>,
+    /// By kind, in the order of `FailureKind::ALL`.
+    fallbacks: [Option<Counter>; FailureKind::ALL.len()],
 }
 
 impl Handles {
@@ -112,16 +115,17 @@ impl Handles {
             scopes: None,
             batch: None,
             call: None,
+            fallbacks: Default::default(),
         }
     }
 
     pub(super) fn policy(&mut self, name: &str) -> &mut Policy {
         if !self.policies.contains_key(name) {
             let name = if has_room(name) { name } else { OTHER };
-            return self
-                .policies
-                .entry(name.into())
-                .or_insert_with(|| Policy::new(name));
+            if !self.policies.contains_key(name) {
+                self.policies.insert(name.into(), Policy::new(name));
+            }
+            return self.policies.get_mut(name).expect("it is there by now");
         }
         self.policies.get_mut(name).expect("it was found above")
     }
@@ -136,6 +140,16 @@ impl Handles {
         self.scopes.get_or_insert_with(gauge).increment(more);
     }
 
+    pub(super) fn fell_back(&mut self, recorder: &dyn Recorder, kind: FailureKind) {
+        let counter = || {
+            let labels = vec![Label::from_static_parts("reason", kind.label())];
+            recorder.register_counter(&Key::from_parts(FALLBACKS, labels), &METADATA)
+        };
+        self.fallbacks[kind as usize]
+            .get_or_insert_with(counter)
+            .increment(1);
+    }
+
     pub(super) fn call(&mut self, recorder: &dyn Recorder, commands: usize, took: Duration) {
         let histogram = |name| recorder.register_histogram(&Key::from_static_name(name), &METADATA);
         self.batch
@@ -147,19 +161,24 @@ impl Handles {
     }
 }
 
-/// Whether this name is one of those with series of their own, in all threads.
+/// Whether this name is one of those with series of their own, in all threads. Once all of those
+/// are known, nothing is locked: names that a stranger makes up must not hold callers up.
 fn has_room(name: &str) -> bool {
+    static ALL: OnceLock<HashSet<Box<str>>> = OnceLock::new();
     static NAMES: Mutex<Option<HashSet<Box<str>>>> = Mutex::new(None);
+    if let Some(all) = ALL.get() {
+        return all.contains(name);
+    }
     let mut names = NAMES.lock().unwrap_or_else(PoisonError::into_inner);
-    let names = names.get_or_insert_default();
-    if names.contains(name) {
-        return true;
+    if let Some(all) = ALL.get() {
+        return all.contains(name);
     }
-    let room = names.len() < MOST_POLICIES;
-    if room {
-        names.insert(name.into());
+    let known = names.get_or_insert_default();
+    known.insert(name.into());
+    if known.len() >= MOST_POLICIES {
+        ALL.get_or_init(|| mem::take(known));
     }
-    room
+    true
 }
 
 /// What is counted by the name of a scope, and never by its key.
@@ -245,7 +264,7 @@ fn describe(recorder: &dyn Recorder) {
             "Tokens reserved by acquisitions, charged on top by settling, and given back",
         ),
         (
-            super::FALLBACKS,
+            FALLBACKS,
             "Decisions made without Redis because it could not be asked in time, by reason",
         ),
     ];
@@ -310,6 +329,13 @@ mod tests {
         names.sort_unstable();
         others.sort_unstable();
         assert_eq!(names, others, "the same ones in all threads");
+        // Neither allocated nor locked for, however many there are.
+        let counted = allocation_counter::measure(|| {
+            for _ in 0..100 {
+                handles.policy("beyond them");
+            }
+        });
+        assert_eq!(counted.count_total, 0);
     }
 
     #[test]

@@ -2,7 +2,11 @@
 
 use std::time::Duration;
 
-use crate::{decision::Origin, error::Reason, scope::Scope};
+use crate::{
+    decision::{FailureKind, Origin},
+    error::Reason,
+    scope::Scope,
+};
 
 /// How an acquisition ended.
 #[cfg_attr(
@@ -166,6 +170,14 @@ impl Meter {
         if more != 0.0 {
             super::handles::with(self.id, |handles, recorder| handles.scopes(recorder, more));
         }
+    }
+
+    /// A decision was made without Redis, as it could not be asked.
+    pub(crate) fn fell_back(self, kind: FailureKind) {
+        #[cfg(feature = "metrics")]
+        super::handles::with(self.id, |handles, recorder| {
+            handles.fell_back(recorder, kind);
+        });
     }
 
     /// Redis was called for so many demands and corrections, and took so long to answer or to
