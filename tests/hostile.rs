@@ -32,6 +32,7 @@ const BYTES_PER_SCOPE: usize = 104;
 const MOST_BYTES_PER_SCOPE: usize = 200;
 
 /// The same, of what a process remembers of the buckets in Redis.
+#[cfg(feature = "redis")]
 const BYTES_REMEMBERED: usize = 128;
 
 /// What does not grow with them: the smallest tables.
@@ -74,6 +75,7 @@ fn from(address: Ipv6Addr) -> Request<()> {
     request
 }
 
+#[cfg(feature = "redis")]
 fn honest_scope() -> Scope {
     CLIENT.key("2001:db8:ffff:ffff::")
 }

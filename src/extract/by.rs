@@ -136,6 +136,10 @@ impl<X> By<X> {
     /// What requests without a key take from, so that leaving it out is no way round the limit:
     /// a [`Scope`], several, or another extractor.
     ///
+    /// By other keys, let it have a name of its own: equal keys of one name are one bucket,
+    /// whatever they were found in, so that a user called `192.0.2.7` would share that of an
+    /// address.
+    ///
     /// ```
     /// # #[cfg(feature = "http")] {
     /// # use tower_throttle::{Quota, Scope, extract::header};

@@ -188,6 +188,35 @@ proptest! {
         }
     }
 
+    /// What a proxy quotes of its client, as RFC 7239 has it, stays within its quotes.
+    #[test]
+    fn nobody_leaves_the_quotes(
+        mut lines in hostile(),
+        host in proptest::collection::vec(
+            proptest::sample::select(vec![
+                "\"", "\\", ",", ";", "=", " ", "for=192.0.2.66", "for=\"10.0.0.1\"", "host=a",
+            ]),
+            0..10,
+        ),
+        first in any::<bool>(),
+        real in outsider(),
+        style in style(),
+    ) {
+        let host = host.concat().replace('\\', "\\\\").replace('"', "\\\"");
+        let node = format!("for=\"[{}]\"", match real {
+            IpAddr::V4(ip) => ip.to_ipv6_mapped(),
+            IpAddr::V6(ip) => ip,
+        });
+        let element = match first {
+            true => format!("host=\"{host}\";{node}"),
+            false => format!("{node};host=\"{host}\""),
+        };
+        append(&mut lines, &element, style);
+        let client = client_ip(TrustedProxies::private().forwarded());
+        let found = find(&client, ip("10.0.0.1"), Form::Forwarded, &lines);
+        prop_assert_eq!(found, Some(grouped(real)), "{}", element);
+    }
+
     /// A proxy that hides whom it saw speaks for its client; nothing behind it is read.
     #[test]
     fn what_a_proxy_hides_stays_hidden(
