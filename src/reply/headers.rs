@@ -64,7 +64,7 @@ pub const EXPOSE_HEADERS: &str = "retry-after, ratelimit, ratelimit-policy, x-ra
 ///
 /// Where a response already carries such fields, from another limit inside this one, those of
 /// the draft become lists of both, and of the legacy ones those with the smaller `Remaining`
-/// stay.
+/// stay. A `RateLimit` as of draft 07, which was no list, gives way.
 ///
 /// [draft]: https://datatracker.ietf.org/doc/draft-ietf-httpapi-ratelimit-headers/
 ///
@@ -228,9 +228,21 @@ fn member(
 
 fn append(headers: &mut HeaderMap, name: HeaderName, value: &str) {
     // What is serialized is printable ASCII.
-    if let Ok(value) = HeaderValue::from_str(value) {
+    let Ok(value) = HeaderValue::from_str(value) else {
+        return;
+    };
+    if headers.get_all(&name).iter().all(is_list) {
         headers.append(name, value);
+    } else {
+        headers.insert(name, value);
     }
+}
+
+/// Whether a list can go on behind this: the dictionary of draft 07, `limit=100, remaining=50`,
+/// would make one field of both that nobody can read.
+fn is_list(value: &HeaderValue) -> bool {
+    let mut pieces = value.as_bytes().split(|byte| b"\",;".contains(byte));
+    pieces.next().is_none_or(|first| !first.contains(&b'='))
 }
 
 fn write_legacy(tightest: &Policy<'_>, left: Option<Left>, headers: &mut HeaderMap) {
@@ -258,6 +270,35 @@ fn write_legacy(tightest: &Policy<'_>, left: Option<Left>, headers: &mut HeaderM
 mod tests {
     use super::*;
     use crate::Quota;
+
+    #[test]
+    fn what_is_there_goes_on_as_a_list_or_gives_way() {
+        let policy = Policy::new("p", Quota::per_minute(60.0));
+        let left = Some(Left {
+            tokens: 5,
+            seconds: 1,
+        });
+        for (there, stays) in [
+            ("\"a\";r=1;t=2", true),
+            ("\"a=b\";r=1", true),
+            ("a;r=1", true),
+            ("limit=100, remaining=50, reset=5", false),
+            ("limit=100", false),
+        ] {
+            let mut headers = HeaderMap::new();
+            headers.insert(RATE_LIMIT, HeaderValue::from_static(there));
+            write_draft([policy.clone()].into_iter(), &policy, left, &mut headers);
+            let lines: Vec<_> = headers.get_all(RATE_LIMIT).iter().collect();
+            let ours = "\"p\";r=5;t=1";
+            match stays {
+                true => assert_eq!(lines, [there, ours]),
+                false => assert_eq!(lines, [ours]),
+            }
+            let field: Vec<_> = lines.iter().map(|line| line.as_bytes()).collect();
+            let list = sfv::Parser::new(&field.join(&b", "[..])).parse::<sfv::List>();
+            assert_eq!(list.expect("a list").len(), lines.len());
+        }
+    }
 
     #[test]
     fn of_two_limits_the_legacy_fields_tell_the_smaller() {
