@@ -144,3 +144,66 @@ async fn an_estimate_stands_until_it_is_settled() {
     assert!(send(600.0).await.is_none());
     assert_eq!(levels(&limiter).await, (56.0, 500.0));
 }
+
+/// What remains upstream has counted this answer already: what its estimate was too large by is no
+/// reason to send more than that.
+#[tokio::test(start_paused = true)]
+async fn what_is_settled_does_not_raise_what_remains() {
+    let limiter = Limiter::in_memory();
+    let service = ServiceBuilder::new()
+        .layer(
+            RateLimitLayer::new(&limiter, [RPM, TPM.cost(900.0)])
+                .respond_http()
+                .settle(|_: &Response<String>| Some(100.0))
+                .learn(Upstream::openai()),
+        )
+        .service(service_fn(async |_: Request<()>| {
+            let response = Response::builder().header("x-ratelimit-remaining-tokens", "12");
+            Ok::<_, Infallible>(response.body(String::new()).expect("a response"))
+        }));
+    service.oneshot(Request::new(())).await.expect("infallible");
+    assert_eq!(levels(&limiter).await, (59.0, 12.0));
+}
+
+/// Some round a part of a second down.
+#[tokio::test(start_paused = true)]
+async fn a_refusal_for_no_time_is_a_refusal() {
+    for fields in [
+        &[("retry-after", "0")],
+        &[("retry-after", "Thu, 01 Jan 1970 00:00:00 GMT")],
+        &[("retry-after-ms", "0")],
+    ] {
+        let limiter = Limiter::in_memory();
+        learn(&limiter, Upstream::openai(), 429, fields).await;
+        assert_eq!(levels(&limiter).await, (0.0, 0.0), "{fields:?}");
+    }
+}
+
+/// Whoever has no permit of its own leaves the handle of the layer outside it.
+#[tokio::test(start_paused = true)]
+async fn a_layer_that_takes_nothing_does_not_hide_the_handle_of_another() {
+    let limiter = Limiter::in_memory();
+    let none = |_: &Request<()>| None::<Scope>;
+    for n in 1..3 {
+        let real = RateLimitLayer::new(&limiter, TPM.cost(100.0)).respond_http();
+        let shadow = RateLimitLayer::new(&limiter, Quota::per_day(5.0).scope("tried"));
+        let shadow = shadow.respond_http().expose_permit().shadow(true);
+        let settle = service_fn(async |req: Request<()>| {
+            let handle = req.extensions().get::<PermitHandle>();
+            handle.expect("exposed").settle(30.0);
+            Ok::<_, Infallible>(Response::new(String::new()))
+        });
+        let service = ServiceBuilder::new().layer(real.expose_permit());
+        let request = Request::new(());
+        if n == 1 {
+            let service = service.layer(shadow).service(settle);
+            service.oneshot(request).await.expect("infallible");
+        } else {
+            let unlimited = RateLimitLayer::new(&limiter, none).respond_http();
+            let service = service.layer(unlimited.expose_permit()).service(settle);
+            service.oneshot(request).await.expect("infallible");
+        }
+        let level = limiter.peek(&TPM).await.tokens();
+        assert_eq!(level, 1_000.0 - 30.0 * f64::from(n));
+    }
+}

@@ -109,6 +109,10 @@ where
     fn after(&self, permit: &mut Permit, res: &mut Res) {
         let (status, headers) = self.parts.parts(res);
         let advice = self.upstream.read(status, headers, seconds_since_1970());
+        // Before what is learned: what remains has counted this answer already, and what a
+        // settlement gives back would come on top. After it is read: a reply may write fields of
+        // the same names.
+        self.reply.after(permit, res);
         for (field, remaining) in &advice.remaining {
             if let Some(which) = self.upstream.scope_of(field, permit.scopes()) {
                 permit.lower(which, *remaining);
@@ -125,7 +129,6 @@ where
                 }
             }
         }
-        self.reply.after(permit, res);
     }
 
     /// Learns nothing: a layer that only watches holds nobody back.
