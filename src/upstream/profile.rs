@@ -263,7 +263,8 @@ impl Upstream {
         };
         // The others refill all the time, and go on when some has refilled.
         let window = matches!(self.provider, Provider::GitHub | Provider::Ietf);
-        let mut hold = asked.filter(|_| refused);
+        // To come back at once is what they say who round a part of a second down.
+        let mut hold = asked.filter(|seconds| refused && *seconds > 0.0);
         if hold.is_none() && (refused || window) {
             let resets = budgets.iter().filter(|budget| budget.remaining <= 0.0);
             hold = resets
