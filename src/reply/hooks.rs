@@ -1,6 +1,8 @@
 //! What happens around an inner call: [`Settle`], [`OnResponse`], [`ExposePermit`].
 
 use super::Reply;
+#[cfg(feature = "http")]
+use crate::PermitHandle;
 use crate::{Permit, Rejected};
 
 /// Corrects the cost once the response is known; made by
@@ -156,7 +158,11 @@ where
 
     fn before(&self, permit: &mut Permit, req: &mut http::Request<B>) {
         self.reply.before(permit, req);
-        req.extensions_mut().insert(permit.handle());
+        let extensions = req.extensions_mut();
+        // What settles nothing must not stand before what another layer has put there.
+        if !permit.scopes().is_empty() || extensions.get::<PermitHandle>().is_none() {
+            extensions.insert(permit.handle());
+        }
     }
 
     fn after(&self, permit: &mut Permit, res: &mut Res) {
