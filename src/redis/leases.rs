@@ -67,6 +67,8 @@ struct Lease {
     taken: f64,
     /// What was left in the bucket, as the last call told.
     level: f64,
+    /// What calls that were sent before this bring is not to be used.
+    forgotten: f64,
     /// Until then there is no use in asking: the bucket had none to spare.
     scarce_until: f64,
     /// More was asked for, and has not come yet.
@@ -96,8 +98,11 @@ impl Asked {
         self.answered = true;
         let us = to_us(sent.elapsed());
         self.leases.call_us.store(us as u64, Ordering::Relaxed);
+        let sent = self.leases.clock.us_at(sent);
         self.leases.deposit(&self.id, |lease, now| {
-            lease.tokens += tokens;
+            if sent >= lease.forgotten {
+                lease.tokens += tokens;
+            }
             lease.level = level;
             if tokens < self.tokens {
                 lease.scarce_until = now + to_us(self.leases.ahead);
@@ -215,6 +220,7 @@ impl Leases {
                     since: now,
                     taken: 0.0,
                     level: 0.0,
+                    forgotten: 0.0,
                     scarce_until: 0.0,
                     asking: false,
                 };
@@ -267,7 +273,7 @@ impl Leases {
         }
     }
 
-    /// What is in hand must not be used: it is spent, as if it had been.
+    /// What is in hand, or on its way, must not be used: it is spent, as if it had been.
     pub(crate) fn forget(&self, id: &BucketId) {
         if self.is_empty() {
             return;
@@ -276,6 +282,7 @@ impl Leases {
         let (hash, mut shard) = self.lock(&lookup);
         if let Some(lease) = shard.find_mut(hash, |lease| lookup.is(&lease.id)) {
             (lease.tokens, lease.target) = (0.0, 0.0);
+            lease.forgotten = self.clock.now_us();
         }
     }
 
@@ -432,6 +439,23 @@ mod tests {
         leases.cool();
         assert!(leases.is_empty());
         assert!(leases.drain().is_empty());
+    }
+
+    /// It was taken before the bucket was held back, or lowered.
+    #[tokio::test(start_paused = true)]
+    async fn what_is_on_its_way_is_forgotten_too() {
+        let (scope, id, terms) = scope();
+        let (leases, asked) = asked(10.0, (100.0, 100.0)).await;
+        let sent = Instant::now();
+        tokio::time::advance(MS).await;
+        leases.forget(&id);
+        asked.expect("hot").answer(10.0, 500.0, sent);
+        assert_eq!(leases.take(&id.lookup(), terms, 1.0), None);
+        // What is asked for after that is good.
+        tokio::time::advance(MS).await;
+        let asked = leases.ask(&scope, &id, terms, (100.0, 100.0));
+        asked.expect("hot").answer(10.0, 500.0, Instant::now());
+        assert!(leases.take(&id.lookup(), terms, 1.0).is_some());
     }
 
     #[tokio::test(start_paused = true)]
