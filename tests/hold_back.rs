@@ -177,4 +177,38 @@ mod shared {
             tokio::time::sleep(SECOND / 20).await;
         }
     }
+
+    /// Redis is far away: to look for holds takes longer than a turn may be late.
+    #[tokio::test(flavor = "multi_thread")]
+    async fn turns_are_used_in_time_however_far_redis_is() {
+        const TURNS: u32 = 20;
+        const STEADY: Scope = Quota::per_second(10.0).burst(1.0).scope("steady");
+        let server = RedisServer::start().await;
+        let proxy = Proxy::start(server.port()).await;
+        proxy.delay(SECOND * 7 / 100);
+        let mut took = Vec::new();
+        for heeds in [false, true] {
+            let builder = Limiter::builder().redis(&proxy.url());
+            let limiter = builder.redis_timeout(10 * SECOND).build().expect("a URL");
+            if heeds {
+                limiter.heed_holds();
+            }
+            limiter.reset(&STEADY).await;
+            let start = Instant::now();
+            let waiters: Vec<_> = (0..=TURNS)
+                .map(|_| tokio::spawn(limiter.acquire(STEADY, 60 * SECOND)))
+                .collect();
+            let mut refused = 0;
+            for waiter in waiters {
+                refused += u32::from(waiter.await.expect("no panic").is_err());
+            }
+            took.push((start.elapsed(), refused));
+        }
+        println!(
+            "without looking, and with it: {took:?}; ideal {:?}",
+            TURNS * SECOND / 10
+        );
+        assert!(took.iter().all(|(_, refused)| *refused == 0), "{took:?}");
+        assert!(took[1].0 <= took[0].0 + SECOND, "{took:?}");
+    }
 }

@@ -246,8 +246,9 @@ impl Limiter {
 
     /// From now on this limiter expects that other processes [hold back](Self::hold_back)
     /// buckets: before a turn is used, it must have heard within 25 ms that the bucket is not
-    /// held, or it asks Redis once. A limiter that has held back a bucket itself, or whose layer
-    /// learns (`RateLimitLayer::learn`), does so already.
+    /// held, or it asks Redis once, and the turn is late by as long as that takes. A limiter that
+    /// has held back a bucket itself, or whose layer learns (`RateLimitLayer::learn`), does so
+    /// already.
     ///
     /// ```
     /// # use tower_throttle::Limiter;

@@ -27,6 +27,10 @@ use crate::{
 /// all the turns that passed in it would otherwise go out at once.
 pub(crate) const TOLERANCE: Duration = Duration::from_millis(100);
 
+/// What it takes to look for a hold does not count as late, up to this: where Redis is far away,
+/// every other turn would be missed.
+const LONGEST_LOOK: Duration = Duration::from_millis(500);
+
 /// The lines of this process: one per bucket, cost and store.
 ///
 /// Turns belong to the line, not to the sleeper: when one goes away, those behind it move up,
@@ -270,6 +274,7 @@ impl Driver {
                 () = self.line.earlier.notified() => false,
             };
             let id = Lookup::of(&self.line.id);
+            let before = Instant::now();
             if due && self.line.origin == Origin::Redis {
                 self.core.hear_of_holds(&self.line.scope, &id).await;
             }
@@ -277,7 +282,8 @@ impl Driver {
                 self.miss_before(until);
             }
             if due {
-                self.serve(Instant::now());
+                let now = Instant::now();
+                self.serve(now, (now - before).min(LONGEST_LOOK));
             }
         }
     }
@@ -301,13 +307,15 @@ impl Driver {
         woken.into_iter().for_each(Wake::wake);
     }
 
-    fn serve(&self, now: Instant) {
+    /// Turns that have come are used, those that are late by more than the tolerance and what a
+    /// look took are missed.
+    fn serve(&self, now: Instant, look: Duration) {
         let mut unused = 0;
         let mut woken = Vec::new();
         let mut state = self.line.lock();
         while let Some(turn) = state.turns.front().copied().filter(|turn| *turn <= now) {
             state.turns.pop_front();
-            let late = now - turn > TOLERANCE;
+            let late = now - turn > TOLERANCE + look;
             let wake = loop {
                 let Some(sleeper) = state.sleepers.pop_front() else {
                     break None;
@@ -315,7 +323,7 @@ impl Driver {
                 let wake = if late {
                     sleeper.miss_turn()
                 } else {
-                    sleeper.take_turn(&self.line, turn)
+                    sleeper.take_turn(&self.line, turn + look)
                 };
                 if wake.is_some() {
                     state.present -= 1;
