@@ -68,7 +68,7 @@ async fn main() -> Result<(), Error> {
 
 /// What to present, from the environment.
 pub fn token(given: Option<String>) -> Result<String, Error> {
-    match given {
+    match given.map(|token| token.trim().to_owned()) {
         None => Err("set ADMIN_TOKEN to a long random word: openssl rand -hex 32".into()),
         Some(token) if token.len() < SHORTEST_TOKEN => {
             Err(format!("ADMIN_TOKEN is too short: {SHORTEST_TOKEN} bytes at least").into())
@@ -159,6 +159,15 @@ impl Admin {
     fn scope(&self, name: &str, body: &Value) -> Result<Scope, Refusal> {
         let scope = self.scopes.iter().find(|scope| scope.name() == name);
         let scope = scope.ok_or(Refusal(StatusCode::NOT_FOUND, "no limit of that name"))?;
+        // A mistyped `key` must not reach the bucket of those without one.
+        let known = |field: &String| matches!(field.as_str(), "key" | "tokens");
+        if !body
+            .as_object()
+            .is_some_and(|fields| fields.keys().all(known))
+        {
+            let wanted = "an object of key and tokens, and nothing else";
+            return Err(Refusal(StatusCode::BAD_REQUEST, wanted));
+        }
         match &body["key"] {
             Value::Null => Ok(scope.clone()),
             Value::String(key) => Ok(scope.key(key)),

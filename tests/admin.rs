@@ -103,8 +103,11 @@ fn no_start_without_a_token() {
     assert!(admin::token(None).is_err());
     assert!(admin::token(Some(String::new())).is_err());
     assert!(admin::token(Some("short".to_owned())).is_err());
-    let token = admin::token(Some(TOKEN.to_owned()));
-    assert_eq!(token.expect("long enough"), TOKEN);
+    assert!(admin::token(Some(" ".repeat(32))).is_err());
+    // From a file it ends with a line.
+    for given in [TOKEN.to_owned(), format!("{TOKEN}\n")] {
+        assert_eq!(admin::token(Some(given)).expect("long enough"), TOKEN);
+    }
 }
 
 /// The server has a limiter of its own: what it does reaches that of a service.
@@ -154,6 +157,9 @@ async fn mistakes_are_told() {
         ("/scopes/tenant/credit", json!({}), 400),
         ("/scopes/tenant/credit", json!({"tokens": "many"}), 400),
         ("/scopes/tenant/peek", json!({"key": 7}), 400),
+        // Without a key it would be another bucket.
+        ("/scopes/tenant/reset", json!({"kye": "acme"}), 400),
+        ("/scopes/tenant/reset", json!(["acme"]), 400),
     ] {
         assert_eq!(server.post(path, body).await.0, status, "{path}");
     }
