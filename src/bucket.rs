@@ -75,6 +75,8 @@ pub(crate) struct Bucket {
     pub(crate) pool: f64,
     /// Until when nobody is granted anything; zero: it is not held back.
     pub(crate) held: f64,
+    /// By which rate the level counts the rest of the hold, in tokens per microsecond.
+    pub(crate) by: f64,
 }
 
 /// What `n` equal demands got, in their order.
@@ -111,6 +113,7 @@ impl Bucket {
             big: 0.0,
             pool: 0.0,
             held: 0.0,
+            by: 0.0,
         }
     }
 
@@ -131,6 +134,11 @@ impl Bucket {
             self.tail -= self.at - now;
             self.held -= self.at - now;
             self.at = now;
+        }
+        // A hold is as long by any rate.
+        if self.held > self.at && self.by != terms.per_us {
+            self.level += (self.held - self.at) * (self.by - terms.per_us);
+            self.by = terms.per_us;
         }
         let n = self.at.max(now);
         let mut us = n - self.at;
@@ -153,6 +161,7 @@ impl Bucket {
             self.bind(terms);
         } else {
             self.held = 0.0;
+            self.by = 0.0;
         }
         mended
     }
@@ -288,6 +297,7 @@ impl Bucket {
     pub(crate) fn hold_back(&mut self, us: f64, terms: Terms) {
         self.held = self.held.max(self.at + us);
         if self.held > self.at {
+            self.by = terms.per_us;
             self.bind(terms);
         }
     }

@@ -276,3 +276,29 @@ async fn credited_while_redis_is_away() {
     assert!(!level.is_degraded());
     assert_eq!(level.tokens().round(), 5.0, "paid back");
 }
+
+/// However the rate changes meanwhile, a hold is over when it is over.
+async fn held_back(limiter: &Limiter) {
+    for (before, after) in [(100.0, 1.0), (1.0, 100.0)] {
+        let quota = LiveQuota::new(Quota::per_second(before).burst(1.0));
+        let api = quota.scope(format!("held-from-{before}"));
+        limiter.hold_back(&api.current(), SECOND);
+        let start = Instant::now();
+        quota.set(Quota::per_second(after).burst(1.0));
+        let waits = limiter.acquire(api.current(), 20 * SECOND);
+        waits.await.expect("a second, and one by the new rate");
+        assert!(start.elapsed() >= SECOND * 9 / 10, "{:?}", start.elapsed());
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn held_back_in_memory() {
+    held_back(&Limiter::in_memory()).await;
+}
+
+#[cfg(feature = "redis")]
+#[tokio::test]
+async fn held_back_in_redis() {
+    let server = support::RedisServer::start().await;
+    held_back(&patient(&server.url())).await;
+}

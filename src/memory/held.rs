@@ -25,6 +25,7 @@ struct Rare {
     big: f64,
     pool: f64,
     held: f64,
+    by: f64,
     owed: f64,
     /// The largest capacity and the slowest rate since something is owed or promised.
     widest: Terms,
@@ -78,17 +79,20 @@ impl Held {
 
     #[inline]
     pub(super) fn bucket(&self) -> Bucket {
-        let (tail, big, pool, held) = self.rare.as_ref().map_or((0.0, 0.0, 0.0, 0.0), |rare| {
-            (rare.tail, rare.big, rare.pool, rare.held)
-        });
-        Bucket {
+        let mut bucket = Bucket {
             level: self.level,
             at: self.at,
-            tail,
-            big,
-            pool,
-            held,
+            tail: 0.0,
+            big: 0.0,
+            pool: 0.0,
+            held: 0.0,
+            by: 0.0,
+        };
+        if let Some(rare) = &self.rare {
+            (bucket.tail, bucket.big, bucket.pool) = (rare.tail, rare.big, rare.pool);
+            (bucket.held, bucket.by) = (rare.held, rare.by);
         }
+        bucket
     }
 
     /// Takes once, where nobody waits and nothing is owed: the level after that, or when to come
@@ -140,16 +144,18 @@ impl Held {
         } else {
             (0.0, 0.0, 0.0)
         };
+        let (held, by) = if bucket.held > bucket.at {
+            (bucket.held, bucket.by)
+        } else {
+            (0.0, 0.0)
+        };
         let known = self.rare.as_ref();
         let rare = Rare {
             tail,
             big,
             pool,
-            held: if bucket.held > bucket.at {
-                bucket.held
-            } else {
-                0.0
-            },
+            held,
+            by,
             owed,
             widest: known.map_or(terms, |rare| Terms {
                 cap: rare.widest.cap.max(terms.cap),

@@ -27,7 +27,8 @@
 --
 -- A value is level, at, the largest capacity and the slowest rate by which any process has known
 -- this bucket since it was last full, and until when Redis keeps it; then, while somebody sleeps
--- towards a promised turn, tail, big, pool; and, while nobody is granted anything, until when.
+-- towards a promised turn, tail, big, pool; and, while nobody is granted anything, until when,
+-- and by which rate the level counts the rest of that.
 -- A smaller quota's call must not let it expire before
 -- the larger one's debt is paid, and can learn of that one only from the value. An expiry costs
 -- Redis as much as the value does, so it is set for longer than needed, and then seldom.
@@ -85,7 +86,7 @@ local function take(c, n, max_wait, cap, rate, level, at, tail, big, pool)
   return at_once, granted, last, retry_after, level, tail, big, pool
 end
 
-local function keep(i, level, at, most, slowest, kept, tail, big, pool, held)
+local function keep(i, level, at, most, slowest, kept, tail, big, pool, held, rate)
   -- Full is the same as absent, and the server's clock may be up to a second behind `at`.
   local full = (most - level) / slowest
   if tail - at > full then full = tail - at end
@@ -100,7 +101,7 @@ local function keep(i, level, at, most, slowest, kept, tail, big, pool, held)
   end
   local value
   if held > at then
-    value = pack('<ddddddddd', level, at, most, slowest, kept, tail, big, pool, held)
+    value = pack('<dddddddddd', level, at, most, slowest, kept, tail, big, pool, held, rate)
   elseif tail > at then
     value = pack('<dddddddd', level, at, most, slowest, kept, tail, big, pool)
   else
@@ -124,17 +125,17 @@ for i = 1, nkeys do
   local value = stored[i]
   local length = value and #value
   local l, a, most, slowest, kept
-  local tail, big, pool, held = 0, 0, 0, 0
+  local tail, big, pool, held, by = 0, 0, 0, 0, 0
   if length == 40 then
     l, a, most, slowest, kept = unpack_d('<ddddd', value)
   elseif length == 64 then
     l, a, most, slowest, kept, tail, big, pool = unpack_d('<dddddddd', value)
-  elseif length == 72 then
-    l, a, most, slowest, kept, tail, big, pool, held = unpack_d('<ddddddddd', value)
+  elseif length == 80 then
+    l, a, most, slowest, kept, tail, big, pool, held, by = unpack_d('<dddddddddd', value)
   end
   -- What is no number, or infinite, leaves NaN.
   if not l or slowest <= 0 or (l - l) + (a - a) + (most - most) + (slowest - slowest)
-      + (kept - kept) + (tail - tail) + (big - big) + (pool - pool) + (held - held) ~= 0 then
+      + (kept - kept) + (tail - tail) + (big - big) + (pool - pool) + (held - held) + (by - by) ~= 0 then
     -- Missing, of another type or length, or not numbers: full.
     l, a, most, slowest, kept, tail, big, pool, held = c, now, c, r, 0, 0, 0, 0, 0
   end
@@ -149,6 +150,8 @@ for i = 1, nkeys do
     a = now
     changed = true
   end
+  -- A hold is as long by any rate.
+  if held > a and by ~= r then l = l + (held - a) * (by - r) end
   local us = 0
   if now > a then
     us = now - a
@@ -188,7 +191,7 @@ for i = 1, nkeys do
     end
   end
   if alone then
-    if changed then keep(i, l, a, most, slowest, kept, tail, big, pool, held) end
+    if changed then keep(i, l, a, most, slowest, kept, tail, big, pool, held, r) end
     reply[i + 1] = pack('<dddddd', at_once, granted, last, retry_after, l, held > a and a - held or pool)
   else
     key[i] = {
@@ -308,7 +311,7 @@ end
 for i = 1, nkeys do
   local k = key[i]
   if k.changed then
-    keep(i, k.level, k.at, k.most, k.slowest, k.kept, k.tail, k.big, k.pool, k.held)
+    keep(i, k.level, k.at, k.most, k.slowest, k.kept, k.tail, k.big, k.pool, k.held, k.rate)
   end
   reply[#reply + 1] = k.first
   reply[#reply + 1] = pack('<dd', k.level, k.held > k.at and k.at - k.held or k.pool)

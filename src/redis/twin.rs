@@ -353,7 +353,7 @@ impl Twin {
                 kept = now + (px - 1.0) * 1_000.0;
             }
             let length = if bucket.held > bucket.at {
-                72
+                80
             } else if bucket.tail > bucket.at {
                 64
             } else {

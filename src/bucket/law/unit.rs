@@ -539,6 +539,28 @@ fn a_hold_grants_nobody_and_ends_without_a_burst() {
     }
 }
 
+/// The level counts a hold by a rate; by another one the hold is as long.
+#[test]
+fn a_hold_is_as_long_by_another_rate() {
+    for part in [0.01, 0.5, 3.0] {
+        let terms = Terms::new(10.0, 10.0);
+        let other = terms.slower(part);
+        let mut bucket = Bucket::full(0.0, terms);
+        bucket.hold_back(60e6, terms);
+        bucket.charge(5.0, terms);
+        bucket.visit(20e6, other);
+        bucket.visit(30e6, terms);
+        bucket.visit(40e6, other);
+        let level = bucket.level;
+        assert!((level + 20e6 * other.per_us).abs() < 1e-6, "{bucket:?}");
+        // Who is promised a turn after it has it by the rate of then.
+        assert_eq!(bucket.take(1.0, 1, 1e12, other).granted, 1.0);
+        bucket.visit(60e6, other);
+        assert!((bucket.level + 1.0).abs() < 1e-6, "{bucket:?}");
+        assert_eq!((bucket.held, bucket.by), (0.0, 0.0));
+    }
+}
+
 #[test]
 fn the_turns_in_a_hold_pay_for_it() {
     let terms = Terms::new(1.0, 1.0);
