@@ -126,7 +126,8 @@ async fn complete(
             let next = async |(mut answer, mut meter): (reqwest::Response, Meter)| {
                 let chunk = answer.chunk().await;
                 match &chunk {
-                    Ok(Some(bytes)) => meter.sent += (bytes.len() / TOKEN.len()) as f64,
+                    // Chunks need not end where tokens do.
+                    Ok(Some(bytes)) => meter.bytes += bytes.len(),
                     Ok(None) => meter.whole = true,
                     Err(_) => {}
                 }
@@ -142,7 +143,7 @@ async fn complete(
 struct Meter {
     permit: PermitHandle,
     estimate: f64,
-    sent: f64,
+    bytes: usize,
     whole: bool,
     total: Arc<Mutex<Total>>,
 }
@@ -157,7 +158,7 @@ impl Meter {
         Self {
             permit,
             estimate,
-            sent: 0.0,
+            bytes: 0,
             whole: false,
             total,
         }
@@ -166,9 +167,10 @@ impl Meter {
 
 impl Drop for Meter {
     fn drop(&mut self) {
+        let sent = self.bytes.div_ceil(TOKEN.len()) as f64;
         let actual = match self.whole {
-            true => self.sent,
-            false => self.sent.max(self.estimate),
+            true => sent,
+            false => sent.max(self.estimate),
         };
         self.permit.settle(actual);
         if let Ok(mut total) = self.total.lock() {

@@ -188,7 +188,7 @@ mod shared {
         proxy.delay(SECOND * 7 / 100);
         let mut took = Vec::new();
         for heeds in [false, true] {
-            let builder = Limiter::builder().redis(&proxy.url());
+            let builder = Limiter::builder().redis(proxy.url());
             let limiter = builder.redis_timeout(10 * SECOND).build().expect("a URL");
             if heeds {
                 limiter.heed_holds();

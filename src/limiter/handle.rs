@@ -206,8 +206,9 @@ impl Limiter {
     /// 25 ms says that it may be (see [`heed_holds`](Self::heed_holds)). Waiters whose turn comes
     /// in that time ask again within their own deadlines. A shorter hold does not shorten a
     /// longer one, [`reset`](Self::reset) ends it, and tokens that are given back in that time
-    /// are lost. While Redis is away, this process's share is held back, and Redis is told once
-    /// it is back.
+    /// are lost; so is what is charged, as far as the hold pays for it. While Redis is away, this
+    /// process's share is held back, and Redis is told by the first that asks it here some two
+    /// seconds after it is back.
     ///
     /// ```
     /// # use std::time::Duration;

@@ -175,7 +175,9 @@ impl<K, O> RateLimitLayer<K, O> {
     /// shadow shares its buckets with one that is not, if they have the same names: give it names
     /// of its own. [`settle`](Self::settle) corrects what was decided by the time the response is
     /// there. [`on_response`](Self::on_response) does not run, because it could change the
-    /// response, and the handle of [`expose_permit`](Self::expose_permit) settles nothing.
+    /// response, and the handle of [`expose_permit`](Self::expose_permit) settles nothing; that of
+    /// a layer outside stays where it is. Nobody is held up, so with a [`max_wait`](Self::max_wait)
+    /// up to `rate * max_wait` small tasks wait for turns beside the requests.
     ///
     /// ```
     /// # use tower_throttle::{Limiter, Quota, RateLimitLayer};

@@ -22,7 +22,7 @@ const OVERLOADED: u16 = 529;
 /// Nothing is guessed: only the fields of the chosen profile are read, and what is malformed is
 /// ignored. What is learned only ever **lowers** a bucket or holds it back. A refusal (429 or
 /// 503; see each profile for more) that says when to come back holds back every scope that the
-/// profile has a place for; one that does not say empties them.
+/// profile has a place for; one that does not say, or says zero, empties them.
 ///
 /// A wait is cut to [`cap`](Self::cap), and made longer by up to [`jitter`](Self::jitter) within
 /// it. In order of preference: `retry-after-ms`, `Retry-After` in seconds (whole or not), then as
@@ -135,7 +135,8 @@ impl Upstream {
     /// GitHub: `x-ratelimit-remaining` speaks of the first scope. Its limit is a window: where
     /// nothing remains, the scope is held back until `x-ratelimit-reset` (seconds since 1970). A
     /// 403 is a refusal where it has a `Retry-After` or nothing remains, else it is about rights.
-    /// A 429 that says nothing holds back for a minute, as GitHub asks.
+    /// A 429 that says nothing holds back for a minute, as GitHub asks. Core, search and GraphQL
+    /// have budgets of their own in the same fields: give each a layer and a scope.
     ///
     /// ```
     /// let upstream = tower_throttle::upstream::Upstream::github();
