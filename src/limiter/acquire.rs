@@ -197,7 +197,14 @@ impl Acquire {
         let Some(remote) = &core.remote else {
             return self.ask_memory(left, max_wait, Origin::Memory);
         };
-        match remote.mode() {
+        let mode = remote.mode();
+        if !matches!(mode, Mode::Away(_)) {
+            // Before memory has its say, which may be that nobody is to ask Redis for long.
+            for (scope, until) in core.shares.untold.take() {
+                remote.hold_back(&scope, until);
+            }
+        }
+        match mode {
             Mode::Passing => {}
             Mode::Away(failure) => return self.fall_back(&failure),
             Mode::Grace => {
@@ -217,9 +224,6 @@ impl Acquire {
         max_wait: Duration,
     ) -> Poll<Result<Permit, Rejected>> {
         let max_wait_us = to_us(max_wait);
-        for (scope, until) in self.core().shares.untold.take() {
-            remote.hold_back(&scope, until);
-        }
         // A free turn of this process counts before what is known of the bucket.
         if !max_wait.is_zero() && !self.core().turns.is_empty() {
             let waiter = self.waiter(left.clone(), max_wait_us);

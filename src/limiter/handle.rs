@@ -207,8 +207,8 @@ impl Limiter {
     /// in that time ask again within their own deadlines. A shorter hold does not shorten a
     /// longer one, [`reset`](Self::reset) ends it, and tokens that are given back in that time
     /// are lost; so is what is charged, as far as the hold pays for it. While Redis is away, this
-    /// process's share is held back, and Redis is told by the first that asks it here some two
-    /// seconds after it is back.
+    /// process's share is held back, and Redis is told by the next acquisition here once it is
+    /// back.
     ///
     /// ```
     /// # use std::time::Duration;
