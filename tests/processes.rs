@@ -72,7 +72,12 @@ fn machine_us(offset_us: i64) -> i64 {
 }
 
 async fn run_child(url: String, waiting: bool, offset_us: i64) {
-    let limiter = Limiter::redis(&url).expect("a URL");
+    // A test machine stands still for longer than a service would accept.
+    let limiter = Limiter::builder()
+        .redis(url)
+        .redis_timeout(Duration::from_secs(10))
+        .build()
+        .expect("a URL");
     limiter.peek(&SCOPE).await;
     println!("\nready {}", machine_us(offset_us));
     // The start signal: the parent ends by closing the pipe.
