@@ -60,8 +60,36 @@ impl Terms {
     }
 }
 
-/// One bucket. `Default` is not full: use [`Bucket::full`].
+/// Reservations that end this close to each other, in microseconds, are neighbours: a due time is
+/// rounded up to a whole microsecond, and the rest of the next one is counted from the level.
+const NEIGHBOURS_US: f64 = 2.0;
+
+/// A bucket remembers so many cancelled reservations that others stand behind. The tokens of
+/// further ones come back only by the refill.
+const MOST_CANCELLED: usize = 64;
+
+/// Tokens that were reserved for a later time: those that refill from `from` until `until`, when
+/// they are due, in the bucket's time.
 #[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) struct Reservation {
+    pub(crate) from: f64,
+    pub(crate) until: f64,
+    pub(crate) tokens: f64,
+}
+
+impl Reservation {
+    /// `tokens` that are due at `until`.
+    pub(crate) fn due(until: f64, tokens: f64, terms: Terms) -> Self {
+        Self {
+            from: until - tokens.min(terms.cap) / terms.per_us,
+            until,
+            tokens,
+        }
+    }
+}
+
+/// One bucket. `Default` is not full: use [`Bucket::full`].
+#[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Bucket {
     /// Tokens now; below zero: promised.
     pub(crate) level: f64,
@@ -77,6 +105,9 @@ pub(crate) struct Bucket {
     pub(crate) held: f64,
     /// By which rate the level counts the rest of the hold, in tokens per microsecond.
     pub(crate) by: f64,
+    /// Cancelled reservations that others stand behind, in the order of their due times. Their
+    /// tokens are part of the debt.
+    pub(crate) cancelled: Vec<Reservation>,
 }
 
 /// What `n` equal demands got, in their order.
@@ -114,6 +145,7 @@ impl Bucket {
             pool: 0.0,
             held: 0.0,
             by: 0.0,
+            cancelled: Vec::new(),
         }
     }
 
@@ -131,8 +163,13 @@ impl Bucket {
     pub(crate) fn visit_by(&mut self, now: f64, terms: Terms, back: f64) -> bool {
         let mended = self.at > now + CLOCK_SLACK_US;
         if mended {
-            self.tail -= self.at - now;
-            self.held -= self.at - now;
+            let step = self.at - now;
+            self.tail -= step;
+            self.held -= step;
+            for gap in &mut self.cancelled {
+                gap.from -= step;
+                gap.until -= step;
+            }
             self.at = now;
         }
         // A hold is as long by any rate.
@@ -150,12 +187,16 @@ impl Bucket {
         }
         self.level = terms.cap.min(self.level + us * terms.per_us);
         self.at = n;
-        self.pool = self.pool.min(self.pool_room(terms));
+        // What is due and was cancelled is given back.
+        let due = self.cancelled.partition_point(|gap| gap.until <= n);
+        for gap in self.cancelled.drain(..due) {
+            self.pool += gap.tokens;
+        }
+        // The room is that of the time when the last reservation was due, if it was.
+        let since = (n - self.tail).max(0.0) * terms.per_us * back;
+        self.pool = self.pool.min(self.room(self.level - since, terms));
         if self.tail <= n {
-            self.level = terms.cap.min(self.level + self.pool);
-            self.tail = 0.0;
-            self.pool = 0.0;
-            self.big = 0.0;
+            self.end_queue(terms);
         }
         if self.held > n {
             self.bind(terms);
@@ -166,8 +207,20 @@ impl Bucket {
         mended
     }
 
-    fn pool_room(&self, terms: Terms) -> f64 {
-        (terms.cap - self.big - self.level.max(0.0)).max(0.0)
+    /// No reservation is outstanding.
+    fn end_queue(&mut self, terms: Terms) {
+        for gap in self.cancelled.drain(..) {
+            self.pool += gap.tokens;
+        }
+        self.level = terms.cap.min(self.level + self.pool);
+        self.tail = 0.0;
+        self.pool = 0.0;
+        self.big = 0.0;
+    }
+
+    /// How much may be given back at this level, without crowding those who wait.
+    fn room(&self, level: f64, terms: Terms) -> f64 {
+        (terms.cap - self.big - level.max(0.0)).max(0.0)
     }
 
     /// How long a demand of `c` would wait now, in microseconds.
@@ -175,9 +228,56 @@ impl Bucket {
         let need = c.min(terms.cap);
         if self.level >= need || self.pool >= c {
             0.0
+        } else if let Some((_, start, length)) = self.gap_for(c, terms) {
+            self.wait_until(start + length)
         } else {
             ((need - self.level) / terms.per_us).ceil()
         }
+    }
+
+    fn wait_until(&self, due: f64) -> f64 {
+        (due - self.at).ceil().max(0.0)
+    }
+
+    /// The first cancelled reservation that has room for `c`: which, from when on, and for how
+    /// long.
+    fn gap_for(&self, c: f64, terms: Terms) -> Option<(usize, f64, f64)> {
+        if c > terms.cap {
+            return None;
+        }
+        self.cancelled.iter().enumerate().find_map(|(index, gap)| {
+            let length = (gap.until - gap.from) * (c / gap.tokens);
+            let start = if self.held > self.at {
+                gap.from.max(self.held)
+            } else {
+                gap.from.max(self.at - length)
+            };
+            // The same length from the same start may round to the last bit but one.
+            let fits = c <= gap.tokens && start + length <= gap.until + 0.5;
+            fits.then_some((index, start, length))
+        })
+    }
+
+    /// Reserves `c` in place of a cancelled reservation: the wait, if there is one that fits and
+    /// is due within `max_wait`.
+    fn fill_gap(&mut self, c: f64, max_wait: f64, terms: Terms) -> Option<f64> {
+        let (index, start, length) = self.gap_for(c, terms)?;
+        let wait = self.wait_until(start + length);
+        if wait > max_wait {
+            return None;
+        }
+        let gap = &mut self.cancelled[index];
+        let passed = gap.tokens * ((start - gap.from) / (gap.until - gap.from));
+        gap.tokens -= c + passed;
+        gap.from = start + length;
+        if gap.tokens <= 0.0 || gap.from >= gap.until {
+            self.cancelled.remove(index);
+        }
+        if passed > 0.0 && self.held <= self.at {
+            self.pool = (self.pool + passed).min(self.room(self.level, terms));
+        }
+        self.big = self.big.max(c);
+        Some(wait)
     }
 
     /// Takes `c` for each of `n` demands, in order, none of which waits over `max_wait`.
@@ -212,6 +312,16 @@ impl Bucket {
         if left <= 0.0 {
             return taken;
         }
+        if n == 1.0
+            && let Some(wait) = self.fill_gap(c, max_wait, terms)
+        {
+            return Taken {
+                now: f64::from(u8::from(wait <= 0.0)),
+                granted: 1.0,
+                last: wait,
+                retry_after: 0.0,
+            };
+        }
         let level = self.level;
         let wait_of = |j: f64| ((j * c - over - level) / terms.per_us).ceil();
         let mut later = ((level + over + max_wait * terms.per_us) / c)
@@ -232,7 +342,13 @@ impl Bucket {
             self.big = self.big.max(c.min(terms.cap));
         }
         if later < left {
-            taken.retry_after = (wait_of(later + 1.0) - max_wait).max(1.0);
+            let mut wait = wait_of(later + 1.0);
+            if n == 1.0
+                && let Some((_, start, length)) = self.gap_for(c, terms)
+            {
+                wait = wait.min(self.wait_until(start + length));
+            }
+            taken.retry_after = (wait - max_wait).max(1.0);
         }
         taken
     }
@@ -244,8 +360,88 @@ impl Bucket {
         } else if self.tail <= self.at {
             self.level = terms.cap.min(self.level + c);
         } else {
-            self.pool = (self.pool + c).min(self.pool_room(terms));
+            self.pool = (self.pool + c).min(self.room(self.level, terms));
         }
+    }
+
+    /// Undoes a reservation whose caller has gone away.
+    ///
+    /// The last of the queue is undone as if it had never been made, and then the one before it,
+    /// if that is cancelled as well. Others stand behind one in the middle, and rely on it: its
+    /// tokens come back when it is the last, or due; a newcomer may take its place.
+    pub(crate) fn undo(&mut self, gone: Reservation, terms: Terms) {
+        if gone.until <= self.at {
+            return self.give_back(gone.tokens, terms);
+        }
+        // What is due in a pause has paid for it. Beyond the tail is what this bucket does not
+        // know: it was reset or lost.
+        if gone.until <= self.held || gone.until > self.tail + NEIGHBOURS_US {
+            return;
+        }
+        if gone.until < self.tail - NEIGHBOURS_US {
+            // One over the capacity refills in part after it is due.
+            if gone.tokens <= terms.cap {
+                self.remember(gone);
+            }
+            return;
+        }
+        let mut last = gone;
+        loop {
+            self.level = terms.cap.min(self.level + last.tokens);
+            self.tail = last.from;
+            match self.cancelled.pop() {
+                Some(next) if next.until >= self.tail - NEIGHBOURS_US => last = next,
+                Some(next) => {
+                    self.cancelled.push(next);
+                    break;
+                }
+                None => break,
+            }
+        }
+        if self.tail <= self.at + NEIGHBOURS_US {
+            self.end_queue(terms);
+        }
+        if self.held > self.at {
+            self.bind(terms);
+        }
+    }
+
+    /// Keeps a cancelled reservation of the middle, as one with its neighbours.
+    fn remember(&mut self, gone: Reservation) {
+        let next = self.cancelled.partition_point(|gap| gap.until < gone.until);
+        let joins = |before: &Reservation, after: &Reservation| {
+            (after.from - before.until).abs() <= NEIGHBOURS_US
+        };
+        let before = next.checked_sub(1);
+        let before = before.filter(|&before| joins(&self.cancelled[before], &gone));
+        let after = self.cancelled.get(next).is_some_and(|after| joins(&gone, after));
+        match (before, after) {
+            (Some(before), true) => {
+                let after = self.cancelled.remove(next);
+                let gap = &mut self.cancelled[before];
+                gap.until = after.until;
+                gap.tokens += gone.tokens + after.tokens;
+            }
+            (Some(before), false) => {
+                let gap = &mut self.cancelled[before];
+                gap.until = gone.until;
+                gap.tokens += gone.tokens;
+            }
+            (None, true) => {
+                let gap = &mut self.cancelled[next];
+                gap.from = gone.from;
+                gap.tokens += gone.tokens;
+            }
+            (None, false) if self.cancelled.len() < MOST_CANCELLED => {
+                self.cancelled.insert(next, gone);
+            }
+            (None, false) => {}
+        }
+    }
+
+    /// The level without what is reserved by nobody any more: at most so much is free.
+    pub(crate) fn free(&self) -> f64 {
+        self.cancelled.iter().fold(self.level, |level, gap| level + gap.tokens)
     }
 
     /// Charges `x` tokens that were used without having been taken. The debt is bounded by one
@@ -298,6 +494,7 @@ impl Bucket {
         self.held = self.held.max(self.at + us);
         if self.held > self.at {
             self.by = terms.per_us;
+            self.cancelled.clear();
             self.bind(terms);
         }
     }

@@ -1,6 +1,6 @@
 //! One bucket as memory keeps it: small, because there may be millions.
 
-use crate::bucket::{AtOnce, Bucket, Terms, take_at_once};
+use crate::bucket::{AtOnce, Bucket, Reservation, Terms, take_at_once};
 
 #[derive(Debug)]
 pub(super) struct Held {
@@ -26,6 +26,7 @@ struct Rare {
     pool: f64,
     held: f64,
     by: f64,
+    cancelled: Vec<Reservation>,
     owed: f64,
     /// The largest capacity and the slowest rate since something is owed or promised.
     widest: Terms,
@@ -87,10 +88,12 @@ impl Held {
             pool: 0.0,
             held: 0.0,
             by: 0.0,
+            cancelled: Vec::new(),
         };
         if let Some(rare) = &self.rare {
             (bucket.tail, bucket.big, bucket.pool) = (rare.tail, rare.big, rare.pool);
             (bucket.held, bucket.by) = (rare.held, rare.by);
+            bucket.cancelled.clone_from(&rare.cancelled);
         }
         bucket
     }
@@ -156,6 +159,7 @@ impl Held {
             pool,
             held,
             by,
+            cancelled: bucket.cancelled.clone(),
             owed,
             widest: known.map_or(terms, |rare| Terms {
                 cap: rare.widest.cap.max(terms.cap),

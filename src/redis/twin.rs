@@ -198,7 +198,7 @@ impl Call {
 }
 
 /// One key.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Stored {
     pub(crate) bucket: Bucket,
     /// The largest capacity and the smallest rate by which it is known.
@@ -259,7 +259,7 @@ impl Twin {
         let (mut buckets, mut widest, mut changed) = (Vec::new(), Vec::new(), Vec::new());
         for (key, terms) in &call.keys {
             let stored = self.keys.get(key);
-            let mut bucket = stored.map_or(Bucket::full(now, *terms), |stored| stored.bucket);
+            let mut bucket = stored.map_or_else(|| Bucket::full(now, *terms), |stored| stored.bucket.clone());
             changed.push(bucket.visit_by(now, *terms, call.back));
             buckets.push(bucket);
             widest.push(stored.map_or(*terms, |stored| Terms {
@@ -276,7 +276,7 @@ impl Twin {
                 n,
                 max_wait_us,
             } = first;
-            let before = buckets[index];
+            let before = buckets[index].clone();
             firsts.push(match n {
                 0 => Taken::default(),
                 n => buckets[index].take(cost, n, max_wait_us, terms[index]),
@@ -344,7 +344,7 @@ impl Twin {
             if !changed[index] {
                 continue;
             }
-            let (bucket, widest) = (buckets[index], widest[index]);
+            let (bucket, widest) = (buckets[index].clone(), widest[index]);
             let slower = if call.back < 1.0 { 10e6 } else { 0.0 };
             let stored = self.keys.get(key);
             let mut kept = stored.map_or(0.0, |stored| stored.kept);
@@ -395,7 +395,7 @@ fn take(
         return Answer { taken, which: 0 };
     }
     // In the order of the demand, which need not be that of the keys.
-    let mut asked: Vec<Bucket> = of.iter().map(|&(index, _)| buckets[index]).collect();
+    let mut asked: Vec<Bucket> = of.iter().map(|&(index, _)| buckets[index].clone()).collect();
     let all = take_all(
         asked
             .iter_mut()

@@ -80,11 +80,13 @@ pub(super) struct Seen {
     pub(super) charged: u64,
     pub(super) second_waits: u64,
     pub(super) second_refusals: u64,
+    pub(super) undone: u64,
+    pub(super) filled: u64,
     pub(super) stated: u64,
 }
 
 impl Seen {
-    fn counts(&mut self) -> [&mut u64; 9] {
+    fn counts(&mut self) -> [&mut u64; 11] {
         [
             &mut self.slept,
             &mut self.pooled,
@@ -94,6 +96,8 @@ impl Seen {
             &mut self.charged,
             &mut self.second_waits,
             &mut self.second_refusals,
+            &mut self.undone,
+            &mut self.filled,
             &mut self.stated,
         ]
     }

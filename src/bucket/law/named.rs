@@ -1,6 +1,6 @@
 //! What looked right and was not: each case by its name, with the numbers that showed it.
 
-use crate::bucket::{Bucket, Terms};
+use crate::bucket::{Bucket, Reservation, Terms};
 
 use super::case::{BUCKETS, Case, Fate, Law, Op, Outcome};
 use super::random::Rng;
@@ -87,7 +87,7 @@ fn a_plain_refund_of_a_whole_capacity_doubles_it() {
 }
 
 #[test]
-fn sleepers_that_go_away_leave_their_turns_where_they_are() {
+fn newcomers_take_the_places_of_cancelled_reservations() {
     let case = case(
         &[(2.0, 1.0)],
         &[
@@ -107,7 +107,7 @@ fn sleepers_that_go_away_leave_their_turns_where_they_are() {
     assert_near(real.excess, 0.0);
     assert_eq!(
         uses(&real, 0),
-        [(0.0, 2.0), (4.5, 0.5), (5.0, 0.5), (7.0, 2.0)]
+        [(0.0, 2.0), (0.5, 0.5), (2.5, 2.0), (4.5, 0.5)]
     );
 
     // Where the window of the sleepers has room, a slot may not be used before its turn either.
@@ -430,9 +430,87 @@ fn cancelled_use(hand_over: bool) -> f64 {
 }
 
 #[test]
-fn handing_over_loses_no_turn() {
-    let lost = cancelled_use(false);
-    assert!(lost < 0.85, "{lost}");
-    let kept = cancelled_use(true);
-    assert!(kept > 0.99, "{kept}");
+fn cancelled_reservations_lose_no_tokens() {
+    for hand_over in [false, true] {
+        let used = cancelled_use(hand_over);
+        assert!(used > 0.99, "{used}");
+    }
+}
+
+/// Reserves for `n` callers of cost 1 and cancels all of them, in this order.
+fn reserve_and_cancel(terms: Terms, n: u32, order: impl Fn(u32) -> u32) -> Bucket {
+    let mut bucket = Bucket::full(1.7e15, terms);
+    bucket.take(terms.cap, 1, 0.0, terms);
+    let reservations: Vec<_> = (0..n)
+        .map(|_| {
+            let taken = bucket.take(1.0, 1, 1e12, terms);
+            Reservation::due(bucket.at + taken.last, 1.0, terms)
+        })
+        .collect();
+    for k in 0..n {
+        bucket.undo(reservations[order(k) as usize], terms);
+    }
+    bucket
+}
+
+#[test]
+fn after_all_waiters_are_gone_a_bucket_is_as_without_them() {
+    for terms in [Terms::new(1.0, 1.0), Terms::new(10.0, 3.0), Terms::new(100.0, 1e4)] {
+        let mut empty = Bucket::full(1.7e15, terms);
+        empty.take(terms.cap, 1, 0.0, terms);
+        let orders: [fn(u32) -> u32; 4] = [
+            |k| k,
+            |k| 19 - k,
+            |k| (7 * k) % 20,
+            // Of two processes, one after the other, whose callers stand in turn.
+            |k| if k < 10 { 2 * k } else { 2 * k - 19 },
+        ];
+        for order in orders {
+            let bucket = reserve_and_cancel(terms, 20, order);
+            assert!((bucket.level - empty.level).abs() < 1e-6, "{bucket:?}");
+            assert_eq!((bucket.tail, bucket.big), (0.0, 0.0));
+            assert_eq!((bucket.pool, bucket.cancelled.len()), (0.0, 0));
+        }
+    }
+}
+
+#[test]
+fn cancelled_reservations_beyond_those_remembered_come_back_by_the_refill() {
+    let terms = Terms::new(1.0, 1.0);
+    // Of two processes whose callers stand in turn: none of the first are neighbours, and the last
+    // of them is cancelled first.
+    let order = |k| if k < 100 { 198 - 2 * k } else { 399 - 2 * k };
+    let mut bucket = reserve_and_cancel(terms, 200, order);
+    let lost = 100.0 - 64.0;
+    assert!((-2.0 * lost..=0.0).contains(&bucket.level), "{bucket:?}");
+    bucket.visit(bucket.at + 2.0 * lost * SECOND, terms);
+    assert_eq!((bucket.tail, bucket.cancelled.len()), (0.0, 0));
+    assert!((bucket.level - 1.0).abs() < 1e-6, "{bucket:?}");
+}
+
+#[test]
+fn newcomers_are_not_told_a_wait_that_counts_cancelled_reservations() {
+    let terms = Terms::new(1.0, 1.0);
+    let mut bucket = Bucket::full(1.7e15, terms);
+    bucket.take(1.0, 1, 0.0, terms);
+    let first = Reservation::due(bucket.at + bucket.take(1.0, 1, 1e12, terms).last, 1.0, terms);
+    bucket.take(1.0, 1, 1e12, terms);
+    bucket.undo(first, terms);
+    // Somebody waits for t = 2; t = 1 is free.
+    assert_eq!(bucket.quote(1.0, terms), SECOND);
+    assert_eq!(bucket.take(1.0, 1, 0.0, terms).retry_after, SECOND);
+    assert_eq!(bucket.take(1.0, 1, SECOND, terms).last, SECOND);
+    assert_eq!(bucket.quote(1.0, terms), 3.0 * SECOND);
+}
+
+#[test]
+fn a_pause_takes_cancelled_reservations_with_it() {
+    let terms = Terms::new(1.0, 1.0);
+    let mut bucket = Bucket::full(1.7e15, terms);
+    bucket.take(1.0, 1, 0.0, terms);
+    let first = Reservation::due(bucket.at + bucket.take(1.0, 1, 1e12, terms).last, 1.0, terms);
+    bucket.take(1.0, 1, 1e12, terms);
+    bucket.undo(first, terms);
+    bucket.hold_back(5.0 * SECOND, terms);
+    assert!(bucket.quote(1.0, terms) >= 5.0 * SECOND);
 }

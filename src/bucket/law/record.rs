@@ -15,14 +15,17 @@
 //! - **Jumps.** A server's clock that steps forward by s refills by s and forgets who sleeps and
 //!   what was charged: `rate * s`, and what is given back while somebody still sleeps, which no
 //!   pool then keeps back; together not over `capacity + debt`. It counts for windows that reach
-//!   from before the debt would have been paid to after the step. A step back costs nothing.
+//!   from before the debt would have been paid to after the step. After a step back by s a
+//!   cancelled reservation may be undone in a place that is off by up to s: `rate * s`. Without
+//!   one, a step back costs nothing.
 
 use crate::bucket::Terms;
 
 /// Turns are whole microseconds, rounded up: a window that begins at such a turn may be shorter by
-/// the rest, and what refills in it less by that. Beside it, the rounding of doubles.
+/// the rest, and what refills in it less by that; so may one that begins in the place of a
+/// cancelled reservation. Beside it, the rounding of doubles.
 fn rounding(terms: Terms) -> f64 {
-    terms.per_us + 1e-9
+    2.0 * terms.per_us + 1e-9
 }
 
 #[derive(Clone, Copy, Debug)]

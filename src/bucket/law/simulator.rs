@@ -3,7 +3,7 @@
 //! Time here is true time, in which the sleepers sleep; the server's clock, which is all that the
 //! buckets know, is that plus an offset.
 
-use crate::bucket::{Bucket, TakenAll, Terms, take_all};
+use crate::bucket::{Bucket, Reservation, TakenAll, Terms, take_all};
 
 use super::case::{BUCKETS, Case, Fate, Law, Op, Outcome};
 use super::record::{Charged, Jump, Late, Record, Use};
@@ -17,7 +17,10 @@ struct Slot {
     cost: f64,
     turn: f64,
     order: Option<u32>,
-    owner: Option<usize>,
+    owner: usize,
+    /// What a caller that goes away undoes; none where the bucket's time is ahead of the server's,
+    /// which is all that a reply tells.
+    reservation: Option<Reservation>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -50,6 +53,7 @@ pub(super) fn run(case: &Case, law: Law) -> Outcome {
         slots: Vec::new(),
         demands: Vec::new(),
         order: 0,
+        back: Vec::new(),
         outcome: Outcome {
             records: vec![Record::default(); case.terms.len()],
             ..Outcome::default()
@@ -60,6 +64,12 @@ pub(super) fn run(case: &Case, law: Law) -> Outcome {
     }
     simulator.advance(f64::INFINITY);
     let mut outcome = simulator.outcome;
+    if outcome.seen.undone > 0 {
+        let buckets = case.terms.len();
+        for (index, jump) in simulator.back.into_iter().enumerate() {
+            outcome.records[index % buckets].jumps.push(jump);
+        }
+    }
     for (record, &terms) in outcome.records.iter_mut().zip(&case.terms) {
         outcome.excess = outcome.excess.max(record.excess(terms));
         outcome.seen.stated +=
@@ -79,6 +89,8 @@ struct Simulator<'a> {
     slots: Vec<Slot>,
     demands: Vec<Demand>,
     order: u32,
+    /// By how much the clock was set back, of each bucket.
+    back: Vec<Jump>,
     outcome: Outcome,
 }
 
@@ -119,13 +131,8 @@ impl Simulator<'_> {
             // Not swapped: of equal turns the first promised comes first.
             self.slots.remove(index);
             self.now = slot.turn;
-            match slot.owner {
-                None => self.give_back(slot.bucket, slot.cost),
-                Some(demand) => {
-                    self.demands[demand].held.push(slot);
-                    self.ask(demand, 1);
-                }
-            }
+            self.demands[slot.owner].held.push(slot);
+            self.ask(slot.owner, 1);
         }
         if to.is_finite() {
             self.now = to;
@@ -144,31 +151,7 @@ impl Simulator<'_> {
                 state: State::Asking,
             });
         }
-        if !(n == 1 && self.take_freed_slot(first)) {
-            self.ask(first, n);
-        }
-    }
-
-    /// The last freed slot goes to the next newcomer of this process.
-    fn take_freed_slot(&mut self, demand: usize) -> bool {
-        let Some((bucket, cost)) = single(&self.demands[demand].missing) else {
-            return false;
-        };
-        let deadline = self.demands[demand].deadline;
-        let fits = |slot: &Slot| {
-            slot.owner.is_none()
-                && (slot.bucket, slot.cost) == (bucket, cost)
-                && slot.turn <= deadline
-        };
-        let hand_over = self.case.hand_over;
-        let Some(slot) = self.slots.iter_mut().find(|slot| hand_over && fits(slot)) else {
-            return false;
-        };
-        slot.owner = Some(demand);
-        self.demands[demand].missing[bucket] = 0.0;
-        self.demands[demand].state = State::Sleeping;
-        self.outcome.seen.handed_over += 1;
-        true
+        self.ask(first, n);
     }
 
     /// Asks for what a demand misses; `n` demands at once only for a single bucket.
@@ -182,14 +165,18 @@ impl Simulator<'_> {
         }
         if let Some((bucket, cost)) = single(&missing) {
             let terms = self.case.terms[bucket];
-            let pool = self.buckets[bucket].pool;
+            let (pool, gaps) = (self.buckets[bucket].pool, gaps(&self.buckets[bucket]));
             let taken = self.buckets[bucket].take(cost, n, max_wait, terms);
-            let pooled = ((pool - self.buckets[bucket].pool) / cost).round();
+            let fills = gaps != self::gaps(&self.buckets[bucket]);
+            self.outcome.seen.filled += u64::from(fills);
+            let pooled = ((pool - self.buckets[bucket].pool) / cost + 1e-9).floor();
+            let pooled = pooled.min(taken.now);
             for k in 0..n {
                 let demand = demand + k as usize;
                 if f64::from(k) < taken.granted {
                     let wait = taken.wait(k, cost, terms);
                     let level = f64::from(k) < taken.now - pooled || f64::from(k) >= taken.now;
+                    let level = level && !fills;
                     self.granted(demand, bucket, wait, level);
                 } else {
                     self.refused(demand);
@@ -206,6 +193,7 @@ impl Simulator<'_> {
             return;
         }
         let pools: Vec<f64> = self.buckets.iter().map(|bucket| bucket.pool).collect();
+        let before: Vec<f64> = self.buckets.iter().map(gaps).collect();
         let asked: Vec<usize> = (0..self.buckets.len()).filter(|&b| wanted(b)).collect();
         let buckets = self.buckets.iter_mut().enumerate();
         let buckets = buckets.filter(|(index, _)| wanted(*index));
@@ -217,11 +205,16 @@ impl Simulator<'_> {
         match answer {
             TakenAll::All => {
                 for bucket in asked {
-                    let level = self.buckets[bucket].pool == pools[bucket];
+                    let level = self.buckets[bucket].pool == pools[bucket]
+                        && gaps(&self.buckets[bucket]) == before[bucket];
                     self.granted(demand, bucket, 0.0, level);
                 }
             }
-            TakenAll::Slowest { which, wait } => self.granted(demand, asked[which], wait, true),
+            TakenAll::Slowest { which, wait } => {
+                let bucket = asked[which];
+                let level = gaps(&self.buckets[bucket]) == before[bucket];
+                self.granted(demand, bucket, wait, level);
+            }
             TakenAll::Refused { .. } => self.refused(demand),
         }
     }
@@ -270,7 +263,7 @@ impl Simulator<'_> {
         let slot = self.slot(demand, bucket, 0.0, from_level);
         self.demands[demand].held.push(slot);
         self.outcome.seen.pooled += u64::from(!from_level);
-        let waits = |slot: &Slot| slot.owner == Some(demand);
+        let waits = |slot: &Slot| slot.owner == demand;
         if self.demands[demand].missing.iter().all(|&c| c == 0.0) && !self.slots.iter().any(waits) {
             self.complete(demand);
         }
@@ -280,16 +273,21 @@ impl Simulator<'_> {
         self.order += 1;
         let turn = self.now + wait;
         if from_level {
-            self.outcome.out_of_turn |= turn < self.last_turn[bucket] && !self.jumped;
+            // Due times closer than this count as the same.
+            let earlier = turn + 2.0 < self.last_turn[bucket];
+            self.outcome.out_of_turn |= earlier && !self.jumped;
             self.last_turn[bucket] = self.last_turn[bucket].max(turn);
         }
-        let missing = &mut self.demands[demand].missing[bucket];
+        let cost = std::mem::take(&mut self.demands[demand].missing[bucket]);
+        let (at, terms) = (self.buckets[bucket].at, self.case.terms[bucket]);
+        let is_known = at == self.server_time();
         Slot {
             bucket,
-            cost: std::mem::take(missing),
+            cost,
             turn,
             order: from_level.then_some(self.order),
-            owner: Some(demand),
+            owner: demand,
+            reservation: is_known.then(|| Reservation::due(at + wait, cost, terms)),
         }
     }
 
@@ -379,35 +377,52 @@ impl Simulator<'_> {
         self.return_held(demand);
         self.demands[demand].state = State::Done;
         self.outcome.seen.cancelled += 1;
-        let owned = |slot: &Slot| slot.owner == Some(demand);
+        let owned = |slot: &Slot| slot.owner == demand;
         let Some(index) = self.slots.iter().position(owned) else {
             return;
         };
-        let freed = self.slots[index];
-        self.slots[index].owner = None;
-        if self.law == Law::Early {
-            self.slots.remove(index);
-            self.give_back(freed.bucket, freed.cost);
-        } else if self.case.hand_over {
-            self.hand_over(freed);
+        if self.case.hand_over && self.law != Law::Early {
+            let free = self.hand_over(index);
+            self.undo(free);
+        } else {
+            self.undo(index);
         }
     }
 
-    /// Everyone of the same cost behind a freed slot moves up by one.
-    fn hand_over(&mut self, freed: Slot) {
-        let same = |slot: &Slot| {
-            (slot.bucket, slot.cost) == (freed.bucket, freed.cost) && slot.turn >= freed.turn
-        };
+    /// Those of the same cost behind a freed slot move up by one: the slot that is free then.
+    fn hand_over(&mut self, freed: usize) -> usize {
+        let Slot {
+            bucket, cost, turn, ..
+        } = self.slots[freed];
+        let same = |slot: &Slot| (slot.bucket, slot.cost) == (bucket, cost) && slot.turn >= turn;
         let mut line: Vec<usize> = (0..self.slots.len())
-            .filter(|&index| same(&self.slots[index]))
+            .filter(|&index| same(&self.slots[index]) && index != freed)
             .collect();
         line.sort_by(|&a, &b| self.slots[a].turn.total_cmp(&self.slots[b].turn));
-        let owners: Vec<usize> = line.iter().filter_map(|&i| self.slots[i].owner).collect();
-        self.outcome.seen.handed_over += owners.len() as u64;
-        let mut owners = owners.into_iter();
+        self.outcome.seen.handed_over += line.len() as u64;
+        let mut free = freed;
         for index in line {
-            self.slots[index].owner = owners.next();
+            self.slots[free].owner = self.slots[index].owner;
+            free = index;
         }
+        free
+    }
+
+    fn undo(&mut self, index: usize) {
+        let slot = self.slots.remove(index);
+        if self.law == Law::Early {
+            return self.give_back(slot.bucket, slot.cost);
+        }
+        let (time, terms) = (self.server_time(), self.case.terms[slot.bucket]);
+        let bucket = &mut self.buckets[slot.bucket];
+        bucket.visit(time, terms);
+        if let Some(reservation) = slot.reservation {
+            bucket.undo(reservation, terms);
+        }
+        let others = self.slots.iter().filter(|other| other.bucket == slot.bucket);
+        self.last_turn[slot.bucket] = others.map(|other| other.turn).fold(0.0, f64::max);
+        self.outcome.records[slot.bucket].given_back(self.now, slot.cost);
+        self.outcome.seen.undone += 1;
     }
 
     fn finish(&mut self, id: u32) {
@@ -458,23 +473,28 @@ impl Simulator<'_> {
     fn jump(&mut self, us: f64) {
         let before = self.server_time();
         self.offset += us;
-        if us <= 0.0 {
-            return;
-        }
         self.jumped = true;
-        for (index, record) in self.outcome.records.iter_mut().enumerate() {
+        for index in 0..self.buckets.len() {
             let terms = self.case.terms[index];
             self.buckets[index].visit(before, terms);
             let slots = self.slots.iter().filter(|slot| slot.bucket == index);
             let promised: f64 = slots.clone().map(|slot| slot.cost).sum();
             let debt = promised.max(-self.buckets[index].level);
             let last_turn = slots.map(|slot| slot.turn).fold(self.now, f64::max);
-            record.jumps.push(Jump {
+            let most = terms.cap + debt;
+            let jump = Jump {
                 time: self.now,
                 last_turn: last_turn.max(self.now + debt / terms.per_us),
-                tokens: (us * terms.per_us).min(terms.cap + debt),
-                most: terms.cap + debt,
-            });
+                tokens: (us.abs() * terms.per_us).min(most),
+                most,
+            };
+            if us > 0.0 {
+                self.outcome.records[index].jumps.push(jump);
+            } else {
+                // As long as there is a queue, it is that much late.
+                let last_turn = f64::INFINITY;
+                self.back.push(Jump { last_turn, ..jump });
+            }
         }
     }
 
@@ -494,6 +514,11 @@ fn single(costs: &[f64; BUCKETS]) -> Option<(usize, f64)> {
     let mut asked = costs.iter().enumerate().filter(|(_, cost)| **cost > 0.0);
     let (index, &cost) = asked.next()?;
     asked.next().is_none().then_some((index, cost))
+}
+
+/// Tokens that are reserved by nobody any more.
+fn gaps(bucket: &Bucket) -> f64 {
+    bucket.cancelled.iter().map(|gap| gap.tokens).sum()
 }
 
 /// What a charge may leave unpaid: only what is beyond the floor of the debt.

@@ -70,7 +70,7 @@ fn one_take_of_n_is_n_takes_of_one() {
         }
         let max_wait = rng.pick(&[0.0, 1e3, 1e6, 1e12]);
         let n = 1 + rng.below(9);
-        let (mut at_once, mut one_by_one) = (start, start);
+        let (mut at_once, mut one_by_one) = (start.clone(), start.clone());
         let taken = at_once.take(cost, n, max_wait, terms);
         let singles: Vec<_> = (0..n)
             .map(|_| one_by_one.take(cost, 1, max_wait, terms))
@@ -111,7 +111,7 @@ fn a_wait_is_long_enough_and_no_longer() {
         let terms = random_terms(&mut rng);
         let cost = random_cost(&mut rng, terms);
         let start = random_bucket(&mut rng, terms);
-        let mut bucket = start;
+        let mut bucket = start.clone();
         let quoted = bucket.quote(cost, terms);
         let taken = bucket.take(cost, 1, 1e30, terms);
         assert_eq!(taken.granted, 1.0);
@@ -137,7 +137,7 @@ fn who_comes_back_after_retry_after_gets_in() {
         let cost = random_cost(&mut rng, terms);
         let mut bucket = random_bucket(&mut rng, terms);
         let max_wait = rng.pick(&[0.0, 1e3, 1e6]);
-        let before = bucket;
+        let before = bucket.clone();
         let taken = bucket.take(cost, 1, max_wait, terms);
         if taken.granted == 1.0 {
             continue;
@@ -162,7 +162,7 @@ fn turns_are_in_order_and_the_pool_delays_nobody() {
         let terms = random_terms(&mut rng);
         let cost = random_cost(&mut rng, terms);
         let mut bucket = random_bucket(&mut rng, terms);
-        let before = bucket;
+        let before = bucket.clone();
         let taken = bucket.take(cost, 1, 1e30, terms);
         if bucket.pool < before.pool {
             assert_eq!(taken.now, 1.0);
@@ -183,7 +183,7 @@ fn a_full_bucket_equals_an_absent_one() {
         let mut bucket = random_bucket(&mut rng, terms);
         let full_in = bucket.full_in(terms);
         assert!(full_in >= 0.0);
-        let (mut early, then) = (bucket, bucket.at + full_in.ceil() + 1.0);
+        let (mut early, then) = (bucket.clone(), bucket.at + full_in.ceil() + 1.0);
         bucket.visit(then, terms);
         let absent = Bucket::full(then, terms);
         assert!((bucket.level - absent.level).abs() <= 1e-9 * terms.cap);
@@ -234,7 +234,7 @@ fn giving_back_never_overfills() {
         let terms = random_terms(&mut rng);
         let cost = random_cost(&mut rng, terms);
         let mut bucket = random_bucket(&mut rng, terms);
-        let before = bucket;
+        let before = bucket.clone();
         bucket.give_back(cost, terms);
         assert!(bucket.level <= terms.cap && bucket.pool <= terms.cap);
         if before.tail > before.at {
@@ -257,7 +257,7 @@ fn a_charge_never_raises_a_level_and_has_a_floor() {
         if rng.percent(20) {
             bucket.level -= 5.0 * terms.cap;
         }
-        let before = bucket;
+        let before = bucket.clone();
         let x = random_cost(&mut rng, terms) * rng.pick(&[0.1, 1.0, 1e12]);
         bucket.charge(x, terms);
         let promised = (before.tail - before.at).max(0.0) * terms.per_us;
@@ -304,7 +304,7 @@ fn nothing_takes_nothing() {
     for level in [2.0, 0.0, -1.0] {
         let mut bucket = Bucket::full(1e6, terms);
         bucket.level = level;
-        let before = bucket;
+        let before = bucket.clone();
         assert_eq!(bucket.quote(0.0, terms), 0.0);
         let taken = bucket.take(0.0, 3, 0.0, terms);
         assert_eq!((taken.now, taken.granted, taken.last), (3.0, 3.0, 0.0));
@@ -358,7 +358,7 @@ fn several_buckets_are_all_or_one_or_none() {
     let (fast, slow) = (Terms::new(4.0, 2.0), Terms::new(2.0, 1.0));
     let mut buckets = [Bucket::full(0.0, fast), Bucket::full(0.0, slow)];
     let mut ask = |max_wait| {
-        let before = buckets;
+        let before = buckets.clone();
         let [a, b] = &mut buckets;
         let answer = take_all([(a, 2.0, fast), (b, 2.0, slow)].into_iter(), max_wait);
         let spent = [0, 1].map(|i| before[i].level - buckets[i].level);
@@ -376,7 +376,7 @@ fn several_buckets_are_all_or_one_or_none() {
     };
     assert_eq!(ask(2e6), (slowest, [0.0, 2.0]));
 
-    let mut equal = [Bucket::full(0.0, slow); 2];
+    let mut equal = std::array::from_fn::<_, 2, _>(|_| Bucket::full(0.0, slow));
     let mut ask = |max_wait| {
         let [a, b] = &mut equal;
         take_all([(a, 2.0, slow), (b, 2.0, slow)].into_iter(), max_wait)
@@ -409,7 +409,7 @@ fn those_who_come_back_one_by_one_leave_one_bucket() {
         let promised = ahead * share.per_us;
         let mut bucket = Bucket::full(start, whole);
         bucket.level = -promised * N as f64;
-        let mut shares = [Bucket::full(start, share); N];
+        let mut shares = std::array::from_fn::<_, N, _>(|_| Bucket::full(start, share));
         let mut owed = [0.0; N];
         for bucket in &mut shares {
             bucket.level = -promised;
@@ -469,7 +469,7 @@ fn taken_at_once_is_visited_and_taken() {
             let cost = random_cost(&mut rng, terms).min(terms.cap);
             let (mut level, mut at) = (bucket.level, bucket.at);
             let at_once = take_at_once(&mut level, &mut at, now, cost, terms);
-            let before = bucket;
+            let before = bucket.clone();
             let mended = bucket.visit(now, terms);
             let by_law = bucket.take(cost, 1, 0.0, terms);
             match at_once {
@@ -532,7 +532,7 @@ fn a_hold_grants_nobody_and_ends_without_a_burst() {
         assert!(bucket.level <= rounding, "a burst: {bucket:?}");
         assert_eq!(bucket.held, 0.0);
         if bucket.tail == 0.0 {
-            let before = bucket;
+            let before = bucket.clone();
             bucket.give_back(terms.cap / 2.0, terms);
             assert_ne!(bucket, before, "what comes after it is given back as ever");
         }

@@ -215,13 +215,13 @@ fn random_step(rng: &mut Rng, known: &[Known]) -> f64 {
 
 /// What Redis forgets must be full for everyone who knew it.
 fn assert_full(twin: &Twin, known: &Known, now: f64) {
-    let stored = twin.keys[&known.key];
+    let stored = &twin.keys[&known.key];
     let quotas = known.quotas.iter().filter(|quota| {
         let widest = stored.widest;
         quota.cap <= widest.cap && quota.per_us >= widest.per_us
     });
     for &quota in quotas {
-        let mut bucket = stored.bucket;
+        let mut bucket = stored.bucket.clone();
         bucket.visit(now, quota);
         let missing = quota.cap - bucket.level;
         let full = missing <= 1e-9 * quota.cap;
