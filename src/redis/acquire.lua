@@ -17,18 +17,21 @@
 --            8 index tokens                  take up to so many ahead of any demand, of what is
 --                                            over half the capacity, while nobody sleeps
 --            9 index us                      grant nobody anything for so long
+--            10 index tokens due from        undo a reservation that is due then, of tokens that
+--                                            refill from then on: its caller has gone away
 -- ARGV[2]  the epoch by which the caller knows these buckets
 -- ARGV[3]  after an outage, the part of all processes that is back
--- Reply    nothing, where the epoch is another; else doubles: the server's time; per key: of its
---          first demand how many go now, how many are granted, the wait of the last, when a
---          refused one may ask again; then level and pool, or, where nobody is granted anything,
---          for how long, as a number below zero; per command that takes: the first four of these,
+-- Reply    nothing, where the epoch is another; else doubles: the server's time, from which on
+--          waits count, or 0 where that of a bucket is ahead of it; per key: of its first demand how many go now, how many are granted, the wait of the last, when a
+--          refused one may ask again; then the level without cancelled reservations, and the pool,
+--          or, where nobody is granted anything, for how long, as a number below zero; per command that takes: the first four of these,
 --          and which of its buckets decides (8: tokens, not demands). All times are microseconds.
 --
 -- A value is level, at, the largest capacity and the slowest rate by which any process has known
 -- this bucket since it was last full, and until when Redis keeps it; then, while somebody sleeps
 -- towards a promised turn, tail, big, pool; and, while nobody is granted anything, until when,
--- and by which rate the level counts the rest of that.
+-- and by which rate the level counts the rest of that; and, of each cancelled reservation that
+-- others stand behind, from when and until when its tokens refill, and how many they are.
 -- A smaller quota's call must not let it expire before
 -- the larger one's debt is paid, and can learn of that one only from the value. An expiry costs
 -- Redis as much as the value does, so it is set for longer than needed, and then seldom.
@@ -44,8 +47,28 @@ if (ARGV[2] or '') ~= '' then
 end
 local call, pack, unpack_d = redis.call, struct.pack, struct.unpack
 
+-- Reservations that end so close to each other, in microseconds, are neighbours.
+local NEIGHBOURS = 2
+-- A bucket remembers so many cancelled reservations, of three numbers each.
+local MOST_CANCELLED = 3 * 64
+
+-- The first cancelled reservation that has room for c: which, from when on, and for how long.
+local function gap_for(gaps, c, cap, at, held)
+  if not gaps or c > cap then return end
+  for i = 1, #gaps, 3 do
+    local from, due, tokens = gaps[i], gaps[i + 1], gaps[i + 2]
+    local length = (due - from) * (c / tokens)
+    local start = math.max(from, held > at and held or at - length)
+    if c <= tokens and start + length <= due + 0.5 then return i, start, length end
+  end
+end
+
+local function remove_gap(gaps, i)
+  for _ = 1, 3 do table.remove(gaps, i) end
+end
+
 -- Functions name what they use of `math`: to hand it in costs each call, and few run any.
-local function take(c, n, max_wait, cap, rate, level, at, tail, big, pool)
+local function take(c, n, max_wait, cap, rate, level, at, tail, big, pool, gaps, held)
   local ceil, floor, max, min = math.ceil, math.floor, math.max, math.min
   local function whole(have)
     if have < c then return 0 end
@@ -65,7 +88,21 @@ local function take(c, n, max_wait, cap, rate, level, at, tail, big, pool)
   pool = pool - pooled * c
   local at_once, last, retry_after = ready + pooled, 0, 0
   local granted, left = at_once, n - at_once
-  if left > 0 then
+  local gap, start, length
+  if left > 0 and n == 1 then gap, start, length = gap_for(gaps, c, cap, at, held) end
+  local gap_wait = gap and max(ceil(start + length - at), 0)
+  if gap and gap_wait <= max_wait then
+    local from, due, tokens = gaps[gap], gaps[gap + 1], gaps[gap + 2]
+    local passed = tokens * ((start - from) / (due - from))
+    tokens, from = tokens - (c + passed), start + length
+    gaps[gap], gaps[gap + 2] = from, tokens
+    if tokens <= 0 or from >= due then remove_gap(gaps, gap) end
+    if passed > 0 and held <= at then
+      pool = min(pool + passed, max(cap - big - max(level, 0), 0))
+    end
+    if gap_wait <= 0 then at_once = 1 end
+    granted, last, big = 1, gap_wait, max(big, c)
+  elseif left > 0 then
     local later = min(max(floor((level + over + max_wait * rate) / c), 0), left)
     if later > 0 and ceil((later * c - over - level) / rate) > max_wait then
       later = later - 1
@@ -73,7 +110,9 @@ local function take(c, n, max_wait, cap, rate, level, at, tail, big, pool)
       later = later + 1
     end
     if later < left then
-      retry_after = max(ceil(((later + 1) * c - over - level) / rate) - max_wait, 1)
+      local wait = ceil(((later + 1) * c - over - level) / rate)
+      if gap then wait = min(wait, gap_wait) end
+      retry_after = max(wait - max_wait, 1)
     end
     if later > 0 then
       granted = granted + later
@@ -86,7 +125,7 @@ local function take(c, n, max_wait, cap, rate, level, at, tail, big, pool)
   return at_once, granted, last, retry_after, level, tail, big, pool
 end
 
-local function keep(i, level, at, most, slowest, kept, tail, big, pool, held, rate)
+local function keep(i, level, at, most, slowest, kept, tail, big, pool, held, rate, gaps)
   -- Full is the same as absent, and the server's clock may be up to a second behind `at`.
   local full = (most - level) / slowest
   if tail - at > full then full = tail - at end
@@ -100,7 +139,13 @@ local function keep(i, level, at, most, slowest, kept, tail, big, pool, held, ra
     kept = now + (px - 1) * 1000
   end
   local value
-  if held > at then
+  if gaps and gaps[1] then
+    value = pack('<dddddddddd', level, at, most, slowest, kept, tail, big, pool, held,
+      held > at and rate or 0)
+    for j = 1, #gaps, 3 do
+      value = value .. pack('<ddd', gaps[j], gaps[j + 1], gaps[j + 2])
+    end
+  elseif held > at then
     value = pack('<dddddddddd', level, at, most, slowest, kept, tail, big, pool, held, rate)
   elseif tail > at then
     value = pack('<dddddddd', level, at, most, slowest, kept, tail, big, pool)
@@ -116,7 +161,7 @@ end
 
 local pos, size = 1, #argument
 local alone = size == 40 * nkeys
-local reply = { pack('<d', now) }
+local time, reply = now, { '' }
 local key = not alone and {}
 
 for i = 1, nkeys do
@@ -126,18 +171,28 @@ for i = 1, nkeys do
   local length = value and #value
   local l, a, most, slowest, kept
   local tail, big, pool, held, by = 0, 0, 0, 0, 0
+  local gaps
   if length == 40 then
     l, a, most, slowest, kept = unpack_d('<ddddd', value)
   elseif length == 64 then
     l, a, most, slowest, kept, tail, big, pool = unpack_d('<dddddddd', value)
-  elseif length == 80 then
+  elseif length and length >= 80 and (length - 80) % 24 == 0 then
     l, a, most, slowest, kept, tail, big, pool, held, by = unpack_d('<dddddddddd', value)
+    if length > 80 then
+      gaps = {}
+      for at = 81, length, 24 do
+        local n = #gaps
+        gaps[n + 1], gaps[n + 2], gaps[n + 3] = unpack_d('<ddd', value, at)
+        by = by + (gaps[n + 1] - gaps[n + 1]) + (gaps[n + 2] - gaps[n + 2]) + (gaps[n + 3] - gaps[n + 3])
+      end
+    end
   end
   -- What is no number, or infinite, leaves NaN.
   if not l or slowest <= 0 or (l - l) + (a - a) + (most - most) + (slowest - slowest)
       + (kept - kept) + (tail - tail) + (big - big) + (pool - pool) + (held - held) + (by - by) ~= 0 then
     -- Missing, of another type or length, or not numbers: full.
     l, a, most, slowest, kept, tail, big, pool, held = c, now, c, r, 0, 0, 0, 0, 0
+    gaps = nil
   end
   if c > most then most = c end
   if r < slowest then slowest = r end
@@ -145,8 +200,11 @@ for i = 1, nkeys do
   -- visit
   local changed = false
   if a > now + 1000000 then
-    tail = tail - (a - now)
-    held = held - (a - now)
+    local step = a - now
+    tail, held = tail - step, held - step
+    for j = 1, gaps and #gaps or 0, 3 do
+      gaps[j], gaps[j + 1] = gaps[j] - step, gaps[j + 1] - step
+    end
     a = now
     changed = true
   end
@@ -165,8 +223,17 @@ for i = 1, nkeys do
   end
   l = l + us * r
   if l > c then l = c end
-  if pool > 0 then pool = math.min(pool, math.max(c - big - math.max(l, 0), 0)) end
+  while gaps and gaps[2] and gaps[2] <= a do
+    pool = pool + gaps[3]
+    remove_gap(gaps, 1)
+  end
+  if pool > 0 then
+    local since = math.max(a - tail, 0) * r * back
+    pool = math.min(pool, math.max(c - big - math.max(l - since, 0), 0))
+  end
   if tail <= a then
+    for j = 3, gaps and #gaps or 0, 3 do pool = pool + gaps[j] end
+    gaps = nil
     l = l + pool
     if l > c then l = c end
     tail, big, pool = 0, 0, 0
@@ -176,6 +243,7 @@ for i = 1, nkeys do
   else
     held = 0
   end
+  if a > now then time = 0 end
 
   local at_once, granted, last, retry_after = n, n, 0, 0
   -- Zero takes nothing.
@@ -186,21 +254,23 @@ for i = 1, nkeys do
       changed = true
     else
       at_once, granted, last, retry_after, l, tail, big, pool =
-        take(cost, n, max_wait, c, r, l, a, tail, big, pool)
+        take(cost, n, max_wait, c, r, l, a, tail, big, pool, gaps, held)
       if granted > 0 then changed = true end
     end
   end
   if alone then
-    if changed then keep(i, l, a, most, slowest, kept, tail, big, pool, held, r) end
+    if changed then keep(i, l, a, most, slowest, kept, tail, big, pool, held, r, gaps) end
+    for j = 3, gaps and #gaps or 0, 3 do l = l + gaps[j] end
     reply[i + 1] = pack('<dddddd', at_once, granted, last, retry_after, l, held > a and a - held or pool)
   else
     key[i] = {
       cap = c, rate = r, level = l, at = a, most = most, slowest = slowest, kept = kept,
-      tail = tail, big = big, pool = pool, held = held, changed = changed,
+      tail = tail, big = big, pool = pool, held = held, gaps = gaps, changed = changed,
       first = pack('<dddd', at_once, granted, last, retry_after),
     }
   end
 end
+reply[1] = pack('<d', time)
 if alone then return table.concat(reply) end
 
 local ceil, max, min = math.ceil, math.max, math.min
@@ -208,6 +278,8 @@ local ceil, max, min = math.ceil, math.max, math.min
 local function quote(k, c)
   local need = min(c, k.cap)
   if k.level >= need or k.pool >= c then return 0 end
+  local gap, start, length = gap_for(k.gaps, c, k.cap, k.at, k.held)
+  if gap then return max(ceil(start + length - k.at), 0) end
   return ceil((need - k.level) / k.rate)
 end
 
@@ -215,9 +287,67 @@ local function take_from(k, c, n, max_wait)
   if c <= 0 then return n, n, 0, 0 end
   local at_once, granted, last, retry_after
   at_once, granted, last, retry_after, k.level, k.tail, k.big, k.pool =
-    take(c, n, max_wait, k.cap, k.rate, k.level, k.at, k.tail, k.big, k.pool)
+    take(c, n, max_wait, k.cap, k.rate, k.level, k.at, k.tail, k.big, k.pool, k.gaps, k.held)
   if granted > 0 then k.changed = true end
   return at_once, granted, last, retry_after
+end
+
+local function give_back(k, x)
+  if k.held > k.at then
+    -- It would pull the end of the hold forward, or go out as a burst after it.
+  elseif k.tail <= k.at then
+    k.level = min(k.cap, k.level + x)
+  else
+    k.pool = min(k.pool + x, max(k.cap - k.big - max(k.level, 0), 0))
+  end
+end
+
+-- Keeps a cancelled reservation of the middle, as one with its neighbours.
+local function remember(k, from, due, tokens)
+  local gaps = k.gaps or {}
+  k.gaps = gaps
+  local next = 1
+  while gaps[next] and gaps[next + 1] < due do next = next + 3 end
+  local before, after = next > 1, gaps[next] ~= nil
+  if before and math.abs(from - gaps[next - 2]) > NEIGHBOURS then before = false end
+  if after and math.abs(gaps[next] - due) > NEIGHBOURS then after = false end
+  if before and after then
+    gaps[next - 2] = gaps[next + 1]
+    gaps[next - 1] = gaps[next - 1] + (tokens + gaps[next + 2])
+    remove_gap(gaps, next)
+  elseif before then
+    gaps[next - 2], gaps[next - 1] = due, gaps[next - 1] + tokens
+  elseif after then
+    gaps[next], gaps[next + 2] = from, gaps[next + 2] + tokens
+  elseif #gaps < MOST_CANCELLED then
+    table.insert(gaps, next, from)
+    table.insert(gaps, next + 1, due)
+    table.insert(gaps, next + 2, tokens)
+  end
+end
+
+-- The last of the queue is undone as if it had never been made, and then the one before it, if
+-- that is cancelled as well.
+local function undo(k, tokens, due, from)
+  if due <= k.at then return give_back(k, tokens) end
+  if due <= k.held or due > k.tail + NEIGHBOURS then return end
+  if due < k.tail - NEIGHBOURS then
+    if tokens <= k.cap then remember(k, from, due, tokens) end
+    return
+  end
+  local gaps = k.gaps or {}
+  k.level, k.tail = min(k.cap, k.level + tokens), from
+  while gaps[1] and gaps[#gaps - 1] >= k.tail - NEIGHBOURS do
+    local last = #gaps - 2
+    k.level, k.tail = min(k.cap, k.level + gaps[last + 2]), gaps[last]
+    remove_gap(gaps, last)
+  end
+  if k.tail <= k.at + NEIGHBOURS then
+    for j = 3, #gaps, 3 do k.pool = k.pool + gaps[j] end
+    k.level, k.gaps = min(k.cap, k.level + k.pool), nil
+    k.tail, k.big, k.pool = 0, 0, 0
+  end
+  if k.held > k.at then k.level, k.pool = min(k.level, (k.at - k.held) * k.rate), 0 end
 end
 
 local taken = {}
@@ -271,7 +401,7 @@ while pos <= size do
     if op == 6 then
       k.level = 0
     elseif op == 3 then
-      k.level, k.tail, k.big, k.pool, k.held = k.cap, 0, 0, 0, 0
+      k.level, k.tail, k.big, k.pool, k.held, k.gaps = k.cap, 0, 0, 0, 0, nil
     elseif op ~= 4 and op ~= 8 then
       x, pos = unpack_d('<d', argument, pos)
       if op == 5 then
@@ -279,16 +409,14 @@ while pos <= size do
       elseif op == 9 then
         k.held = max(k.held, k.at + x)
         if k.held > k.at then
-          k.level, k.pool = min(k.level, (k.at - k.held) * k.rate), 0
+          k.level, k.pool, k.gaps = min(k.level, (k.at - k.held) * k.rate), 0, nil
         end
       elseif op == 1 then
-        if k.held > k.at then
-          -- It would pull the end of the hold forward, or go out as a burst after it.
-        elseif k.tail <= k.at then
-          k.level = min(k.cap, k.level + x)
-        else
-          k.pool = min(k.pool + x, max(k.cap - k.big - max(k.level, 0), 0))
-        end
+        give_back(k, x)
+      elseif op == 10 then
+        local due, from
+        due, from, pos = unpack_d('<dd', argument, pos)
+        undo(k, x, due, from)
       else
         local from_pool = min(k.pool, x)
         k.pool = k.pool - from_pool
@@ -311,8 +439,9 @@ end
 for i = 1, nkeys do
   local k = key[i]
   if k.changed then
-    keep(i, k.level, k.at, k.most, k.slowest, k.kept, k.tail, k.big, k.pool, k.held, k.rate)
+    keep(i, k.level, k.at, k.most, k.slowest, k.kept, k.tail, k.big, k.pool, k.held, k.rate, k.gaps)
   end
+  for j = 3, k.gaps and #k.gaps or 0, 3 do k.level = k.level + k.gaps[j] end
   reply[#reply + 1] = k.first
   reply[#reply + 1] = pack('<dd', k.level, k.held > k.at and k.at - k.held or k.pool)
 end

@@ -2,7 +2,7 @@
 
 use std::sync::LazyLock;
 
-use crate::bucket::{Taken, Terms};
+use crate::bucket::{Reservation, Taken, Terms};
 
 /// What Redis runs, known to it by its hash.
 pub(crate) struct Script {
@@ -121,6 +121,16 @@ impl Argument {
         Self::push(&mut self.commands, &[9.0, index as f64, us]);
     }
 
+    /// Undoes a reservation whose caller has gone away.
+    pub(crate) fn undo(&mut self, index: usize, gone: Reservation) {
+        let Reservation {
+            from,
+            until,
+            tokens,
+        } = gone;
+        Self::push(&mut self.commands, &[10.0, index as f64, tokens, until, from]);
+    }
+
     /// What follows is done only where this bucket is full, and empties it.
     pub(crate) fn once(&mut self, index: usize) {
         Self::push(&mut self.commands, &[6.0, index as f64]);
@@ -177,10 +187,11 @@ impl<'a> Reply<'a> {
         }
     }
 
-    /// The server's time, in microseconds since 1970.
-    #[cfg(test)]
-    pub(crate) fn time(&self) -> f64 {
-        self.number(0)
+    /// The server's time, in microseconds since 1970, from which on waits count; none where that
+    /// of a bucket is ahead of it.
+    pub(crate) fn time(&self) -> Option<f64> {
+        let time = self.number(0);
+        (time > 0.0).then_some(time)
     }
 
     /// What the first demand on a key got. Keys count from zero here.

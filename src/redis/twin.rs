@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use crate::bucket::{Bucket, Taken, TakenAll, Terms, take_all};
+use crate::bucket::{Bucket, Reservation, Taken, TakenAll, Terms, take_all};
 
 use super::script::{Answer, Argument, First};
 
@@ -25,6 +25,7 @@ pub(crate) enum Command {
     /// The rest only where this bucket is full.
     Once(usize),
     Lease(usize, f64),
+    Undo(usize, Reservation),
 }
 
 impl Command {
@@ -40,6 +41,7 @@ impl Command {
             | Self::Lower(index, _)
             | Self::HoldBack(index, _)
             | Self::Once(index)
+            | Self::Undo(index, _)
             | Self::Lease(index, _) => (&[][..], Some(*index)),
         };
         several.iter().map(|(index, _)| *index).chain(one)
@@ -135,6 +137,7 @@ impl Call {
                 Command::HoldBack(index, us) => argument.hold_back(index + 1, *us),
                 Command::Once(index) => argument.once(index + 1),
                 Command::Lease(index, tokens) => argument.lease(index + 1, *tokens),
+                Command::Undo(index, gone) => argument.undo(index + 1, *gone),
             }
         }
         argument.into_bytes()
@@ -188,6 +191,15 @@ impl Call {
                     7 => Command::Pay(index, number(), number(), number()),
                     8 => Command::Lease(index, number()),
                     9 => Command::HoldBack(index, number()),
+                    10 => {
+                        let (tokens, until, from) = (number(), number(), number());
+                        let gone = Reservation {
+                            from,
+                            until,
+                            tokens,
+                        };
+                        Command::Undo(index, gone)
+                    }
                     op => panic!("no command {op}"),
                 }
             };
@@ -230,13 +242,15 @@ pub(crate) struct Outcome {
     /// For how long each key is held back, in microseconds.
     pub(crate) held: Vec<f64>,
     pub(crate) written: Vec<Written>,
+    /// The time of a bucket is ahead of the server's.
+    pub(crate) ahead: bool,
 }
 
 impl Outcome {
     /// As the script would reply.
     pub(crate) fn reply(&self, now: f64) -> Vec<u8> {
         let numbers = |taken: &Taken| [taken.now, taken.granted, taken.last, taken.retry_after];
-        let mut reply = vec![now];
+        let mut reply = vec![if self.ahead { 0.0 } else { now }];
         for ((first, (level, pool)), held) in self.firsts.iter().zip(&self.levels).zip(&self.held) {
             reply.extend(numbers(first));
             reply.extend([*level, if *held > 0.0 { -held } else { *pool }]);
@@ -330,6 +344,10 @@ impl Twin {
                     buckets[*index].hold_back(*us, terms[*index]);
                     changed[*index] = true;
                 }
+                Command::Undo(index, gone) => {
+                    buckets[*index].undo(*gone, terms[*index]);
+                    changed[*index] = true;
+                }
                 Command::Once(index) => {
                     if buckets[*index].level < terms[*index].cap {
                         break;
@@ -352,7 +370,10 @@ impl Twin {
             if let Some(px) = px {
                 kept = now + (px - 1.0) * 1_000.0;
             }
-            let length = if bucket.held > bucket.at {
+            let gaps = bucket.cancelled.len();
+            let length = if gaps > 0 {
+                80 + 24 * gaps
+            } else if bucket.held > bucket.at {
                 80
             } else if bucket.tail > bucket.at {
                 64
@@ -372,13 +393,14 @@ impl Twin {
             };
             self.keys.insert(key.clone(), stored);
         }
-        let levels = buckets.iter().map(|bucket| (bucket.level, bucket.pool));
+        let levels = buckets.iter().map(|bucket| (bucket.free(), bucket.pool));
         Outcome {
             firsts,
             answers,
             levels: levels.collect(),
             held: buckets.iter().map(Bucket::held_for).collect(),
             written,
+            ahead: buckets.iter().any(|bucket| bucket.at > now),
         }
     }
 }

@@ -54,7 +54,7 @@ async fn call(connection: &mut MultiplexedConnection, call: &Call) -> Answered {
         _ => None,
     });
     Answered {
-        time: reply.time(),
+        time: reply.time().unwrap_or_default(),
         takes: answers.collect(),
         levels: (0..keys).map(|key| reply.level(key)).collect(),
     }
