@@ -414,7 +414,10 @@ impl Bucket {
         };
         let before = next.checked_sub(1);
         let before = before.filter(|&before| joins(&self.cancelled[before], &gone));
-        let after = self.cancelled.get(next).is_some_and(|after| joins(&gone, after));
+        let after = self
+            .cancelled
+            .get(next)
+            .is_some_and(|after| joins(&gone, after));
         match (before, after) {
             (Some(before), true) => {
                 let after = self.cancelled.remove(next);
@@ -441,7 +444,9 @@ impl Bucket {
 
     /// The level without what is reserved by nobody any more: at most so much is free.
     pub(crate) fn free(&self) -> f64 {
-        self.cancelled.iter().fold(self.level, |level, gap| level + gap.tokens)
+        self.cancelled
+            .iter()
+            .fold(self.level, |level, gap| level + gap.tokens)
     }
 
     /// Charges `x` tokens that were used without having been taken. The debt is bounded by one
@@ -577,7 +582,11 @@ pub(crate) enum TakenAll {
     /// Only the slowest was taken, with a wait in microseconds; the rest is to be asked for at
     /// its turn. Taking all now and using them later would break the others' windows; holding
     /// room in them would let one slow tenant idle a shared bucket.
-    Slowest { which: usize, wait: f64 },
+    Slowest {
+        which: usize,
+        wait: f64,
+        reservation: Reservation,
+    },
     /// Nothing was taken.
     Refused { which: usize, retry_after: f64 },
 }
@@ -603,7 +612,11 @@ pub(crate) fn take_all<'a>(
     } else if wait <= max_wait {
         let (bucket, c, terms) = &mut buckets[which];
         bucket.take(*c, 1, max_wait, *terms);
-        TakenAll::Slowest { which, wait }
+        TakenAll::Slowest {
+            which,
+            wait,
+            reservation: Reservation::due(bucket.at + wait, *c, *terms),
+        }
     } else {
         TakenAll::Refused {
             which,

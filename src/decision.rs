@@ -2,13 +2,20 @@
 
 use std::{error::Error, fmt, sync::Arc, time::Duration};
 
+use crate::bucket::Reservation;
+
 /// A store's answer to a demand on one or several buckets.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) enum Decision {
     /// All were taken; the tightest of them, and its level after that.
     Now { tightest: usize, level: f64 },
     /// One was taken, for a turn so far from the receipt of this answer.
-    Wait { which: usize, wait: Duration },
+    Wait {
+        which: usize,
+        wait: Duration,
+        /// What undoes it; none where the store's clock was set back.
+        reservation: Option<Reservation>,
+    },
     /// None was taken.
     Refused { which: usize, retry_after: Duration },
 }

@@ -160,21 +160,84 @@ async fn more_scopes_than_a_script_may_hold_are_impossible() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn turns_that_nobody_wants_are_given_back_when_they_come() {
+async fn cancelled_waiters_leave_a_bucket_as_without_them() {
+    for burst in [1.0, 10.0] {
+        let limiter = Limiter::in_memory();
+        let api = Quota::per_second(1.0).burst(burst).scope("api");
+        limiter.try_acquire(api.clone().cost(burst)).await.unwrap();
+        let mut waiters: Vec<_> = (0..20).map(|_| limiter.acquire(&api, 60 * S)).collect();
+        for waiter in &mut waiters {
+            assert!(futures_util::poll!(waiter).is_pending());
+        }
+        assert_eq!(limiter.peek(&api).await.tokens(), -20.0);
+        // Those in the middle go first.
+        let rest = waiters.split_off(15);
+        drop(waiters);
+        drop(rest);
+        assert_eq!(limiter.peek(&api).await.tokens(), 0.0);
+        let rejected = limiter.try_acquire(&api).await.unwrap_err();
+        assert_eq!(rejected.retry_after(), Some(S));
+        tokio::time::sleep(S).await;
+        assert!(limiter.try_acquire(&api).await.is_ok(), "burst {burst}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn newcomers_take_the_place_of_a_cancelled_waiter() {
     let limiter = Limiter::in_memory();
-    let api = Quota::per_second(50.0).burst(10.0).scope("api");
-    for _ in 0..10 {
-        limiter.try_acquire(&api).await.unwrap();
-    }
-    let mut sleepers: Vec<_> = (0..20).map(|_| limiter.acquire(&api, 9 * S)).collect();
-    for sleeper in &mut sleepers {
-        assert!(futures_util::poll!(sleeper).is_pending());
-    }
-    drop(sleepers);
-    assert!(limiter.peek(&api).await.tokens() < -9.0, "not before");
-    // Without them the bucket would have been full after 200 ms.
-    tokio::time::sleep(S * 401 / 1_000).await;
-    assert_eq!(limiter.peek(&api).await.tokens(), 10.0);
+    let api = Quota::per_second(1.0).burst(2.0).scope("api");
+    let two = api.clone().cost(2.0);
+    limiter.try_acquire(&two).await.unwrap();
+    // Another cost, so that nobody in this process moves up.
+    let mut first = limiter.acquire(&two, 60 * S);
+    let mut last = limiter.acquire(&api, 60 * S);
+    assert!(futures_util::poll!(&mut first).is_pending());
+    assert!(futures_util::poll!(&mut last).is_pending());
+    drop(first);
+    let rejected = limiter.try_acquire(&api).await.unwrap_err();
+    assert_eq!(rejected.retry_after(), Some(S), "not behind the last");
+    let start = tokio::time::Instant::now();
+    limiter.acquire(&api, 60 * S).await.unwrap();
+    assert!(start.elapsed() < S * 1_100 / 1_000);
+    last.await.unwrap();
+    assert!(start.elapsed() >= S * 2_999 / 1_000);
+}
+
+#[test]
+fn the_end_of_a_runtime_does_not_bring_reservations_forward() {
+    let limiter = Limiter::in_memory();
+    let api = Quota::per_second(100.0).scope("api");
+    let runtime = || {
+        let mut builder = tokio::runtime::Builder::new_current_thread();
+        builder.enable_time().build().unwrap()
+    };
+    let start = tokio::time::Instant::now();
+    let ended = runtime();
+    let mut admitted = 0;
+    ended.block_on(async {
+        while limiter.try_acquire(&api).await.is_ok() {
+            admitted += 1;
+        }
+        let waiters = (0..300).map(|_| limiter.acquire(&api, 60 * S));
+        let waiters: Vec<_> = waiters.map(|waiter| tokio::spawn(waiter)).collect();
+        tokio::time::sleep(S / 2).await;
+        for waiter in waiters {
+            if waiter.is_finished() {
+                admitted += 1;
+            }
+        }
+    });
+    drop(ended);
+    runtime().block_on(async {
+        for _ in 0..200 {
+            admitted += u32::from(limiter.try_acquire(&api).await.is_ok());
+        }
+    });
+    let allowed = 100.0 + 100.0 * start.elapsed().as_secs_f64();
+    assert!(
+        f64::from(admitted) <= allowed + 1.0,
+        "{admitted} of {allowed}"
+    );
 }
 
 #[tokio::test(start_paused = true)]

@@ -322,13 +322,6 @@ async fn cancelled_sleepers_leave_their_turns_to_the_next() {
         took < Duration::from_millis(700),
         "{took:?}: turns of the cancelled were lost"
     );
-    // A newcomer takes a turn that is left over, and the rest is given back when it comes.
-    server.reset_stats().await;
-    limiter
-        .acquire(&api, 10 * SECOND)
-        .await
-        .expect("a turn left over");
-    assert_eq!(calls(&server).await, 0);
     let full = async {
         while level(&limiter, &api).await < 1.0 {
             tokio::time::sleep(Duration::from_millis(5)).await;
@@ -468,4 +461,45 @@ async fn two_runtimes_one_after_the_other() {
     });
     answered.await.expect("the second runtime connects anew");
     drop(other);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn cancelled_waiters_of_several_processes_leave_a_bucket_as_without_them() {
+    let server = RedisServer::start().await;
+    let (one, other) = (limiter(&server).await, limiter(&server).await);
+    // A token every ten seconds: nobody's turn comes in this test.
+    let api = Quota::per(10 * SECOND, 1.0).scope("api");
+    one.try_acquire(&api).await.expect("full");
+    let mut waiters = Vec::new();
+    for n in 0..20 {
+        let limiter = if n % 2 == 0 { &one } else { &other };
+        let mut waiter = Box::pin(limiter.acquire(&api, 1_000 * SECOND));
+        assert!(futures_util::poll!(&mut waiter).is_pending());
+        // It has its reservation once the level says so.
+        let reserved = async {
+            while level(limiter, &api).await > -f64::from(n) - 0.5 {
+                tokio::task::yield_now().await;
+            }
+        };
+        let reserved = tokio::time::timeout(10 * SECOND, reserved).await;
+        reserved.expect("a reservation");
+        waiters.push(waiter);
+    }
+    // All of one process, and then all of the other: each stands between two of the other.
+    let mut index = 0;
+    waiters.retain(|_| {
+        index += 1;
+        index % 2 == 0
+    });
+    assert_eq!(waiters.len(), 10);
+    drop(waiters);
+    let as_without = async {
+        while level(&one, &api).await < 0.0 {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    let as_without = tokio::time::timeout(5 * SECOND, as_without).await;
+    as_without.expect("cancelled reservations block the bucket");
+    assert!(level(&other, &api).await < 1.0, "more than without them");
+    assert_eq!(one.fallbacks() + other.fallbacks(), 0);
 }

@@ -200,8 +200,12 @@ impl Acquire {
         let mode = remote.mode();
         if !matches!(mode, Mode::Away(_)) {
             // Before memory has its say, which may be that nobody is to ask Redis for long.
-            for (scope, until) in core.shares.untold.take() {
+            let (holds, cancelled) = core.shares.untold.take();
+            for (scope, until) in holds {
                 remote.hold_back(&scope, until);
+            }
+            for gone in cancelled {
+                remote.undo(Box::new(gone));
             }
         }
         match mode {
@@ -224,14 +228,6 @@ impl Acquire {
         max_wait: Duration,
     ) -> Poll<Result<Permit, Rejected>> {
         let max_wait_us = to_us(max_wait);
-        // A free turn of this process counts before what is known of the bucket.
-        if !max_wait.is_zero() && !self.core().turns.is_empty() {
-            let waiter = self.waiter(left.clone(), max_wait_us);
-            if self.joins(&waiter, Origin::Redis, max_wait) {
-                self.state = State::Waiting(waiter);
-                return Poll::Pending;
-            }
-        }
         for scope in &left {
             if let Some(retry_after) = remote.refuses(scope, max_wait_us) {
                 let refused = Rejected::limited(scope, retry_after, max_wait_us, false);
@@ -251,13 +247,6 @@ impl Acquire {
         origin: Origin,
     ) -> Poll<Result<Permit, Rejected>> {
         let max_wait_us = to_us(max_wait);
-        if !max_wait.is_zero() && !self.core().turns.is_empty() {
-            let waiter = self.waiter(left.clone(), max_wait_us);
-            if self.joins(&waiter, origin, max_wait) {
-                self.state = State::Waiting(waiter);
-                return Poll::Pending;
-            }
-        }
         let slice = left.as_slice();
         match self.core().take_from_memory(slice, max_wait_us, origin) {
             Decision::Now { tightest, level } => {
@@ -336,17 +325,6 @@ impl Acquire {
             .cloned()
             .collect();
         first.into()
-    }
-
-    /// A turn that a cancelled sleeper left behind, without asking the store.
-    fn joins(&self, waiter: &Arc<Waiter>, origin: Origin, max_wait: Duration) -> bool {
-        match waiter.scopes() {
-            [scope] if !max_wait.is_zero() => {
-                let core = self.core();
-                core.turns.join(core, waiter, scope, origin, max_wait)
-            }
-            _ => false,
-        }
     }
 
     fn waiter(&self, left: Scopes, max_wait_us: f64) -> Arc<Waiter> {

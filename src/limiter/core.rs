@@ -16,7 +16,7 @@ use super::{
     turns::Turns,
 };
 use crate::{
-    bucket::{Bucket, TakenAll, Terms},
+    bucket::{Bucket, Reservation, TakenAll, Terms},
     clock::{LONGEST_WAIT, from_us, to_us},
     decision::{Decision, Origin},
     fallback::Fallback,
@@ -109,10 +109,6 @@ impl Core {
             let retry_after = at_once.then(|| remote.refuses_now(&id, terms, cost));
             return retry_after.flatten().map(Err);
         }
-        // A free turn of this process counts before what is in the bucket.
-        if !at_once && !self.turns.is_empty() {
-            return None;
-        }
         match self.memory.take(&id, terms, cost) {
             Ok(level) => Some(Ok(level)),
             Err(retry_after) => at_once.then(|| Err(from_us(retry_after))),
@@ -149,19 +145,21 @@ impl Core {
                 let terms = self.terms(scope, origin);
                 let cost = scope.tokens();
                 let id = scope.id(&self.salt);
-                let take =
-                    |bucket: &mut Bucket| (bucket.take(cost, 1, max_wait_us, terms), bucket.level);
-                let (taken, level) = match self.stand_in(scope, &id, origin) {
+                let take = |bucket: &mut Bucket| {
+                    let taken = bucket.take(cost, 1, max_wait_us, terms);
+                    (taken, bucket.free(), bucket.at)
+                };
+                let (taken, level, at) = match self.stand_in(scope, &id, origin) {
                     None => self.memory.with(&id.lookup(), terms, take),
                     Some(stand_in) => {
                         let owes = stand_in.owes;
                         self.memory
                             .with_stand_in(&id, terms, stand_in, |bucket, owed| {
-                                let (taken, level) = take(bucket);
-                                if owes && taken.granted > 0.0 {
+                                let took = take(bucket);
+                                if owes && took.0.granted > 0.0 {
                                     *owed += cost;
                                 }
-                                (taken, level)
+                                took
                             })
                     }
                 };
@@ -171,6 +169,7 @@ impl Core {
                     Decision::Wait {
                         which: 0,
                         wait: from_us(taken.last),
+                        reservation: Some(Reservation::due(at + taken.last, cost, terms)),
                     }
                 } else {
                     Decision::Refused {
@@ -197,9 +196,14 @@ impl Core {
                         let (tightest, level) = self.tightest_in_memory(scopes, origin);
                         Decision::Now { tightest, level }
                     }
-                    TakenAll::Slowest { which, wait } => Decision::Wait {
+                    TakenAll::Slowest {
+                        which,
+                        wait,
+                        reservation,
+                    } => Decision::Wait {
                         which,
                         wait: from_us(wait),
+                        reservation: Some(reservation),
                     },
                     TakenAll::Refused { which, retry_after } => Decision::Refused {
                         which,
@@ -225,9 +229,11 @@ impl Core {
     fn level_in_memory(&self, scope: &Scope, origin: Origin) -> f64 {
         let (id, terms) = (scope.id(&self.salt), self.terms(scope, origin));
         match self.stand_in(scope, &id, origin) {
-            None => self.memory.with(&id.lookup(), terms, |bucket| bucket.level),
+            None => self
+                .memory
+                .with(&id.lookup(), terms, |bucket| bucket.free()),
             Some(stand_in) => {
-                let level = |bucket: &mut Bucket, _: &mut f64| bucket.level;
+                let level = |bucket: &mut Bucket, _: &mut f64| bucket.free();
                 self.memory.with_stand_in(&id, terms, stand_in, level)
             }
         }
@@ -253,6 +259,30 @@ impl Core {
                 Some(_) => self.shares.correct(scope, -tokens),
             },
             (Origin::Redis | Origin::Share, None) | (Origin::Nowhere, _) => {}
+        }
+    }
+
+    /// Undoes a reservation that `origin` made, whose caller has gone away before it was due.
+    pub(crate) fn undo(&self, scope: &Scope, gone: Reservation, origin: Origin) {
+        let Some(remote) = &self.remote else {
+            let (id, terms) = (scope.id(&self.salt), whole(scope));
+            let undo = |bucket: &mut Bucket| bucket.undo(gone, terms);
+            return self.memory.with(&id.lookup(), terms, undo);
+        };
+        let is_away = remote.away_since().is_some();
+        match origin {
+            Origin::Redis => {
+                let gone = (scope.clone(), gone);
+                if is_away {
+                    self.shares.untold.undo(gone);
+                } else {
+                    remote.undo(Box::new(gone));
+                }
+            }
+            Origin::Share if is_away => self.shares.undo(scope, gone, true),
+            Origin::Grace => self.shares.undo(scope, gone, false),
+            // What a share reserved was charged to Redis when that came back, and refills there.
+            Origin::Share | Origin::Memory | Origin::Nowhere => {}
         }
     }
 

@@ -10,7 +10,7 @@ use crate::clock::to_us;
 #[cfg(feature = "redis")]
 use crate::redis;
 use crate::{
-    bucket::Terms,
+    bucket::{Reservation, Terms},
     decision::Failure,
     scope::{BucketId, Lookup, Scope},
 };
@@ -85,6 +85,11 @@ impl Remote {
 
     pub(crate) fn charge(&self, scope: &Scope, tokens: f64) {
         self.batcher.charge(scope, tokens);
+    }
+
+    /// Undoes a reservation whose caller has gone away.
+    pub(crate) fn undo(&self, gone: Box<(Scope, Reservation)>) {
+        self.batcher.undo(gone);
     }
 
     /// Grants nobody anything before `until`; in this process from now on.
@@ -210,6 +215,10 @@ impl Remote {
     }
 
     pub(crate) fn charge(&self, _: &Scope, _: f64) {
+        match *self {}
+    }
+
+    pub(crate) fn undo(&self, _: Box<(Scope, Reservation)>) {
         match *self {}
     }
 

@@ -1,21 +1,22 @@
 //! This process's share of limits whose store is away.
 
 use std::sync::{
-    Arc, Mutex, PoisonError,
+    Arc, Mutex, MutexGuard, PoisonError,
     atomic::{AtomicBool, Ordering},
 };
 
 use tokio::time::Instant;
 
 use crate::{
-    bucket::{Bucket, Terms},
+    bucket::{Bucket, Reservation, Terms},
     fallback::{Fallback, Share},
     members::Members,
     memory::{MemoryStore, StandIn},
     scope::Scope,
 };
 
-/// Holds that Redis is to be told of once it is back; more of them are forgotten.
+/// Holds, and cancelled reservations, that Redis is to be told of once it is back; more of them are
+/// forgotten.
 const MOST_UNTOLD: usize = 1_024;
 
 /// The shares of this process: how large they are, what was taken from them, and what of it is
@@ -28,11 +29,15 @@ pub(crate) struct Shares {
     pub(crate) untold: Untold,
 }
 
-/// Holds that Redis was not told of.
+/// A reservation whose caller has gone away.
+type Cancelled = (Scope, Reservation);
+
+/// Holds and cancelled reservations that Redis was not told of.
 #[derive(Default)]
 pub(crate) struct Untold {
     any: AtomicBool,
     holds: Mutex<Vec<(Scope, Instant)>>,
+    cancelled: Mutex<Vec<Cancelled>>,
 }
 
 impl Untold {
@@ -49,19 +54,37 @@ impl Untold {
         self.any.store(true, Ordering::Release);
     }
 
-    /// A reset ends a hold.
+    pub(crate) fn undo(&self, gone: Cancelled) {
+        let mut cancelled = self.lock_cancelled();
+        if cancelled.len() < MOST_UNTOLD {
+            cancelled.push(gone);
+        }
+        self.any.store(true, Ordering::Release);
+    }
+
+    fn lock_cancelled(&self) -> MutexGuard<'_, Vec<Cancelled>> {
+        self.cancelled
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A reset ends a hold, and forgets reservations.
     pub(crate) fn forget(&self, scope: &Scope) {
         let mut holds = self.holds.lock().unwrap_or_else(PoisonError::into_inner);
         holds.retain(|(other, _)| !other.same_bucket(scope));
+        drop(holds);
+        self.lock_cancelled()
+            .retain(|gone| !gone.0.same_bucket(scope));
     }
 
     /// All of them, which from here on are somebody else's to tell.
-    pub(crate) fn take(&self) -> Vec<(Scope, Instant)> {
+    pub(crate) fn take(&self) -> (Vec<(Scope, Instant)>, Vec<Cancelled>) {
         if !self.any.load(Ordering::Relaxed) || !self.any.swap(false, Ordering::AcqRel) {
-            return Vec::new();
+            return (Vec::new(), Vec::new());
         }
         let mut holds = self.holds.lock().unwrap_or_else(PoisonError::into_inner);
-        std::mem::take(&mut *holds)
+        let holds = std::mem::take(&mut *holds);
+        (holds, std::mem::take(&mut *self.lock_cancelled()))
     }
 }
 
@@ -109,6 +132,24 @@ impl Shares {
                     bucket.give_back(-tokens, terms);
                 }
                 *owed += tokens;
+            });
+    }
+
+    /// Undoes a reservation of a share, whose caller has gone away.
+    pub(crate) fn undo(&self, scope: &Scope, gone: Reservation, owes: bool) {
+        let terms = self.terms(scope);
+        let stand_in = StandIn {
+            whole: whole(scope),
+            most: f64::INFINITY,
+            owes,
+        };
+        let id = scope.id(&self.salt);
+        self.memory
+            .with_stand_in(&id, terms, stand_in, |bucket, owed| {
+                bucket.undo(gone, terms);
+                if owes {
+                    *owed -= gone.tokens;
+                }
             });
     }
 
@@ -162,6 +203,10 @@ impl crate::redis::Books for Shares {
 
     fn hold_back(&self, scope: &Scope, until: Instant) {
         self.untold.add(scope, until);
+    }
+
+    fn undo(&self, gone: Box<(Scope, Reservation)>) {
+        self.untold.undo(*gone);
     }
 
     fn tidy(&self, turn: usize) {

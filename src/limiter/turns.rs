@@ -1,4 +1,4 @@
-//! Those who sleep until their turn, and the turns that nobody sleeps for any more.
+//! Those who sleep until their turn.
 
 use std::{
     collections::VecDeque,
@@ -18,6 +18,7 @@ use super::{
     waiter::{Waiter, Wake},
 };
 use crate::{
+    bucket::Reservation,
     decision::Origin,
     scope::{Lookup, Scope},
     table::Hashing,
@@ -33,10 +34,8 @@ const LONGEST_LOOK: Duration = Duration::from_millis(500);
 
 /// The lines of this process: one per bucket, cost and store.
 ///
-/// Turns belong to the line, not to the sleeper: when one goes away, those behind it move up,
-/// the last turn is free for the next that comes, and if none comes it is given back when its
-/// time is there. (Given back at once it could meet another in one window; kept for nobody it
-/// would be lost.)
+/// Turns belong to the line, not to the sleeper: when one goes away, those behind it move up, and
+/// the reservation of the last turn is undone.
 #[derive(Default)]
 pub(crate) struct Turns {
     lines: Mutex<HashTable<Arc<Line>>>,
@@ -53,15 +52,31 @@ pub(crate) struct Line {
     earlier: Notify,
 }
 
+/// When a sleeper may go.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Turn {
+    pub(crate) at: Instant,
+    /// What undoes it; none where the store's clock was set back.
+    pub(crate) reservation: Option<Reservation>,
+}
+
 #[derive(Default)]
 struct State {
-    /// When turns come, in order. The first `sleepers` of them are awaited.
-    turns: VecDeque<Instant>,
+    /// In order, one for each sleeper.
+    turns: VecDeque<Turn>,
     /// In order; some may have gone away.
     sleepers: VecDeque<Arc<Waiter>>,
     /// Those of them who have not.
     present: usize,
     driven: bool,
+}
+
+impl State {
+    /// A turn that nobody sleeps for.
+    fn free(&mut self) -> Option<Turn> {
+        let is_free = self.turns.len() > self.present;
+        is_free.then(|| self.turns.pop_back()).flatten()
+    }
 }
 
 impl Line {
@@ -70,12 +85,26 @@ impl Line {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A sleeper goes away; its turn stays.
-    pub(crate) fn leave(&self) {
+    /// A sleeper goes away: the last turn is undone.
+    pub(crate) fn leave(&self, core: &Core) {
         let mut state = self.lock();
         state.present -= 1;
         if state.sleepers.len() > 2 * state.present + 16 {
             state.sleepers.retain(|sleeper| sleeper.is_wanted());
+        }
+        let free = state.free();
+        let is_empty = state.turns.is_empty();
+        drop(state);
+        if is_empty {
+            // Its driver has nothing to wait for.
+            self.earlier.notify_one();
+        }
+        self.undo(core, free);
+    }
+
+    fn undo(&self, core: &Core, turn: Option<Turn>) {
+        if let Some(reservation) = turn.and_then(|turn| turn.reservation) {
+            core.undo(&self.scope, reservation, self.origin);
         }
     }
 }
@@ -112,43 +141,18 @@ impl Turns {
             .is_some_and(|line| line.lock().present > 0)
     }
 
-    /// Lets a newcomer have a turn that a cancelled sleeper left, if one comes in time.
-    pub(crate) fn join(
-        &self,
-        core: &Core,
-        waiter: &Arc<Waiter>,
-        scope: &Scope,
-        origin: Origin,
-        max_wait: Duration,
-    ) -> bool {
-        let Some(line) = self.find(core, scope, origin) else {
-            return false;
-        };
-        let mut state = line.lock();
-        let free = state.turns.get(state.present).copied();
-        let fits = free.is_some_and(|turn| turn <= Instant::now() + max_wait);
-        // It is its own caller that asks: there is nobody to wake.
-        if !fits || waiter.fall_asleep(&line).is_none() {
-            return false;
-        }
-        state.sleepers.push_back(waiter.clone());
-        state.present += 1;
-        true
-    }
-
-    /// A turn was granted, `wait` from now. Where its waiter has gone away it is the line's.
+    /// A turn was granted. Where its waiter has gone away, those behind it move up.
     pub(crate) fn add(
         &self,
         core: &Arc<Core>,
         waiter: &Arc<Waiter>,
         scope: &Scope,
         origin: Origin,
-        wait: Duration,
+        turn: Turn,
     ) {
-        let turn = Instant::now() + wait;
         let line = self.find_or_insert(core, scope, origin);
         let mut state = line.lock();
-        let place = state.turns.partition_point(|other| *other <= turn);
+        let place = state.turns.partition_point(|other| other.at <= turn.at);
         state.turns.insert(place, turn);
         let wake = waiter.fall_asleep(&line);
         if wake.is_some() {
@@ -164,8 +168,10 @@ impl Turns {
             state.sleepers.insert(at, waiter.clone());
             state.present += 1;
         }
+        let free = state.free();
         let starts = !std::mem::replace(&mut state.driven, true);
         drop(state);
+        line.undo(core, free);
         if let Some(wake) = wake {
             wake.wake();
         }
@@ -260,7 +266,7 @@ struct Driver {
 impl Driver {
     async fn run(mut self) {
         loop {
-            let first = self.line.lock().turns.front().copied();
+            let first = self.line.lock().turns.front().map(|turn| turn.at);
             let Some(turn) = first else {
                 if self.core.turns.remove(&self.line) {
                     self.finished = true;
@@ -293,7 +299,7 @@ impl Driver {
     fn miss_before(&self, until: Instant) {
         let mut woken = Vec::new();
         let mut state = self.line.lock();
-        while state.turns.front().is_some_and(|turn| *turn < until) {
+        while state.turns.front().is_some_and(|turn| turn.at < until) {
             state.turns.pop_front();
             while let Some(sleeper) = state.sleepers.pop_front() {
                 if let Some(wake) = sleeper.miss_turn() {
@@ -313,7 +319,12 @@ impl Driver {
         let mut unused = 0;
         let mut woken = Vec::new();
         let mut state = self.line.lock();
-        while let Some(turn) = state.turns.front().copied().filter(|turn| *turn <= now) {
+        while let Some(turn) = state
+            .turns
+            .front()
+            .map(|turn| turn.at)
+            .filter(|turn| *turn <= now)
+        {
             state.turns.pop_front();
             let late = now - turn > TOLERANCE + look;
             let wake = loop {
@@ -358,7 +369,7 @@ impl Drop for Driver {
         let mut woken = Vec::new();
         let mut state = self.line.lock();
         state.driven = false;
-        let turns = std::mem::take(&mut state.turns).len();
+        let turns = std::mem::take(&mut state.turns);
         for sleeper in std::mem::take(&mut state.sleepers) {
             if let Some(wake) = sleeper.miss_turn() {
                 state.present -= 1;
@@ -367,7 +378,9 @@ impl Drop for Driver {
         }
         drop(state);
         self.core.turns.remove(&self.line);
-        self.give_back(turns);
+        for turn in turns.into_iter().rev() {
+            self.line.undo(&self.core, Some(turn));
+        }
         woken.into_iter().for_each(Wake::wake);
     }
 }

@@ -9,7 +9,7 @@ use tokio::time::Instant;
 
 use super::{
     core::Core,
-    turns::{Line, TOLERANCE},
+    turns::{Line, TOLERANCE, Turn},
 };
 use crate::{
     decision::{Decision, Failure, Origin},
@@ -118,9 +118,17 @@ impl Waiter {
 
     pub(crate) fn decide(self: &Arc<Self>, answer: Result<Decision, Failure>, origin: Origin) {
         let outcome = match answer {
-            Ok(Decision::Wait { which, wait }) => {
+            Ok(Decision::Wait {
+                which,
+                wait,
+                reservation,
+            }) => {
                 let scope = &self.scopes()[which];
-                self.core.turns.add(&self.core, self, scope, origin, wait);
+                let turn = Turn {
+                    at: Instant::now() + wait,
+                    reservation,
+                };
+                self.core.turns.add(&self.core, self, scope, origin, turn);
                 return;
             }
             Ok(Decision::Now { tightest, level }) => {
@@ -222,7 +230,7 @@ impl Waiter {
         match stage {
             // Whoever answers sees that nobody listens.
             Stage::Asked | Stage::Gone => {}
-            Stage::Asleep(line) => line.leave(),
+            Stage::Asleep(line) => line.leave(&self.core),
             Stage::Told(Outcome::Now { origin, .. }) => self.give_back_all(origin),
             Stage::Told(Outcome::Turn { which, origin, .. }) => {
                 let scope = &self.scopes()[which];

@@ -13,7 +13,7 @@ use super::{
     script::{Answer, Argument, First, Reply},
 };
 use crate::{
-    bucket::{Taken, Terms},
+    bucket::{Reservation, Taken, Terms},
     clock::{from_us, to_us},
     decision::{Decision, Failure, FailureKind},
     scope::{BucketId, Scope},
@@ -83,6 +83,7 @@ enum Step<A: Asker> {
     GiveBack(usize, Box<Scope>, f64),
     Charge(usize, Box<Scope>, f64),
     HoldBack(usize, Box<Scope>, Instant),
+    Undo(usize, Box<(Scope, Reservation)>),
     Lower(usize, f64),
     Reset(usize, oneshot::Sender<Result<f64, Failure>>),
     Look(usize, oneshot::Sender<Result<f64, Failure>>),
@@ -114,11 +115,11 @@ impl<A: Asker> Demand<A> {
         taken.granted < self.askers.len() as f64
     }
 
-    fn answer(self, taken: Taken, level: f64, terms: Terms) {
+    fn answer(self, taken: Taken, level: f64, terms: Terms, time: Option<f64>) {
         for (k, asker) in self.askers.into_iter().enumerate() {
             let k = k as u32;
             let tightest = (0, level);
-            asker.answer(Ok(decision(taken, 0, k, self.cost, terms, tightest)));
+            asker.answer(Ok(decision(taken, 0, k, self.cost, terms, tightest, time)));
         }
     }
 }
@@ -131,13 +132,16 @@ fn decision(
     cost: f64,
     terms: Terms,
     (tightest, level): (usize, f64),
+    time: Option<f64>,
 ) -> Decision {
     if f64::from(k) < taken.now {
         Decision::Now { tightest, level }
     } else if f64::from(k) < taken.granted {
+        let wait = taken.wait(k, cost, terms);
         Decision::Wait {
             which,
-            wait: from_us(taken.wait(k, cost, terms)),
+            wait: from_us(wait),
+            reservation: time.map(|time| Reservation::due(time + wait, cost, terms)),
         }
     } else {
         Decision::Refused {
@@ -265,6 +269,7 @@ impl<A: Asker> Batch<A> {
             Command::HoldBack(scope, until) => {
                 self.step(place, Step::HoldBack(place, scope, until));
             }
+            Command::Undo(gone) => self.step(place, Step::Undo(place, gone)),
             Command::Reset(_, reply) => self.step(place, Step::Reset(place, reply)),
             Command::Look(_, reply) => self.step(place, Step::Look(place, reply)),
             // It is asked for by what is known when all demands are gathered.
@@ -378,6 +383,7 @@ impl<A: Asker> Batch<A> {
                     let left = until.saturating_duration_since(Instant::now());
                     argument.hold_back(place + 1, to_us(left));
                 }
+                Step::Undo(place, gone) => argument.undo(place + 1, gone.1),
                 Step::Reset(place, _) => argument.reset(place + 1),
                 Step::Look(place, _) => argument.look(place + 1),
             }
@@ -422,7 +428,7 @@ impl<A: Asker> Batch<A> {
     }
 
     fn answer<W: Wire>(self, reply: &Reply<'_>, shared: &Shared<A, W>, sent: Instant) {
-        let known = &shared.known;
+        let (known, time) = (&shared.known, reply.time());
         // First, so that whoever is answered finds what is known.
         let mut refusing = vec![false; self.places.len()];
         for (index, place) in self.places.iter().enumerate() {
@@ -471,7 +477,12 @@ impl<A: Asker> Batch<A> {
         for (index, place) in self.places.into_iter().enumerate() {
             if let Some(first) = place.first {
                 let (level, _) = reply.level(index);
-                first.answer(reply.first(index), level, place.terms.slower(self.part));
+                first.answer(
+                    reply.first(index),
+                    level,
+                    place.terms.slower(self.part),
+                    time,
+                );
             }
         }
         let mut take = 0;
@@ -480,7 +491,7 @@ impl<A: Asker> Batch<A> {
                 Step::Take(place, demand) => {
                     let (level, _) = reply.level(place);
                     let slower = terms[place].slower(self.part);
-                    demand.answer(reply.answer(take).taken, level, slower);
+                    demand.answer(reply.answer(take).taken, level, slower, time);
                     take += 1;
                 }
                 Step::TakeAll { asker, from, .. } => {
@@ -489,12 +500,16 @@ impl<A: Asker> Batch<A> {
                     let (place, cost) = from[which.min(from.len() - 1)];
                     let slower = terms[place].slower(self.part);
                     let tightest = tightest(&from, &terms, reply);
-                    asker.answer(Ok(decision(taken, which, 0, cost, slower, tightest)));
+                    asker.answer(Ok(decision(taken, which, 0, cost, slower, tightest, time)));
                 }
                 Step::Look(place, answer) | Step::Reset(place, answer) => {
                     let _ = answer.send(Ok(reply.level(place).0));
                 }
-                Step::GiveBack(..) | Step::Charge(..) | Step::HoldBack(..) | Step::Lower(..) => {}
+                Step::GiveBack(..)
+                | Step::Charge(..)
+                | Step::HoldBack(..)
+                | Step::Undo(..)
+                | Step::Lower(..) => {}
             }
         }
     }
@@ -521,8 +536,9 @@ impl<A: Asker> Batch<A> {
                 Step::GiveBack(_, scope, tokens) if !failure.sent => {
                     books.correct(&scope, -tokens);
                 }
+                Step::Undo(_, gone) if !failure.sent => books.undo(gone),
                 // The next answer of the upstream tells it anew.
-                Step::GiveBack(..) | Step::Lower(..) => {}
+                Step::GiveBack(..) | Step::Undo(..) | Step::Lower(..) => {}
             }
         }
     }

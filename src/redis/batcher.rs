@@ -20,6 +20,7 @@ use super::{
     leases::{COOLS, Leases},
 };
 use crate::{
+    bucket::Reservation,
     decision::{Failure, FailureKind},
     observe::Meter,
     scope::Scope,
@@ -119,6 +120,15 @@ impl<A: Asker, W: Wire> Batcher<A, W> {
         let id = scope.id(&shared.salt);
         shared.known.raise(&id, terms_of(scope), tokens);
         self.push(Command::GiveBack(Box::new(scope.clone()), tokens));
+    }
+
+    /// Undoes a reservation whose caller has gone away.
+    pub(crate) fn undo(&self, gone: Box<(Scope, Reservation)>) {
+        let (scope, reservation) = &*gone;
+        let id = scope.id(&self.shared.salt);
+        let known = &self.shared.known;
+        known.raise(&id, terms_of(scope), reservation.tokens);
+        self.push(Command::Undo(gone));
     }
 
     /// Charges tokens that were used beyond what was taken.
@@ -229,7 +239,10 @@ impl<A: Asker, W: Wire> Batcher<A, W> {
                 .partition(|command| {
                     matches!(
                         command,
-                        Command::GiveBack(..) | Command::Charge(..) | Command::HoldBack(..)
+                        Command::GiveBack(..)
+                            | Command::Charge(..)
+                            | Command::HoldBack(..)
+                            | Command::Undo(..)
                     )
                 });
             queue.commands = kept;
@@ -420,6 +433,7 @@ impl<A: Asker, W: Wire> Worker<A, W> {
                 Command::Charge(scope, tokens) => self.shared.books.correct(&scope, tokens),
                 Command::Lease(..) => {}
                 Command::HoldBack(scope, until) => self.shared.books.hold_back(&scope, until),
+                Command::Undo(gone) => self.shared.books.undo(gone),
                 // The next answer of the upstream tells it anew.
                 Command::Lower(..) => {}
             }
@@ -461,6 +475,7 @@ impl<A: Asker, W: Wire> Drop for Worker<A, W> {
                 Command::GiveBack(scope, tokens) => self.shared.books.correct(&scope, -tokens),
                 Command::Charge(scope, tokens) => self.shared.books.correct(&scope, tokens),
                 Command::HoldBack(scope, until) => self.shared.books.hold_back(&scope, until),
+                Command::Undo(gone) => self.shared.books.undo(gone),
                 // Answered as they are dropped.
                 _ => {}
             }

@@ -18,7 +18,7 @@ use super::{
     leases::{AHEAD, COOLS, Leases},
 };
 use crate::{
-    bucket::Terms,
+    bucket::{Reservation, Terms},
     decision::{Decision, Failure, FailureKind},
     quota::Quota,
     scope::Scope,
@@ -146,6 +146,7 @@ struct Ledger(Mutex<Vec<f64>>);
 
 impl Books for Ledger {
     fn hold_back(&self, _: &Scope, _: Instant) {}
+    fn undo(&self, _: Box<(Scope, Reservation)>) {}
 
     fn tidy(&self, _: usize) {}
 

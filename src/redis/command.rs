@@ -9,7 +9,7 @@ use tokio::{
 
 use super::leases::Asked;
 use crate::{
-    bucket::Terms,
+    bucket::{Reservation, Terms},
     decision::{Decision, Failure, FailureKind},
     scope::Scope,
 };
@@ -59,6 +59,8 @@ pub(crate) trait Books: Send + Sync + 'static {
     fn correct(&self, scope: &Scope, tokens: f64);
     /// Redis was not told that nobody is to be granted anything before this time.
     fn hold_back(&self, scope: &Scope, until: Instant);
+    /// Redis was not told that the caller of a reservation has gone away.
+    fn undo(&self, gone: Box<(Scope, Reservation)>);
     /// Forgets some of what has refilled; in some turns, all of it.
     fn tidy(&self, turn: usize);
     /// Whether anything is to be charged to Redis.
@@ -133,6 +135,8 @@ pub(super) enum Command<A: Asker> {
     Charge(Box<Scope>, f64),
     /// Until when nobody is granted anything.
     HoldBack(Box<Scope>, Instant),
+    /// The caller of a reservation has gone away.
+    Undo(Box<(Scope, Reservation)>),
     /// No more than so many tokens.
     Lower(Box<Scope>, f64),
     Reset(Box<Scope>, oneshot::Sender<Result<f64, Failure>>),
@@ -152,6 +156,7 @@ impl<A: Asker> Command<A> {
             | Self::Reset(scope, _)
             | Self::Look(scope, _)
             | Self::Lease(scope, _) => std::slice::from_ref(scope),
+            Self::Undo(gone) => std::slice::from_ref(&gone.0),
         }
     }
 }

@@ -128,7 +128,10 @@ impl Argument {
             until,
             tokens,
         } = gone;
-        Self::push(&mut self.commands, &[10.0, index as f64, tokens, until, from]);
+        Self::push(
+            &mut self.commands,
+            &[10.0, index as f64, tokens, until, from],
+        );
     }
 
     /// What follows is done only where this bucket is full, and empties it.

@@ -273,7 +273,8 @@ impl Twin {
         let (mut buckets, mut widest, mut changed) = (Vec::new(), Vec::new(), Vec::new());
         for (key, terms) in &call.keys {
             let stored = self.keys.get(key);
-            let mut bucket = stored.map_or_else(|| Bucket::full(now, *terms), |stored| stored.bucket.clone());
+            let mut bucket =
+                stored.map_or_else(|| Bucket::full(now, *terms), |stored| stored.bucket.clone());
             changed.push(bucket.visit_by(now, *terms, call.back));
             buckets.push(bucket);
             widest.push(stored.map_or(*terms, |stored| Terms {
@@ -417,7 +418,10 @@ fn take(
         return Answer { taken, which: 0 };
     }
     // In the order of the demand, which need not be that of the keys.
-    let mut asked: Vec<Bucket> = of.iter().map(|&(index, _)| buckets[index].clone()).collect();
+    let mut asked: Vec<Bucket> = of
+        .iter()
+        .map(|&(index, _)| buckets[index].clone())
+        .collect();
     let all = take_all(
         asked
             .iter_mut()
@@ -439,7 +443,7 @@ fn take(
     };
     match all {
         TakenAll::All => answer(1.0, 1.0, 0.0, 0.0, 0),
-        TakenAll::Slowest { which, wait } => answer(0.0, 1.0, wait, 0.0, which),
+        TakenAll::Slowest { which, wait, .. } => answer(0.0, 1.0, wait, 0.0, which),
         TakenAll::Refused { which, retry_after } => answer(0.0, 0.0, 0.0, retry_after, which),
     }
 }

@@ -455,7 +455,11 @@ fn reserve_and_cancel(terms: Terms, n: u32, order: impl Fn(u32) -> u32) -> Bucke
 
 #[test]
 fn after_all_waiters_are_gone_a_bucket_is_as_without_them() {
-    for terms in [Terms::new(1.0, 1.0), Terms::new(10.0, 3.0), Terms::new(100.0, 1e4)] {
+    for terms in [
+        Terms::new(1.0, 1.0),
+        Terms::new(10.0, 3.0),
+        Terms::new(100.0, 1e4),
+    ] {
         let mut empty = Bucket::full(1.7e15, terms);
         empty.take(terms.cap, 1, 0.0, terms);
         let orders: [fn(u32) -> u32; 4] = [
@@ -493,7 +497,11 @@ fn newcomers_are_not_told_a_wait_that_counts_cancelled_reservations() {
     let terms = Terms::new(1.0, 1.0);
     let mut bucket = Bucket::full(1.7e15, terms);
     bucket.take(1.0, 1, 0.0, terms);
-    let first = Reservation::due(bucket.at + bucket.take(1.0, 1, 1e12, terms).last, 1.0, terms);
+    let first = Reservation::due(
+        bucket.at + bucket.take(1.0, 1, 1e12, terms).last,
+        1.0,
+        terms,
+    );
     bucket.take(1.0, 1, 1e12, terms);
     bucket.undo(first, terms);
     // Somebody waits for t = 2; t = 1 is free.
@@ -508,7 +516,11 @@ fn a_pause_takes_cancelled_reservations_with_it() {
     let terms = Terms::new(1.0, 1.0);
     let mut bucket = Bucket::full(1.7e15, terms);
     bucket.take(1.0, 1, 0.0, terms);
-    let first = Reservation::due(bucket.at + bucket.take(1.0, 1, 1e12, terms).last, 1.0, terms);
+    let first = Reservation::due(
+        bucket.at + bucket.take(1.0, 1, 1e12, terms).last,
+        1.0,
+        terms,
+    );
     bucket.take(1.0, 1, 1e12, terms);
     bucket.undo(first, terms);
     bucket.hold_back(5.0 * SECOND, terms);

@@ -210,7 +210,7 @@ impl Simulator<'_> {
                     self.granted(demand, bucket, 0.0, level);
                 }
             }
-            TakenAll::Slowest { which, wait } => {
+            TakenAll::Slowest { which, wait, .. } => {
                 let bucket = asked[which];
                 let level = gaps(&self.buckets[bucket]) == before[bucket];
                 self.granted(demand, bucket, wait, level);
@@ -419,7 +419,10 @@ impl Simulator<'_> {
         if let Some(reservation) = slot.reservation {
             bucket.undo(reservation, terms);
         }
-        let others = self.slots.iter().filter(|other| other.bucket == slot.bucket);
+        let others = self
+            .slots
+            .iter()
+            .filter(|other| other.bucket == slot.bucket);
         self.last_turn[slot.bucket] = others.map(|other| other.turn).fold(0.0, f64::max);
         self.outcome.records[slot.bucket].given_back(self.now, slot.cost);
         self.outcome.seen.undone += 1;

@@ -1,6 +1,6 @@
 //! The bucket by itself: what holds for each single operation.
 
-use crate::bucket::{AtOnce, Bucket, TakenAll, Terms, take_all, take_at_once};
+use crate::bucket::{AtOnce, Bucket, Reservation, TakenAll, Terms, take_all, take_at_once};
 
 use super::random::{Rng, seed};
 
@@ -373,6 +373,7 @@ fn several_buckets_are_all_or_one_or_none() {
     let slowest = TakenAll::Slowest {
         which: 1,
         wait: 2e6,
+        reservation: Reservation::due(2e6, 2.0, slow),
     };
     assert_eq!(ask(2e6), (slowest, [0.0, 2.0]));
 
@@ -387,7 +388,13 @@ fn several_buckets_are_all_or_one_or_none() {
     let refused = TakenAll::Refused { which, retry_after };
     assert_eq!(ask(2e6 - 0.5), refused);
     let wait = 2e6;
-    assert_eq!(ask(2e6), TakenAll::Slowest { which, wait });
+    let reservation = Reservation::due(wait, 2.0, slow);
+    let slowest = TakenAll::Slowest {
+        which,
+        wait,
+        reservation,
+    };
+    assert_eq!(ask(2e6), slowest);
 }
 
 /// All processes have spent their shares to the last token, and have promised turns beyond; they

@@ -3,8 +3,8 @@
 use redis::aio::MultiplexedConnection;
 use redis::{Cmd, Pipeline};
 
-use crate::bucket::{Reservation, Terms};
 use crate::bucket::law::{Rng, seed, sequences};
+use crate::bucket::{Reservation, Terms};
 use crate::redis::script::{ACQUIRE, Reply};
 use crate::redis::twin::{Call, Command, Outcome, Stored, Twin, Written};
 
@@ -311,7 +311,13 @@ async fn the_twins_agree_on_our_time_line() {
         "{count}: {forgotten} forgotten, {waits} waits, {pooled} pools, {held} held back, {cancelled} \
          cancelled, {slowest} slowest, {alone} of first demands alone"
     );
-    let all = held > 0 && cancelled > 0 && forgotten > 0 && waits > 0 && pooled > 0 && slowest > 0 && alone > 0;
+    let all = held > 0
+        && cancelled > 0
+        && forgotten > 0
+        && waits > 0
+        && pooled > 0
+        && slowest > 0
+        && alone > 0;
     assert!(all || count < 1_000, "something never happened");
 }
 
