@@ -17,7 +17,7 @@ use axum::{
     extract::{ConnectInfo, Request},
     http::{HeaderMap, StatusCode},
     response::Response,
-    routing::get,
+    routing::{any, get},
 };
 use tokio::{net::TcpListener, time::Instant};
 use tower::{BoxError, Layer, Service, ServiceBuilder, ServiceExt};
@@ -228,6 +228,76 @@ async fn what_can_never_pass_is_forbidden() {
             assert!(!response.headers().contains_key("retry-after"));
         }
     }
+}
+
+/// A gRPC status over HTTP 200 goes to what can be a gRPC call: any cache, and any other client,
+/// takes it for a success.
+#[tokio::test]
+async fn only_a_post_of_grpc_is_answered_as_grpc() {
+    const SITE: Scope = DAY.scope("site");
+    let limiter = Limiter::in_memory();
+    limiter.try_acquire(SITE.cost(2.0)).await.unwrap();
+    let layer = RateLimitLayer::new(&limiter, SITE).respond_http();
+    let url = serve(Router::new().route("/", any(h)).layer(layer)).await;
+    let client = client();
+    let send = async |method: &str, content_type: &str| {
+        let method = method.parse().unwrap();
+        let request = client.request(method, &url);
+        let response = request.header("content-type", content_type).send().await;
+        let response = response.unwrap();
+        let headers = response.headers();
+        assert_eq!(
+            headers.get_all("cache-control").iter().collect::<Vec<_>>(),
+            ["no-store"],
+            "{content_type}"
+        );
+        let grpc = headers.get("grpc-status").is_some_and(|code| code == "8");
+        assert_eq!(headers.contains_key("retry-after"), !grpc);
+        (response.status().as_u16(), grpc)
+    };
+    for (content_type, grpc) in [
+        ("application/grpc", true),
+        ("application/grpc+proto", true),
+        ("application/grpc;charset=utf-8", true),
+        ("application/grpc ; charset=utf-8", true),
+        ("APPLICATION/GRPC", true),
+        ("application/grpc-web", true),
+        ("application/grpc-web-text+proto", true),
+        ("application/grpcfoo", false),
+        ("application/grpc-foo", false),
+        ("application/grpc foo", false),
+        ("application/grpc, text/html", false),
+        ("application/grpc/proto", false),
+        ("text/html; application/grpc", false),
+        ("application/json", false),
+    ] {
+        let expected = if grpc { (200, true) } else { (429, false) };
+        assert_eq!(send("POST", content_type).await, expected, "{content_type}");
+        for method in [
+            "GET", "HEAD", "OPTIONS", "PUT", "PATCH", "DELETE", "post", "QUERY",
+        ] {
+            let answer = send(method, content_type).await;
+            assert_eq!(answer, (429, false), "{method} {content_type}");
+        }
+    }
+}
+
+/// Not over a socket: hyper's client has no request with this method and a body of its own.
+#[tokio::test]
+async fn a_refused_tunnel_is_no_success() {
+    let limiter = Limiter::in_memory();
+    let scope = DAY.scope("site").cost(3.0);
+    let service = RateLimitLayer::new(&limiter, scope)
+        .respond_http()
+        .layer(tower::service_fn(async |_: Request| {
+            Ok::<_, std::convert::Infallible>(Response::default())
+        }));
+    let request = Request::builder().method("CONNECT").uri("example.com:443");
+    let request = request.header("content-type", "application/grpc");
+    let response = service.oneshot(request.body(Default::default()).unwrap());
+    let response: Response = response.await.unwrap();
+    assert_eq!(response.status(), 403);
+    assert_eq!(response.headers()["cache-control"], "no-store");
 }
 
 #[tokio::test]

@@ -36,7 +36,7 @@ async fn request(
     let layer = RateLimitLayer::new(limiter, API)
         .respond_http()
         .max_wait(max_wait);
-    let request = Request::builder().header("content-type", content_type);
+    let request = Request::post("/").header("content-type", content_type);
     let request = request.body(()).expect("a request");
     let service = ServiceBuilder::new().layer(layer).service(inner);
     service

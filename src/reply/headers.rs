@@ -2,12 +2,15 @@
 
 use http::{
     HeaderMap, HeaderName,
-    header::{HeaderValue, RETRY_AFTER},
+    header::{CACHE_CONTROL, HeaderValue, RETRY_AFTER},
 };
 use sfv::{Integer, KeyRef, ListSerializer, RefBareItem, StringRef, key_ref};
 
 use super::policy::Policy;
 use crate::{Permit, Rejected};
+
+/// A refusal is for one client at one time, so no cache may give it to another (RFC 9111, 5.2.2.5).
+pub(super) const NO_STORE: HeaderValue = HeaderValue::from_static("no-store");
 
 const RATE_LIMIT: HeaderName = HeaderName::from_static("ratelimit");
 const RATE_LIMIT_POLICY: HeaderName = HeaderName::from_static("ratelimit-policy");
@@ -93,8 +96,8 @@ pub enum HeaderStyle {
 }
 
 impl HeaderStyle {
-    /// Writes the fields of a refusal, for a response of your own: these, and `Retry-After` in
-    /// any style where it is known when to come back.
+    /// Writes the fields of a refusal, for a response of your own: these, and in any style
+    /// `Cache-Control: no-store`, and `Retry-After` where it is known when to come back.
     ///
     /// ```
     /// # use http::Response;
@@ -109,6 +112,7 @@ impl HeaderStyle {
     /// });
     /// ```
     pub fn refused(self, rejected: &Rejected, headers: &mut HeaderMap) {
+        headers.insert(CACHE_CONTROL, NO_STORE);
         let seconds = retry_after(rejected);
         if let Some(seconds) = seconds {
             headers.insert(RETRY_AFTER, HeaderValue::from(seconds));

@@ -1,12 +1,13 @@
 //! [`HttpReply`]: a refusal as HTTP, or as gRPC to those who speak it.
 
 use http::{
-    HeaderMap, Request, Response, StatusCode,
-    header::{CONTENT_TYPE, HeaderValue},
+    HeaderMap, Method, Request, Response, StatusCode,
+    header::{CACHE_CONTROL, CONTENT_TYPE, HeaderValue},
 };
 
 use super::{
     EmptyBody, HeaderStyle, ProblemJson, Reply, grpc,
+    headers::NO_STORE,
     problem::{PROBLEM_JSON, problem_json},
 };
 use crate::{Permit, Reason, Rejected};
@@ -15,11 +16,13 @@ use crate::{Permit, Reason, Rejected};
 /// [`RateLimitLayer::respond_http`](crate::RateLimitLayer::respond_http). Errors of the inner
 /// service are untouched, so that one that never fails still never does.
 ///
-/// | reason | HTTP | gRPC and gRPC-Web (`content-type: application/grpc*`) |
+/// | reason | HTTP | gRPC and gRPC-Web (`POST` with `content-type: application/grpc`, `application/grpc-web` or `application/grpc-web-text`, also with `+…` or `;…`) |
 /// |---|---|---|
 /// | `Limited` | 429 with `Retry-After`, in whole seconds, rounded up | RESOURCE_EXHAUSTED with `RetryInfo` and `QuotaFailure` |
 /// | `Impossible` | 403 | RESOURCE_EXHAUSTED with `QuotaFailure` only: a retry cannot help |
 /// | `Unavailable` | 503 | UNAVAILABLE |
+///
+/// Every refusal carries `Cache-Control: no-store`, so that no cache gives it to another client.
 ///
 /// Over HTTP, refusals and other answers also carry the fields of a [`HeaderStyle`]. A refusal
 /// has no body unless [`problem_json`](Self::problem_json) is said; for one of your own there is
@@ -102,8 +105,12 @@ impl<T> HttpReply<T> {
         body: impl FnOnce(&mut Response<B>),
     ) -> Response<B> {
         let content_type = req.headers().get(CONTENT_TYPE);
+        // Every gRPC call is a POST. Others would take, and keep, this answer for a success.
+        let content_type = content_type.filter(|_| req.method() == Method::POST);
         if let Some(answer) = content_type.and_then(grpc_answer) {
-            return grpc::refusal(rejected, answer);
+            let mut response = grpc::refusal(rejected, answer);
+            response.headers_mut().insert(CACHE_CONTROL, NO_STORE);
+            return response;
         }
         let mut response = Response::new(B::default());
         *response.status_mut() = status(rejected);
@@ -200,8 +207,10 @@ fn grpc_answer(content_type: &HeaderValue) -> Option<HeaderValue> {
         let (start, rest) = content_type
             .split_at_checked(kind.len())
             .unwrap_or_default();
+        // A parameter may have spaces before it (RFC 9110, section 5.6.6).
         start.eq_ignore_ascii_case(kind.as_bytes())
-            && matches!(rest.first(), None | Some(b'+' | b';' | b' '))
+            && (rest.starts_with(b"+")
+                || matches!(rest.trim_ascii_start().first(), None | Some(b';')))
     })?;
     Some(HeaderValue::from_static(kind))
 }
@@ -251,6 +260,8 @@ mod tests {
                 "application/grpc-web-text",
                 Some("application/grpc-web-text"),
             ),
+            ("application/grpc ;x=y", Some("application/grpc")),
+            ("application/grpc x", None),
             ("application/grpcx", None),
             ("application/grp", None),
             ("application/json", None),

@@ -4,8 +4,9 @@ use reqwest::header::HeaderMap;
 use sfv::{BareItem, List, ListEntry, Parser};
 
 /// All that the table shows, in this order.
-pub(crate) const SHOWN: [&str; 7] = [
+pub(crate) const SHOWN: [&str; 8] = [
     "content-type",
+    "cache-control",
     "retry-after",
     "ratelimit-policy",
     "ratelimit",

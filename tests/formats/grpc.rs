@@ -84,6 +84,9 @@ fn read(status: &Status) -> Vec<String> {
     if let Some(pushback) = pushback(status) {
         lines.push(format!("grpc-retry-pushback-ms: {pushback}"));
     }
+    if let Some(cache) = status.metadata().get("cache-control") {
+        lines.push(format!("cache-control: {}", cache.to_str().expect("ASCII")));
+    }
     lines
 }
 

@@ -251,7 +251,8 @@ async fn rare(rows: &mut Vec<Row>) {
     row!(rows, "admitted at no cost", ".respond_http()", 1, free);
     let nobody = RateLimitLayer::new(&Limiter::in_memory(), Scopes::default()).respond_http();
     row!(rows, "not limited", ".respond_http()", 1, nobody);
-    for name in &SHOWN[1..] {
+    // A script may read the first two anyway.
+    for name in &SHOWN[2..] {
         assert!(EXPOSE_HEADERS.split(", ").any(|exposed| exposed == *name));
     }
 }
