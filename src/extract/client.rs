@@ -20,7 +20,7 @@ use crate::scope::Scope;
 ///
 /// Of an IPv6 address only the first 64 bits remain, unless
 /// [`ipv6_prefix`](ClientIp::ipv6_prefix) says otherwise, because whoever has one has 2^64 of
-/// them. One that holds an IPv4 address is that address.
+/// them.
 ///
 /// A request without a known peer, as of an axum server that was not given
 /// `into_make_service_with_connect_info::<SocketAddr>()`, has no key, whatever its headers say: say
@@ -48,6 +48,29 @@ use crate::scope::Scope;
 /// request.extensions_mut().insert(Peer([10, 0, 0, 1].into()));
 /// assert_eq!(client.find(&request), Some([192, 0, 2, 7].into()));
 /// ```
+///
+/// # Addresses that embed another
+///
+/// An IPv6 address that embeds an IPv4 address is counted as that IPv4 address, so that one client
+/// has one bucket however it arrives, and clients behind one translator have different ones:
+///
+/// | form | key |
+/// |---|---|
+/// | `::ffff:0:0/96`, IPv4-mapped (RFC 4291) | the IPv4 address |
+/// | `::/96`, IPv4-compatible (RFC 4291), except `::/104` | the IPv4 address |
+/// | `::ffff:0:0:0/96`, IPv4-translated (RFC 2765) | the IPv4 address |
+/// | `64:ff9b::/96`, NAT64 and SIIT (RFC 6052) | the IPv4 address |
+/// | `64:ff9b:1::/48`, the same with a local prefix (RFC 8215) | the IPv4 address where the local prefix is a /96; else the whole address, of which there is one for each IPv4 address |
+/// | `2002::/16`, 6to4 (RFC 3056) | the IPv4 address of the site |
+/// | `2001::/32`, Teredo (RFC 4380) | the IPv4 address of the client, as its server saw it |
+/// | `…:0:5efe:a.b.c.d`, ISATAP (RFC 5214) | the first bits, as of any other: the client chooses the rest |
+///
+/// A translator with another prefix (RFC 6052, section 2.2) cannot be recognized: all clients
+/// behind it share one bucket. Give it one of the prefixes above.
+///
+/// Trust is decided by the address as it is: of these forms only IPv4-mapped, which is how a
+/// socket of both families shows an IPv4 peer, is in a trusted IPv4 network. Name the others as
+/// IPv6 networks, such as `64:ff9b::10.0.0.0/104`.
 ///
 /// # Panics
 ///

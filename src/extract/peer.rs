@@ -2,7 +2,7 @@
 
 #[cfg(any(feature = "axum", feature = "tonic"))]
 use std::net::SocketAddr;
-use std::net::{IpAddr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use http::Request;
 
@@ -33,7 +33,8 @@ pub struct Peer(pub IpAddr);
 /// [`client_ip`](super::client_ip()) looks behind those that are trusted.
 ///
 /// Of an IPv6 address only the first 64 bits remain, because whoever has one has 2^64 of them.
-/// One that holds an IPv4 address is that address.
+/// One that embeds an IPv4 address becomes that address: see
+/// [`client_ip`](super::client_ip()#addresses-that-embed-another).
 ///
 /// None where the server was not told to note it: under axum, serve with
 /// `into_make_service_with_connect_info::<SocketAddr>()`. A closure that uses `?` on it then
@@ -91,14 +92,36 @@ fn address<B>(req: &Request<B>) -> Option<SocketAddr> {
     None
 }
 
-/// What stands for an address: of an IPv6 address, its first bits.
+/// What stands for an address as a key: the IPv4 address that it embeds, else, of an IPv6 address,
+/// its first bits.
+///
+/// Only for keys. Whether a proxy is trusted is decided by the address as it is, because many of
+/// these forms can be claimed from outside, and a trusted proxy can name any client.
 pub(super) fn group(ip: IpAddr, ipv6_prefix: u8) -> IpAddr {
-    // An IPv4 address in its IPv6 form first, or all of them were one group.
-    match ip.to_canonical() {
-        IpAddr::V4(ip) => IpAddr::V4(ip),
-        IpAddr::V6(ip) => {
+    let IpAddr::V6(ip) = ip else { return ip };
+    let v4 = |high: u16, low: u16| Ipv4Addr::from_bits(u32::from(high) << 16 | u32::from(low));
+    match ip.segments() {
+        // IPv4-mapped (RFC 4291, section 2.5.5.2): an IPv4 peer of a socket of both families.
+        [0, 0, 0, 0, 0, 0xffff, a, b]
+        // IPv4-translated (RFC 2765, section 2.1).
+        | [0, 0, 0, 0, 0xffff, 0, a, b]
+        // IPv4-compatible (RFC 4291, section 2.5.5.1), without `::` and `::1`.
+        | [0, 0, 0, 0, 0, 0, a @ 0x100..=0xffff, b]
+        // A translator's well-known prefix (RFC 6052, section 2.1), and a /96 of the one for local
+        // use (RFC 8215).
+        | [0x64, 0xff9b, 0, 0, 0, 0, a, b]
+        | [0x64, 0xff9b, 1, _, 0, 0, a, b]
+        // 6to4 (RFC 3056, section 2): all of a site behind one IPv4 address.
+        | [0x2002, a, b, ..] => v4(a, b).into(),
+        // Teredo (RFC 4380, section 4): the client's address, each bit inverted.
+        [0x2001, 0, .., a, b] => v4(!a, !b).into(),
+        // The prefix for local use is cut by its operator, so where the IPv4 address stands is not
+        // known; but there is one address for each.
+        [0x64, 0xff9b, 1, ..] => ip.into(),
+        // Not so with ISATAP (RFC 5214), whose last 64 bits anybody may choose.
+        _ => {
             let rest = u128::MAX.checked_shr(ipv6_prefix.into()).unwrap_or(0);
-            IpAddr::V6(Ipv6Addr::from_bits(ip.to_bits() & !rest))
+            Ipv6Addr::from_bits(ip.to_bits() & !rest).into()
         }
     }
 }

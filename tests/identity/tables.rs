@@ -240,6 +240,139 @@ fn nobody_is_trusted_unless_said() {
     assert_eq!(scopes.iter().next().unwrap().name(), "other");
 }
 
+/// 203.0.113.7 as a node that has no IPv4 sees it.
+const EMBEDDED: &[(&str, &str)] = &[
+    // IPv4-mapped and IPv4-compatible (RFC 4291, 2.5.5), IPv4-translated (RFC 2765, 2.1).
+    ("::ffff:203.0.113.7", "203.0.113.7"),
+    ("::203.0.113.7", "203.0.113.7"),
+    ("::ffff:0:203.0.113.7", "203.0.113.7"),
+    // NAT64 (RFC 6052), and in the local-use prefix (RFC 8215) with a /96 of the operator's choice.
+    ("64:ff9b::203.0.113.7", "203.0.113.7"),
+    ("64:ff9b:1::203.0.113.7", "203.0.113.7"),
+    ("64:ff9b:1:fffe::203.0.113.7", "203.0.113.7"),
+    // With a shorter prefix it stands elsewhere; the whole address is as good.
+    ("64:ff9b:1:cb00:71:700::", "64:ff9b:1:cb00:71:700::"),
+    ("64:ff9b:1:aacb:0:7107::", "64:ff9b:1:aacb:0:7107::"),
+    ("64:ff9b:1:aaaa:cb:71:700:0", "64:ff9b:1:aaaa:cb:71:700:0"),
+    // 6to4 (RFC 3056): any host of any subnet of that site.
+    ("2002:cb00:7107::1", "203.0.113.7"),
+    ("2002:cb00:7107:ffff:1:2:3:4", "203.0.113.7"),
+    // Teredo (RFC 4380): the client's, not the server's, whose bits are inverted.
+    ("2001:0:4136:e378:8000:63bf:34ff:8ef8", "203.0.113.7"),
+    ("2001::34ff:8ef8", "203.0.113.7"),
+    // ISATAP (RFC 5214): these 64 bits are the client's to choose.
+    ("2001:db8:1:2:0:5efe:203.0.113.7", "2001:db8:1:2::"),
+    ("2001:db8:1:2:200:5efe:203.0.113.7", "2001:db8:1:2::"),
+    // A translator's own prefix (RFC 6052, 2.2) looks like any other.
+    ("2001:db8:64::203.0.113.7", "2001:db8:64::"),
+    // Beside those above.
+    ("::", "::"),
+    ("::1", "::"),
+    ("::0.255.255.255", "::"),
+    ("::1:203.0.113.7", "::"),
+    ("::fffe:203.0.113.7", "::"),
+    ("::ffff:1:203.0.113.7", "::"),
+    ("0:0:0:1::203.0.113.7", "0:0:0:1::"),
+    ("64:ff9a::203.0.113.7", "64:ff9a::"),
+    ("64:ff9b::1:203.0.113.7", "64:ff9b::"),
+    ("64:ff9b:2::203.0.113.7", "64:ff9b:2::"),
+    ("2001:1:4136:e378:8000:63bf:34ff:8ef8", "2001:1:4136:e378::"),
+    ("2003:cb00:7107::1", "2003:cb00:7107::"),
+    (
+        "3ffe:831f:4136:e378:8000:63bf:34ff:8ef8",
+        "3ffe:831f:4136:e378::",
+    ),
+];
+
+#[test]
+fn an_embedded_ipv4_address_is_the_client() {
+    for (address, expected) in EMBEDDED {
+        let expected = ip(expected).to_string();
+        let peer = request(ip(address), XFF, []);
+        assert_eq!(peer_ip(&peer).unwrap().to_string(), expected, "{address}");
+        let none = client_ip(TrustedProxies::none());
+        assert_eq!(none.find(&peer).unwrap().to_string(), expected, "{address}");
+        for (name, proxies, line) in [
+            (XFF, TrustedProxies::private(), (*address).to_owned()),
+            (XFF, TrustedProxies::private(), format!("[{address}]:443")),
+            (
+                "x-real-ip",
+                TrustedProxies::private().single_header("x-real-ip"),
+                (*address).to_owned(),
+            ),
+            (
+                "forwarded",
+                TrustedProxies::private().forwarded(),
+                format!("for=\"[{address}]\""),
+            ),
+        ] {
+            // The loopback address is a proxy's: it speaks for itself, as it does alone.
+            let seen = seen(&client_ip(proxies), name, &[line.as_bytes()]);
+            assert_eq!(seen, expected, "{name}: {line}");
+        }
+        // How many bits of other addresses count does not matter.
+        if expected == "203.0.113.7" {
+            for bits in [32, 48, 128] {
+                let client = client_ip(TrustedProxies::none()).ipv6_prefix(bits);
+                assert_eq!(client.find(&peer), Some(ip("203.0.113.7")), "{address}");
+            }
+        }
+    }
+}
+
+/// Who counts as one client is one question, who is believed another: only what a socket of both
+/// families shows of an IPv4 peer is that peer.
+#[test]
+fn an_embedded_ipv4_address_is_not_trusted() {
+    let proxies = TrustedProxies::private()
+        .networks(["192.0.2.0/24"])
+        .unwrap();
+    let client = client_ip(proxies);
+    for (claimed, forms) in [
+        (
+            "10.0.0.1",
+            [
+                "::10.0.0.1",
+                "::ffff:0:10.0.0.1",
+                "64:ff9b::10.0.0.1",
+                "64:ff9b:1::10.0.0.1",
+                "2002:a00:1::1",
+                "2001:0:a00:1:8000:63bf:f5ff:fffe",
+                "2001:db8::5efe:10.0.0.1",
+            ],
+        ),
+        (
+            "192.0.2.1",
+            [
+                "::192.0.2.1",
+                "::ffff:0:192.0.2.1",
+                "64:ff9b::192.0.2.1",
+                "64:ff9b:1::192.0.2.1",
+                "2002:c000:201::1",
+                "2001:0:c000:201:8000:63bf:3fff:fdfe",
+                "2001:db8::5efe:192.0.2.1",
+            ],
+        ),
+    ] {
+        for form in forms {
+            let lied = request(ip(form), XFF, [b"203.0.113.7".as_slice()]);
+            assert_eq!(client.find(&lied), peer_ip(&lied), "{form}");
+            // Nor is it walked over in a list.
+            let line = format!("203.0.113.7, {form}");
+            let expected = peer_ip(&lied).unwrap().to_string();
+            assert_eq!(seen(&client, XFF, &[line.as_bytes()]), expected, "{form}");
+        }
+        let mapped = format!("::ffff:{claimed}");
+        let told = request(ip(&mapped), XFF, [b"203.0.113.7".as_slice()]);
+        assert_eq!(client.find(&told), Some(ip("203.0.113.7")), "{mapped}");
+    }
+    // Those who run the translator can name its form.
+    let behind = TrustedProxies::none().networks(["64:ff9b::10.0.0.0/104"]);
+    let behind = client_ip(behind.unwrap());
+    let told = request(ip("64:ff9b::10.0.0.1"), XFF, [b"203.0.113.7".as_slice()]);
+    assert_eq!(behind.find(&told), Some(ip("203.0.113.7")));
+}
+
 #[test]
 fn ipv6_prefixes() {
     let request = request(ip("2001:db8:1:2ff:3::4"), XFF, []);
