@@ -197,6 +197,90 @@ fn a_header_with_one_value() {
     assert_eq!(client.find(&stranger), Some(ip("192.0.2.1")));
 }
 
+/// CloudFront writes an address and a port, without brackets around IPv6.
+#[test]
+fn an_address_with_a_port_behind_it() {
+    let name = "cloudfront-viewer-address";
+    for client in [
+        client_ip(TrustedProxies::private().cloudfront()),
+        client_ip(TrustedProxies::private().single_header(name)),
+    ] {
+        for (value, expected) in [
+            ("198.51.100.10:46532", "198.51.100.10"),
+            ("2001:db8:3b20:38::17e:7:46532", "2001:db8:3b20:38::"),
+            ("2001:db8:3b20:38::17e:7:80", "2001:db8:3b20:38::"),
+            ("2001:db8:3b20:38:0:0:17e:7:80", "2001:db8:3b20:38::"),
+            // Read as an address alone, these are in another /64, which the client chooses.
+            ("2001:db8::a:b:c:d:443", "2001:db8::"),
+            ("2001:db8::1:a:b:c:d:443", "2001:db8:0:1::"),
+            ("2001:db8:1:2:::443", "2001:db8:1:2::"),
+            ("::ffff:203.0.113.7:443", "203.0.113.7"),
+            ("::1:443", "::"),
+            (" \t198.51.100.10:46532 ", "198.51.100.10"),
+            // Not what CloudFront writes: the proxy speaks for itself.
+            ("198.51.100.10", "10.0.0.1"),
+            ("2001:db8:1:2:3:4:5:6", "10.0.0.1"),
+            ("[2001:db8::1]:443", "10.0.0.1"),
+            ("198.51.100.10:", "10.0.0.1"),
+            ("198.51.100.10:65536", "10.0.0.1"),
+            ("198.51.100.10:+1", "10.0.0.1"),
+            ("198.51.100.10:_port", "10.0.0.1"),
+            ("198.51.100.10:80:80", "10.0.0.1"),
+            ("2001:db8:1:2:3:4:5:6:7:443", "10.0.0.1"),
+            (":443", "10.0.0.1"),
+            ("198.51.100.10:80, 203.0.113.7:80", "10.0.0.1"),
+            ("", "10.0.0.1"),
+        ] {
+            assert_eq!(
+                seen(&client, name, &[value.as_bytes()]),
+                expected,
+                "{value}"
+            );
+        }
+        let two: &[&[u8]] = &[b"198.51.100.66:1", b"203.0.113.7:1"];
+        assert_eq!(seen(&client, name, two), "10.0.0.1");
+        // Only the header that was named counts, and only from a trusted peer.
+        assert_eq!(seen(&client, XFF, &[b"203.0.113.7"]), "10.0.0.1");
+        let stranger = request(ip("192.0.2.1"), name, [b"203.0.113.7:1".as_slice()]);
+        assert_eq!(client.find(&stranger), Some(ip("192.0.2.1")));
+    }
+}
+
+/// These write one address and nothing else.
+#[test]
+fn a_bare_address() {
+    let private = TrustedProxies::private;
+    for (name, proxies) in [
+        ("cf-connecting-ip", private().cloudflare()),
+        ("fly-client-ip", private().fly()),
+        ("x-azure-socketip", private().azure_front_door()),
+    ] {
+        for proxies in [proxies, private().single_header(name)] {
+            let client = client_ip(proxies);
+            for (value, expected) in [
+                ("203.0.113.7", "203.0.113.7"),
+                ("2001:db8:1:2:3:4:5:6", "2001:db8:1:2::"),
+                ("2001:db8:1:2::5:6", "2001:db8:1:2::"),
+                ("::ffff:203.0.113.7", "203.0.113.7"),
+                ("203.0.113.7:443", "10.0.0.1"),
+                ("[2001:db8:1:2::5]", "10.0.0.1"),
+                ("[2001:db8:1:2::5]:443", "10.0.0.1"),
+                ("198.51.100.66, 203.0.113.7", "10.0.0.1"),
+                ("unknown", "10.0.0.1"),
+            ] {
+                let seen = seen(&client, name, &[value.as_bytes()]);
+                assert_eq!(seen, expected, "{name}: {value}");
+            }
+        }
+    }
+    // What Front Door copies from the client's own header is another field.
+    let azure = client_ip(private().azure_front_door());
+    assert_eq!(
+        seen(&azure, "x-azure-clientip", &[b"203.0.113.7"]),
+        "10.0.0.1"
+    );
+}
+
 #[test]
 fn so_many_hops() {
     let google = TrustedProxies::none().networks(["10.0.0.0/8"]).unwrap();

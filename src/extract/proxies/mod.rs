@@ -19,7 +19,20 @@ pub use self::network::ParseNetworkError;
 /// `$proxy_add_x_forwarded_for`. All lines of the header count as one list, which is read from its
 /// end: the last entry is what the peer saw. An entry that is no address (an empty one, `unknown`,
 /// the `_hidden` names of RFC 7239) ends the reading, and the last trusted proxy's own address
-/// stands for the client. Entries may have a port, and IPv6 addresses may be in brackets.
+/// stands for the client. Entries may have a port, and IPv6 addresses may be in brackets, which they
+/// need before a port.
+///
+/// The default fits AWS's Application Load Balancer, with client ports or without, and nginx with
+/// `$proxy_add_x_forwarded_for`. Other senders have a header of their own:
+///
+/// | sender | method |
+/// |---|---|
+/// | Amazon CloudFront | [`cloudfront`](Self::cloudfront) |
+/// | Azure Front Door | [`azure_front_door`](Self::azure_front_door) |
+/// | Cloudflare | [`cloudflare`](Self::cloudflare) |
+/// | Fly.io | [`fly`](Self::fly) |
+/// | Google's load balancer | [`hops(2)`](Self::hops) |
+/// | nginx with `X-Real-IP $remote_addr` | [`single_header("x-real-ip")`](Self::single_header) |
 ///
 /// # Examples
 ///
@@ -148,8 +161,12 @@ impl TrustedProxies {
         self
     }
 
-    /// They tell by the header `name`, which holds one address, such as `cf-connecting-ip`,
-    /// `true-client-ip` or `x-real-ip`.
+    /// They tell by the header `name`, which holds one address, such as `true-client-ip` or
+    /// `x-real-ip`. It may have a port; IPv6 with a port must be in brackets.
+    ///
+    /// The headers of [`cloudfront`](Self::cloudfront), [`cloudflare`](Self::cloudflare),
+    /// [`fly`](Self::fly) and [`azure_front_door`](Self::azure_front_door) are read in the form
+    /// that their sender writes, and in no other.
     ///
     /// The peer is all that is looked at: whoever it is, it must *set* the header, so that nothing
     /// remains of what the client has sent. Two of them, or anything but an address, are not
@@ -157,7 +174,7 @@ impl TrustedProxies {
     ///
     /// ```
     /// # use tower_throttle::extract::TrustedProxies;
-    /// let proxies = TrustedProxies::loopback().single_header("cf-connecting-ip");
+    /// let proxies = TrustedProxies::loopback().single_header("x-real-ip");
     /// ```
     ///
     /// # Panics
@@ -166,6 +183,56 @@ impl TrustedProxies {
     pub fn single_header(mut self, name: &str) -> Self {
         self.source = Source::Single(header_name(name));
         self
+    }
+
+    /// They are Amazon CloudFront, which tells by `cloudfront-viewer-address`: an address and a
+    /// port, without brackets around IPv6, such as `2001:db8:3b20:38::17e:7:46532`.
+    ///
+    /// CloudFront sends it where the origin request policy asks for it. Also trust what stands
+    /// between CloudFront and this server, such as a load balancer, and let nobody else reach that.
+    ///
+    /// ```
+    /// # use tower_throttle::extract::TrustedProxies;
+    /// let proxies = TrustedProxies::private().cloudfront();
+    /// ```
+    pub fn cloudfront(self) -> Self {
+        self.single_header(walk::CLOUDFRONT)
+    }
+
+    /// They are Cloudflare, which tells by `cf-connecting-ip`: one address.
+    ///
+    /// ```
+    /// # use tower_throttle::extract::TrustedProxies;
+    /// let proxies = TrustedProxies::none()
+    ///     .networks(["173.245.48.0/20", "2606:4700::/32"])? // and the others of cloudflare.com/ips
+    ///     .cloudflare();
+    /// # Ok::<_, tower_throttle::extract::ParseNetworkError>(())
+    /// ```
+    pub fn cloudflare(self) -> Self {
+        self.single_header(walk::CLOUDFLARE)
+    }
+
+    /// They are Fly.io's, which tell by `fly-client-ip`: one address.
+    ///
+    /// ```
+    /// # use tower_throttle::extract::TrustedProxies;
+    /// let proxies = TrustedProxies::private().fly();
+    /// ```
+    pub fn fly(self) -> Self {
+        self.single_header(walk::FLY)
+    }
+
+    /// They are Azure Front Door, which tells by `x-azure-socketip`: one address. Not by
+    /// `x-azure-clientip`, which repeats what the client has written into `X-Forwarded-For`. All of
+    /// its customers share its addresses: refuse requests whose `x-azure-fdid` is not yours.
+    ///
+    /// ```
+    /// # use tower_throttle::extract::TrustedProxies;
+    /// let proxies = TrustedProxies::none().networks(["147.243.0.0/16"])?.azure_front_door();
+    /// # Ok::<_, tower_throttle::extract::ParseNetworkError>(())
+    /// ```
+    pub fn azure_front_door(self) -> Self {
+        self.single_header(walk::AZURE_FRONT_DOOR)
     }
 
     /// There are always so many proxies, the peer among them: the client is the entry at that

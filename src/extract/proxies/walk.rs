@@ -17,19 +17,45 @@ pub(super) fn forwarded(headers: &HeaderMap) -> impl Iterator<Item = Option<IpAd
     lines.flat_map(|line| Elements(Some(line.as_bytes())).map(|element| address(node(element)?)))
 }
 
-/// The address of a header that is there once.
+pub(super) const CLOUDFRONT: &str = "cloudfront-viewer-address";
+pub(super) const CLOUDFLARE: &str = "cf-connecting-ip";
+pub(super) const FLY: &str = "fly-client-ip";
+pub(super) const AZURE_FRONT_DOOR: &str = "x-azure-socketip";
+
+/// The address of a header that is there once, in the form in which its sender writes it.
 pub(super) fn single(headers: &HeaderMap, name: &HeaderName) -> Option<IpAddr> {
     let mut lines = headers.get_all(name).into_iter();
     let line = lines.next()?;
-    match lines.next() {
-        None => address(line.as_bytes()),
-        Some(_) => None,
+    if lines.next().is_some() {
+        return None;
     }
+    let line = line.as_bytes();
+    match name.as_str() {
+        CLOUDFRONT => address_and_port(line),
+        CLOUDFLARE | FLY | AZURE_FRONT_DOOR => bare(line),
+        _ => address(line),
+    }
+}
+
+fn trimmed(text: &[u8]) -> Option<&str> {
+    Some(str::from_utf8(text).ok()?.trim_matches([' ', '\t']))
+}
+
+fn bare(text: &[u8]) -> Option<IpAddr> {
+    let ip: IpAddr = trimmed(text)?.parse().ok()?;
+    Some(ip.to_canonical())
+}
+
+/// What is behind the last colon is the port, also after an IPv6 address, which has no brackets.
+/// Where the port might be missing, `2001:db8::a:b:c:d:443` would have two meanings.
+fn address_and_port(text: &[u8]) -> Option<IpAddr> {
+    let (ip, port) = trimmed(text)?.rsplit_once(':')?;
+    is_number(port).then(|| bare(ip.as_bytes()))?
 }
 
 /// An address, also with a port, in brackets if it is IPv6.
 fn address(text: &[u8]) -> Option<IpAddr> {
-    let text = str::from_utf8(text).ok()?.trim_matches([' ', '\t']);
+    let text = trimmed(text)?;
     if let Some(text) = text.strip_prefix('[') {
         let (ip, rest) = text.split_once(']')?;
         let ip: Ipv6Addr = ip.parse().ok()?;
@@ -50,7 +76,11 @@ fn is_port(port: &str) -> bool {
         let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"._-".contains(&byte);
         !name.is_empty() && name.bytes().all(plain)
     });
-    hidden || (port.bytes().all(|byte| byte.is_ascii_digit()) && port.parse::<u16>().is_ok())
+    hidden || is_number(port)
+}
+
+fn is_number(port: &str) -> bool {
+    port.bytes().all(|byte| byte.is_ascii_digit()) && port.parse::<u16>().is_ok()
 }
 
 /// The elements of a line of `Forwarded`, from the last to the first. Quotes are matched from the
