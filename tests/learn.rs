@@ -87,6 +87,41 @@ async fn a_refusal_empties_or_holds_back_what_it_has_a_place_for() {
     }
 }
 
+/// A cached answer in draft 08's own words, GitLab's time of day, and Azure's milliseconds.
+#[tokio::test(start_paused = true)]
+async fn answers_of_other_providers_hold_back() {
+    for (upstream, status, fields) in [
+        (
+            Upstream::ietf(),
+            200,
+            &[("ratelimit", "default;r=0;t=30"), ("age", "20")][..],
+        ),
+        (
+            Upstream::ietf(),
+            429,
+            &[
+                ("date", "Tue, 24 Nov 2026 17:00:00 GMT"),
+                ("ratelimit-remaining", "0"),
+                ("ratelimit-reset", "1795539610"),
+            ],
+        ),
+        (Upstream::openai(), 429, &[("x-ms-retry-after-ms", "10000")]),
+        (
+            Upstream::openai(),
+            429,
+            &[("x-rate-limit-reset-tokens", "10")],
+        ),
+    ] {
+        let limiter = Limiter::in_memory();
+        learn(&limiter, upstream.jitter(0.0), status, fields).await;
+        let refused = limiter.try_acquire(RPM).await.expect_err("held back");
+        // The bucket is empty then, and refills by one token a minute.
+        let held = refused.retry_after().expect("some time") - 60 * SECOND;
+        let near = 10 * SECOND - SECOND / 1_000..=10 * SECOND + SECOND / 1_000;
+        assert!(near.contains(&held), "{fields:?}: {held:?}");
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn our_own_refusal_teaches_nothing() {
     let limiter = Limiter::in_memory();

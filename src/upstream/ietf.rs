@@ -3,6 +3,8 @@
 use http::HeaderMap;
 use sfv::{BareItem, Dictionary, List, ListEntry, Parameters, Parser};
 
+use super::parse;
+
 /// One policy: its name, what remains, and for how long nothing comes.
 pub(super) struct Policy {
     pub(super) name: String,
@@ -14,7 +16,11 @@ pub(super) fn policies(headers: &HeaderMap) -> Vec<Policy> {
     let mut lines = headers.get_all("ratelimit").iter();
     let Some(first) = lines.next() else {
         // Drafts 00 to 06: three fields.
-        let number = |name| whole(headers.get(name)?.to_str().ok()?);
+        // Of `50, 100;w=60`, which early drafts allowed, the first.
+        let number = |name| {
+            let text = headers.get(name)?.to_str().ok()?;
+            parse::seconds(text.split([',', ';']).next()?.trim())
+        };
         let policy = |remaining| Policy {
             name: String::new(),
             remaining,
@@ -30,20 +36,22 @@ pub(super) fn policies(headers: &HeaderMap) -> Vec<Policy> {
         field.extend_from_slice(b", ");
         field.extend_from_slice(line.as_bytes());
     }
-    // Draft 07, a dictionary: `limit=100, remaining=50, reset=5`. A list of strings is none.
+    // Draft 07, a dictionary: `limit=100, remaining=50, reset=5`. A list of tokens in lower case can
+    // be read as one, too, whose values are no numbers.
     if let Ok(dictionary) = Parser::new(&field).parse::<Dictionary>() {
         let number = |key: &str| match dictionary.get(key) {
             Some(ListEntry::Item(item)) => integer(&item.bare_item),
             _ => None,
         };
-        let policy = |remaining| Policy {
-            name: String::new(),
-            remaining,
-            reset: number("reset"),
-        };
-        return number("remaining").map(policy).into_iter().collect();
+        if let Some(remaining) = number("remaining") {
+            return vec![Policy {
+                name: String::new(),
+                remaining,
+                reset: number("reset"),
+            }];
+        }
     }
-    // Since draft 08, a list: `"burst";r=50;t=30`.
+    // Since draft 08, a list: `"burst";r=50;t=30`, in 08 itself `burst;r=50;t=30`.
     let Ok(list) = Parser::new(&field).parse::<List>() else {
         return Vec::new();
     };
@@ -72,11 +80,4 @@ fn parameter(parameters: &Parameters, key: &str) -> Option<f64> {
 fn integer(item: &BareItem) -> Option<f64> {
     let number = i64::from(item.as_integer()?);
     (number >= 0).then_some(number as f64)
-}
-
-/// `50`; of `50, 100;w=60`, which early drafts allowed, the first.
-fn whole(text: &str) -> Option<f64> {
-    let first = text.split([',', ';']).next()?.trim();
-    let digits = (1..=15).contains(&first.len()) && first.bytes().all(|b| b.is_ascii_digit());
-    digits.then(|| first.parse().ok())?
 }

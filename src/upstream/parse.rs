@@ -44,6 +44,53 @@ pub(super) fn go_duration(text: &str) -> Option<f64> {
     Some(sum)
 }
 
+/// Smaller numbers are seconds to wait, of which this many are 31 years; larger ones times since
+/// 1970, of which this is 2001.
+const FIRST_TIME: f64 = 1e9;
+
+/// The year 5138 in seconds, and 1973 in milliseconds.
+const LAST_TIME: f64 = 1e11;
+
+/// When an answer says what it says: `now` in seconds since 1970, `age` seconds after it was made.
+#[derive(Clone, Copy)]
+pub(super) struct When {
+    pub(super) now: f64,
+    pub(super) age: f64,
+}
+
+impl When {
+    /// In how many seconds something is reset: a number of seconds, a Go duration, or a time in any
+    /// of the forms here. Below zero, it has passed.
+    pub(super) fn until(self, text: &str) -> Option<f64> {
+        if let Some(number) = seconds(text) {
+            return Some(self.until_number(number));
+        }
+        let time = || Some(rfc_3339(text).or_else(|| http_date(text))? - self.now);
+        go_duration(text)
+            .map(|seconds| seconds - self.age)
+            .or_else(time)
+    }
+
+    /// As `until`: seconds, or a time in seconds, milliseconds, or finer.
+    pub(super) fn until_number(self, mut number: f64) -> f64 {
+        if number < FIRST_TIME {
+            return number - self.age;
+        }
+        while number >= LAST_TIME {
+            number /= 1e3;
+        }
+        number - self.now
+    }
+}
+
+/// RFC 9111, section 5.1: whole seconds; of a list the first, and none beyond 2^31 (section 1.2.2).
+pub(super) fn age(text: &str) -> Option<f64> {
+    let first = text.split(',').next()?.trim();
+    let whole = first.bytes().all(|byte| byte.is_ascii_digit());
+    let age = seconds(first).filter(|_| whole)?;
+    Some(age.min(f64::from(1u32 << 31)))
+}
+
 /// An HTTP date, as seconds since 1970.
 pub(super) fn http_date(text: &str) -> Option<f64> {
     if text.len() > LONGEST {

@@ -4,7 +4,10 @@ use std::time::Duration;
 
 use http::{HeaderMap, StatusCode};
 
-use super::{grpc, ietf, parse};
+use super::{
+    grpc, ietf,
+    parse::{self, When},
+};
 use crate::scope::Scope;
 
 const CAP: Duration = Duration::from_secs(60);
@@ -25,9 +28,13 @@ const OVERLOADED: u16 = 529;
 /// profile has a place for; one that does not say, or says zero, empties them.
 ///
 /// A wait is cut to [`cap`](Self::cap), and made longer by up to [`jitter`](Self::jitter) within
-/// it. In order of preference: `retry-after-ms`, `Retry-After` in seconds (whole or not), then as
-/// an HTTP date, which is held against the answer's own `Date`; then the reset of a budget of
-/// which nothing remains.
+/// it. In order of preference: `retry-after-ms`, `x-ms-retry-after-ms`, `Retry-After`; then the
+/// reset of a budget of which nothing remains, or of which a refusal tells nothing else.
+///
+/// A reset, and `Retry-After`, may be a number of seconds (whole or not), a Go duration (`6m0s`,
+/// `12ms`), an HTTP date, or a time in RFC 3339. A number from 10^9 (in the year 2001) is a time
+/// since 1970, in seconds, or from 10^11 in milliseconds or finer. Times are compared with the
+/// answer's own `Date`, if it has one, plus its `Age`; a reset that has passed is ignored.
 ///
 /// Fields speak of scopes by position, in the order in which the layer was given them, unless
 /// [`field`](Self::field) names a scope.
@@ -81,7 +88,8 @@ pub(crate) struct Advice {
 /// A budget of an upstream: what remains, and in how many seconds it is reset.
 struct Budget {
     field: String,
-    remaining: f64,
+    /// None where the answer tells its reset only.
+    remaining: Option<f64>,
     reset: Option<f64>,
 }
 
@@ -98,8 +106,8 @@ impl Upstream {
         }
     }
 
-    /// Only `retry-after-ms` and `Retry-After`, of 429 and 503: what any HTTP service may send.
-    /// They speak of the first scope.
+    /// Only `retry-after-ms`, `x-ms-retry-after-ms` and `Retry-After`, of 429 and 503: what any HTTP
+    /// service may send. They speak of the first scope.
     ///
     /// ```
     /// let upstream = tower_throttle::upstream::Upstream::retry_after();
@@ -109,9 +117,8 @@ impl Upstream {
     }
 
     /// OpenAI: `x-ratelimit-remaining-requests` speaks of the first scope and
-    /// `x-ratelimit-remaining-tokens` of the second; `x-ratelimit-reset-*` is a Go duration
-    /// (`6m0s`, `12ms`; Azure's whole seconds are read too) and counts where a 429 of an
-    /// exhausted budget has no `Retry-After`.
+    /// `x-ratelimit-remaining-tokens` of the second; `x-ratelimit-reset-*`, which Azure also spells
+    /// `x-rate-limit-reset-*`, counts where a 429 of an exhausted budget has no `Retry-After`.
     ///
     /// ```
     /// let upstream = tower_throttle::upstream::Upstream::openai();
@@ -122,8 +129,8 @@ impl Upstream {
 
     /// Anthropic: `anthropic-ratelimit-requests-remaining` speaks of the first scope and
     /// `anthropic-ratelimit-tokens-remaining` of the second; `input-tokens` and `output-tokens`
-    /// of scopes that [`field`](Self::field) names. Resets are RFC 3339, those that have passed
-    /// are ignored, and count as for OpenAI. 529 is a refusal too.
+    /// of scopes that [`field`](Self::field) names. Resets count as for OpenAI. 529 is a refusal
+    /// too.
     ///
     /// ```
     /// let upstream = tower_throttle::upstream::Upstream::anthropic();
@@ -133,10 +140,10 @@ impl Upstream {
     }
 
     /// GitHub: `x-ratelimit-remaining` speaks of the first scope. Its limit is a window: where
-    /// nothing remains, the scope is held back until `x-ratelimit-reset` (seconds since 1970). A
-    /// 403 is a refusal where it has a `Retry-After` or nothing remains, else it is about rights.
-    /// A 429 that says nothing holds back for a minute, as GitHub asks. Core, search and GraphQL
-    /// have budgets of their own in the same fields: give each a layer and a scope.
+    /// nothing remains, the scope is held back until `x-ratelimit-reset`. A 403 is a refusal where
+    /// it has a `Retry-After` or nothing remains, else it is about rights. A 429 that says nothing
+    /// holds back for a minute, as GitHub asks. Core, search and GraphQL have budgets of their own
+    /// in the same fields: give each a layer and a scope.
     ///
     /// ```
     /// let upstream = tower_throttle::upstream::Upstream::github();
@@ -146,7 +153,8 @@ impl Upstream {
     }
 
     /// The IETF draft "RateLimit header fields for HTTP": the list of drafts 08 and later
-    /// (`"burst";r=50;t=30`), the dictionary of 07, the three fields of 00 to 06. The only policy
+    /// (`"burst";r=50;t=30`, in 08 `burst;r=50;t=30`), the dictionary of 07, and the three fields of
+    /// 00 to 06, as GitLab sends them, with a time in `RateLimit-Reset`. The only policy
     /// speaks of the first scope; where there are several, each of the scope that
     /// [`field`](Self::field) names for it, and the others are ignored. Where nothing remains,
     /// the scope is held back for `t` seconds.
@@ -251,11 +259,22 @@ impl Upstream {
                 spent: limited.hold.is_none(),
             };
         }
+        let age = text(headers, "age").and_then(parse::age).unwrap_or(0.0);
+        // A cache keeps the date of the origin (RFC 9111, section 4.2.3).
         let date = text(headers, "date").and_then(parse::http_date);
-        let now = date.unwrap_or(now);
-        let budgets = self.budgets(headers, now);
-        let asked = asked(headers, now);
-        let none_left = budgets.iter().any(|budget| budget.remaining <= 0.0);
+        let when = When {
+            now: date.map_or(now, |date| date + age),
+            age,
+        };
+        let mut budgets = self.budgets(headers, when);
+        if age > 0.0 {
+            // What remained before a reset says nothing of what remains after it.
+            budgets.retain(|budget| budget.reset.is_none_or(|reset| reset > 0.0));
+        }
+        let asked = asked(headers, when);
+        let none_left = budgets
+            .iter()
+            .any(|budget| budget.remaining.is_some_and(|left| left <= 0.0));
         let refused = match (status, self.provider) {
             (StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE, _) => true,
             (StatusCode::FORBIDDEN, Provider::GitHub) => asked.is_some() || none_left,
@@ -267,7 +286,9 @@ impl Upstream {
         // To come back at once is what they say who round a part of a second down.
         let mut hold = asked.filter(|seconds| refused && *seconds > 0.0);
         if hold.is_none() && (refused || window) {
-            let resets = budgets.iter().filter(|budget| budget.remaining <= 0.0);
+            // A refusal that tells a reset, and not what remains, is about that budget.
+            let spent = |budget: &&Budget| budget.remaining.map_or(refused, |left| left <= 0.0);
+            let resets = budgets.iter().filter(spent);
             hold = resets
                 .filter_map(|budget| budget.reset.filter(|reset| *reset > 0.0))
                 .max_by(f64::total_cmp);
@@ -278,7 +299,7 @@ impl Upstream {
         }
         let remaining = budgets
             .into_iter()
-            .map(|budget| (budget.field, budget.remaining));
+            .filter_map(|budget| Some((budget.field, budget.remaining?)));
         Advice {
             hold: hold.map(|hold| parse::capped(hold, self.cap)),
             remaining: remaining.collect(),
@@ -287,11 +308,14 @@ impl Upstream {
         }
     }
 
-    fn budgets(&self, headers: &HeaderMap, now: f64) -> Vec<Budget> {
-        let budget = |field: &str, remaining: &str, reset: Option<f64>| {
-            Some(Budget {
+    fn budgets(&self, headers: &HeaderMap, when: When) -> Vec<Budget> {
+        let budget = |field: &str, remaining: &str, resets: &[&str]| {
+            let mut resets = resets.iter().filter_map(|name| text(headers, name));
+            let reset = resets.find_map(|text| when.until(text));
+            let remaining = text(headers, remaining).and_then(parse::seconds);
+            (remaining.is_some() || reset.is_some()).then(|| Budget {
                 field: field.to_owned(),
-                remaining: text(headers, remaining).and_then(parse::seconds)?,
+                remaining,
                 reset,
             })
         };
@@ -300,27 +324,23 @@ impl Upstream {
             Provider::RetryAfter | Provider::Grpc => Vec::new(),
             Provider::OpenAi => fields
                 .filter_map(|field| {
-                    let reset = text(headers, &format!("x-ratelimit-reset-{field}"));
-                    let reset = reset
-                        .and_then(|text| parse::go_duration(text).or_else(|| parse::seconds(text)));
-                    budget(field, &format!("x-ratelimit-remaining-{field}"), reset)
+                    let remaining = format!("x-ratelimit-remaining-{field}");
+                    let reset = format!("x-ratelimit-reset-{field}");
+                    // As Azure spells it.
+                    let other = format!("x-rate-limit-reset-{field}");
+                    budget(field, &remaining, &[&reset, &other])
                 })
                 .collect(),
             Provider::Anthropic => fields
                 .filter_map(|field| {
-                    let reset = text(headers, &format!("anthropic-ratelimit-{field}-reset"));
-                    let reset = reset.and_then(parse::rfc_3339).map(|at| at - now);
                     let remaining = format!("anthropic-ratelimit-{field}-remaining");
-                    budget(field, &remaining, reset)
+                    let reset = format!("anthropic-ratelimit-{field}-reset");
+                    budget(field, &remaining, &[&reset])
                 })
                 .collect(),
-            Provider::GitHub => {
-                let reset = text(headers, "x-ratelimit-reset").and_then(parse::seconds);
-                let reset = reset.map(|at| at - now);
-                budget("requests", "x-ratelimit-remaining", reset)
-                    .into_iter()
-                    .collect()
-            }
+            Provider::GitHub => budget("requests", "x-ratelimit-remaining", &["x-ratelimit-reset"])
+                .into_iter()
+                .collect(),
             Provider::Ietf => {
                 let policies = ietf::policies(headers);
                 let alone = policies.len() == 1;
@@ -331,8 +351,8 @@ impl Upstream {
                         let known = is_known(&policy.name) && !policy.name.is_empty();
                         (known || alone).then(|| Budget {
                             field: if known { policy.name } else { String::new() },
-                            remaining: policy.remaining,
-                            reset: policy.reset,
+                            remaining: Some(policy.remaining),
+                            reset: policy.reset.map(|reset| when.until_number(reset)),
                         })
                     })
                     .collect()
@@ -342,18 +362,19 @@ impl Upstream {
 }
 
 fn text<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
-    headers.get(name)?.to_str().ok().map(str::trim)
+    // Not `to_str`, which takes no `µs`.
+    str::from_utf8(headers.get(name)?.as_bytes())
+        .ok()
+        .map(str::trim)
 }
 
 /// In how many seconds to come back, as the upstream says.
-fn asked(headers: &HeaderMap, now: f64) -> Option<f64> {
-    let millis = text(headers, "retry-after-ms").and_then(parse::seconds);
-    let after = text(headers, "retry-after");
-    millis
+fn asked(headers: &HeaderMap, when: When) -> Option<f64> {
+    let millis = |name| text(headers, name).and_then(parse::seconds);
+    // Not before the receipt, as a cache may have it: RFC 9110, section 10.2.3.
+    let receipt = When { age: 0.0, ..when };
+    millis("retry-after-ms")
+        .or_else(|| millis("x-ms-retry-after-ms"))
         .map(|millis| millis / 1e3)
-        .or_else(|| after.and_then(parse::seconds))
-        .or_else(|| {
-            let date = after.and_then(parse::http_date)?;
-            Some((date - now).max(0.0))
-        })
+        .or_else(|| receipt.until(text(headers, "retry-after")?))
 }

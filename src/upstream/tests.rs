@@ -281,6 +281,207 @@ fn fields_speak_of_scopes_by_position_or_name() {
     assert_eq!(by_name.scope_of("tokens", &scopes[..2]), None);
 }
 
+/// The examples of draft 08 have tokens, which look like the dictionary of draft 07.
+#[test]
+fn policies_of_the_draft_may_be_tokens() {
+    let ietf = Upstream::ietf();
+    for name in ["default", "Default", "*a", "remaining", "limit", "reset"] {
+        let field = format!("{name};r=0;t=30");
+        let advice = read(&ietf, 200, &[("ratelimit", &field)]);
+        assert_eq!(advice.hold, Some(Duration::from_secs(30)), "{field}");
+        assert_eq!(advice.remaining, [(String::new(), 0.0)], "{field}");
+    }
+    let partitioned = [("ratelimit", "peruser;r=5;t=30;pk=:dXNlcg==:")];
+    let remaining = read(&ietf, 200, &partitioned).remaining;
+    assert_eq!(remaining, [(String::new(), 5.0)]);
+    let named = ietf.clone().field("tokens", "tpm").field("daily", "day");
+    for fields in [
+        &[(
+            "ratelimit",
+            "daily;r=7;t=86400, burst;r=5;t=30, tokens;r=9;t=9",
+        )][..],
+        &[
+            ("ratelimit", "daily;r=7;t=86400"),
+            ("ratelimit", "burst;r=5, \"tokens\";r=9;t=9"),
+        ],
+    ] {
+        let remaining = read(&named, 200, fields).remaining;
+        let expected = [("daily".to_owned(), 7.0), ("tokens".to_owned(), 9.0)];
+        assert_eq!(remaining, expected, "{fields:?}");
+    }
+    // Names are case-sensitive.
+    assert!(
+        read(&named, 200, &[("ratelimit", "Tokens;r=9, b;r=1")])
+            .remaining
+            .is_empty()
+    );
+    for none in [
+        "default",
+        "limit=100",
+        "remaining=1.5",
+        "remaining",
+        "remaining=0;r=1, ((",
+    ] {
+        let advice = read(&ietf, 200, &[("ratelimit", none)]);
+        assert_eq!(advice, Advice::default(), "{none}");
+    }
+}
+
+/// 1,795,539,600 is no number of seconds to wait, and 30 is no time of day.
+#[test]
+fn a_reset_is_told_from_a_time_by_its_size() {
+    let (ietf, github, openai) = (Upstream::ietf(), Upstream::github(), Upstream::openai());
+    for (reset, seconds) in [
+        ("30", Some(30.0)),
+        // GitLab, GitHub; OpenRouter; and finer ones.
+        ("1795539630", Some(30.0)),
+        ("1795539630000", Some(30.0)),
+        ("1795539630250", Some(30.25)),
+        ("1795539630000000", Some(30.0)),
+        // It has passed.
+        ("1795539600", None),
+        ("1795539599", None),
+        ("1795539599000", None),
+        ("1000000000", None),
+        ("0", None),
+    ] {
+        let fields = [("ratelimit-remaining", "0"), ("ratelimit-reset", reset)];
+        assert_eq!(hold(&ietf, 429, &fields), seconds, "{reset}");
+        let fields = [("x-ratelimit-remaining", "0"), ("x-ratelimit-reset", reset)];
+        assert_eq!(hold(&github, 403, &fields), seconds, "{reset}");
+        let fields = [
+            ("x-ratelimit-remaining-tokens", "0"),
+            ("x-ratelimit-reset-tokens", reset),
+        ];
+        assert_eq!(hold(&openai, 429, &fields), seconds, "{reset}");
+        let fields = [("retry-after", reset)];
+        assert_eq!(hold(&openai, 429, &fields), seconds, "{reset}");
+        assert_eq!(
+            read(&openai, 429, &fields).spent,
+            seconds.is_none(),
+            "{reset}"
+        );
+    }
+    // Thirty years, capped.
+    let far = [("retry-after", "999999999")];
+    assert_eq!(hold(&openai, 429, &far), Some(60.0));
+    // As text it has one meaning anyway, whoever sends it.
+    for reset in [
+        "30s",
+        "2026-11-24T17:00:30Z",
+        "Tue, 24 Nov 2026 17:00:30 GMT",
+    ] {
+        let fields = [
+            ("x-ratelimit-remaining-requests", "0"),
+            ("x-ratelimit-reset-requests", reset),
+        ];
+        assert_eq!(hold(&openai, 429, &fields), Some(30.0), "{reset}");
+    }
+    let micros = HeaderValue::from_bytes("250000µs".as_bytes()).expect("a value");
+    let headers = [(HeaderName::from_static("retry-after"), micros)];
+    let headers = headers.into_iter().collect();
+    let advice = openai.read(StatusCode::TOO_MANY_REQUESTS, &headers, NOW);
+    assert_eq!(advice.hold, Some(Duration::from_millis(250)));
+}
+
+/// RFC 9111, sections 4.2.3 and 5.1: a cache keeps the `Date` of the origin, and tells in `Age` how
+/// long ago that was.
+#[test]
+fn a_cached_answer_is_as_old_as_it_says() {
+    let any = Upstream::retry_after();
+    let retry_after = ("retry-after", "Tue, 24 Nov 2026 17:00:30 GMT");
+    let date = ("date", "Tue, 24 Nov 2026 17:00:00 GMT");
+    for (age, seconds) in [
+        ("0", 30.0),
+        ("20", 10.0),
+        (" 20 ", 10.0),
+        // A list, which it should not be: the first.
+        ("20, 25", 10.0),
+        ("20.5", 30.0),
+        ("-20", 30.0),
+        ("old", 30.0),
+        ("", 30.0),
+    ] {
+        let fields = [retry_after, date, ("age", age)];
+        assert_eq!(hold(&any, 503, &fields), Some(seconds), "{age:?}");
+    }
+    let fields = [retry_after, date, ("age", "20"), ("age", "25")];
+    assert_eq!(hold(&any, 503, &fields), Some(10.0));
+    // By our own clock it is now, however old the answer is.
+    assert_eq!(hold(&any, 503, &[retry_after, ("age", "20")]), Some(30.0));
+    for age in ["30", "31", "99999999999999999999"] {
+        let fields = [retry_after, date, ("age", age)];
+        assert!(read(&any, 429, &fields).spent, "{age}");
+    }
+    // From the receipt, as RFC 9110, section 10.2.3, has it.
+    assert_eq!(
+        hold(&any, 429, &[("retry-after", "30"), date, ("age", "20")]),
+        Some(30.0)
+    );
+
+    let github = Upstream::github();
+    let reset = [
+        ("x-ratelimit-remaining", "0"),
+        ("x-ratelimit-reset", "1795539630"),
+    ];
+    let fields = [reset[0], reset[1], date, ("age", "20")];
+    assert_eq!(hold(&github, 200, &fields), Some(10.0));
+    // A budget of a window that has ended since says nothing of this one.
+    let ietf = Upstream::ietf();
+    let field = ("ratelimit", "default;r=0;t=30");
+    assert_eq!(hold(&ietf, 200, &[field, date, ("age", "20")]), Some(10.0));
+    assert_eq!(
+        read(&ietf, 200, &[field, date, ("age", "30")]),
+        Advice::default()
+    );
+    let fields = [reset[0], reset[1], date, ("age", "31")];
+    assert_eq!(read(&github, 200, &fields), Advice::default());
+}
+
+#[test]
+fn azure_is_read() {
+    let openai = Upstream::openai();
+    // In the order of Azure's own clients.
+    let all = [
+        ("retry-after-ms", "120"),
+        ("x-ms-retry-after-ms", "230"),
+        ("retry-after", "9"),
+    ];
+    for upstream in [&openai, &Upstream::retry_after()] {
+        assert_eq!(hold(upstream, 429, &all), Some(0.12));
+        assert_eq!(hold(upstream, 429, &all[1..]), Some(0.23));
+        assert_eq!(
+            hold(upstream, 429, &[("x-ms-retry-after-ms", "-"), all[2]]),
+            Some(9.0)
+        );
+        assert_eq!(hold(upstream, 200, &all), None);
+    }
+    // What was refused has no budget of its own, and may be spelled in another way.
+    for name in ["x-ratelimit-reset-tokens", "x-rate-limit-reset-tokens"] {
+        let fields = [("x-ratelimit-remaining-requests", "79"), (name, "55")];
+        assert_eq!(hold(&openai, 429, &fields), Some(55.0), "{name}");
+        let advice = read(&openai, 200, &fields);
+        assert_eq!(advice.hold, None, "{name}");
+        assert_eq!(advice.remaining, [("requests".to_owned(), 79.0)], "{name}");
+    }
+    // The reset of a budget of which something remains is not what is waited for.
+    let fields = [
+        ("x-ratelimit-remaining-requests", "79"),
+        ("x-ratelimit-reset-requests", "50"),
+        ("x-ratelimit-remaining-tokens", "0"),
+        ("x-ratelimit-reset-tokens", "7"),
+    ];
+    assert_eq!(hold(&openai, 429, &fields), Some(7.0));
+    // Unknown, in their words.
+    let unknown = [
+        ("x-ratelimit-limit-tokens", "-1"),
+        ("x-ratelimit-remaining-tokens", "-1"),
+        ("x-ratelimit-reset-tokens", "0"),
+    ];
+    assert!(read(&openai, 429, &unknown).spent);
+    assert_eq!(read(&openai, 200, &unknown), Advice::default());
+}
+
 fn profiles() -> Vec<Upstream> {
     vec![
         Upstream::retry_after(),
@@ -292,10 +493,14 @@ fn profiles() -> Vec<Upstream> {
     ]
 }
 
-const NAMES: [&str; 15] = [
+const NAMES: [&str; 19] = [
     "date",
+    "age",
     "retry-after",
     "retry-after-ms",
+    "x-ms-retry-after-ms",
+    "x-ratelimit-reset-tokens",
+    "x-rate-limit-reset-tokens",
     "x-ratelimit-remaining-requests",
     "x-ratelimit-reset-requests",
     "anthropic-ratelimit-requests-remaining",
