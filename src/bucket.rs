@@ -14,9 +14,6 @@ use crate::clock::ceil;
 /// A clock this far ahead of the server's is waited out; further ahead, it was set back.
 const CLOCK_SLACK_US: f64 = 1_000_000.0;
 
-/// Costs under this part of the capacity vanish in the rounding of a double level.
-const SMALLEST_PART: f64 = 1.0 / (1u64 << 40) as f64;
-
 /// Longest life of a value in Redis, in milliseconds (2^53: the largest exact integer).
 #[cfg(test)]
 const MAX_TTL_MS: f64 = 9_007_199_254_740_992.0;
@@ -55,8 +52,13 @@ impl Terms {
     }
 
     /// Whether a bucket of this quota can ever grant `cost` in one piece.
+    ///
+    /// There is no lower bound. Each operation rounds the level by at most 2^-54 of the capacity,
+    /// so that even costs that vanish in a full bucket exceed it by one capacity after 2^54 of them
+    /// at the earliest: 570 years at a million a second. The level from which a cost vanishes
+    /// shrinks with the cost, and so does the error, once the burst is used.
     pub(crate) fn can_grant(self, cost: f64) -> bool {
-        cost >= 0.0 && cost <= self.cap && (cost == 0.0 || cost >= self.cap * SMALLEST_PART)
+        cost >= 0.0 && cost <= self.cap
     }
 }
 

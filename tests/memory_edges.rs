@@ -13,6 +13,7 @@ use tokio::time::advance;
 use tower::{Layer, Service, service_fn};
 use tower_throttle::*;
 const S: Duration = Duration::from_secs(1);
+const DAY: Scope = Quota::per_day(2.0).scope("day");
 
 #[tokio::test(start_paused = true)]
 async fn several_scopes_at_once_are_bounded_too() {
@@ -265,4 +266,64 @@ async fn what_was_taken_of_several_is_given_back_when_the_rest_is_refused() {
     tokio::time::sleep(S / 100).await;
     assert!(limiter.try_acquire(&slow).await.is_ok());
     assert!(limiter.try_acquire(&third).await.is_ok());
+}
+
+/// Many write a large number for "no limit".
+#[tokio::test(start_paused = true)]
+async fn a_huge_quota_admits_every_cost_within_it() {
+    for tokens in [1.2e12, 1e15, 1e18, u64::MAX as f64, f64::MAX] {
+        for quota in [
+            Quota::per_second(tokens),
+            Quota::per_day(tokens),
+            Quota::per_second(1.0).burst(tokens),
+        ] {
+            let limiter = Limiter::in_memory();
+            let scope = quota.scope("unlimited");
+            for cost in [1.0, 1e-9, 0.1, 1_000.0, 1e11] {
+                let scope = scope.clone().cost(cost);
+                let admitted = limiter.try_acquire(&scope).await;
+                assert!(admitted.is_ok(), "{quota:?} {cost}: {admitted:?}");
+                let admitted = limiter.acquire([scope, DAY.key(cost)], S).await;
+                assert!(admitted.is_ok(), "{quota:?} {cost}: {admitted:?}");
+            }
+            limiter.hold_back(&scope, 60 * S);
+            let refused = limiter.try_acquire(&scope).await.expect_err("held back");
+            assert!(
+                refused.retry_after() >= Some(60 * S),
+                "{quota:?}: {refused:?}"
+            );
+            advance(61 * S).await;
+            let admitted = limiter.try_acquire(&scope).await;
+            assert!(admitted.is_ok(), "{quota:?}: {admitted:?}");
+        }
+    }
+}
+
+/// None of them is lost in the rounding of a level.
+#[tokio::test(start_paused = true)]
+async fn a_huge_bucket_counts_single_tokens() {
+    let limiter = Limiter::in_memory();
+    let scope = Quota::per_day(1.0).burst(u64::MAX as f64).scope("huge");
+    for _ in 0..1_000 {
+        limiter.try_acquire(&scope).await.unwrap();
+    }
+    let left = limiter.peek(&scope).await.tokens();
+    assert_eq!(left, 9_007_199_254_740_992.0 - 1_000.0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn less_than_one_a_second_is_one_after_several() {
+    let limiter = Limiter::in_memory();
+    for (quota, period) in [
+        (Quota::per_second(0.5), 2 * S),
+        ("0.2/s".parse().unwrap(), 5 * S),
+    ] {
+        let scope = quota.scope("slow").key(period.as_secs());
+        for _ in 0..3 {
+            limiter.try_acquire(&scope).await.expect("the next one");
+            let refused = limiter.try_acquire(&scope).await.expect_err("the first");
+            assert_eq!(refused.retry_after(), Some(period));
+            advance(period).await;
+        }
+    }
 }

@@ -245,3 +245,42 @@ async fn asleep_in_poll_ready_the_inner_slot_is_free() {
     drop(other);
     task.await.unwrap().call(()).await.unwrap();
 }
+
+/// As in memory, by the script: with one demand, several of them, and a wait.
+#[tokio::test]
+async fn a_huge_quota_admits_every_cost_within_it() {
+    let server = RedisServer::start().await;
+    let limiter = Limiter::builder().redis(server.url());
+    let limiter = limiter.redis_timeout(5 * S).build().unwrap();
+    for (n, tokens) in [1.2e12, 1e15, 1e18, u64::MAX as f64, f64::MAX]
+        .into_iter()
+        .enumerate()
+    {
+        for (m, quota) in [
+            Quota::per_second(tokens),
+            Quota::per_second(1.0).burst(tokens),
+        ]
+        .into_iter()
+        .enumerate()
+        {
+            let scope = quota.scope("unlimited").key(2 * n + m);
+            for cost in [1.0, 1e-9, 0.1, 1_000.0, 1e11] {
+                let scope = scope.clone().cost(cost);
+                let admitted = limiter.try_acquire(&scope).await;
+                assert!(admitted.is_ok(), "{quota:?} {cost}: {admitted:?}");
+                let other = Quota::per_day(1.0).scope("other");
+                let other = other.key(format_args!("{n} {m} {cost}"));
+                let admitted = limiter.acquire([scope, other], S).await;
+                assert!(admitted.is_ok(), "{quota:?} {cost}: {admitted:?}");
+            }
+        }
+    }
+    let scope = Quota::per_day(1.0).burst(u64::MAX as f64).scope("huge");
+    let asked = (0..1_000).map(|_| limiter.try_acquire(&scope));
+    for admitted in futures_util::future::join_all(asked).await {
+        admitted.unwrap();
+    }
+    let left = limiter.peek(&scope).await.tokens();
+    assert_eq!(left, 9_007_199_254_740_992.0 - 1_000.0);
+    assert_eq!(limiter.fallbacks(), 0);
+}

@@ -2,7 +2,7 @@
 
 use std::{error::Error, fmt, ops::Range, str::FromStr};
 
-use super::{NANOS_PER_SEC, Quota};
+use super::{NANOS_PER_SEC, Quota, default_burst, fits, rate};
 
 /// Units from large to small: what is printed, its length in nanoseconds, what is read.
 pub(super) const UNITS: [(&str, u64, &[&str]); 7] = [
@@ -47,14 +47,15 @@ impl fmt::Display for Quota {
             write!(f, "{}", self.period_ns / unit)?;
         }
         f.write_str(name)?;
-        if self.capacity != self.tokens {
+        if self.capacity != default_burst(self.tokens) {
             write!(f, " burst {}", self.capacity)?;
         }
         Ok(())
     }
 }
 
-/// Reads `TOKENS (/ | per) [COUNT] UNIT [burst TOKENS]`, with units from `ns` to `days`.
+/// Reads `TOKENS (/ | per) [COUNT] UNIT [burst TOKENS]`, with units from `ns` to `days`, and a burst
+/// of at least 1.
 ///
 /// # Errors
 ///
@@ -137,8 +138,7 @@ impl Parser<'_> {
         let tokens = self.number("write how many tokens, a number above zero, such as 100/min")?;
         self.separator()?;
         let period_ns = self.period()?;
-        let rate = tokens.0 / (period_ns as f64 / NANOS_PER_SEC as f64);
-        if !(rate > 0.0 && rate.is_finite()) {
+        if !fits(rate(tokens.0, period_ns)) {
             return Err(self.error(tokens.1, "this rate does not fit a double"));
         }
         let quota = Quota::every(period_ns, tokens.0);
@@ -155,12 +155,16 @@ impl Parser<'_> {
         if !self.text[burst.clone()].eq_ignore_ascii_case("burst") {
             return Err(self.error(burst, "write `burst` and a number here, or end"));
         }
-        let capacity = self.number("write how many tokens may go at once, above zero")?;
+        let problem = "write how many tokens may go at once, at least 1";
+        let (capacity, span) = self.number(problem)?;
+        if capacity < 1.0 {
+            return Err(self.error(span, problem));
+        }
         self.skip_spaces();
         if self.at < self.text.len() {
             return Err(self.error(self.at..self.text.len(), "a quota ends after its burst"));
         }
-        Ok(quota.burst(capacity.0))
+        Ok(quota.burst(capacity))
     }
 
     fn number(&mut self, problem: &'static str) -> Result<(f64, Range<usize>), ParseQuotaError> {

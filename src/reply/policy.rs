@@ -101,7 +101,7 @@ mod tests {
         };
         assert_eq!(numbers(Quota::per_minute(60.0).burst(20.0)), (20, 20));
         assert_eq!(numbers(Quota::per_second(1_000.0).burst(1.0)), (1, 1));
-        assert_eq!(numbers(Quota::per_second(0.5).burst(0.5)), (0, 1));
+        assert_eq!(numbers(Quota::per_second(0.5)), (1, 2));
         for tokens in [1.0, 3.0, 7.0, 11.0, 59.0, 61.0] {
             let (q, w) = numbers(Quota::per_minute(tokens));
             assert_eq!((q, w), (tokens as i64, 60), "{tokens} a minute");

@@ -148,8 +148,8 @@ impl Scope {
     ///
     /// Never panics, because a cost often comes from a request: zero takes nothing; NaN,
     /// negative, infinite and more than the capacity are refused as
-    /// [`Reason::Impossible`](crate::Reason::Impossible), and so is a cost below the capacity
-    /// times 2^-40, which a double could not hold.
+    /// [`Reason::Impossible`](crate::Reason::Impossible). A level is rounded to 2^-54 of the
+    /// capacity, so that a cost below that may not be counted.
     ///
     /// ```
     /// # use tower_throttle::{Quota, Scope};

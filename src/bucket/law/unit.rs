@@ -278,24 +278,43 @@ fn a_charge_never_raises_a_level_and_has_a_floor() {
 #[test]
 fn tells_what_can_ever_be_granted() {
     let terms = Terms::new(1e15, 1.0);
-    assert!(terms.can_grant(1e15) && terms.can_grant(0.0));
-    // Such a cost would not move the level of a full bucket.
-    assert!(!terms.can_grant(0.05) && terms.can_grant(1e15 / 2f64.powi(40)));
-    assert_eq!(1e15 - 0.05, 1e15);
+    for cost in [1e15, 1.0, 0.05, 1e-300, 0.0] {
+        assert!(terms.can_grant(cost), "{cost}");
+    }
     for cost in [1.1e15, -1.0, f64::INFINITY, f64::NEG_INFINITY, f64::NAN] {
         assert!(!terms.can_grant(cost), "{cost}");
     }
 }
 
+/// Of a cost of one the largest bucket loses nothing, of one below that no more than its rounding.
 #[test]
-fn the_smallest_cost_that_can_be_granted_is_not_lost() {
-    let terms = Terms::new(1e15, 1.0);
-    let cost = terms.cap / 2f64.powi(40);
+fn small_costs_are_counted_up_to_rounding() {
+    let quota = crate::Quota::per_day(1.0).burst(u64::MAX as f64);
+    let terms = Terms::new(quota.capacity(), quota.rate());
+    let spent = |cost: f64, n: u32| {
+        let mut bucket = Bucket::full(1.7e15, terms);
+        for _ in 0..n {
+            assert_eq!(bucket.take(cost, 1, 0.0, terms).now, 1.0);
+        }
+        terms.cap - bucket.level
+    };
+    assert_eq!(spent(1.0, 1_000), 1_000.0);
+    assert_eq!(spent(12_345.0, 1_000), 12_345_000.0);
+    for cost in [0.9, 0.3, 1e-9, 1e-300] {
+        let lost = (1_000.0 * cost - spent(cost, 1_000)).abs();
+        assert!(
+            lost <= 1_000.0 * terms.cap * 2f64.powi(-54),
+            "{cost}: {lost}"
+        );
+    }
+    // Not from the burst: the level is near zero, where a double is finest.
     let mut bucket = Bucket::full(1.7e15, terms);
-    let taken = bucket.take(cost, 1_000, 0.0, terms);
-    assert_eq!(taken.granted, 1_000.0);
-    let spent = terms.cap - bucket.level;
-    assert!((spent / (1_000.0 * cost) - 1.0).abs() < 1e-3, "{spent}");
+    bucket.take(terms.cap, 1, 0.0, terms);
+    bucket.give_back(1.0, terms);
+    for _ in 0..1_000 {
+        assert_eq!(bucket.take(1e-9, 1, 0.0, terms).now, 1.0);
+    }
+    assert!((bucket.level - (1.0 - 1e-6)).abs() < 1e-12, "{bucket:?}");
 }
 
 #[test]
