@@ -284,3 +284,23 @@ async fn a_huge_quota_admits_every_cost_within_it() {
     assert_eq!(left, 9_007_199_254_740_992.0 - 1_000.0);
     assert_eq!(limiter.fallbacks(), 0);
 }
+
+/// A rate that rounds to nothing would look like damage, and damage counts as full.
+#[tokio::test]
+async fn the_slowest_quota_is_a_limit() {
+    let server = RedisServer::start().await;
+    let limiter = Limiter::builder().redis(server.url());
+    let limiter = limiter.redis_timeout(5 * S).build().unwrap();
+    for (n, burst) in [1.0, u64::MAX as f64].into_iter().enumerate() {
+        let scope = Quota::per_second(1e-300).burst(burst).scope("slow").key(n);
+        let all = scope.clone().cost(scope.quota().capacity());
+        limiter.try_acquire(&all).await.expect("a full bucket");
+        for _ in 0..3 {
+            let refused = limiter.try_acquire(&scope).await.expect_err("empty");
+            assert_eq!(refused.reason(), Reason::Limited);
+            assert!(refused.retry_after() > Some(86_400 * S), "{refused:?}");
+        }
+        assert!(limiter.peek(&scope).await.tokens() < 1e-290);
+    }
+    assert_eq!(limiter.fallbacks(), 0);
+}

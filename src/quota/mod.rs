@@ -51,6 +51,11 @@ const MOST: f64 = (1u64 << 53) as f64;
 /// # use tower_throttle::Quota;
 /// const NONE: Quota = Quota::per_second(0.0); // "write a rate above zero"
 /// ```
+///
+/// ```compile_fail
+/// # use tower_throttle::Quota;
+/// const SMALL: Quota = Quota::per_second(5.0).burst(0.5); // "at least 1"
+/// ```
 #[derive(Clone, Copy)]
 pub struct Quota {
     capacity: f64,
