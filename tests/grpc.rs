@@ -143,10 +143,7 @@ async fn a_server_knows_its_peers() {
     let (_, health) = tonic_health::server::health_reporter();
     let server = Server::builder()
         .layer(
-            RateLimitLayer::new(&limiter, |req: &http::Request<_>| {
-                Some(PEER.key(peer_ip(req)?))
-            })
-            .respond_http(),
+            RateLimitLayer::new(&limiter, PEER.by(peer_ip).or(DAY.scope("unknown"))).respond_http(),
         )
         .add_service(health);
     tokio::spawn(server.serve_with_incoming(incoming));

@@ -23,7 +23,7 @@ use tokio::{net::TcpListener, time::Instant};
 use tower::{BoxError, Layer, Service, ServiceBuilder, ServiceExt};
 use tower_throttle::{
     Limiter, Permit, PermitHandle, Quota, RateLimitLayer, Reason, Rejected, Scope,
-    extract::{header, peer_ip},
+    extract::{TrustedProxies, client_ip, header, peer_ip},
 };
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -182,8 +182,9 @@ async fn one_bucket_for_the_site_waits_and_then_refuses() {
 #[tokio::test]
 async fn by_the_address_of_the_peer() {
     const PEER: Scope = DAY.scope("peer");
+    const UNKNOWN: Scope = DAY.scope("unknown-peer");
     let router = |limiter: &Limiter| {
-        let layer = RateLimitLayer::new(limiter, |req: &Request| Some(PEER.key(peer_ip(req)?)));
+        let layer = RateLimitLayer::new(limiter, PEER.by(peer_ip).or(UNKNOWN));
         Router::new()
             .route(
                 "/",
@@ -203,11 +204,11 @@ async fn by_the_address_of_the_peer() {
     assert_eq!(statuses(&url, 2).await, [200, 429]);
     assert_eq!(floor(&limiter, &PEER.key("127.0.0.1")).await, 0.0);
 
-    // Without `ConnectInfo` there is no address, and none is no limit.
+    // Without `ConnectInfo` there is no address.
     let limiter = Limiter::in_memory();
     let url = serve_without_addresses(router(&limiter)).await;
-    assert_eq!(statuses(&url, 4).await, [200; 4]);
-    assert_eq!(limiter.scopes_held(), 0);
+    assert_eq!(statuses(&url, 4).await, [200, 200, 429, 429]);
+    assert_eq!(floor(&limiter, &UNKNOWN).await, 0.0);
 }
 
 #[tokio::test]
@@ -456,33 +457,32 @@ async fn reqwest_as_the_inner_service_waits() {
 mod as_designed {
     use super::*;
 
-    const PER_KEY: Scope = Quota::per_minute(60.0).burst(20.0).scope("api-key");
+    const PER_CLIENT: Scope = Quota::per_minute(60.0).burst(20.0).scope("client");
+    const UNKNOWN: Scope = Quota::per_minute(60.0).burst(20.0).scope("unknown-client");
     const RPM: Quota = Quota::per_minute(500.0);
     const TPM: Quota = Quota::per_minute(90_000.0);
 
-    fn api_key(req: &Request) -> Option<&str> {
-        req.headers().get("x-api-key")?.to_str().ok()
-    }
-
+    /// What comes with the request changes nothing, be it text or not.
     #[tokio::test]
-    async fn a_bucket_per_api_key() {
+    async fn a_bucket_per_client() {
         let limiter = Limiter::in_memory();
+        let client_ip = client_ip(TrustedProxies::none());
         let router = Router::new().route("/", get(h)).layer(
-            RateLimitLayer::new(&limiter, |req: &Request| Some(PER_KEY.key(api_key(req)?)))
-                .respond_http(),
+            RateLimitLayer::new(&limiter, PER_CLIENT.by(client_ip).or(UNKNOWN)).respond_http(),
         );
         let url = serve(router).await;
-        let send = async || {
-            let request = client().get(&url).header("x-api-key", "k");
-            request.send().await.unwrap().status().as_u16()
-        };
-        for _ in 0..20 {
-            assert_eq!(send().await, 200);
+        let (start, mut admitted) = (Instant::now(), 0.0);
+        for n in 0..60u8 {
+            let key = [b'k', 0x80 | n];
+            let request = client().get(&url).header("x-api-key", &key[..]);
+            admitted += f64::from(request.send().await.unwrap().status() == 200);
         }
-        // What came back since.
-        let _ = limiter.try_acquire(PER_KEY.key("k")).await;
-        assert_eq!(send().await, 429);
-        assert_eq!(status(&url).await, 200);
+        let allowed = 20.0 + start.elapsed().as_secs_f64();
+        assert!(
+            (20.0..=allowed).contains(&admitted),
+            "{admitted} of {allowed}"
+        );
+        assert_eq!(limiter.scopes_held(), 1);
     }
 
     #[tokio::test]

@@ -22,9 +22,11 @@ use crate::scope::Scope;
 /// [`ipv6_prefix`](ClientIp::ipv6_prefix) says otherwise, because whoever has one has 2^64 of
 /// them.
 ///
-/// A request without a known peer, as of an axum server that was not given
-/// `into_make_service_with_connect_info::<SocketAddr>()`, has no key, whatever its headers say: say
-/// by [`or`](super::By::or) what such requests take from.
+/// A request without a known peer has no key, whatever its headers say: [`or`](super::By::or) names
+/// what such requests take from. No peer is known to a crate without the feature of the server
+/// (`axum` or `tonic`), nor under an axum server that was not given
+/// `into_make_service_with_connect_info::<SocketAddr>()`. If the first 100 requests have none, one
+/// warning is logged (feature `tracing`).
 ///
 /// # Examples
 ///

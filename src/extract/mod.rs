@@ -9,25 +9,35 @@
 //! # #[cfg(feature = "http")] {
 //! use tower_throttle::{
 //!     Limiter, Quota, RateLimitLayer, Scope,
-//!     extract::{TrustedProxies, client_ip, header, method},
+//!     extract::{TrustedProxies, client_ip, extension},
 //! };
 //!
 //! const SITE: Scope = Quota::per_second(500.0).scope("site");
-//! const PER_KEY: Scope = Quota::per_minute(60.0).scope("api-key");
-//! const PER_CLIENT: Scope = Quota::per_minute(10.0).scope("client");
+//! const PER_CLIENT: Scope = Quota::per_minute(120.0).scope("client");
+//! const UNKNOWN: Scope = Quota::per_minute(120.0).scope("unknown-client");
+//! const PER_ACCOUNT: Scope = Quota::per_minute(60.0).scope("account");
+//!
+//! /// What the application's own authentication inserts into a request's extensions.
+//! #[derive(Clone)]
+//! struct Account { id: u64 }
 //!
 //! let client = client_ip(TrustedProxies::private());
+//! let account = extension::<Account>().key(|account| account.id);
 //! let layer = RateLimitLayer::new(
 //!     &Limiter::in_memory(),
 //!     (
 //!         SITE,
-//!         PER_KEY
-//!             .by(header("x-api-key"))
-//!             .or(PER_CLIENT.by((method(), client))),
+//!         PER_CLIENT.by(client).or(UNKNOWN),
+//!         PER_ACCOUNT.by(account).or_unlimited(), // only besides the limit of the client
 //!     ),
 //! );
 //! # }
 //! ```
+//!
+//! A request without a key takes from nothing, so [`By`] is not a limit until
+//! [`or`](By::or) or [`or_unlimited`](By::or_unlimited) says what becomes of it. With the feature
+//! `tracing`, a `By`, and a closure that is given to a layer, log one warning when their first 100
+//! requests had no key, because then most likely something does not provide what they read.
 
 mod by;
 #[cfg(feature = "http")]
@@ -55,7 +65,7 @@ pub use self::{
 pub use self::{
     client::{ClientIp, client_ip},
     header::{Header, header},
-    parts::{Extension, Method, extension, method},
+    parts::{Extension, ExtensionKey, Method, extension, method},
     peer::{Peer, peer_ip},
     proxies::{ParseNetworkError, TrustedProxies},
 };

@@ -36,9 +36,10 @@ pub struct Peer(pub IpAddr);
 /// One that embeds an IPv4 address becomes that address: see
 /// [`client_ip`](super::client_ip()#addresses-that-embed-another).
 ///
-/// None where the server was not told to note it: under axum, serve with
-/// `into_make_service_with_connect_info::<SocketAddr>()`. A closure that uses `?` on it then
-/// limits nobody, and neither does `by` alone; say by `or` what such requests take from.
+/// None where the server does not record it: under axum, enable the feature `axum` and serve with
+/// `into_make_service_with_connect_info::<SocketAddr>()`; under tonic, enable the feature `tonic`. A
+/// closure that uses `?` on it then limits nobody; [`Scope::by`](crate::Scope::by) asks what such
+/// requests take from, and logs one warning when it never finds an address.
 ///
 /// # Examples
 ///

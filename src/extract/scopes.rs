@@ -10,6 +10,10 @@ use crate::scope::{IntoScopes, LiveScope, Scope, Scopes};
 /// `Fn(&Req) -> impl IntoScopes` looks at the request. A tuple takes from all that its members
 /// find, together or not at all; an `Option` that is `None` limits nobody.
 ///
+/// A request for which a closure returns `None`, or an empty `Vec`, is not limited: a `?` in it on
+/// what a client may leave out, or write so that it does not parse, is a way round the limit. Key
+/// by [`Scope::by`], which asks what such requests take from.
+///
 /// # Examples
 ///
 /// ```
@@ -30,14 +34,18 @@ use crate::scope::{IntoScopes, LiveScope, Scope, Scopes};
 /// let layer = RateLimitLayer::new(&Limiter::in_memory(), PerTenant);
 /// ```
 #[diagnostic::on_unimplemented(
-    message = "`{Self}` does not tell whose bucket a `{Req}` takes from",
-    label = "expected a `Scope`, an array of them, or a closure `|req: &{Req}|` that returns one",
+    message = "`{Self}` is not a limit for a `{Req}`",
+    label = "expected a `Scope`, several, a closure `|req: &{Req}|` that returns one, or \
+             `SCOPE.by(key)` with `.or(…)` or `.or_unlimited()` behind it",
+    note = "`SCOPE.by(key)` is not a limit until it says what requests without a key take from: \
+            write `.or(OTHER_SCOPE)`, or `.or_unlimited()` where another limit covers them",
     note = "name the limit first: `const API: Scope = Quota::per_second(50.0).scope(\"api\");`",
     note = "a closure returns `API.key(value)`, or an `Option` or `Vec` of such; it cannot be \
             async, because a scope is found without waiting",
-    note = "in a `By`, a key is found by `header(\"x-api-key\")`, `peer_ip`, a closure that returns \
-            an `Option` of an owned key, or a tuple of such; in an `Or`, a `When` or a tuple of \
-            limits, every part must be what can stand here by itself"
+    note = "in a `By`, a key is found by `client_ip(…)`, `extension::<Account>()`, a closure that \
+            returns an `Option` of an owned key, or a tuple of such; in a `When` or a tuple of \
+            limits, every part must be what can stand here by itself; in a chain of `.or(…)`, the \
+            last one must, and only the last one may limit every request"
 )]
 pub trait ScopeExtractor<Req> {
     /// The scopes, where they are the same for every request: then waiting for them is

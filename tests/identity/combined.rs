@@ -22,7 +22,7 @@ fn of(method: &str, user: &str) -> Request<()> {
 #[tokio::test]
 async fn a_tuple_of_keys_is_a_bucket_for_each_combination() {
     let limiter = Limiter::in_memory();
-    let by = USER.by((method(), header("x-user")));
+    let by = USER.by((method(), header("x-user"))).or_unlimited();
     for (method, user) in [("GET", "a"), ("GET", "b"), ("POST", "a")] {
         let scopes = by.extract(&of(method, user));
         limiter.try_acquire(&scopes).await.unwrap();
@@ -50,7 +50,7 @@ async fn a_tuple_of_keys_is_a_bucket_for_each_combination() {
 
 #[test]
 fn a_second_line_is_no_new_bucket() {
-    let by = USER.by(header("x-user"));
+    let by = USER.by(header("x-user")).or_unlimited();
     let keyed = |lines: &[&'static [u8]]| {
         let mut request = Request::new(());
         for line in lines {
@@ -80,7 +80,7 @@ fn a_second_line_is_no_new_bucket() {
 #[tokio::test]
 async fn a_tuple_of_limits_takes_from_all_or_none() {
     let limiter = Limiter::in_memory();
-    let both = (SITE, USER.by(header("x-user")));
+    let both = (SITE, USER.by(header("x-user")).or_unlimited());
     assert!(ScopeExtractor::<Request<()>>::fixed(&both).is_none());
     assert_eq!(names(&both, &of("GET", "a")), ["site", "user"]);
     assert_eq!(names(&both, &Request::new(())), ["site"]);
@@ -136,7 +136,8 @@ async fn another_plan_keeps_what_is_left() {
     let limiter = Limiter::in_memory();
     let by = USER
         .by(header("x-user"))
-        .quota(|req: &Request<()>| Some(req.extensions().get::<Plan>()?.0));
+        .quota(|req: &Request<()>| Some(req.extensions().get::<Plan>()?.0))
+        .or_unlimited();
     let of = |plan: Option<f64>| {
         let mut request = of("GET", "a");
         if let Some(tokens) = plan {
@@ -171,4 +172,70 @@ async fn another_plan_keeps_what_is_left() {
         .await
         .unwrap();
     assert_eq!(level(&of(Some(100.0))).await, 0.0);
+}
+
+/// Whether a type is a limit, asked of the compiler: an inherent constant goes before a trait's.
+struct Probe<X>(std::marker::PhantomData<X>);
+
+impl<X: ScopeExtractor<Request<()>>> Probe<X> {
+    const IS_LIMIT: bool = true;
+}
+
+trait Otherwise {
+    const IS_LIMIT: bool = false;
+}
+
+impl<X> Otherwise for Probe<X> {}
+
+#[test]
+fn a_chain_is_a_limit_once_it_says_what_requests_without_a_key_take_from() {
+    type User = By<Header>;
+    type Client = By<ClientIp>;
+    type Writes<X> = When<X, fn(&Request<()>) -> bool>;
+
+    macro_rules! assert_limits {
+        ($expected:literal: $($limit:ty,)+) => {
+            $(assert_eq!(Probe::<$limit>::IS_LIMIT, $expected, stringify!($limit));)+
+        };
+    }
+    assert_limits! { false:
+        User,
+        Or<User, Client>,
+        Or<Or<User, Client>, User>,
+        By<(ClientIp, Header)>,
+        (Scope, User),
+        (Or<User, Scope>, Client),
+        Option<User>,
+        std::sync::Arc<User>,
+        Writes<User>,
+        Or<Writes<Scope>, User>,
+        Or<User, (Scope, Client)>,
+        // The last one is never reached.
+        Or<Or<User, Scope>, Scope>,
+    }
+    assert_limits! { true:
+        Scope,
+        Or<User, Scope>,
+        Or<User>,
+        Or<Or<User, Client>, Scope>,
+        Or<User, Or<Client, Scope>>,
+        Or<Or<User, Client>>,
+        (Or<User>, Or<Client, Scope>),
+        Writes<Or<User>>,
+        Or<Writes<Or<User>>, Scope>,
+        Or<User, Writes<Scope>>,
+        Or<Or<User, Writes<Scope>>, Scope>,
+    }
+}
+
+#[test]
+fn requests_without_a_key_are_unlimited_where_that_is_said() {
+    let chain = || USER.by(header("x-user")).or(SITE.by(peer_ip::<()>));
+    let mut request = Request::new(());
+    assert!(names(&chain().or_unlimited(), &request).is_empty());
+    assert_eq!(names(&chain().or(SITE), &request), ["site"]);
+    assert_eq!(names(&(SITE, chain().or_unlimited()), &request), ["site"]);
+    request.extensions_mut().insert(Peer(ip("192.0.2.1")));
+    assert_eq!(names(&chain().or_unlimited(), &request), ["site"]);
+    assert_eq!(names(&chain().or_unlimited(), &of("GET", "a")), ["user"]);
 }

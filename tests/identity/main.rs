@@ -6,6 +6,8 @@ mod combined;
 #[cfg(all(feature = "axum", feature = "tonic"))]
 mod sockets;
 mod tables;
+#[cfg(all(feature = "axum", feature = "tonic"))]
+mod untrusted;
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -13,7 +15,10 @@ use http::{HeaderName, HeaderValue, Request};
 use proptest::prelude::*;
 use tower_throttle::{
     Limiter, Quota, Scope, ScopeExtractor,
-    extract::{ClientIp, Peer, TrustedProxies, client_ip, header, method, peer_ip, when},
+    extract::{
+        By, ClientIp, Header, Or, Peer, TrustedProxies, When, client_ip, header, method, peer_ip,
+        when,
+    },
 };
 
 const XFF: &str = "x-forwarded-for";

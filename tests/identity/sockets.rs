@@ -27,13 +27,13 @@ use super::*;
 
 const CLIENT: Scope = Quota::per_day(2.0).scope("client");
 
-async fn listen(address: &str) -> (TcpListener, SocketAddr) {
+pub(super) async fn listen(address: &str) -> (TcpListener, SocketAddr) {
     let listener = TcpListener::bind(address).await.expect("a port");
     let address = listener.local_addr().unwrap();
     (listener, address)
 }
 
-async fn serve(address: &str, router: Router) -> SocketAddr {
+pub(super) async fn serve(address: &str, router: Router) -> SocketAddr {
     let (listener, address) = listen(address).await;
     let router = router.into_make_service_with_connect_info::<SocketAddr>();
     tokio::spawn(async move { axum::serve(listener, router).await });
@@ -50,18 +50,20 @@ fn tells(client: ClientIp) -> Router {
 }
 
 /// A client with an address of its own: all of 127.0.0.0/8 is this machine.
-fn from(address: &str) -> reqwest::Client {
+pub(super) fn from(address: &str) -> reqwest::Client {
     let client = reqwest::Client::builder().no_proxy();
     client.local_address(ip(address)).build().unwrap()
 }
 
+/// Sends these lines behind the head of a request; status and body of the answer.
+pub(super) async fn raw(address: SocketAddr, lines: &[u8]) -> (u16, String) {
+    let head = b"GET / HTTP/1.1\r\nhost: a\r\nconnection: close\r\n";
+    raw_head(address, &[head, lines].concat()).await
+}
+
 /// Sends these bytes as the head of a request; status and body of the answer.
-async fn raw(address: SocketAddr, head: &[u8]) -> (u16, String) {
+pub(super) async fn raw_head(address: SocketAddr, head: &[u8]) -> (u16, String) {
     let mut stream = TcpStream::connect(address).await.unwrap();
-    stream
-        .write_all(b"GET / HTTP/1.1\r\nhost: a\r\nconnection: close\r\n")
-        .await
-        .unwrap();
     stream.write_all(head).await.unwrap();
     stream.write_all(b"\r\n").await.unwrap();
     let mut answer = Vec::new();
@@ -160,7 +162,7 @@ async fn bytes_that_no_library_sends() {
 #[tokio::test]
 async fn one_bucket_whatever_is_claimed() {
     let limiter = Limiter::in_memory();
-    let limit = CLIENT.by(client_ip(TrustedProxies::none()));
+    let limit = CLIENT.by(client_ip(TrustedProxies::none())).or(CLIENT);
     let limit = RateLimitLayer::new(&limiter, limit).respond_http();
     let hello = Router::new().route("/", get(async || "hello"));
     let server = serve("127.0.0.1:0", hello.layer(limit)).await;
@@ -230,7 +232,9 @@ async fn routes_and_users() {
     const ROUTE: Scope = Quota::per_day(2.0).scope("route");
     let limiter = Limiter::in_memory();
     let layer = || {
-        let by = ROUTE.by((method(), matched_path(), extension::<User>()));
+        let by = ROUTE
+            .by((method(), matched_path(), extension::<User>()))
+            .or_unlimited();
         RateLimitLayer::new(&limiter, by).respond_http()
     };
     // Passwords are for another example.
@@ -279,7 +283,7 @@ async fn routes_and_users() {
     }
     let bucket = ROUTE.key("GET/~1api~1deep~1{id}/ann");
     assert_eq!(limiter.peek(&bucket).await.tokens().floor(), 0.0);
-    // Without a user there is no key, and without `or` no limit.
+    // Without a user there is no key, and that is not limited here.
     for _ in 0..4 {
         let url = format!("http://{server}/users/1");
         assert_eq!(http.get(url).send().await.unwrap().status(), 200);
@@ -290,7 +294,7 @@ async fn routes_and_users() {
 async fn a_tonic_server_looks_behind_its_proxies() {
     for (trusted, buckets) in [(TrustedProxies::loopback(), 2), (TrustedProxies::none(), 1)] {
         let limiter = Limiter::in_memory();
-        let layer = RateLimitLayer::new(&limiter, CLIENT.by(client_ip(trusted)));
+        let layer = RateLimitLayer::new(&limiter, CLIENT.by(client_ip(trusted)).or(CLIENT));
         let incoming = TcpIncoming::bind((Ipv4Addr::LOCALHOST, 0).into()).unwrap();
         let address = incoming.local_addr().unwrap();
         let (_, health) = tonic_health::server::health_reporter();
