@@ -2,7 +2,7 @@
 
 use std::fmt::Display;
 
-use super::ScopeExtractor;
+use super::{Found, ScopeExtractor};
 use crate::{
     quota::Quota,
     scope::{IntoScopes, LiveScope, Scope, Scopes},
@@ -101,6 +101,7 @@ pub trait KeyExtractor<Req> {
 pub struct By<X> {
     base: Base,
     key: X,
+    found: Found,
 }
 
 #[derive(Clone, Debug)]
@@ -118,10 +119,29 @@ impl<X> By<X> {
     where
         X: KeyExtractor<Req>,
     {
-        match &self.base {
+        let scope = match &self.base {
             Base::Fixed(scope) => self.key.scope(scope, req),
             Base::Live(scope) => self.key.scope(&scope.current(), req),
+        };
+        if self.found.is_never_after(scope.is_some()) {
+            self.warn_never_found();
         }
+        scope
+    }
+
+    fn warn_never_found(&self) {
+        #[cfg(feature = "tracing")]
+        tracing::warn!(
+            policy = match &self.base {
+                Base::Fixed(scope) => scope.name().to_owned(),
+                Base::Live(scope) => scope.current().name().to_owned(),
+            },
+            extractor = std::any::type_name::<X>(),
+            "the first {} requests had no key: check that the server, or a layer outside of this \
+             one, provides what the extractor reads, and that a feature it needs, such as `axum` \
+             or `tonic`, is enabled",
+            Found::ENOUGH,
+        );
     }
 }
 
@@ -142,6 +162,7 @@ impl Scope {
         By {
             base: Base::Fixed(self),
             key,
+            found: Found::default(),
         }
     }
 }
@@ -163,6 +184,7 @@ impl LiveScope {
         By {
             base: Base::Live(self),
             key,
+            found: Found::default(),
         }
     }
 }
@@ -236,6 +258,7 @@ impl<X> By<X> {
                 key: self.key,
                 quota,
             },
+            found: self.found,
         }
     }
 }

@@ -42,6 +42,7 @@
 mod by;
 #[cfg(feature = "http")]
 mod client;
+mod found;
 #[cfg(feature = "http")]
 mod header;
 mod join;
@@ -54,6 +55,7 @@ mod proxies;
 mod scopes;
 mod when;
 
+pub(crate) use self::found::Found;
 #[cfg(feature = "axum")]
 pub use self::parts::{MatchedPath, matched_path};
 pub use self::{

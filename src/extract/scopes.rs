@@ -66,6 +66,13 @@ pub trait ScopeExtractor<Req> {
         None
     }
 
+    /// Whether the layer counts the requests in which this finds no scope. It does for closures;
+    /// a [`By`](super::By) counts by itself.
+    #[doc(hidden)]
+    fn is_unwatched(&self) -> bool {
+        false
+    }
+
     /// The scopes of this request; none is not limited.
     ///
     /// ```
@@ -168,6 +175,10 @@ where
     F: Fn(&Req) -> T,
     T: IntoScopes,
 {
+    fn is_unwatched(&self) -> bool {
+        true
+    }
+
     fn extract(&self, req: &Req) -> Scopes {
         self(req).into_scopes()
     }

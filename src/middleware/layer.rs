@@ -10,8 +10,9 @@ use crate::reply::{ExposePermit, HeaderStyle, HttpReply, ProblemJson};
 #[cfg(feature = "learn")]
 use crate::upstream::{HttpParts, Learn, Upstream};
 use crate::{
-    Rejected,
+    Rejected, ScopeExtractor, Scopes,
     clock::LONGEST_WAIT,
+    extract::Found,
     limiter::{Limiter, Permit},
     reply::{Fail, OnResponse, Respond, Settle},
 };
@@ -59,6 +60,7 @@ pub struct RateLimitLayer<K = crate::Scope, O = Fail> {
     pub(super) reply: O,
     pub(super) max_wait: Duration,
     pub(super) shadow: bool,
+    found: Found,
 }
 
 impl<K> RateLimitLayer<K> {
@@ -78,6 +80,7 @@ impl<K> RateLimitLayer<K> {
             reply: Fail::default(),
             max_wait: Duration::ZERO,
             shadow: false,
+            found: Found::default(),
         }
     }
 
@@ -277,7 +280,30 @@ impl<K, O> RateLimitLayer<K, O> {
             reply: f(self.reply),
             max_wait: self.max_wait,
             shadow: self.shadow,
+            found: self.found,
         }
+    }
+
+    /// The scopes of this request.
+    #[inline]
+    pub(super) fn scopes<Req>(&self, req: &Req) -> Scopes
+    where
+        K: ScopeExtractor<Req>,
+    {
+        if let Some(scopes) = self.extractor.fixed() {
+            return scopes;
+        }
+        let scopes = self.extractor.extract(req);
+        if self.extractor.is_unwatched() && self.found.is_never_after(!scopes.as_slice().is_empty())
+        {
+            #[cfg(feature = "tracing")]
+            tracing::warn!(
+                extractor = std::any::type_name::<K>(),
+                "a layer has limited none of its first {} requests: its closure returned no scope",
+                Found::ENOUGH,
+            );
+        }
+        scopes
     }
 }
 

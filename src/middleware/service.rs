@@ -342,15 +342,10 @@ where
             return self.call_held(req);
         };
         let Self { inner, layer, .. } = self;
-        let extractor = &layer.extractor;
         let mut extracted = None;
-        let scopes = match extractor.fixed_ref() {
+        let scopes = match layer.extractor.fixed_ref() {
             Some(scopes) => scopes,
-            None => {
-                let fixed = extractor.fixed();
-                let scopes = fixed.unwrap_or_else(|| extractor.extract(&req));
-                extracted.insert(scopes).as_slice()
-            }
+            None => extracted.insert(layer.scopes(&req)).as_slice(),
         };
         if let [scope] = scopes
             && let Some(decision) = layer.limiter.decide(scope, layer.max_wait, false)
@@ -409,8 +404,7 @@ impl<S, K, O> RateLimit<S, K, O> {
     {
         let layer = &self.layer;
         let reply = layer.reply.clone();
-        let fixed = layer.extractor.fixed();
-        let scopes = fixed.unwrap_or_else(|| layer.extractor.extract(&req));
+        let scopes = layer.scopes(&req);
         let uses = reply.uses_permit();
         let watched = Watched::decide(&layer.limiter, scopes, layer.max_wait, uses);
         let stands_in = uses.then(|| layer.limiter.no_permit());
@@ -427,9 +421,7 @@ impl<S, K, O> RateLimit<S, K, O> {
         self.state = State::default();
         let layer = &self.layer;
         let reply = layer.reply.clone();
-        let scopes = scopes
-            .or_else(|| layer.extractor.fixed())
-            .unwrap_or_else(|| layer.extractor.extract(&req));
+        let scopes = scopes.unwrap_or_else(|| layer.scopes(&req));
         let mut acquire = layer.limiter.acquire(scopes, layer.max_wait);
         match acquire.decide_now() {
             Some(Ok(permit)) => ResponseFuture::granted(&mut self.inner, reply, Some(permit), req),

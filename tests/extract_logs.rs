@@ -1,0 +1,107 @@
+//! What is logged where an extractor never finds anything, as in front of an axum server that does
+//! not record its peers.
+//!
+//! On runtimes of one thread, so that each test reads its own lines.
+#![cfg(all(feature = "axum", feature = "tracing", feature = "metrics"))]
+
+#[path = "support/listen.rs"]
+mod listen;
+
+use axum::{Router, extract::Request, routing::get};
+use listen::Log;
+use tokio::net::TcpListener;
+use tower_throttle::{
+    Limiter, Quota, RateLimitLayer, Scope, ScopeExtractor,
+    extract::{Peer, TrustedProxies, client_ip, extension, matched_path, peer_ip},
+};
+use tracing::Level;
+
+const PEER: Scope = Quota::per_day(1e6).scope("peer");
+const UNKNOWN: Scope = Quota::per_day(3.0).scope("unknown");
+
+/// The warnings after so many requests to a server without `ConnectInfo`, and what it admitted.
+async fn warnings(
+    limit: impl ScopeExtractor<Request> + Clone + Send + Sync + 'static,
+    requests: usize,
+) -> (Vec<String>, usize) {
+    let (log, _guard) = Log::listen();
+    let limiter = Limiter::in_memory();
+    let layer = RateLimitLayer::new(&limiter, limit).respond_http();
+    let router = Router::new().fallback(get(async || "hello")).layer(layer);
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}/", listener.local_addr().unwrap());
+    tokio::spawn(async move { axum::serve(listener, router).await });
+    let mut admitted = 0;
+    let mut client = reqwest::Client::builder().no_proxy().build().unwrap();
+    for n in 0..requests {
+        if n % 10 == 0 {
+            // Another connection has another clone of the layer.
+            client = reqwest::Client::builder().no_proxy().build().unwrap();
+        }
+        let answer = client.get(&url).header("x-n", n).send().await.unwrap();
+        admitted += usize::from(answer.status() == 200);
+    }
+    (log.lines(Level::WARN), admitted)
+}
+
+#[tokio::test]
+async fn a_server_that_does_not_record_its_peers_is_warned_about_once() {
+    let client = client_ip(TrustedProxies::none());
+    let (lines, admitted) = warnings(PEER.by(client.clone()).or(UNKNOWN), 250).await;
+    assert_eq!(admitted, 3, "all take from what `or` names");
+    assert_eq!(lines.len(), 1, "{lines:?}");
+    for part in [
+        "policy=\"peer\"",
+        "ClientIp",
+        "first 100 requests",
+        "`axum`",
+    ] {
+        assert!(lines[0].contains(part), "{part}: {}", lines[0]);
+    }
+    let (lines, _) = warnings(PEER.by(client).or(UNKNOWN), 99).await;
+    assert!(lines.is_empty(), "{lines:?}");
+}
+
+#[tokio::test]
+async fn each_extractor_is_warned_about_once() {
+    let route = PEER.by(matched_path()).or_unlimited();
+    let chain = PEER
+        .by(peer_ip)
+        .or(PEER.by(extension::<String>()))
+        .or(UNKNOWN);
+    let (lines, _) = warnings((route, chain), 150).await;
+    assert_eq!(lines.len(), 3, "{lines:?}");
+    for part in ["MatchedPath", "peer_ip", "Extension<"] {
+        let of = lines.iter().filter(|line| line.contains(part));
+        assert_eq!(of.count(), 1, "{part}: {lines:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_closure_that_never_finds_a_scope_is_warned_about_once() {
+    let closure = |req: &Request| Some(PEER.key(peer_ip(req)?));
+    let (lines, admitted) = warnings(closure, 250).await;
+    assert_eq!(admitted, 250);
+    assert_eq!(lines.len(), 1, "{lines:?}");
+    assert!(lines[0].contains("closure"), "{}", lines[0]);
+}
+
+#[tokio::test]
+async fn one_key_among_many_requests_is_enough() {
+    let nth = |req: &Request| {
+        req.headers()["x-n"]
+            .to_str()
+            .unwrap()
+            .parse::<u64>()
+            .unwrap()
+    };
+    let some = move |req: &Request| (nth(req) == 50).then_some(Peer([192, 0, 2, 7].into()).0);
+    let (lines, _) = warnings(PEER.by(some).or(UNKNOWN), 250).await;
+    assert!(lines.is_empty(), "{lines:?}");
+    let some = move |req: &Request| (nth(req) == 50).then_some(PEER);
+    let (lines, _) = warnings(some, 250).await;
+    assert!(lines.is_empty(), "{lines:?}");
+    // What limits all requests, or by choice some of them, is not watched.
+    let (lines, _) = warnings((PEER.when(|_: &Request| false), PEER), 250).await;
+    assert!(lines.is_empty(), "{lines:?}");
+}
