@@ -100,8 +100,15 @@ pub struct MatchedPath(());
 #[cfg(feature = "axum")]
 impl<B> KeyExtractor<Request<B>> for MatchedPath {
     fn scope(&self, base: &Scope, req: &Request<B>) -> Option<Scope> {
-        let path = req.extensions().get::<axum::extract::MatchedPath>()?;
-        Some(base.key(path.as_str()))
+        let mut path = req
+            .extensions()
+            .get::<axum::extract::MatchedPath>()?
+            .as_str();
+        // The root of a router below `nest_service("/a", …)` is `/a/` or `/a//`, as the client likes.
+        while path.ends_with("//") {
+            path = &path[..path.len() - 1];
+        }
+        Some(base.key(path))
     }
 }
 

@@ -7,10 +7,17 @@ use axum::{
     response::Response,
     routing::get,
 };
-use tower_throttle::{RateLimitLayer, extract::extension};
+use http::HeaderValue;
+use tonic::transport::{Endpoint, Server, server::TcpIncoming};
+use tonic_health::pb::{HealthCheckRequest, health_client::HealthClient};
+use tower::{Layer, Service};
+use tower_throttle::{
+    RateLimitLayer, ScopeExtractor,
+    extract::{extension, matched_path},
+};
 
 use super::{
-    sockets::{from, raw, serve},
+    sockets::{from, raw, raw_head, serve},
     *,
 };
 
@@ -78,4 +85,237 @@ async fn an_account_has_one_bucket_from_all_addresses() {
     }
     assert_eq!(admitted, 7);
     assert_eq!(limiter.peek(&ACCOUNT.key(7)).await.tokens().floor(), 0.0);
+}
+
+/// How many calls a tonic server admits that have these values of the header, over HTTP/2.
+async fn admitted_over_http2(name: &'static str, values: &[String]) -> u32 {
+    const KEYED: Scope = Quota::per_day(3.0).scope("keyed");
+    let limiter = Limiter::in_memory();
+    let limit = KEYED.by(header(name)).or(Quota::per_day(1.0).scope("none"));
+    let layer = RateLimitLayer::new(&limiter, limit).respond_http();
+    let incoming = TcpIncoming::bind((Ipv4Addr::LOCALHOST, 0).into()).unwrap();
+    let address = incoming.local_addr().unwrap();
+    let (_, health) = tonic_health::server::health_reporter();
+    let server = Server::builder().layer(layer).add_service(health);
+    tokio::spawn(server.serve_with_incoming(incoming));
+    let endpoint = Endpoint::from_shared(format!("http://{address}")).unwrap();
+    let mut client = HealthClient::new(endpoint.connect().await.unwrap());
+    let mut admitted = 0;
+    for value in values {
+        let mut request = tonic::Request::new(HealthCheckRequest::default());
+        request.metadata_mut().insert(name, value.parse().unwrap());
+        admitted += u32::from(client.check(request).await.is_ok());
+    }
+    admitted
+}
+
+#[tokio::test]
+async fn spaces_around_a_key_are_not_part_of_it() {
+    let spelled = |n: usize| {
+        let space = [" ", "\t", " \t"][n % 3];
+        format!("{}k{}", space.repeat(n % 7), space.repeat(n / 7))
+    };
+    let values: Vec<_> = (0..50).map(spelled).collect();
+    assert_eq!(admitted_over_http2("x-api-key", &values).await, 3);
+    // Nothing but spaces is no key.
+    let values: Vec<_> = (0..5).map(|n| " ".repeat(n)).collect();
+    assert_eq!(admitted_over_http2("x-api-key", &values).await, 1);
+}
+
+#[tokio::test]
+async fn a_scheme_has_no_case() {
+    let spelled = ["Bearer k", "bearer k", "BEARER k", "Bearer  k", "bearer\tk"].map(String::from);
+    assert_eq!(admitted_over_http2("authorization", &spelled).await, 3);
+    assert_eq!(
+        admitted_over_http2("proxy-authorization", &spelled).await,
+        3
+    );
+    // Credentials have a case, and so has what stands there without a scheme.
+    for different in [
+        ["Bearer k", "Bearer K"],
+        ["k", "K"],
+        ["Basic k", "Bearer k"],
+    ] {
+        let twice = different.map(|one| [one; 3]).concat();
+        let twice: Vec<_> = twice.into_iter().map(String::from).collect();
+        assert_eq!(admitted_over_http2("authorization", &twice).await, 6);
+    }
+}
+
+#[tokio::test]
+async fn one_host_is_one_key_whoever_names_it() {
+    let by = CLIENT.by(header("host")).or_unlimited();
+    let keyed = |uri: &str, host: Option<&str>| {
+        let mut request = http::Request::builder().uri(uri);
+        if let Some(host) = host {
+            request = request.header("host", host);
+        }
+        let request = request.body(()).unwrap();
+        by.extract(&request).iter().next().cloned()
+    };
+    let shop = keyed("/", Some("shop.example"));
+    assert!(shop.is_some());
+    assert_eq!(keyed("/", Some("Shop.EXAMPLE")), shop);
+    // HTTP/2 has it in the target of the request.
+    assert_eq!(keyed("https://shop.example/", None), shop);
+    assert_eq!(keyed("https://Shop.example/", Some("other.example")), shop);
+    assert_eq!(keyed("https://user@shop.example/", None), shop);
+    assert_ne!(keyed("/", Some("other.example")), shop);
+    assert_eq!(keyed("/", None), None);
+}
+
+#[test]
+fn cookies_in_several_lines_are_one_key() {
+    let by = CLIENT.by(header("cookie")).or_unlimited();
+    let keyed = |lines: &[&'static str]| {
+        let mut request = http::Request::new(());
+        for line in lines {
+            let line = HeaderValue::from_static(line);
+            request.headers_mut().append("cookie", line);
+        }
+        by.extract(&request).iter().next().cloned()
+    };
+    let ann = keyed(&["theme=dark; session=ann"]);
+    assert_eq!(keyed(&["theme=dark", "session=ann"]), ann);
+    assert_ne!(keyed(&["theme=dark", "session=bob"]), ann);
+    assert_eq!(keyed(&["", " "]), None);
+}
+
+#[test]
+fn text_of_any_script_is_a_key_as_it_is_written() {
+    let by = CLIENT.by(header("x-user")).or_unlimited();
+    let mut request = http::Request::new(());
+    let value = HeaderValue::from_bytes("zoë".as_bytes()).unwrap();
+    request.headers_mut().append("x-user", value);
+    let found = by.extract(&request).iter().next().cloned();
+    assert_eq!(found, Some(CLIENT.secret().key("zoë")));
+}
+
+#[tokio::test]
+async fn a_folded_line_reaches_no_limit() {
+    let limiter = Limiter::in_memory();
+    let limit = CLIENT.by(header("x-api-key")).or(UNKNOWN);
+    let layer = RateLimitLayer::new(&limiter, limit).respond_http();
+    let hello = Router::new().route("/", get(async || "hello"));
+    let server = serve("127.0.0.1:0", hello.layer(layer)).await;
+    assert_eq!(raw(server, b"x-api-key: k\r\n 1\r\n").await.0, 400);
+    assert_eq!(limiter.scopes_held(), 0);
+}
+
+/// As the table of `matched_path` says.
+#[tokio::test]
+async fn where_axum_offers_a_route() {
+    const ROUTE: Scope = Quota::per_day(2.0).scope("route");
+    const NO_ROUTE: Scope = Quota::per_day(2.0).scope("no-route");
+    let limiter = Limiter::in_memory();
+    let limit = || {
+        let by = ROUTE.by(matched_path()).or(NO_ROUTE);
+        RateLimitLayer::new(&limiter, by).respond_http()
+    };
+    let hello = || Router::new().route("/{id}", get(async || "hello"));
+    let around = || limit().layer(hello());
+    let inside = || hello().layer(limit());
+    // Each limit sees one request, or it is counted twice.
+    let router = Router::new()
+        .merge(
+            Router::new()
+                .route("/layer/{id}", get(async || ""))
+                .layer(limit()),
+        )
+        .merge(
+            Router::new()
+                .route("/route_layer/{id}", get(async || ""))
+                .route_layer(limit()),
+        )
+        .route("/method/{id}", get(async || "").layer(limit()))
+        .route_service("/service/{id}", around())
+        .nest("/nest", inside())
+        .nest_service("/nest_service", inside())
+        .merge(Router::new().nest("/outside_nest", hello()).layer(limit()))
+        .merge(
+            Router::new()
+                .nest_service("/outside_nest_service", hello())
+                .layer(limit()),
+        )
+        .nest_service("/around", around())
+        .nest(
+            "/nested_fallback",
+            Router::new().fallback(async || "").layer(limit()),
+        )
+        .fallback_service(around());
+    let server = serve("127.0.0.1:0", router).await;
+    let http = from("127.0.0.1");
+    for (path, route) in [
+        ("layer", Some("/layer/{id}")),
+        ("route_layer", Some("/route_layer/{id}")),
+        ("method", Some("/method/{id}")),
+        ("service", Some("/service/{id}")),
+        ("nest", Some("/nest/{id}")),
+        ("nest_service", Some("/nest_service/{id}")),
+        ("outside_nest", Some("/outside_nest/{id}")),
+        ("outside_nest_service", None),
+        ("around", None),
+        ("nested_fallback", None),
+        ("nowhere", None),
+    ] {
+        limiter.reset(&NO_ROUTE).await;
+        let mut limited = 0;
+        for n in 0..4 {
+            let url = format!("http://{server}/{path}/{n}");
+            limited += u32::from(http.get(url).send().await.unwrap().status() == 429);
+        }
+        assert_eq!(limited, 2, "{path}");
+        let bucket = route.map_or(NO_ROUTE, |route| ROUTE.key(route));
+        let level = limiter.peek(&bucket).await.tokens();
+        assert_eq!(level.floor(), 0.0, "{path}");
+    }
+
+    // Around a whole router there is no route yet.
+    limiter.reset(&NO_ROUTE).await;
+    let mut whole = limit().layer(hello());
+    for expected in [404, 404, 429] {
+        let request = Request::builder()
+            .uri("/a/b")
+            .body(axum::body::Body::empty());
+        let answer = Service::call(&mut whole, request.unwrap()).await.unwrap();
+        assert_eq!(answer.status(), expected);
+    }
+}
+
+/// axum writes the root of a nested router in two ways.
+#[tokio::test]
+async fn a_route_is_one_key_however_its_path_is_spelled() {
+    let limiter = Limiter::in_memory();
+    let by = CLIENT.by(matched_path()).or(UNKNOWN);
+    let limit = || RateLimitLayer::new(&limiter, by.clone()).respond_http();
+    let nested = Router::new()
+        .route("/", get(async || "hello"))
+        .route("/{id}", get(async || "hello"))
+        .layer(limit());
+    let deep = Router::new().nest_service("/nested", nested.clone());
+    let router = Router::new()
+        .nest_service("/nested", nested)
+        .nest_service("/deep", deep);
+    let server = serve("127.0.0.1:0", router).await;
+    for (paths, key) in [
+        (vec!["/nested", "/nested/", "/nested//"], "/nested/"),
+        (vec!["/deep/nested", "/deep/nested/"], "/deep/nested/"),
+        (
+            vec![
+                "/nested/1",
+                "/nested/%31",
+                "/nested/1?page=2",
+                "/nested/.%2e",
+            ],
+            "/nested/{id}",
+        ),
+    ] {
+        for path in &paths {
+            let head = format!("GET {path} HTTP/1.1\r\nhost: a\r\nconnection: close\r\n");
+            assert_eq!(raw_head(server, head.as_bytes()).await.0, 200, "{path}");
+        }
+        let level = limiter.peek(&CLIENT.key(key)).await.tokens().floor();
+        assert_eq!(level, 20.0 - paths.len() as f64, "{key}");
+    }
+    assert_eq!(limiter.scopes_held(), 3);
 }
