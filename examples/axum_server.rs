@@ -1,24 +1,55 @@
-//! An axum server with a bucket per API key: 60 requests a minute, 3 of them at once. A request
-//! that is too much gets 429 with `Retry-After`; one without a key shares a bucket with all
-//! others of that kind.
+//! An axum server with a bucket per client address for everybody, and one per account for requests
+//! with a valid API key: 60 requests a minute each, 8 and 3 of them at once. A request over a limit
+//! gets 429 with `Retry-After`, and takes from neither bucket.
 //!
-//! It sends itself five requests with a key and two without, prints the answers and what
-//! Prometheus would read at `/metrics`, and ends.
+//! It sends itself five requests with a valid key, two without a key and five with invented keys,
+//! which have only what is left of the client's bucket. It prints the answers and what Prometheus
+//! would read at `/metrics`, and ends.
 //!
 //! ```text
-//! cargo run --example axum_server --features metrics
-//! REDIS_URL=redis://127.0.0.1:6379 cargo run --example axum_server --features metrics
+//! cargo run --example axum_server --features axum,metrics
+//! REDIS_URL=redis://127.0.0.1:6379 cargo run --example axum_server --features axum,metrics
 //! ```
 
-use axum::{Router, routing::get};
+use std::net::SocketAddr;
+
+use axum::{
+    Router,
+    extract::Request,
+    middleware::{Next, from_fn},
+    response::Response,
+    routing::get,
+};
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
 use tokio::net::TcpListener;
-use tower_throttle::{Limiter, Quota, RateLimitLayer, Scope, extract::header};
+use tower_throttle::{
+    Limiter, Quota, RateLimitLayer, Scope,
+    extract::{TrustedProxies, client_ip, extension},
+};
 
-const PER_KEY: Scope = Quota::per_minute(60.0).burst(3.0).scope("api-key");
-const ANONYMOUS: Scope = Quota::per_minute(10.0).burst(1.0).scope("anonymous");
+const PER_CLIENT: Scope = Quota::per_minute(60.0).burst(8.0).scope("client");
+const UNKNOWN: Scope = Quota::per_minute(60.0).burst(8.0).scope("unknown-client");
+const PER_ACCOUNT: Scope = Quota::per_minute(60.0).burst(3.0).scope("account");
 
 type Error = Box<dyn std::error::Error + Send + Sync>;
+
+/// Whose key a request carries.
+#[derive(Clone)]
+struct Account {
+    id: u64,
+}
+
+/// Knows one key. Requests with any other are not identified, and pass.
+async fn authenticate(mut request: Request, next: Next) -> Response {
+    if request
+        .headers()
+        .get("x-api-key")
+        .is_some_and(|key| key == "valid")
+    {
+        request.extensions_mut().insert(Account { id: 1 });
+    }
+    next.run(request).await
+}
 
 #[tokio::main]
 async fn main() -> Result<(), Error> {
@@ -28,24 +59,32 @@ async fn main() -> Result<(), Error> {
         Ok(url) => Limiter::redis(&url)?,
         Err(_) => Limiter::in_memory(),
     };
+    let limits = (
+        PER_CLIENT.by(client_ip(TrustedProxies::none())).or(UNKNOWN),
+        PER_ACCOUNT
+            .by(extension::<Account>().key(|account| account.id))
+            .or_unlimited(),
+    );
     let app = Router::new()
         .route("/", get(async || "hello"))
-        .layer(
-            RateLimitLayer::new(&limiter, PER_KEY.by(header("x-api-key")).or(ANONYMOUS))
-                .respond_http(),
-        )
+        .layer(RateLimitLayer::new(&limiter, limits).respond_http())
+        // Outside of the limits, and so before them.
+        .layer(from_fn(authenticate))
         // Behind the layer, and so not limited by it. Not for everybody: keep it inside.
         .route("/metrics", get(async move || metrics.render()));
 
     let listener = TcpListener::bind("127.0.0.1:0").await?;
     let url = format!("http://{}/", listener.local_addr()?);
     let scrape = format!("{url}metrics");
+    // `client_ip` needs the peer's address.
+    let app = app.into_make_service_with_connect_info::<SocketAddr>();
     tokio::spawn(async move { axum::serve(listener, app).await });
 
     let client = reqwest::Client::new();
-    for key in [Some("k-1"); 5].into_iter().chain([None; 2]) {
+    let keys = ["valid"; 5].into_iter().chain([""; 2]);
+    for key in keys.chain(["a", "b", "c", "d", "e"]) {
         let mut request = client.get(&url);
-        if let Some(key) = key {
+        if !key.is_empty() {
             request = request.header("x-api-key", key);
         }
         let response = request.send().await?;
@@ -58,11 +97,7 @@ async fn main() -> Result<(), Error> {
                     String::from_utf8_lossy(seconds.as_bytes())
                 )
             });
-        println!(
-            "key {:<7} {}{retry_after}",
-            key.unwrap_or("none"),
-            response.status()
-        );
+        println!("key {key:<7} {}{retry_after}", response.status());
     }
     print!("\n{}", client.get(scrape).send().await?.text().await?);
     Ok(())

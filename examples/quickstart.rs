@@ -8,6 +8,7 @@
 //! ```
 
 use std::{
+    net::SocketAddr,
     process::{self, ExitCode},
     sync::{
         Arc,
@@ -16,7 +17,13 @@ use std::{
     time::Duration,
 };
 
-use axum::{Router, routing::get};
+use axum::{
+    Router,
+    extract::ConnectInfo,
+    middleware::{Next, from_fn},
+    response::Response,
+    routing::get,
+};
 use reqwest::{Client, Method, Request, StatusCode, Url};
 use tokio::{
     net::TcpListener,
@@ -24,18 +31,26 @@ use tokio::{
     time::{Instant, interval},
 };
 use tower::{ServiceBuilder, ServiceExt};
-use tower_throttle::{Health, Limiter, Quota, RateLimitLayer, Rejected, Scope, extract::header};
+use tower_throttle::{
+    Health, Limiter, Quota, RateLimitLayer, Rejected, Scope,
+    extract::{Peer, extension, peer_ip},
+};
 
-/// Inbound: a bucket per API key, and one for all requests that come without.
-const PER_KEY: Scope = Quota::per_second(20.0)
+/// Inbound: a bucket per account that is authenticated, together with one per client address for
+/// everybody, because an invented key must not be a new bucket.
+const PER_ACCOUNT: Scope = Quota::per_second(20.0)
     .burst(10.0)
-    .scope("quickstart:api-key");
-const ANONYMOUS: Scope = Quota::per_second(1.0).scope("quickstart:anonymous");
+    .scope("quickstart:account");
+const PER_CLIENT: Scope = Quota::per_second(200.0).scope("quickstart:client");
+const UNKNOWN: Scope = Quota::per_second(1.0).scope("quickstart:unknown-client");
 
 /// Outbound: what an upstream takes from us.
 const UPSTREAM: Scope = Quota::per_second(40.0)
     .burst(20.0)
     .scope("quickstart:upstream");
+
+/// The key of the one customer there is.
+const KEY: &str = "quickstart";
 
 /// Over loopback an answer takes a few milliseconds; one that took longer had waited.
 const WAITED: Duration = Duration::from_millis(100);
@@ -87,24 +102,52 @@ fn store(limiter: &Limiter) -> String {
     }
 }
 
-/// A server under a limit, and 200 requests to it in three seconds, all with one API key.
+/// Whose key a request carries.
+#[derive(Clone)]
+struct Account {
+    id: u32,
+}
+
+/// Finds who sends a request, before the limits ask. It knows one key.
+async fn identify(
+    ConnectInfo(peer): ConnectInfo<SocketAddr>,
+    mut request: axum::extract::Request,
+    next: Next,
+) -> Response {
+    let key = request.headers().get("x-api-key");
+    let is_valid = key.is_some_and(|key| key == KEY);
+    let extensions = request.extensions_mut();
+    // With the feature `axum` of this crate, `peer_ip` reads `ConnectInfo` itself.
+    extensions.insert(Peer(peer.ip()));
+    if is_valid {
+        // Another run on the same Redis is another customer.
+        extensions.insert(Account { id: process::id() });
+    }
+    next.run(request).await
+}
+
+/// A server under two limits, and 200 requests to it in three seconds, all with one API key.
 async fn inbound(limiter: &Limiter) -> Result<Row, Error> {
     let (app, served) = counting_app();
-    let app = app.layer(
-        RateLimitLayer::new(limiter, PER_KEY.by(header("x-api-key")).or(ANONYMOUS)).respond_http(),
+    let limits = (
+        PER_CLIENT.by(peer_ip).or(UNKNOWN),
+        PER_ACCOUNT
+            .by(extension::<Account>().key(|account| account.id))
+            .or_unlimited(),
     );
+    let app = app
+        .layer(RateLimitLayer::new(limiter, limits).respond_http())
+        .layer(from_fn(identify));
     let url = serve(app).await?;
     let client = Client::new();
-    // Another run on the same Redis is another customer.
-    let key = format!("customer-{}", process::id());
 
-    let mut row = Row::new(PER_KEY.quota());
+    let mut row = Row::new(PER_ACCOUNT.quota());
     let mut requests = JoinSet::new();
     let mut pace = interval(Duration::from_millis(15));
     for _ in 0..200 {
         pace.tick().await;
         row.offered += 1;
-        let request = client.get(url.clone()).header("x-api-key", &key).send();
+        let request = client.get(url.clone()).header("x-api-key", KEY).send();
         requests.spawn(async move { Ok::<_, Error>(request.await?.status()) });
     }
     while let Some(status) = requests.join_next().await {
@@ -171,6 +214,7 @@ fn counting_app() -> (Router, Arc<AtomicU64>) {
 async fn serve(app: Router) -> Result<Url, Error> {
     let listener = TcpListener::bind("127.0.0.1:0").await?;
     let url = format!("http://{}/", listener.local_addr()?).parse()?;
+    let app = app.into_make_service_with_connect_info::<SocketAddr>();
     tokio::spawn(async move { axum::serve(listener, app).await });
     Ok(url)
 }

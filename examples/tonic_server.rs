@@ -32,12 +32,7 @@ async fn main() -> Result<(), Error> {
     let url = format!("http://{}", listener.local_addr()?);
     tokio::spawn(
         Server::builder()
-            .layer(
-                RateLimitLayer::new(&limiter, |req: &http::Request<_>| {
-                    peer_ip(req).map_or(UNKNOWN, |ip| PEER.key(ip))
-                })
-                .respond_http(),
-            )
+            .layer(RateLimitLayer::new(&limiter, PEER.by(peer_ip).or(UNKNOWN)).respond_http())
             .add_service(health)
             .serve_with_incoming(TcpIncoming::from(listener).with_nodelay(Some(true))),
     );

@@ -16,22 +16,32 @@
 //!
 //! # Examples
 //!
-//! A bucket per API key in front of an HTTP service:
+//! In front of an HTTP service, a bucket per client, and one per account that the application has
+//! authenticated. A request takes from both, or from neither:
 //!
 //! ```
 //! # #[cfg(feature = "http")] {
 //! use tower::{ServiceBuilder, service_fn};
-//! use tower_throttle::{Limiter, Quota, RateLimitLayer, Scope, extract::header};
+//! use tower_throttle::{
+//!     Limiter, Quota, RateLimitLayer, Scope,
+//!     extract::{TrustedProxies, client_ip, extension},
+//! };
 //!
-//! const PER_KEY: Scope = Quota::per_minute(60.0).burst(20.0).scope("api-key");
-//! const ANONYMOUS: Scope = Quota::per_minute(10.0).scope("anonymous");
+//! const PER_CLIENT: Scope = Quota::per_minute(300.0).scope("client");
+//! const UNKNOWN: Scope = Quota::per_minute(300.0).scope("unknown-client");
+//! const PER_ACCOUNT: Scope = Quota::per_minute(60.0).burst(20.0).scope("account");
+//!
+//! /// Inserted into a request's extensions by a layer outside of this one, for a valid key only.
+//! #[derive(Clone)]
+//! struct Account { id: u64 }
 //!
 //! let limiter = Limiter::in_memory(); // or Limiter::redis("redis://127.0.0.1:6379")?
+//! let limits = (
+//!     PER_CLIENT.by(client_ip(TrustedProxies::none())).or(UNKNOWN),
+//!     PER_ACCOUNT.by(extension::<Account>().key(|account| account.id)).or_unlimited(),
+//! );
 //! let service = ServiceBuilder::new()
-//!     .layer(
-//!         RateLimitLayer::new(&limiter, PER_KEY.by(header("x-api-key")).or(ANONYMOUS))
-//!             .respond_http(),
-//!     )
+//!     .layer(RateLimitLayer::new(&limiter, limits).respond_http())
 //!     .service(service_fn(async |_: http::Request<String>| {
 //!         Ok::<_, std::convert::Infallible>(http::Response::new(String::new()))
 //!     }));
