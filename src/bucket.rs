@@ -51,6 +51,15 @@ impl Terms {
         }
     }
 
+    /// As `share`, but all `n` of them together are never more than the whole, not even where that
+    /// leaves less than a token to each.
+    pub(crate) fn strict_share(self, n: f64) -> Self {
+        Self {
+            cap: self.cap / n,
+            per_us: self.per_us / n,
+        }
+    }
+
     /// Whether a bucket of this quota can ever grant `cost` in one piece.
     ///
     /// There is no lower bound. Each operation rounds the level by at most 2^-54 of the capacity,

@@ -20,11 +20,20 @@ use crate::error::ConfigError;
 #[derive(Clone, Copy, Debug, PartialEq)]
 #[non_exhaustive]
 pub enum Fallback {
-    /// This process's memory, holding a share of the limit, from the share of the level that
-    /// Redis told last. What it grants is charged to Redis when that is back.
+    /// This process's memory, which holds a share of the limit and starts from the share of the
+    /// last reported level. What it admits is charged to Redis when that has recovered, and what
+    /// Redis reserved for waiting callers is taken from the share when it is due.
+    ///
+    /// The shares of `n` processes together may admit more than the limit: a capacity less one
+    /// share, where the others did not know how low the bucket was, and, where a share is less
+    /// than one token or than the cost of a request, `n` of these less the capacity, because a
+    /// share admits such a request once it is full.
     Share(Share),
-    /// As [`Share`](Self::Share), but from an empty bucket: all processes together never pass
-    /// the limit, and at first everybody is refused until the shares have filled.
+    /// As [`Share`](Self::Share), but each share starts empty, and none admits more than it holds:
+    /// all processes together stay within the limit, as long as no more of them take part than
+    /// are counted. Until the shares have filled, requests are rejected. A request whose cost is
+    /// over the share is rejected with [`Reason::Unavailable`](crate::Reason::Unavailable): with a
+    /// capacity of 2 and five processes, that is every request.
     Strict(Share),
     /// Nothing: everybody passes. Such permits say that they are degraded.
     Open,

@@ -82,7 +82,8 @@
 //! - with [leases](LimiterBuilder::lease), which are off unless asked for, what all processes have
 //!   taken ahead: at most an eighth of the capacity each;
 //! - one jump of the server's clock forward by `s` seconds: `rate * s`, at most the capacity and
-//!   what was promised;
+//!   what was promised; after a jump back by `s` seconds, the same for reservations that are
+//!   cancelled while the queue lasts;
 //! - while Redis is away, what the shares of the processes allow (see [`Fallback`]).
 //!
 //! # Stacking

@@ -6,12 +6,21 @@ mod support;
 #[path = "support/watch.rs"]
 mod watch;
 
-use std::{convert::Infallible, error::Error, time::Duration};
+use std::{
+    convert::Infallible,
+    error::Error,
+    sync::{
+        Arc,
+        atomic::{AtomicU32, Ordering},
+    },
+    time::Duration,
+};
 
 use http::{Request, Response, StatusCode};
 use support::RedisServer;
+use tokio::time::Instant;
 use tower::{ServiceBuilder, ServiceExt, service_fn};
-use tower_throttle::{Fallback, Limiter, Quota, RateLimitLayer, Reason, Rejected, Scope};
+use tower_throttle::{Fallback, Limiter, Quota, RateLimitLayer, Reason, Rejected, Scope, Share};
 use watch::{PLENTY, until_back, until_level};
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -131,4 +140,131 @@ async fn one_closed_scope_among_others() {
     assert_eq!(refused.reason(), Reason::Unavailable);
     assert_eq!(refused.scope(), "plenty");
     assert!(refused.source().is_some(), "it says why");
+}
+
+/// What a limiter in one of five processes admits of `api` after Redis is gone: four of them ask
+/// all the time, and 400 callers of the fifth wait with reservations that Redis made.
+async fn admitted_without_redis(api: &Scope, fallback: Fallback) -> (f64, Duration) {
+    let mut server = RedisServer::start().await;
+    let limiters: Vec<_> = (0..5).map(|_| limiter(&server, fallback)).collect();
+    for limiter in &limiters {
+        limiter.try_acquire(&PLENTY).await.expect("Redis decides");
+    }
+    // Each knows of all others by its next beat.
+    until_processes(&server, 5).await;
+    tokio::time::sleep(SECOND + SECOND / 2).await;
+    while limiters[0].try_acquire(api).await.is_ok() {}
+    let admitted = Arc::new(AtomicU32::new(0));
+    let mut tasks = tokio::task::JoinSet::new();
+    for _ in 0..400 {
+        let waits = limiters[0].acquire(api, 60 * SECOND);
+        let admitted = admitted.clone();
+        tasks.spawn(async move {
+            if waits.await.is_ok() {
+                admitted.fetch_add(1, Ordering::Relaxed);
+            }
+        });
+    }
+    let reserved = async {
+        while limiters[1].peek(api).await.tokens() > -300.0 {
+            tokio::time::sleep(SECOND / 100).await;
+        }
+    };
+    let reserved = tokio::time::timeout(10 * SECOND, reserved).await;
+    reserved.expect("reservations");
+    server.kill9();
+    let start = Instant::now();
+    let before = admitted.load(Ordering::Relaxed);
+    for limiter in limiters[1..].iter().cloned() {
+        let (api, admitted) = (api.clone(), admitted.clone());
+        tasks.spawn(async move {
+            loop {
+                if limiter.try_acquire(&api).await.is_ok() {
+                    admitted.fetch_add(1, Ordering::Relaxed);
+                }
+                tokio::time::sleep(SECOND / 500).await;
+            }
+        });
+    }
+    tokio::time::sleep(4 * SECOND).await;
+    let since = admitted.load(Ordering::Relaxed) - before;
+    (f64::from(since), start.elapsed())
+}
+
+/// Waits until the heartbeats of so many processes are there.
+async fn until_processes(server: &RedisServer, expected: i64) {
+    let mut connection = server.connection().await;
+    let counted = async {
+        loop {
+            let mut command = redis::cmd("ZCARD");
+            let count = command.arg("throttle:v1:{#}limiters");
+            let count: i64 = count.query_async(&mut connection).await.expect("a number");
+            if count == expected {
+                return;
+            }
+            tokio::time::sleep(SECOND / 100).await;
+        }
+    };
+    let counted = tokio::time::timeout(10 * SECOND, counted).await;
+    counted.expect("all are counted");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn reservations_made_before_an_outage_are_part_of_the_share() {
+    let api = Quota::per_second(20.0).scope("waited-for");
+    for fallback in [Fallback::Strict(Share::Auto), Fallback::Share(Share::Auto)] {
+        let (admitted, took) = admitted_without_redis(&api, fallback).await;
+        // Of four processes that did not know how low the bucket was.
+        let unknown = match fallback {
+            Fallback::Strict(_) => 0.0,
+            _ => 4.0 / 5.0 * 20.0,
+        };
+        // What was due in the moment of the kill, and a turn that is up to 100 ms late.
+        let allowed = 20.0 * took.as_secs_f64() + unknown + 3.0;
+        println!("{fallback:?}: {admitted} of {allowed}");
+        assert!(admitted <= allowed, "{fallback:?}: {admitted} of {allowed}");
+        assert!(
+            admitted >= 0.6 * 20.0 * took.as_secs_f64(),
+            "{fallback:?}: {admitted}"
+        );
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn strict_shares_are_never_more_than_the_whole() {
+    let mut server = RedisServer::start().await;
+    let build = |fallback| {
+        let builder = Limiter::builder().redis(server.url()).replicas(5);
+        builder
+            .redis_timeout(SECOND)
+            .fallback(fallback)
+            .build()
+            .expect("a URL")
+    };
+    let strict = build(Fallback::Strict(Share::Auto));
+    let shared = build(Fallback::Share(Share::Auto));
+    // A fifth of it is less than a token.
+    let small = Quota::per_second(50.0).burst(2.0).scope("small");
+    let large = Quota::per_second(50.0)
+        .burst(50.0)
+        .scope("large")
+        .cost(30.0);
+    for limiter in [&strict, &shared] {
+        limiter.try_acquire(&PLENTY).await.expect("Redis decides");
+    }
+    server.kill9();
+    for scope in [&small, &large] {
+        let rejected = strict
+            .acquire(scope, SECOND)
+            .await
+            .expect_err("over the share");
+        assert_eq!(rejected.reason(), Reason::Unavailable);
+        assert!(rejected.source().is_some(), "it says why");
+        assert!(
+            shared.acquire(scope, 10 * SECOND).await.is_ok(),
+            "into debt"
+        );
+    }
+    let fits = large.clone().cost(1.0);
+    assert!(strict.acquire(&fits, SECOND).await.is_ok());
 }

@@ -22,7 +22,6 @@ use crate::{
     clock::{LONGEST_WAIT, to_us},
     decision::{Decision, Failure, Origin},
     error::Rejected,
-    fallback::Fallback,
     observe::Outcome as End,
     scope::{Scope, Scopes},
 };
@@ -42,8 +41,11 @@ const POLLED_AGAIN: &str = "`Acquire` was polled after it had resolved";
 /// # Cancel safety
 ///
 /// Dropped at any point before it resolves, it gives back what it was granted: nothing before it
-/// is sent; in flight, as soon as the answer comes; asleep, its turn goes to the next in line,
-/// or back to the bucket when its time is there.
+/// is sent; in flight, as soon as the answer comes. While it waits for its turn, those behind it
+/// in this process move up, and the last reservation of them is undone: the bucket is as if it had
+/// never been made. Where callers of other processes stand behind that one, a newcomer may take its
+/// place, and else it comes back when it is due. Of those that nobody stands directly behind or
+/// before, a bucket remembers 64; the tokens of further ones come back by the refill.
 ///
 /// # Examples
 ///
@@ -289,9 +291,7 @@ impl Acquire {
             }
         }
         let left = self.left();
-        let closed = left
-            .iter()
-            .find(|scope| core.shares.policy(scope) == Fallback::Closed);
+        let closed = left.iter().find(|scope| core.shares.is_closed(scope));
         if let Some(scope) = closed {
             let refused = Rejected::unavailable(scope, Some(failure.source.clone()));
             return self.refuse(refused);

@@ -73,6 +73,10 @@ impl Core {
             if let Some((level, at)) = remote.known_level(id)
                 && tells(at)
             {
+                // The callers of this process whose turns are still to come ask the share as well:
+                // what they have reserved must not count twice.
+                let reserved = self.turns.reserved(id, Origin::Redis);
+                let level = (level + reserved).min(scope.quota().capacity());
                 most = level / self.shares.divisor(scope);
             }
             if let Fallback::Strict(_) = self.shares.policy(scope) {
@@ -284,6 +288,14 @@ impl Core {
             // What a share reserved was charged to Redis when that came back, and refills there.
             Origin::Share | Origin::Memory | Origin::Nowhere => {}
         }
+    }
+
+    /// Whether Redis is away, and what it reserved earlier is to be asked of the share: the other
+    /// processes, who live from their shares, do not know of that debt.
+    pub(crate) fn lives_from_share(&self, scope: &Scope) -> bool {
+        let remote = self.remote.as_ref();
+        let is_away = remote.is_some_and(|remote| remote.away_since().is_some());
+        is_away && self.shares.holds(scope)
     }
 
     /// Charges what was used beyond what `origin` granted.

@@ -145,8 +145,8 @@ impl Limiter {
     ///
     /// # Cancel safety
     ///
-    /// Nothing is lost: dropped before it was sent it takes nothing; in flight or asleep, what
-    /// it was granted goes to the next in line, or back to the bucket when its turn comes.
+    /// Dropped before it was sent it takes nothing; later, what it was granted or has reserved is
+    /// undone. See [`Acquire`].
     ///
     /// # Panics
     ///

@@ -98,6 +98,16 @@ impl Shares {
         self.policy(scope).share().is_some()
     }
 
+    /// Whether nobody may be admitted to this scope without Redis: the policy says so, or it allows
+    /// no debt and the cost is over the share.
+    pub(crate) fn is_closed(&self, scope: &Scope) -> bool {
+        match self.policy(scope) {
+            Fallback::Closed => true,
+            Fallback::Strict(_) => scope.tokens() > self.terms(scope).cap,
+            Fallback::Share(_) | Fallback::Open => false,
+        }
+    }
+
     /// Of how many equal shares this process has one.
     pub(crate) fn divisor(&self, scope: &Scope) -> f64 {
         match self.policy(scope).share() {
@@ -107,7 +117,11 @@ impl Shares {
     }
 
     pub(crate) fn terms(&self, scope: &Scope) -> Terms {
-        whole(scope).share(self.divisor(scope))
+        let (whole, divisor) = (whole(scope), self.divisor(scope));
+        match self.policy(scope) {
+            Fallback::Strict(_) => whole.strict_share(divisor),
+            _ => whole.share(divisor),
+        }
     }
 
     /// Charges a share, or, below zero, gives back to it, what Redis was not told of.
@@ -151,6 +165,18 @@ impl Shares {
                     *owed -= gone.tokens;
                 }
             });
+    }
+
+    /// Redis is to be given back what it reserved, as the share is asked for it anew.
+    pub(crate) fn forgo(&self, scope: &Scope) {
+        let stand_in = StandIn {
+            whole: whole(scope),
+            most: f64::INFINITY,
+            owes: true,
+        };
+        let (id, terms) = (scope.id(&self.salt), self.terms(scope));
+        let forgo = |_: &mut Bucket, owed: &mut f64| *owed -= scope.tokens();
+        self.memory.with_stand_in(&id, terms, stand_in, forgo);
     }
 
     /// Grants nobody anything of a share for so long, in microseconds.

@@ -20,7 +20,7 @@ use super::{
 use crate::{
     bucket::Reservation,
     decision::Origin,
-    scope::{Lookup, Scope},
+    scope::{BucketId, Lookup, Scope},
     table::Hashing,
 };
 
@@ -209,6 +209,20 @@ impl Turns {
         line
     }
 
+    /// What the callers of this process have reserved of a bucket, in tokens.
+    pub(crate) fn reserved(&self, id: &BucketId, origin: Origin) -> f64 {
+        if self.is_empty() {
+            return 0.0;
+        }
+        let lines = self.lock();
+        let lines = lines
+            .iter()
+            .filter(|line| line.origin == origin && *line.id == *id.as_bytes());
+        lines
+            .map(|line| line.scope.tokens() * line.lock().turns.len() as f64)
+            .sum()
+    }
+
     /// This process has heard that a bucket is held back.
     pub(crate) fn look_again(&self, id: &[u8]) {
         if self.is_empty() {
@@ -287,8 +301,13 @@ impl Driver {
             if let Some(until) = self.core.held_until(&id, self.line.origin) {
                 self.miss_before(until);
             }
-            if due {
-                let now = Instant::now();
+            if !due {
+                continue;
+            }
+            let now = Instant::now();
+            if self.line.origin == Origin::Redis && self.core.lives_from_share(&self.line.scope) {
+                self.move_to_share(now);
+            } else {
                 self.serve(now, (now - before).min(LONGEST_LOOK));
             }
         }
@@ -310,6 +329,29 @@ impl Driver {
             }
         }
         drop(state);
+        woken.into_iter().for_each(Wake::wake);
+    }
+
+    /// Whose turn has come asks again, and is answered by the share.
+    fn move_to_share(&self, now: Instant) {
+        let mut woken = Vec::new();
+        let mut moved = 0;
+        let mut state = self.line.lock();
+        while state.turns.front().is_some_and(|turn| turn.at <= now) {
+            state.turns.pop_front();
+            moved += 1;
+            while let Some(sleeper) = state.sleepers.pop_front() {
+                if let Some(wake) = sleeper.miss_turn() {
+                    state.present -= 1;
+                    woken.push(wake);
+                    break;
+                }
+            }
+        }
+        drop(state);
+        for _ in 0..moved {
+            self.core.shares.forgo(&self.line.scope);
+        }
         woken.into_iter().for_each(Wake::wake);
     }
 
