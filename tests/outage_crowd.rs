@@ -133,9 +133,10 @@ async fn asleep_with_promised_turns() {
     let newcomer = limiter.try_acquire(PLENTY).await.expect("plenty");
     assert!(newcomer.is_degraded() && start.elapsed() < SLACK);
     drop(newcomer);
-    let [by_redis, ..] = crowd.are_answered_within(3 * SECOND).await;
-    // What Redis has promised holds without it.
-    assert!(by_redis > CROWD / 2, "{by_redis}");
+    // What Redis has reserved is taken from the share, here of one process, once it is due.
+    let [by_redis, by_memory, refused] = crowd.are_answered_within(3 * SECOND).await;
+    assert!(by_redis > 0 && by_memory > 0, "{by_redis} and {by_memory}");
+    assert_eq!(refused, 0);
     server.thaw();
     until_back(&limiter).await;
     // A bucket for each scope, not for each caller.

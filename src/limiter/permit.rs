@@ -234,8 +234,7 @@ impl Permit {
     /// A bucket never holds more than its capacity. While callers wait for it, what it needs for
     /// the largest of their costs is part of that: of tokens that are given back then, those beyond
     /// the capacity less that cost are lost, as in a bucket that overflows. Costs well below the
-    /// capacity leave room for corrections. With costs of 40 to 80% of the capacity and a fifth of
-    /// each corrected, 0.89 of the limit is used.
+    /// capacity leave room for corrections.
     ///
     /// ```
     /// # use tower_throttle::{Limiter, Quota};
