@@ -223,3 +223,39 @@ mod shared {
         assert!(took[1].0 <= took[0].0 + SECOND, "{took:?}");
     }
 }
+
+/// A pause looks only at those who wait for its own bucket.
+#[tokio::test]
+async fn a_pause_costs_no_more_beside_many_waiters() {
+    use std::{
+        future::{Future, poll_fn},
+        pin::Pin,
+        task::Poll,
+    };
+
+    let limiter = Limiter::in_memory();
+    let each = Quota::per_day(1.0).scope("each");
+    // The shortest of many: other work on the machine only makes it longer.
+    let pause = || {
+        let took = (0..100).map(|_| {
+            let start = Instant::now();
+            limiter.hold_back(&each.key("other"), SECOND);
+            start.elapsed()
+        });
+        took.min().expect("some")
+    };
+    let (mut waiters, mut shortest) = (Vec::new(), Vec::new());
+    for keys in [0..200, 200..20_000] {
+        for key in keys {
+            let scope = each.key(key);
+            assert!(limiter.try_acquire(&scope).await.is_ok());
+            let mut waiter = limiter.acquire(scope, 7 * 86_400 * SECOND);
+            let polled = poll_fn(|cx| Poll::Ready(Pin::new(&mut waiter).poll(cx))).await;
+            assert!(polled.is_pending());
+            waiters.push(waiter);
+        }
+        shortest.push(pause());
+    }
+    println!("beside 200 and 20,000 waiters: {shortest:?}");
+    assert!(shortest[1] < 20 * shortest[0], "{shortest:?}");
+}

@@ -1,8 +1,8 @@
 //! Those who sleep until their turn.
 
 use std::{
-    collections::VecDeque,
-    hash::{BuildHasher, Hash},
+    collections::{HashMap, VecDeque},
+    hash::BuildHasher,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicUsize, Ordering},
@@ -38,9 +38,16 @@ const LONGEST_LOOK: Duration = Duration::from_millis(500);
 /// the reservation of the last turn is undone.
 #[derive(Default)]
 pub(crate) struct Turns {
-    lines: Mutex<HashTable<Arc<Line>>>,
+    lines: Mutex<HashTable<OfBucket>>,
     hasher: Hashing,
     count: AtomicUsize,
+}
+
+/// The lines of one bucket: what is said of the bucket is said to all of them.
+struct OfBucket {
+    id: Box<[u8]>,
+    /// By cost, which callers choose, and store.
+    lines: HashMap<(u64, Origin), Arc<Line>, Hashing>,
 }
 
 pub(crate) struct Line {
@@ -110,14 +117,8 @@ impl Line {
 }
 
 impl Turns {
-    fn lock(&self) -> MutexGuard<'_, HashTable<Arc<Line>>> {
+    fn lock(&self) -> MutexGuard<'_, HashTable<OfBucket>> {
         self.lines.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn hash(&self, id: &[u8], cost: f64, origin: Origin) -> u64 {
-        let mut state = self.hasher.build_hasher();
-        (id, cost.to_bits(), origin).hash(&mut state);
-        std::hash::Hasher::finish(&state)
     }
 
     /// Whether nobody sleeps at all, at a glance.
@@ -130,9 +131,10 @@ impl Turns {
             return None;
         }
         let id = scope.id(&core.salt);
-        let hash = self.hash(id.as_bytes(), scope.tokens(), origin);
+        let id = id.as_bytes();
         self.lock()
-            .find(hash, |line| line.is(id.as_bytes(), scope, origin))
+            .find(self.hasher.hash_one(id), |bucket| *bucket.id == *id)
+            .and_then(|bucket| bucket.lines.get(&(scope.tokens().to_bits(), origin)))
             .cloned()
     }
 
@@ -189,24 +191,29 @@ impl Turns {
 
     fn find_or_insert(&self, core: &Core, scope: &Scope, origin: Origin) -> Arc<Line> {
         let id = scope.id(&core.salt);
-        let hash = self.hash(id.as_bytes(), scope.tokens(), origin);
+        let id = id.as_bytes();
         let mut lines = self.lock();
-        let found = lines.find(hash, |line| line.is(id.as_bytes(), scope, origin));
-        if let Some(line) = found {
-            return line.clone();
-        }
-        let line = Arc::new(Line {
-            scope: scope.clone(),
-            origin,
-            id: id.as_bytes().into(),
-            state: Mutex::default(),
-            earlier: Notify::new(),
-        });
-        lines.insert_unique(hash, line.clone(), |line| {
-            self.hash(&line.id, line.scope.tokens(), line.origin)
-        });
-        self.count.fetch_add(1, Ordering::Relaxed);
-        line
+        let is_it = |bucket: &OfBucket| *bucket.id == *id;
+        let hash_of = |bucket: &OfBucket| self.hasher.hash_one(&*bucket.id);
+        let bucket = lines
+            .entry(self.hasher.hash_one(id), is_it, hash_of)
+            .or_insert_with(|| OfBucket {
+                id: id.into(),
+                lines: HashMap::with_hasher(self.hasher.clone()),
+            })
+            .into_mut();
+        let new = || {
+            self.count.fetch_add(1, Ordering::Relaxed);
+            Arc::new(Line {
+                scope: scope.clone(),
+                origin,
+                id: id.into(),
+                state: Mutex::default(),
+                earlier: Notify::new(),
+            })
+        };
+        let line = (scope.tokens().to_bits(), origin);
+        bucket.lines.entry(line).or_insert_with(new).clone()
     }
 
     /// What the callers of this process have reserved of a bucket, in tokens.
@@ -228,14 +235,17 @@ impl Turns {
         if self.is_empty() {
             return;
         }
-        for line in self.lock().iter().filter(|line| *line.id == *id) {
-            line.earlier.notify_one();
+        let hash = self.hasher.hash_one(id);
+        if let Some(bucket) = self.lock().find(hash, |bucket| *bucket.id == *id) {
+            for line in bucket.lines.values() {
+                line.earlier.notify_one();
+            }
         }
     }
 
     /// Forgets a line that has no turns left; false where one has just come.
     fn remove(&self, line: &Arc<Line>) -> bool {
-        let hash = self.hash(&line.id, line.scope.tokens(), line.origin);
+        let hash = self.hasher.hash_one(&*line.id);
         // Both locks, in the order in which `add` takes them one after the other: whoever holds
         // this line from `find_or_insert` finds `driven` false and starts a driver of its own.
         let mut lines = self.lock();
@@ -244,9 +254,19 @@ impl Turns {
             return false;
         }
         state.driven = false;
-        if let Ok(entry) = lines.find_entry(hash, |other| Arc::ptr_eq(other, line)) {
-            entry.remove();
-            self.count.fetch_sub(1, Ordering::Relaxed);
+        if let Ok(mut bucket) = lines.find_entry(hash, |bucket| *bucket.id == *line.id) {
+            let key = (line.scope.tokens().to_bits(), line.origin);
+            let of_bucket = &mut bucket.get_mut().lines;
+            if of_bucket
+                .get(&key)
+                .is_some_and(|other| Arc::ptr_eq(other, line))
+            {
+                of_bucket.remove(&key);
+                self.count.fetch_sub(1, Ordering::Relaxed);
+            }
+            if of_bucket.is_empty() {
+                bucket.remove();
+            }
         }
         true
     }
