@@ -124,8 +124,12 @@ impl Limiter {
         self.acquire(scopes, Duration::ZERO)
     }
 
-    /// Takes from all of `scopes`, waiting for its turn for up to `max_wait` (plus the queue
-    /// and one round trip).
+    /// Takes from all of `scopes`, waiting for its turn for up to `max_wait` (plus one round
+    /// trip; what the request is queued for before that counts).
+    ///
+    /// Requests for one scope that go to Redis in one call are merged if their costs are equal
+    /// and their waits are similar. The shortest of these waits counts for all of them, so it may
+    /// be up to a 64th shorter than `max_wait`, and never longer.
     ///
     /// Turns are given in the order in which the store saw the demands, across processes, and
     /// are known at once: a wait that does not fit is refused without waiting. A `max_wait`

@@ -1,6 +1,6 @@
 //! What goes out as one call: merging, encoding, and telling everybody the answer.
 
-use std::{collections::VecDeque, hash::BuildHasher, sync::Arc};
+use std::{collections::VecDeque, hash::BuildHasher, sync::Arc, time::Duration};
 
 use hashbrown::HashTable;
 use tokio::{sync::oneshot, time::Instant};
@@ -26,6 +26,15 @@ const MOST_BUCKETS: usize = 128;
 /// Commands in one call. Equal demands are merged, so that most of these cost Redis nothing.
 const MOST_COMMANDS: usize = 16_384;
 
+/// Steps in one call: what is not merged with another command, counted once for each of its
+/// buckets. The script takes 1 to 2.5 µs for a step and 2 µs for a bucket, so that no costs and
+/// waits that callers choose make one call block Redis for much longer than a millisecond.
+const MOST_STEPS: usize = 256;
+
+/// Equal demands are merged if their waits differ by at most this part of the longest. The
+/// shortest is used for all of them, so that nobody waits for longer than asked.
+const SIMILAR_WAIT: f64 = 1.0 / 64.0;
+
 /// What goes out as one call.
 pub(super) struct Batch<A: Asker> {
     /// Of each rate, as long as some processes live from their shares.
@@ -34,6 +43,8 @@ pub(super) struct Batch<A: Asker> {
     /// All but the first demands, in their order.
     steps: Vec<Step<A>>,
     takes: usize,
+    /// How many buckets all the steps have together.
+    weight: usize,
     /// Places of which a lease is half used.
     half_used: Vec<usize>,
     /// What is taken ahead, after all demands.
@@ -52,23 +63,31 @@ struct Place<A: Asker> {
     /// Without anything before it in this call, it commutes with all else.
     first: Option<Demand<A>>,
     open: Open,
+    /// The step that gives tokens back, as long as there have been only demands since. What is
+    /// given back later joins it: these tokens are free already, and those who give back a late
+    /// turn to ask for another would otherwise divide all demands.
+    given_back: Option<usize>,
 }
 
-/// Which demand the next equal one may join. Demands on other buckets commute, so only the last
-/// one on this bucket counts.
+/// Which demand or correction the next equal one may join. What is about other buckets commutes,
+/// so only the last one on this bucket counts.
 #[derive(Clone, Copy)]
 enum Open {
     /// Nobody has asked for it yet.
     Untouched,
     First,
     Step(usize),
+    /// The last one has other buckets as well.
     None,
 }
 
-/// Equal demands on one bucket, in their order.
+/// Demands on one bucket of equal cost and similar waits, in their order.
 struct Demand<A: Asker> {
     cost: f64,
+    /// The shortest of their waits, which counts for all.
     max_wait_us: f64,
+    /// The longest of them.
+    longest_us: f64,
     askers: Vec<Pending<A>>,
 }
 
@@ -94,12 +113,23 @@ impl<A: Asker> Demand<A> {
         Self {
             cost,
             max_wait_us,
+            longest_us: max_wait_us,
             askers: vec![asker],
         }
     }
 
-    fn is_equal(&self, cost: f64, max_wait_us: f64) -> bool {
-        self.cost == cost && self.max_wait_us == max_wait_us
+    /// Whether another may be merged with these. The order within the run is kept: if some are
+    /// refused by the shortest wait, those before them were granted as they would be alone.
+    fn admits(&self, cost: f64, max_wait_us: f64) -> bool {
+        let longest = self.longest_us.max(max_wait_us);
+        let shortest = self.max_wait_us.min(max_wait_us);
+        self.cost == cost && longest - shortest <= longest * SIMILAR_WAIT
+    }
+
+    fn push(&mut self, asker: Pending<A>, max_wait_us: f64) {
+        self.max_wait_us = self.max_wait_us.min(max_wait_us);
+        self.longest_us = self.longest_us.max(max_wait_us);
+        self.askers.push(asker);
     }
 
     fn first(&self) -> First {
@@ -119,8 +149,18 @@ impl<A: Asker> Demand<A> {
         for (k, asker) in self.askers.into_iter().enumerate() {
             let k = k as u32;
             let tightest = (0, level);
+            let taken = as_asked(taken, &asker, self.max_wait_us);
             asker.answer(Ok(decision(taken, 0, k, self.cost, terms, tightest, time)));
         }
+    }
+}
+
+/// Redis counts `retry_after` from the wait that was sent, the caller from the one it asked with.
+fn as_asked<A: Asker>(taken: Taken, asker: &Pending<A>, sent_us: f64) -> Taken {
+    let longer = asker.max_wait_us() - sent_us;
+    Taken {
+        retry_after: (taken.retry_after - longer).max(1.0),
+        ..taken
     }
 }
 
@@ -153,7 +193,8 @@ fn decision(
 
 /// Why a command is not part of this call.
 enum Unfit {
-    /// Of too many buckets, or of one that this call knows by another quota: it is for the next.
+    /// Of too many buckets or steps, or of one bucket that this call knows by another quota: it is
+    /// for the next.
     Next,
     /// Of one bucket by two quotas, in itself. Nobody asks for that; kept, it would hold up
     /// everybody behind it for ever.
@@ -171,6 +212,7 @@ impl<A: Asker> Batch<A> {
             places: Vec::with_capacity(commands.len().min(MOST_BUCKETS)),
             steps: Vec::new(),
             takes: 0,
+            weight: 0,
             half_used: Vec::new(),
             ahead: Vec::new(),
             length: 0,
@@ -197,7 +239,7 @@ impl<A: Asker> Batch<A> {
                 Command::Lease(..) if !leases => continue,
                 command => command,
             };
-            match batch.add(command, index, &shared.salt) {
+            match batch.add(command, index, &shared.salt, now) {
                 Ok(()) => batch.length += 1,
                 Err((Unfit::Next, command)) => {
                     commands.push_front(command);
@@ -248,23 +290,33 @@ impl<A: Asker> Batch<A> {
         command: Command<A>,
         index: &mut Index,
         salt: &[u8; 32],
+        now: Instant,
     ) -> Result<(), (Unfit, Command<A>)> {
         let scopes = command.scopes();
         let [scope] = scopes else {
-            return self.add_all(command, index, salt);
+            return self.add_all(command, index, salt, now);
         };
+        // Demands may join others, and leases are no steps.
+        let is_step = !matches!(command, Command::Take(..) | Command::Lease(..));
+        if is_step && self.has_no_room(1) {
+            return Err((Unfit::Next, command));
+        }
         let place = match index.place(&mut self.places, scope, salt) {
             Ok(place) => place,
             Err(unfit) => return Err((unfit, command)),
         };
         match command {
-            Command::Take(asker, _) => self.take(place, asker),
-            Command::GiveBack(scope, tokens) => {
-                self.step(place, Step::GiveBack(place, scope, tokens));
+            Command::Take(asker, since) => {
+                let max_wait_us = left(&asker, now - since);
+                return self
+                    .take(place, asker, max_wait_us)
+                    .map_err(|asker| (Unfit::Next, Command::Take(asker, since)));
             }
-            Command::Charge(scope, tokens) => {
-                self.step(place, Step::Charge(place, scope, tokens));
-            }
+            Command::GiveBack(scope, tokens) => self.give_back(place, scope, tokens),
+            Command::Charge(scope, tokens) => match self.last_step(place) {
+                Some(Step::Charge(_, _, sum)) => *sum += tokens,
+                _ => self.step(place, Step::Charge(place, scope, tokens)),
+            },
             Command::Lower(_, tokens) => self.step(place, Step::Lower(place, tokens)),
             Command::HoldBack(scope, until) => {
                 self.step(place, Step::HoldBack(place, scope, until));
@@ -287,10 +339,11 @@ impl<A: Asker> Batch<A> {
         command: Command<A>,
         index: &mut Index,
         salt: &[u8; 32],
+        now: Instant,
     ) -> Result<(), (Unfit, Command<A>)> {
         let known = self.places.len();
         let scopes = command.scopes();
-        if known > 0 && known + scopes.len() > MOST_BUCKETS {
+        if self.has_no_room(scopes.len()) {
             return Err((Unfit::Next, command));
         }
         let mut from = Vec::with_capacity(scopes.len());
@@ -304,13 +357,14 @@ impl<A: Asker> Batch<A> {
                 }
             }
         }
-        if let Command::Take(asker, _) = command {
+        if let Command::Take(asker, since) = command {
             for (place, _) in &from {
                 self.places[*place].open = Open::None;
             }
             self.takes += 1;
+            self.weight += from.len();
             self.steps.push(Step::TakeAll {
-                max_wait_us: asker.max_wait_us(),
+                max_wait_us: left(&asker, now - since),
                 asker,
                 from,
             });
@@ -318,8 +372,10 @@ impl<A: Asker> Batch<A> {
         Ok(())
     }
 
-    fn take(&mut self, at: usize, asker: Pending<A>) {
-        let (cost, max_wait_us) = (asker.scopes()[0].tokens(), asker.max_wait_us());
+    /// Gives it back where it would be one step too many.
+    fn take(&mut self, at: usize, asker: Pending<A>, max_wait_us: f64) -> Result<(), Pending<A>> {
+        let cost = asker.scopes()[0].tokens();
+        let has_no_room = self.has_no_room(1);
         let place = &mut self.places[at];
         let open = match place.open {
             Open::Untouched | Open::None => None,
@@ -329,9 +385,12 @@ impl<A: Asker> Batch<A> {
                 _ => None,
             },
         };
-        if let Some(demand) = open.filter(|open| open.is_equal(cost, max_wait_us)) {
-            demand.askers.push(asker);
-            return;
+        if let Some(demand) = open.filter(|open| open.admits(cost, max_wait_us)) {
+            demand.push(asker, max_wait_us);
+            return Ok(());
+        }
+        if has_no_room && !matches!(place.open, Open::Untouched) {
+            return Err(asker);
         }
         let demand = Demand::new(cost, max_wait_us, asker);
         if let Open::Untouched = place.open {
@@ -340,12 +399,40 @@ impl<A: Asker> Batch<A> {
         } else {
             place.open = Open::Step(self.steps.len());
             self.takes += 1;
+            self.weight += 1;
             self.steps.push(Step::Take(at, demand));
+        }
+        Ok(())
+    }
+
+    /// Whether so many steps more are too many. There is always room in an empty call.
+    fn has_no_room(&self, weight: usize) -> bool {
+        self.weight > 0 && self.weight + weight > MOST_STEPS
+    }
+
+    /// The last step on this bucket, unless it has other buckets as well.
+    fn last_step(&mut self, place: usize) -> Option<&mut Step<A>> {
+        match self.places[place].open {
+            Open::Step(step) => self.steps.get_mut(step),
+            Open::Untouched | Open::First | Open::None => None,
+        }
+    }
+
+    fn give_back(&mut self, place: usize, scope: Box<Scope>, tokens: f64) {
+        let earlier = self.places[place].given_back;
+        match earlier.and_then(|step| self.steps.get_mut(step)) {
+            Some(Step::GiveBack(_, _, sum)) => *sum += tokens,
+            _ => {
+                self.step(place, Step::GiveBack(place, scope, tokens));
+                self.places[place].given_back = Some(self.steps.len() - 1);
+            }
         }
     }
 
     fn step(&mut self, place: usize, step: Step<A>) {
-        self.places[place].open = Open::None;
+        self.places[place].open = Open::Step(self.steps.len());
+        self.places[place].given_back = None;
+        self.weight += 1;
         self.steps.push(step);
     }
 
@@ -494,12 +581,17 @@ impl<A: Asker> Batch<A> {
                     demand.answer(reply.answer(take).taken, level, slower, time);
                     take += 1;
                 }
-                Step::TakeAll { asker, from, .. } => {
+                Step::TakeAll {
+                    asker,
+                    max_wait_us,
+                    from,
+                } => {
                     let Answer { taken, which } = reply.answer(take);
                     take += 1;
                     let (place, cost) = from[which.min(from.len() - 1)];
                     let slower = terms[place].slower(self.part);
                     let tightest = tightest(&from, &terms, reply);
+                    let taken = as_asked(taken, &asker, max_wait_us);
                     asker.answer(Ok(decision(taken, which, 0, cost, slower, tightest, time)));
                 }
                 Step::Look(place, answer) | Step::Reset(place, answer) => {
@@ -546,6 +638,11 @@ impl<A: Asker> Batch<A> {
 
 pub(super) fn terms_of(scope: &Scope) -> Terms {
     Terms::new(scope.quota().capacity(), scope.quota().rate())
+}
+
+/// What is left of the wait of somebody who has been queued for so long, in microseconds.
+fn left<A: Asker>(asker: &Pending<A>, queued: Duration) -> f64 {
+    (asker.max_wait_us() - to_us(queued)).max(0.0)
 }
 
 /// The bucket that has the smallest part of its capacity left.
@@ -599,6 +696,7 @@ impl Index {
                     terms,
                     first: None,
                     open: Open::Untouched,
+                    given_back: None,
                 });
                 let hasher = &self.hasher;
                 self.table.insert_unique(hash, self.last, |place| {

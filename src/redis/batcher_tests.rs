@@ -109,7 +109,12 @@ impl Wire for Scripted {
                 reply.extend([ahead, ahead, 0.0, 0.0, 1.0]);
                 at += 3;
             } else {
-                at += if commands[at] <= 2.0 { 3 } else { 2 };
+                // Neither a reset nor a look has a number of its own.
+                at += if [3.0, 4.0].contains(&commands[at]) {
+                    2
+                } else {
+                    3
+                };
             }
         }
         let names = keys
@@ -326,6 +331,162 @@ async fn a_call_is_bounded_and_a_quota_change_splits_it() {
     setup.settle().await;
     assert_eq!(setup.wire.calls().len(), 5);
     assert_eq!(setup.answered().len(), 302);
+}
+
+/// What the commands of a call say, each by its numbers.
+fn commands(call: &Call) -> Vec<&[f64]> {
+    let (mut commands, mut rest) = (Vec::new(), &call.2[..]);
+    while let Some(op) = rest.first() {
+        let length = match *op {
+            0.0 => 4 + 2 * rest[3] as usize,
+            3.0 | 4.0 => 2,
+            _ => 3,
+        };
+        let (command, others) = rest.split_at(length);
+        commands.push(command);
+        rest = others;
+    }
+    commands
+}
+
+#[tokio::test(start_paused = true)]
+async fn waits_that_differ_little_are_merged_by_the_shortest() {
+    let mut setup = Setup::new(Scripted::new(0));
+    let a = QUOTA.scope("a");
+    setup.ask([QUOTA.scope("b")]);
+    setup.settle().await;
+    for n in 0..100 {
+        setup.ask_for([a.clone()], 5e6 + f64::from(n % 7), true);
+    }
+    // No caller waits for longer than asked, and who does not wait at all is not merged with
+    // somebody who does.
+    setup.ask_for([a.clone()], 4.9e6, true);
+    setup.ask_for([a.clone()], 1.0, true);
+    setup.ask_for([a.clone()], 0.0, true);
+    setup.settle().await;
+    setup.wire.answers.add_permits(2);
+    setup.settle().await;
+    let call = &setup.wire.calls()[1];
+    // They have been queued for 1 ms.
+    assert_eq!(call.1, [[100.0, 5e6 - 1e3, 1.0]]);
+    let expected: [&[f64]; 2] = [
+        &[0.0, 1.0, 4.9e6 - 1e3, 1.0, 1.0, 1.0],
+        &[0.0, 2.0, 0.0, 1.0, 1.0, 1.0],
+    ];
+    assert_eq!(commands(call), expected);
+    assert_eq!(setup.answered().len(), 104);
+}
+
+#[tokio::test(start_paused = true)]
+async fn corrections_of_one_bucket_are_summed() {
+    let mut setup = Setup::new(Scripted::new(0));
+    let a = QUOTA.scope("a");
+    setup.ask([QUOTA.scope("b")]);
+    setup.settle().await;
+    for _ in 0..10 {
+        setup.batcher.give_back(&a, 2.0);
+        setup.batcher.give_back(&QUOTA.scope("b"), 1.0);
+    }
+    for _ in 0..10 {
+        setup.batcher.charge(&a, 3.0);
+    }
+    setup.ask([a.clone()]);
+    setup.batcher.charge(&a, 1.0);
+    setup.settle().await;
+    setup.wire.answers.add_permits(2);
+    setup.settle().await;
+    let expected: [&[f64]; 5] = [
+        &[1.0, 1.0, 20.0],
+        &[1.0, 2.0, 10.0],
+        &[2.0, 1.0, 30.0],
+        &[0.0, 1.0, 0.0, 1.0, 1.0, 1.0],
+        &[2.0, 1.0, 1.0],
+    ];
+    assert_eq!(commands(&setup.wire.calls()[1]), expected);
+    assert_eq!(setup.answered().len(), 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn requests_are_merged_beside_what_is_given_back() {
+    let mut setup = Setup::new(Scripted::new(0));
+    let a = QUOTA.scope("a");
+    setup.ask([QUOTA.scope("b")]);
+    setup.settle().await;
+    for _ in 0..40 {
+        setup.batcher.give_back(&a, 2.0);
+        setup.ask([a.clone()]);
+    }
+    // A bound on the bucket counts after what was given back before it, and only after that.
+    setup.batcher.lower(&a, 5.0);
+    setup.batcher.give_back(&a, 1.0);
+    setup.wire.answers.add_permits(2);
+    setup.settle().await;
+    let expected: [&[f64]; 4] = [
+        &[1.0, 1.0, 80.0],
+        &[0.0, 40.0, 0.0, 1.0, 1.0, 1.0],
+        &[5.0, 1.0, 5.0],
+        &[1.0, 1.0, 1.0],
+    ];
+    assert_eq!(commands(&setup.wire.calls()[1]), expected);
+    assert_eq!(setup.answered().len(), 41);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_call_is_bounded_by_its_steps() {
+    const STEPS: usize = 256;
+    let mut setup = Setup::new(Scripted::new(999));
+    let keys: Vec<_> = (0..100).map(|key| QUOTA.scope("s").key(key)).collect();
+    for n in 0..2_000 {
+        // Costs that the callers choose; pairs; all that can be had at once; corrections.
+        setup.ask([keys[0].clone().cost(f64::from(1 + n))]);
+        match n % 100 {
+            0 => setup.ask(keys.clone()),
+            1..50 => setup.ask([keys[1].clone(), keys[2].clone()]),
+            _ => {
+                setup.batcher.give_back(&keys[3], 1.0);
+                setup.batcher.charge(&keys[3], 1.0);
+            }
+        }
+    }
+    let asked = setup.asked;
+    setup.settle().await;
+    assert_eq!(setup.answered().len(), asked);
+    let calls = setup.wire.calls();
+    for call in &calls {
+        let commands = commands(call);
+        let steps = commands.iter().map(|command| match command[0] {
+            0.0 => command[3],
+            _ => 1.0,
+        });
+        let steps = steps.sum::<f64>() as usize;
+        assert!(steps <= STEPS, "{steps} steps");
+        // A step of one bucket takes the most bytes of its argument.
+        assert!(8 * call.2.len() <= 48 * STEPS, "{}", call.2.len());
+    }
+    // 2,000 alone, 20 of a hundred, 980 of two and 2,000 corrections: little room is wasted.
+    let least = (2_000 + 20 * 100 + 980 * 2 + 2_000usize).div_ceil(STEPS);
+    assert!(calls.len() <= 2 * least, "{} of {least}", calls.len());
+}
+
+#[tokio::test(start_paused = true)]
+async fn requests_for_the_same_many_buckets_share_a_call() {
+    let mut setup = Setup::new(Scripted::new(999));
+    let keys: Vec<_> = (0..70).map(|key| QUOTA.scope("s").key(key)).collect();
+    for _ in 0..30 {
+        setup.ask(keys.clone());
+        setup.ask([keys[0].clone()]);
+    }
+    setup.settle().await;
+    assert_eq!(setup.answered().len(), 60);
+    assert_eq!(setup.wire.calls().len(), 10);
+    // What does not fit takes no room.
+    let other = |key: usize| QUOTA.scope("t").key(key);
+    setup.ask(keys.clone());
+    setup.ask((0..60).map(other).collect::<Vec<_>>());
+    setup.settle().await;
+    let sizes: Vec<_> = setup.wire.calls().iter().map(|call| call.0.len()).collect();
+    assert_eq!(sizes[10..], [70, 60]);
+    assert_eq!(setup.answered().len(), 62);
 }
 
 #[tokio::test(start_paused = true)]
