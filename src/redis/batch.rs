@@ -31,6 +31,10 @@ const MOST_COMMANDS: usize = 16_384;
 /// waits that callers choose make one call block Redis for much longer than a millisecond.
 const MOST_STEPS: usize = 256;
 
+/// Commands that one call may leave for the next because it has their bucket by another quota:
+/// each call looks at all of them again.
+const MOST_POSTPONED: usize = 1_024;
+
 /// Equal demands are merged if their waits differ by at most this part of the longest. The
 /// shortest is used for all of them, so that nobody waits for longer than asked.
 const SIMILAR_WAIT: f64 = 1.0 / 64.0;
@@ -67,6 +71,9 @@ struct Place<A: Asker> {
     /// given back later joins it: these tokens are free already, and those who give back a late
     /// turn to ask for another would otherwise divide all demands.
     given_back: Option<usize>,
+    /// A correction by another quota is left for the next call, and nothing on this bucket may
+    /// overtake it.
+    closed: bool,
 }
 
 /// Which demand or correction the next equal one may join. What is about other buckets commutes,
@@ -193,9 +200,12 @@ fn decision(
 
 /// Why a command is not part of this call.
 enum Unfit {
-    /// Of too many buckets or steps, or of one bucket that this call knows by another quota: it is
-    /// for the next.
+    /// The call has too many buckets or steps with it: this, and all that is behind it, is for
+    /// the next.
     Next,
+    /// Of a bucket that this call knows by another quota: this is for the next, and what is
+    /// behind it may still go.
+    Postponed,
     /// Of one bucket by two quotas, in itself. Nobody asks for that; kept, it would hold up
     /// everybody behind it for ever.
     Never,
@@ -219,6 +229,7 @@ impl<A: Asker> Batch<A> {
         };
         index.clear();
         let (now, patience) = (Instant::now(), shared.wire.patience());
+        let mut postponed = Vec::new();
         let leases = shared.leases.are_on() && shared.wire.is_calm();
         while batch.length < MOST_COMMANDS
             && let Some(command) = commands.pop_front()
@@ -245,9 +256,19 @@ impl<A: Asker> Batch<A> {
                     commands.push_front(command);
                     break;
                 }
+                Err((Unfit::Postponed, command)) => {
+                    postponed.push(command);
+                    if postponed.len() >= MOST_POSTPONED {
+                        break;
+                    }
+                }
                 // Dropped, it is answered.
                 Err((Unfit::Never, command)) => drop(command),
             }
+        }
+        // In front of all else: the next call has their quota.
+        for command in postponed.into_iter().rev() {
+            commands.push_front(command);
         }
         if leases {
             batch.take_ahead(&shared.leases);
@@ -296,14 +317,22 @@ impl<A: Asker> Batch<A> {
         let [scope] = scopes else {
             return self.add_all(command, index, salt, now);
         };
-        // Demands may join others, and leases are no steps.
-        let is_step = !matches!(command, Command::Take(..) | Command::Lease(..));
-        if is_step && self.has_no_room(1) {
+        // Requests by two quotas may overtake each other within a call, as those of two processes
+        // do. A correction is not overtaken: whoever made it and asks afterwards relies on it.
+        let overtakable = matches!(command, Command::Take(..) | Command::Lease(..));
+        if !overtakable && self.has_no_room(1) {
             return Err((Unfit::Next, command));
         }
         let place = match index.place(&mut self.places, scope, salt) {
             Ok(place) => place,
-            Err(unfit) => return Err((unfit, command)),
+            Err(unfit) => {
+                if let Unfit::Postponed = unfit
+                    && !overtakable
+                {
+                    self.places[index.last].closed = true;
+                }
+                return Err((unfit, command));
+            }
         };
         match command {
             Command::Take(asker, since) => {
@@ -697,6 +726,7 @@ impl Index {
                     first: None,
                     open: Open::Untouched,
                     given_back: None,
+                    closed: false,
                 });
                 let hasher = &self.hasher;
                 self.table.insert_unique(hash, self.last, |place| {
@@ -706,10 +736,11 @@ impl Index {
                 return Err(Unfit::Next);
             }
         }
-        if places[self.last].terms == terms {
+        let place = &places[self.last];
+        if place.terms == terms && !place.closed {
             Ok(self.last)
         } else {
-            Err(Unfit::Next)
+            Err(Unfit::Postponed)
         }
     }
 

@@ -490,6 +490,87 @@ async fn requests_for_the_same_many_buckets_share_a_call() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn two_quotas_of_one_bucket_delay_no_other() {
+    let mut setup = Setup::new(Scripted::new(0));
+    let a = [QUOTA.scope("a"), QUOTA.burst(7.0).scope("a")];
+    setup.ask([QUOTA.scope("warm-up")]);
+    setup.settle().await;
+    let mut others = Vec::new();
+    for n in 0..1_000 {
+        setup.ask([a[n % 2].clone()]);
+        others.push(setup.asked);
+        setup.ask([QUOTA.scope("other").key(n % 10)]);
+    }
+    setup.wire.answers.add_permits(2);
+    setup.settle().await;
+    // All others are in the first call after that.
+    let answered = setup.answered();
+    assert!(others.iter().all(|other| answered.contains(other)));
+    setup.wire.answers.add_permits(9_999);
+    setup.settle().await;
+    assert_eq!(setup.answered().len(), setup.asked);
+    // One for each quota.
+    assert_eq!(setup.wire.calls().len(), 3);
+    // Those by one quota keep their order.
+    let answered = setup.answered();
+    for quota in 0..2 {
+        let order = answered
+            .iter()
+            .filter(|number| (**number + 3) % 4 == 2 * quota);
+        assert!(order.is_sorted(), "{quota}");
+    }
+}
+
+/// Each call has the bucket by the quota of the oldest request for it.
+#[tokio::test(start_paused = true)]
+async fn many_quotas_of_one_bucket_are_decided_in_turn() {
+    let mut setup = Setup::new(Scripted::new(999));
+    let quotas: Vec<_> = (0..20).map(|n| QUOTA.burst(f64::from(7 + n))).collect();
+    for n in 0..400 {
+        let scope = quotas[n * n % 20].scope("a");
+        match n % 3 {
+            0 => setup.ask([scope, QUOTA.scope("b")]),
+            _ => setup.ask([scope]),
+        }
+    }
+    setup.settle().await;
+    assert_eq!(setup.answered().len(), 400);
+    assert!(setup.wire.calls().len() <= 20);
+}
+
+#[tokio::test(start_paused = true)]
+async fn nothing_overtakes_a_correction_of_its_bucket() {
+    let mut setup = Setup::new(Scripted::new(0));
+    let (a, changed) = (QUOTA.scope("a"), QUOTA.burst(7.0).scope("a"));
+    setup.ask([QUOTA.scope("warm-up")]);
+    setup.settle().await;
+    setup.ask([a.clone()]);
+    setup.batcher.charge(&changed, 3.0);
+    setup.ask([a.clone()]);
+    setup.ask([a.clone(), QUOTA.scope("b")]);
+    setup.ask([QUOTA.scope("b")]);
+    setup.ask([changed]);
+    setup.wire.answers.add_permits(99);
+    setup.settle().await;
+    let calls = setup.wire.calls();
+    let [_, first, second, third] = &calls[..] else {
+        panic!("{calls:?}");
+    };
+    assert_eq!(first.0, ["a", "b"]);
+    assert_eq!(first.1, [[1.0, 0.0, 1.0]; 2]);
+    assert!(first.2.is_empty());
+    // The charge, and whoever is behind it with this quota.
+    assert_eq!(second.0, ["a"]);
+    assert_eq!(
+        commands(second),
+        [&[2.0, 1.0, 3.0][..], &[0.0, 1.0, 0.0, 1.0, 1.0, 1.0],]
+    );
+    assert_eq!(third.0, ["a", "b"]);
+    assert_eq!(third.1[0], [1.0, 0.0, 1.0]);
+    assert_eq!(setup.answered(), [0, 1, 4, 5, 2, 3]);
+}
+
+#[tokio::test(start_paused = true)]
 async fn who_went_away_before_it_was_sent_takes_nothing() {
     let mut setup = Setup::new(Scripted::new(9));
     setup.ask_for([QUOTA.scope("a")], 0.0, false);
