@@ -51,7 +51,8 @@ pub enum FailureKind {
     Timeout,
     /// No connection, or it was lost.
     Disconnected,
-    /// More demands are queued than the limiter holds.
+    /// Redis answers, but more requests are queued for it than it decides in time. That is no
+    /// outage: it concerns only the requests that are in excess.
     Overloaded,
     /// Redis answers, but cannot decide now: loading, read-only, out of memory and the like.
     Unavailable,

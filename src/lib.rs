@@ -12,7 +12,7 @@
 //!   certain: nobody polls.
 //! - **Nothing is lost.** A caller that goes away gives its token back.
 //! - **Never in the way.** When Redis is slow or gone, the process decides from its own memory
-//!   within one [`redis_timeout`](LimiterBuilder::redis_timeout).
+//!   within one [`redis_timeout`](LimiterBuilder::redis_timeout) after it has stopped answering.
 //!
 //! # Examples
 //!

@@ -67,6 +67,9 @@ impl fmt::Display for Health {
 #[cfg(feature = "metrics")]
 const DEGRADED: &str = "tower_throttle_degraded";
 
+/// While overload lasts, it is logged once in this time.
+const OVERLOAD_LOGGED: Duration = Duration::from_secs(10);
+
 /// Redis went, or came back.
 #[must_use]
 #[derive(Debug)]
@@ -112,6 +115,8 @@ pub(crate) struct Observer {
     fallbacks: [AtomicU64; FailureKind::ALL.len()],
     /// What was advised since the last outage ended.
     advised: Mutex<Vec<&'static str>>,
+    /// When overload was logged last.
+    overloaded: Mutex<Option<Instant>>,
 }
 
 impl Observer {
@@ -121,6 +126,7 @@ impl Observer {
             health: watch::Sender::new(health),
             fallbacks: Default::default(),
             advised: Mutex::default(),
+            overloaded: Mutex::default(),
         }
     }
 
@@ -248,6 +254,30 @@ impl Observer {
     pub(crate) fn fell_back(&self, kind: FailureKind) {
         self.fallbacks[kind as usize].fetch_add(1, Ordering::Relaxed);
         self.meter.fell_back(kind);
+        if kind == FailureKind::Overloaded {
+            self.overloaded();
+        }
+    }
+
+    /// Logs that Redis answers, and is asked for more than it decides. No transition: most
+    /// decisions are still those of Redis.
+    #[cold]
+    fn overloaded(&self) {
+        let now = Instant::now();
+        let mut logged = self
+            .overloaded
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        if logged.is_some_and(|at| now - at < OVERLOAD_LOGGED) {
+            return;
+        }
+        *logged = Some(now);
+        drop(logged);
+        #[cfg(feature = "tracing")]
+        tracing::warn!(
+            "Redis answers, but more requests are queued than it decides in time; \
+             deciding those in excess from memory"
+        );
     }
 }
 

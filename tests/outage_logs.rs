@@ -241,3 +241,34 @@ async fn no_right_to_beat_after_a_cold_start() {
     let rights = rights.iter().filter(|line| line.contains("+zadd")).count();
     assert_eq!(rights, 1, "{:?}", log.lines(Level::ERROR));
 }
+
+/// More requests at once than are queued: Redis decides all but those in excess.
+#[tokio::test]
+async fn overload_is_no_outage() {
+    const QUEUED: usize = 131_072;
+    const EXCESS: usize = 500;
+    let server = RedisServer::start().await;
+    let metrics = Metrics::default();
+    let _recorded = metrics::set_default_local_recorder(&metrics);
+    let (log, _guard) = Log::listen();
+    let builder = Limiter::builder().redis(server.url());
+    let limiter = builder.redis_timeout(10 * SECOND).build().expect("a URL");
+    served_by_redis(&limiter).await;
+    for burst in 1..=2 {
+        let all = (0..QUEUED + EXCESS).map(|_| limiter.try_acquire(PLENTY));
+        let permits = join_all(all).await.into_iter();
+        let degraded = permits.filter(|permit| permit.as_ref().expect("plenty").is_degraded());
+        assert_eq!(degraded.count(), EXCESS);
+        let overloaded = limiter.fallbacks_by(FailureKind::Overloaded);
+        assert_eq!(overloaded, (burst * EXCESS) as u64);
+        assert_eq!(limiter.fallbacks(), overloaded);
+        assert_eq!(reason(&limiter), None);
+    }
+    let count = metrics.get("tower_throttle_fallback_total{reason=overloaded}");
+    assert_eq!(count, Some(2.0 * EXCESS as f64));
+    assert_eq!(metrics.get("tower_throttle_degraded").unwrap_or(0.0), 0.0);
+    // Not a line for each of them, and none that tells of an outage.
+    assert_eq!(log.counts(), [1, 0, 0]);
+    let line = &log.lines(Level::WARN)[0];
+    assert!(line.contains("more requests are queued"), "{line}");
+}

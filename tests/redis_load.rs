@@ -6,8 +6,8 @@ mod support;
 use std::time::Duration;
 
 use support::RedisServer;
-use tokio::task::JoinSet;
-use tower_throttle::{Limiter, Quota};
+use tokio::{task::JoinSet, time::Instant};
+use tower_throttle::{Health, Limiter, Quota};
 
 const SECOND: Duration = Duration::from_secs(1);
 
@@ -54,4 +54,28 @@ async fn waiting_requests_are_merged() {
         println!("{bytes:.2} bytes a request, deadlines {spread:?} apart");
         assert!(bytes < 4.0, "{bytes} bytes a request");
     }
+}
+
+/// More keys than Redis decides within `redis_timeout`, on a machine of any speed that the test
+/// runs on: each is in a bucket of its own, so that nothing is merged.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_burst_of_new_keys_is_decided_by_redis() {
+    const KEYS: usize = 40_000;
+    let server = RedisServer::start().await;
+    let limiter = limiter(&server, SECOND).await;
+    let each = Quota::per_minute(5.0).scope("each");
+    let start = Instant::now();
+    let mut tasks = JoinSet::new();
+    for key in 0..KEYS {
+        let (limiter, scope) = (limiter.clone(), each.key(key));
+        tasks.spawn(async move {
+            let permit = limiter.try_acquire(scope).await.expect("a full bucket");
+            permit.is_degraded()
+        });
+    }
+    let degraded = tasks.join_all().await.into_iter().filter(|by| *by).count();
+    let took = start.elapsed();
+    println!("{degraded} of {KEYS} from memory, in {took:?}");
+    assert_eq!(limiter.health(), Health::Redis);
+    assert!(degraded <= KEYS / 100, "{degraded} of {KEYS} from memory");
 }

@@ -125,6 +125,12 @@ impl LimiterBuilder {
 
     /// How long one call to Redis may take before memory decides; 100 ms unless said.
     ///
+    /// As long as Redis answers within this time, a request may be queued for ten times as long,
+    /// which lets Redis work off a burst. If the queue has been longer than `redis_timeout` for
+    /// all that time, more is asked of Redis than it can decide: then a request is queued for one
+    /// `redis_timeout`, and memory decides those in excess
+    /// ([`FailureKind::Overloaded`](crate::FailureKind::Overloaded)).
+    ///
     /// ```
     /// # use std::time::Duration;
     /// # use tower_throttle::Limiter;

@@ -10,6 +10,7 @@ use super::{
     command::{Asker, Books, Command, Deadline, Pending, Wire},
     known::Told,
     leases::{Asked, Leases},
+    patience::Patience,
     script::{Answer, Argument, First, Reply},
 };
 use crate::{
@@ -215,6 +216,7 @@ impl<A: Asker> Batch<A> {
     pub(super) fn build<W: Wire>(
         commands: &mut VecDeque<Command<A>>,
         index: &mut Index,
+        patience: &mut Patience,
         shared: &Shared<A, W>,
     ) -> Self {
         let mut batch = Self {
@@ -228,23 +230,29 @@ impl<A: Asker> Batch<A> {
             length: 0,
         };
         index.clear();
-        let (now, patience) = (Instant::now(), shared.wire.patience());
+        let (now, timeout) = (Instant::now(), shared.wire.patience());
+        let mut longest = None;
         let mut postponed = Vec::new();
         let leases = shared.leases.are_on() && shared.wire.is_calm();
         while batch.length < MOST_COMMANDS
             && let Some(command) = commands.pop_front()
         {
             let command = match command {
-                Command::Take(asker, since)
-                    if !asker.is_wanted() || now.duration_since(since) > patience =>
-                {
-                    // Cancelled before it was sent: nothing was taken, nobody listens. Or it has
-                    // waited as long for its call as the call itself may take.
-                    asker.answer(Err(Failure::new(
-                        FailureKind::Overloaded,
-                        "Redis is too slow for all the demands that are queued",
-                    )));
-                    continue;
+                Command::Take(asker, since) => {
+                    let queued = now.duration_since(since);
+                    // The first one has been queued for the longest time.
+                    let longest =
+                        *longest.get_or_insert_with(|| patience.longest(queued, timeout, now));
+                    if !asker.is_wanted() || queued > longest {
+                        // Cancelled before it was sent: nothing was taken, nobody listens. Or
+                        // more was asked of Redis than it decides in time.
+                        asker.answer(Err(Failure::new(
+                            FailureKind::Overloaded,
+                            "Redis answers, but not as fast as requests are queued for it",
+                        )));
+                        continue;
+                    }
+                    Command::Take(asker, since)
                 }
                 // No call for what will not be asked for.
                 Command::Lease(..) if !leases => continue,

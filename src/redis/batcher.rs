@@ -18,6 +18,7 @@ use super::{
     command::{Asker, Books, Command, Deadline, Pending, Wire},
     known::Known,
     leases::{COOLS, Leases},
+    patience::Patience,
 };
 use crate::{
     bucket::Reservation,
@@ -257,6 +258,7 @@ impl<A: Asker, W: Wire> Batcher<A, W> {
             shared: self.shared.clone(),
             gathered: VecDeque::new(),
             index: Index::default(),
+            patience: Patience::default(),
             crowded: false,
             deadlines: Vec::new(),
             cools: None,
@@ -307,6 +309,7 @@ struct Worker<A: Asker, W: Wire> {
     shared: Arc<Shared<A, W>>,
     gathered: VecDeque<Command<A>>,
     index: Index,
+    patience: Patience,
     /// The last call was for several.
     crowded: bool,
     /// Of calls that are over.
@@ -328,7 +331,12 @@ impl<A: Asker, W: Wire> Worker<A, W> {
                     tokio::task::yield_now().await;
                 }
                 self.gather();
-                let batch = Batch::build(&mut self.gathered, &mut self.index, &self.shared);
+                let batch = Batch::build(
+                    &mut self.gathered,
+                    &mut self.index,
+                    &mut self.patience,
+                    &self.shared,
+                );
                 let (before, now) = {
                     let mut queue = self.shared.lock();
                     queue.gathered = self.gathered.len();

@@ -570,6 +570,71 @@ async fn nothing_overtakes_a_correction_of_its_bucket() {
     assert_eq!(setup.answered(), [0, 1, 4, 5, 2, 3]);
 }
 
+/// Over a Redis that takes so long for each call, of 128 keys.
+fn slow(takes: Duration) -> Setup {
+    Setup::new(Scripted {
+        takes,
+        ..Scripted::new(usize::MAX >> 4)
+    })
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_burst_waits_while_redis_works_it_off() {
+    // 160 calls, two at a time.
+    let mut setup = slow(PATIENCE / 10);
+    for key in 0..20_480 {
+        setup.ask([QUOTA.scope("s").key(key)]);
+    }
+    let start = Instant::now();
+    while setup.answered().len() < setup.asked {
+        setup.settle().await;
+    }
+    assert!(start.elapsed() >= 7 * PATIENCE, "{:?}", start.elapsed());
+    let answers = setup.answers.lock().expect("no panic");
+    let failed = answers.iter().filter(|(_, answer)| answer.is_err());
+    assert_eq!(failed.count(), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn lasting_overload_does_not_make_everybody_wait() {
+    // 25,600 requests a second, and 1.5 times as many are asked for.
+    let mut setup = slow(PATIENCE / 10);
+    let start = Instant::now();
+    let (mut asked, mut key) = (Vec::new(), 0);
+    let mut slowest = [Duration::ZERO; 6];
+    let mut failed = [0; 6];
+    let mut seen = 0;
+    while start.elapsed() < 60 * PATIENCE {
+        for _ in 0..39 {
+            key += 1;
+            asked.push(Instant::now());
+            setup.ask([QUOTA.scope("s").key(key)]);
+        }
+        setup.settle().await;
+        let answers = setup.answers.lock().expect("no panic");
+        for (number, answer) in &answers[seen..] {
+            let at = (asked[*number] - start).as_millis() as usize / 1_000;
+            slowest[at] = slowest[at].max(asked[*number].elapsed());
+            failed[at] += usize::from(answer.is_err());
+        }
+        seen = answers.len();
+    }
+    println!("{slowest:?}, {failed:?}");
+    // No more than Redis cannot decide.
+    assert!(
+        failed.iter().sum::<usize>() <= asked.len() * 2 / 5,
+        "{failed:?}"
+    );
+    assert!(failed[5] > 0);
+    // The first second may be a burst; from then on a request is queued for one timeout.
+    assert!(slowest.iter().all(|slowest| *slowest <= 11 * PATIENCE));
+    let lasting = &slowest[3..];
+    assert!(
+        lasting.iter().all(|slowest| *slowest <= PATIENCE * 3 / 2),
+        "{slowest:?}"
+    );
+}
+
 #[tokio::test(start_paused = true)]
 async fn who_went_away_before_it_was_sent_takes_nothing() {
     let mut setup = Setup::new(Scripted::new(9));

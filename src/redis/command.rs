@@ -16,7 +16,7 @@ use crate::{
 
 /// Carries a call to Redis.
 pub(crate) trait Wire: Send + Sync + 'static {
-    /// How long a demand may queue before it is turned away: as long as a call may take.
+    /// How long a call may take; how long a demand may queue follows from it.
     fn patience(&self) -> Duration;
 
     /// By which part of its rate a bucket refills for all processes that reach Redis.

@@ -18,6 +18,7 @@ mod link;
 
 #[cfg(test)]
 mod parity;
+mod patience;
 mod recovery;
 mod script;
 mod shared;
