@@ -221,10 +221,12 @@ impl Turns {
         if self.is_empty() {
             return 0.0;
         }
-        let lines = self.lock();
-        let lines = lines
-            .iter()
-            .filter(|line| line.origin == origin && *line.id == *id.as_bytes());
+        let id = id.as_bytes();
+        let all = self.lock();
+        let Some(bucket) = all.find(self.hasher.hash_one(id), |bucket| *bucket.id == *id) else {
+            return 0.0;
+        };
+        let lines = bucket.lines.values().filter(|line| line.origin == origin);
         lines
             .map(|line| line.scope.tokens() * line.lock().turns.len() as f64)
             .sum()
