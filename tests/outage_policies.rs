@@ -175,8 +175,8 @@ async fn admitted_without_redis(api: &Scope, fallback: Fallback) -> (f64, Durati
     server.kill9();
     let start = Instant::now();
     let before = admitted.load(Ordering::Relaxed);
-    for limiter in limiters[1..].iter().cloned() {
-        let (api, admitted) = (api.clone(), admitted.clone());
+    for limiter in &limiters[1..] {
+        let (limiter, api, admitted) = (limiter.clone(), api.clone(), admitted.clone());
         tasks.spawn(async move {
             loop {
                 if limiter.try_acquire(&api).await.is_ok() {
