@@ -72,6 +72,28 @@ async fn floor(limiter: &Limiter, scope: &Scope) -> f64 {
     limiter.peek(scope).await.tokens().floor()
 }
 
+/// As many scopes as a request asks for: neither the decision nor the answer grows with them.
+#[tokio::test]
+async fn a_request_for_too_many_scopes_gets_a_short_answer() {
+    let limiter = Limiter::in_memory();
+    let named = |n: usize| Scope::new(format!("name-{n}"), DAY);
+    let layer = RateLimitLayer::new(&limiter, move |req: &Request| {
+        let path = req.uri().path().trim_start_matches('/');
+        (0..path.parse().unwrap_or(0))
+            .map(named)
+            .collect::<Vec<_>>()
+    });
+    let url = serve(Router::new().fallback(h).layer(layer.respond_http())).await;
+    assert_eq!(status(&format!("{url}128")).await, 200);
+    let start = Instant::now();
+    let answer = client().get(format!("{url}40000")).send().await.unwrap();
+    assert_eq!(answer.status(), 403);
+    let headers = answer.headers();
+    let bytes: usize = headers.values().map(|value| value.len()).sum();
+    assert!(bytes < 1_000, "{headers:?}");
+    assert!(start.elapsed() < 20 * SECOND, "{:?}", start.elapsed());
+}
+
 #[tokio::test]
 async fn keyed_by_a_header_with_a_common_bucket_for_the_rest() {
     const KEYED: Scope = DAY.scope("api-key");

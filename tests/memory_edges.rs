@@ -160,6 +160,27 @@ async fn more_scopes_than_a_script_may_hold_are_impossible() {
     assert_eq!(refused.reason(), Reason::Impossible);
 }
 
+/// To compare each with each would be 8 * 10^8 comparisons: 90 s in a debug build.
+#[tokio::test]
+async fn too_many_scopes_are_rejected_without_comparing_them() {
+    let limiter = Limiter::in_memory();
+    let each = Quota::per_second(10.0).scope("each");
+    let scopes: Vec<_> = (0..40_000).map(|key| each.key(key)).collect();
+    let start = tokio::time::Instant::now();
+    let refused = limiter.try_acquire(scopes).await.unwrap_err();
+    assert_eq!(refused.reason(), Reason::Impossible);
+    assert!(start.elapsed() < 20 * S, "{:?}", start.elapsed());
+    // Counted as they are given: to merge them first would be to compare them.
+    let refused = limiter.try_acquire(vec![each.clone(); 129]).await;
+    assert_eq!(refused.unwrap_err().reason(), Reason::Impossible);
+    assert!(
+        limiter
+            .try_acquire(vec![each.cost(0.01); 128])
+            .await
+            .is_ok()
+    );
+}
+
 #[tokio::test(start_paused = true)]
 async fn cancelled_waiters_leave_a_bucket_as_without_them() {
     for burst in [1.0, 10.0] {

@@ -108,8 +108,9 @@ impl Acquire {
         Self {
             core: Some(core),
             scopes: match scopes.as_slice().len() {
-                ..2 => scopes,
-                _ => scopes.merged(),
+                // To merge compares each with each; more than `MOST_SCOPES` are rejected by `ask`.
+                2..=MOST_SCOPES => scopes.merged(),
+                _ => scopes,
             },
             max_wait: max_wait.min(LONGEST_WAIT),
             deadline: None,
@@ -171,8 +172,8 @@ impl Acquire {
         if let [scope, ..] = self.scopes.as_slice()
             && self.scopes.as_slice().len() > MOST_SCOPES
         {
-            let refused = Rejected::impossible(scope);
-            return self.refuse(refused);
+            // Nothing was taken yet. The scopes are not listed: a reply would write all of them.
+            return Poll::Ready(Err(Rejected::impossible(scope)));
         }
         let impossible = self.scopes.iter().find(|scope| {
             !self

@@ -100,8 +100,9 @@ impl Limiter {
         }
     }
 
-    /// Takes from all of `scopes`, at most 128, now, or from none: [`Reason::Limited`](crate::Reason) says
-    /// when to come back.
+    /// Takes from all of `scopes` now, or from none: [`Reason::Limited`](crate::Reason) says when to
+    /// come back. More than 128 scopes, counted before equal ones are merged, are
+    /// [`Reason::Impossible`](crate::Reason).
     ///
     /// ```
     /// # use tower_throttle::{Limiter, Quota};

@@ -139,6 +139,9 @@ mod sealed {
 /// What can stand for the scopes of an acquisition: a [`Scope`] or a reference to one, an array
 /// or a `Vec` of them (all or none), an `Option` (`None` is not limited), [`Scopes`].
 ///
+/// An acquisition of more than 128 scopes is rejected as
+/// [`Reason::Impossible`](crate::Reason::Impossible).
+///
 /// # Examples
 ///
 /// ```
