@@ -15,6 +15,12 @@
 //!     --json '{"key": "acme", "tokens": 50}'
 //! curl -H "authorization: Bearer $ADMIN_TOKEN" http://127.0.0.1:9900/scopes/tenant/reset \
 //!     --json '{"key": "acme"}'
+//! # The bucket that the services find by `API_KEY.by(header("x-api-key"))`:
+//! curl -H "authorization: Bearer $ADMIN_TOKEN" http://127.0.0.1:9900/scopes/api-key/reset \
+//!     --json '{"key": "sk-3f9a"}'
+//! # The bucket that they find by a tuple of keys:
+//! curl -H "authorization: Bearer $ADMIN_TOKEN" http://127.0.0.1:9900/scopes/route/peek \
+//!     --json '{"key": ["GET", "/users/{id}"]}'
 //! ```
 //!
 //! Keys travel in bodies, because addresses end up in logs. Where the services give their limiter
@@ -37,6 +43,8 @@ use tower_throttle::{Level, Limiter, Quota, Scope};
 /// As the services write them.
 const TENANT: Scope = Quota::per_minute(60.0).burst(20.0).scope("tenant");
 const SITE: Scope = Quota::per_second(500.0).scope("site");
+const API_KEY: Scope = Quota::per_minute(60.0).burst(20.0).scope("api-key");
+const ROUTE: Scope = Quota::per_second(50.0).scope("route");
 
 /// A token that can be guessed protects nothing.
 const SHORTEST_TOKEN: usize = 16;
@@ -57,7 +65,8 @@ async fn main() -> Result<(), Error> {
     // Whoever is not on this machine comes through a tunnel, or not at all.
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, port)).await?;
     println!("http://{}/scopes", listener.local_addr()?);
-    axum::serve(listener, router(&limiter, [TENANT, SITE], &token))
+    let scopes = [TENANT, SITE, API_KEY, ROUTE];
+    axum::serve(listener, router(&limiter, scopes, &token))
         .with_graceful_shutdown(async {
             let _ = tokio::signal::ctrl_c().await;
         })
@@ -171,7 +180,13 @@ impl Admin {
         match &body["key"] {
             Value::Null => Ok(scope.clone()),
             Value::String(key) => Ok(scope.key(key)),
-            _ => Err(Refusal(StatusCode::BAD_REQUEST, "key: a string, or none")),
+            Value::Array(keys) if !keys.is_empty() && keys.iter().all(Value::is_string) => {
+                Ok(scope.keys(keys.iter().filter_map(Value::as_str)))
+            }
+            _ => {
+                let wanted = "key: a string, an array of strings, or none";
+                Err(Refusal(StatusCode::BAD_REQUEST, wanted))
+            }
         }
     }
 }

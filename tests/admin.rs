@@ -10,7 +10,10 @@ use reqwest::{Client, Method, RequestBuilder, StatusCode};
 use serde_json::{Value, json};
 use support::RedisServer;
 use tokio::net::TcpListener;
-use tower_throttle::{Limiter, Quota, Scope};
+use tower_throttle::{
+    Limiter, Quota, Scope,
+    extract::{ScopeExtractor, header, method},
+};
 
 const TOKEN: &str = "0123456789abcdef-a-word-for-tests";
 /// So slow that nothing comes back during a test.
@@ -148,6 +151,53 @@ async fn buckets_are_shared_with_the_services() {
     }
 }
 
+/// What a layer finds in a header and what a person writes name one bucket.
+async fn mends_a_bucket_keyed_by_a_header(service: &Limiter, server: &Server) {
+    let by = TENANT.by(header("x-api-key"));
+    let request = http::Request::builder().header("x-api-key", "sk-1");
+    let scopes = by.extract(&request.body(()).expect("a request"));
+    let spent = scopes.iter().next().expect("a key").clone();
+    service
+        .try_acquire(spent.clone().cost(10.0))
+        .await
+        .expect("full");
+    let key = json!({"key": "sk-1"});
+    assert_eq!(server.level("/scopes/tenant/peek", key.clone()).await, 0.0);
+    let credit = json!({"key": "sk-1", "tokens": 3});
+    assert_eq!(server.level("/scopes/tenant/credit", credit).await, 3.0);
+    assert_eq!(service.peek(&spent).await.tokens().round(), 3.0);
+    assert_eq!(server.level("/scopes/tenant/reset", key).await, 10.0);
+    assert_eq!(service.peek(&spent).await.tokens().round(), 10.0);
+    service.lower_to(&TENANT.key("sk-1"), 4.0);
+    assert_eq!(service.peek(&spent).await.tokens().round(), 4.0);
+    // A tuple of keys is named by an array.
+    let by = TENANT.by((method(), header("x-api-key")));
+    let request = http::Request::builder().header("x-api-key", "a/b");
+    let scopes = by.extract(&request.body(()).expect("a request"));
+    service.try_acquire(&scopes).await.expect("full");
+    let keys = json!({"key": ["GET", "a/b"]});
+    assert_eq!(server.level("/scopes/tenant/peek", keys.clone()).await, 9.0);
+    assert_eq!(server.level("/scopes/tenant/reset", keys).await, 10.0);
+
+    service.hold_back(&TENANT.key("sk-1"), std::time::Duration::from_secs(3_600));
+    service.try_acquire(&spent).await.expect_err("held back");
+}
+
+#[tokio::test]
+async fn a_bucket_keyed_by_a_header_is_mended_in_memory() {
+    let limiter = Limiter::in_memory();
+    let server = Server::start(&limiter).await;
+    mends_a_bucket_keyed_by_a_header(&limiter, &server).await;
+}
+
+#[tokio::test]
+async fn a_bucket_keyed_by_a_header_is_mended_on_redis() {
+    let redis = RedisServer::start().await;
+    let service = patient(&redis.url());
+    let server = Server::start(&patient(&redis.url())).await;
+    mends_a_bucket_keyed_by_a_header(&service, &server).await;
+}
+
 #[tokio::test]
 async fn mistakes_are_told() {
     let server = Server::start(&Limiter::in_memory()).await;
@@ -157,6 +207,8 @@ async fn mistakes_are_told() {
         ("/scopes/tenant/credit", json!({}), 400),
         ("/scopes/tenant/credit", json!({"tokens": "many"}), 400),
         ("/scopes/tenant/peek", json!({"key": 7}), 400),
+        ("/scopes/tenant/peek", json!({"key": []}), 400),
+        ("/scopes/tenant/peek", json!({"key": ["a", 7]}), 400),
         // Without a key it would be another bucket.
         ("/scopes/tenant/reset", json!({"kye": "acme"}), 400),
         ("/scopes/tenant/reset", json!(["acme"]), 400),

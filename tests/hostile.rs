@@ -189,7 +189,7 @@ fn no_key_costs_more() {
     assert!(held(65, 1_000) <= allowed(BYTES_PER_SCOPE));
 }
 
-/// Not hashed, as `header` would.
+/// The value of the header as it was sent.
 fn header_as_is(request: &Request<()>) -> Option<String> {
     let value = request.headers().get("x-api-key")?;
     Some(value.to_str().ok()?.to_owned())

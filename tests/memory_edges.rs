@@ -65,7 +65,7 @@ async fn one_bucket_by_two_scopes() {
     let limiter = Limiter::in_memory();
     let a = Quota::per_day(3.0).scope("site");
     limiter
-        .try_acquire([a.clone().cost(2.0), a.clone().secret().cost(2.0)])
+        .try_acquire([a.clone().cost(2.0), a.clone().cost(2.0)])
         .await
         .expect_err("4 of 3");
 }

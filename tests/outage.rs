@@ -394,7 +394,7 @@ async fn limiters_are_counted_and_say_goodbye() {
             async move {
                 loop {
                     let count: i64 = redis::cmd("ZCARD")
-                        .arg("throttle:v1:{#}limiters")
+                        .arg("throttle:v1|{#}limiters")
                         .query_async(&mut connection)
                         .await
                         .expect("a number");

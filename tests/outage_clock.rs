@@ -57,7 +57,7 @@ async fn steps_ahead_and_back() {
     // Both are still counted, or again with the next beat.
     let start = Instant::now();
     let count = async || {
-        let key = "throttle:v1:{#}limiters";
+        let key = "throttle:v1|{#}limiters";
         server.command::<u64>(&["ZCARD", key]).await
     };
     while count().await != 2 {

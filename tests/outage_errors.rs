@@ -215,7 +215,7 @@ async fn one_spoilt_value_is_full_and_trips_nothing() {
     let server = RedisServer::start().await;
     let limiter = limiter(server.url());
     let api = Quota::per_day(1.0).burst(5.0).scope("api");
-    let key = "throttle:v1:api";
+    let key = "throttle:v1|api";
     let now: (f64, f64) = server.command(&["TIME"]).await;
     let now = now.0 * 1e6 + now.1;
     let (cap, rate) = (5.0, 5.0 / 86_400e6);

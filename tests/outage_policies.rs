@@ -197,7 +197,7 @@ async fn until_processes(server: &RedisServer, expected: i64) {
     let counted = async {
         loop {
             let mut command = redis::cmd("ZCARD");
-            let count = command.arg("throttle:v1:{#}limiters");
+            let count = command.arg("throttle:v1|{#}limiters");
             let count: i64 = count.query_async(&mut connection).await.expect("a number");
             if count == expected {
                 return;

@@ -29,7 +29,7 @@ async fn take(limiter: &Limiter, n: u32, degraded: bool) {
 }
 
 async fn payments(server: &RedisServer) -> usize {
-    let keys: Vec<String> = server.command(&["KEYS", "throttle:v1:#paid:*"]).await;
+    let keys: Vec<String> = server.command(&["KEYS", "throttle:v1|#paid:*"]).await;
     keys.len()
 }
 
@@ -76,7 +76,7 @@ async fn a_payment_whose_reply_is_lost_is_made_once() {
 
 /// The count of beats that Redis remembers.
 async fn beats(server: &RedisServer) -> f64 {
-    let epoch: Vec<u8> = server.command(&["GET", "throttle:v1:{#}epoch"]).await;
+    let epoch: Vec<u8> = server.command(&["GET", "throttle:v1|{#}epoch"]).await;
     f64::from_le_bytes(epoch[8..].try_into().expect("16 bytes"))
 }
 
@@ -94,7 +94,7 @@ async fn a_redis_of_an_earlier_time_is_told_how_low_it_was() {
     server.kill9();
     take(&limiter, 10, true).await;
     server.restart().await;
-    let restored: Vec<u8> = server.command(&["GET", "throttle:v1:api"]).await;
+    let restored: Vec<u8> = server.command(&["GET", "throttle:v1|api"]).await;
     let level = f64::from_le_bytes(restored[..8].try_into().expect("a double"));
     until_back(&limiter).await;
     until_level(&limiter, &API, 20.0).await;
@@ -169,7 +169,7 @@ async fn started_before_redis() {
         until_back(limiter).await;
     }
     until_level(&limiters[0], &API, 0.0).await;
-    let members: u64 = server.command(&["ZCARD", "throttle:v1:{#}limiters"]).await;
+    let members: u64 = server.command(&["ZCARD", "throttle:v1|{#}limiters"]).await;
     assert_eq!(members, 4);
     assert!(payments(&server).await >= 4);
     for limiter in &limiters {
@@ -180,7 +180,7 @@ async fn started_before_redis() {
 
 async fn members(server: &RedisServer, expected: u64) {
     until("the right number of members", async || {
-        let count: u64 = server.command(&["ZCARD", "throttle:v1:{#}limiters"]).await;
+        let count: u64 = server.command(&["ZCARD", "throttle:v1|{#}limiters"]).await;
         count == expected
     })
     .await;

@@ -351,12 +351,12 @@ async fn values_that_are_none_of_ours_are_healed() {
         "SET KEY 32-bytes-that-are-no-numbers-xx",
     ] {
         let mut pipeline = redis::pipe();
-        pipeline.del("throttle:v1:api");
+        pipeline.del("throttle:v1|api");
         let words: Vec<_> = setup.split(' ').collect();
         let mut command = redis::cmd(words[0]);
         for word in &words[1..] {
             command.arg(if *word == "KEY" {
-                "throttle:v1:api"
+                "throttle:v1|api"
             } else {
                 word
             });
@@ -402,7 +402,89 @@ async fn over_a_socket_file_with_a_database_and_a_prefix() {
         .query_async(&mut connection)
         .await
         .expect("keys");
-    assert_eq!(keys.1, ["shop:api:a%3ab"]);
+    let [key] = &keys.1[..] else {
+        panic!("one bucket: {keys:?}");
+    };
+    let hash = key.strip_prefix("shop:|api:").expect("prefix and name");
+    assert_eq!(hash.len(), 32, "the key is stored as a hash: {hash}");
+}
+
+/// One prefix continues another: their buckets stay apart.
+#[tokio::test(flavor = "multi_thread")]
+async fn limiters_with_different_prefixes_share_no_bucket() {
+    let server = RedisServer::start().await;
+    let limiter = |prefix: &str| {
+        let builder = Limiter::builder().redis(server.url()).key_prefix(prefix);
+        builder.redis_timeout(5 * SECOND).build().expect("a URL")
+    };
+    let (shop, api) = (limiter("shop:"), limiter("shop:api:"));
+    let outer = SLOW.scope("api").key("login");
+    let inner = SLOW.scope("login");
+    shop.try_acquire(outer.clone().cost(5.0))
+        .await
+        .expect("plenty");
+    assert_eq!(api.peek(&inner).await.tokens(), SLOW.capacity());
+    api.reset(&inner).await;
+    let left = shop.peek(&outer).await.tokens().round();
+    assert_eq!(left, SLOW.capacity() - 5.0);
+}
+
+/// The pattern of the README, with one user per prefix: each works, and reaches none of the others'
+/// keys, though one prefix continues another.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_acl_pattern_covers_one_prefix_alone() {
+    let server = RedisServer::start().await;
+    let mut connection = server.connection().await;
+    let prefixes = ["", "shop", "shop:", "shop:api:", "shop:api"];
+    let user = |n: usize| format!("user-{n}");
+    let mut limiters = Vec::new();
+    for (n, prefix) in prefixes.iter().enumerate() {
+        let () = redis::cmd("ACL")
+            .arg(&[
+                "SETUSER",
+                &user(n),
+                "on",
+                ">p",
+                &format!("~{prefix}|*"),
+                "-@all",
+            ])
+            .arg(&[
+                "+evalsha", "+eval", "+time", "+get", "+mget", "+set", "+select", "+zadd",
+            ])
+            .arg(&[
+                "+zrem",
+                "+zcard",
+                "+zcount",
+                "+zremrangebyscore",
+                "+pexpire",
+            ])
+            .query_async(&mut connection)
+            .await
+            .expect("a user");
+        let url = server
+            .url()
+            .replace("redis://", &format!("redis://{}:p@", user(n)));
+        let builder = Limiter::builder().redis(url).key_prefix(*prefix);
+        let limiter = builder.redis_timeout(5 * SECOND).build().expect("a URL");
+        for scope in [SLOW.scope("api").key("login"), SLOW.scope("login")] {
+            let permit = limiter.try_acquire(scope).await.expect("plenty");
+            assert!(!permit.is_degraded(), "{prefix}");
+        }
+        // Dropped, it would say goodbye.
+        limiters.push(limiter);
+    }
+    let keys: Vec<String> = server.command(&["KEYS", "*"]).await;
+    let heartbeats = keys.iter().filter(|key| key.ends_with("{#}limiters"));
+    assert_eq!(heartbeats.count(), prefixes.len(), "{keys:?}");
+    for key in &keys {
+        let (owner, _) = key.split_once('|').expect("the end of a prefix");
+        for (n, prefix) in prefixes.iter().enumerate() {
+            let may: String = server
+                .command(&["ACL", "DRYRUN", &user(n), "GET", key])
+                .await;
+            assert_eq!(may == "OK", owner == *prefix, "{key} for {prefix:?}: {may}");
+        }
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -412,7 +494,7 @@ async fn the_least_rights_are_enough() {
     let () = redis::cmd("ACL")
         .arg("SETUSER")
         .arg("throttle")
-        .arg(&["on", ">p:w", "~throttle:v1:*", "-@all"])
+        .arg(&["on", ">p:w", "~throttle:v1|*", "-@all"])
         .arg(&["+evalsha", "+eval", "+time", "+get", "+mget", "+set"])
         .query_async(&mut connection)
         .await

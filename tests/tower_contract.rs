@@ -967,7 +967,7 @@ async fn no_key_reaches_the_bucket_of_another() {
         ":site",
         "site:",
         "key:site",
-        "throttle:v1:site",
+        "throttle:v1|site",
         "\0",
         "a\0",
         "a\0b",

@@ -13,7 +13,7 @@ use crate::scope::Scope;
 /// The key of those who send several; no value of a header can be that.
 const SEVERAL: &str = "\n";
 
-/// The value of the header `name`, as a secret: it leaves the process only as a keyed hash.
+/// The value of the header `name`.
 ///
 /// A header that is missing or empty is no key.
 ///
@@ -127,7 +127,6 @@ impl Header {
 impl<B> KeyExtractor<Request<B>> for Header {
     fn scope(&self, base: &Scope, req: &Request<B>) -> Option<Scope> {
         let value = self.value(req)?;
-        let base = base.clone().secret();
         Some(match str::from_utf8(&value) {
             Ok(text) => base.key(text),
             // Behind what no header holds, or the text that is written so were the same key.

@@ -119,7 +119,7 @@ impl<B> KeyExtractor<Request<B>> for MatchedPath {
 ///
 /// The key is what `T` displays, or a part of it that [`key`](Extension::key) chooses. It must be
 /// different for different identities and the same for one, such as the account's number: a name
-/// that users choose, or change, is neither. If it is a secret, say so: `SCOPE.secret().by(…)`.
+/// that users choose, or change, is neither.
 ///
 /// # Examples
 ///

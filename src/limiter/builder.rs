@@ -17,9 +17,10 @@ use crate::{
     members::Members,
     memory::MemoryStore,
     observe::{Health, Observer},
+    scope::PREFIX_END,
 };
 
-const DEFAULT_PREFIX: &str = "throttle:v1:";
+const DEFAULT_PREFIX: &str = "throttle:v1";
 const DEFAULT_TIMEOUT: Duration = Duration::from_millis(100);
 const DEFAULT_MAX_SCOPES: usize = 1_000_000;
 
@@ -34,7 +35,7 @@ const DEFAULT_MAX_SCOPES: usize = 1_000_000;
 ///
 /// let limiter = Limiter::builder()
 ///     .redis("redis://127.0.0.1:6379/2")
-///     .key_prefix("shop:limits:")
+///     .key_prefix("shop:limits")
 ///     .redis_timeout(Duration::from_millis(50))
 ///     .replicas(4)
 ///     .build()?;
@@ -95,13 +96,20 @@ impl LimiterBuilder {
         self
     }
 
-    /// What every key in Redis starts with; `throttle:v1:` unless said. Limiters with different
-    /// prefixes share nothing. In a Redis Cluster, a prefix with a hash tag such as `{limits}:`
-    /// keeps scopes that are acquired together on one node.
+    /// What every key in Redis starts with. Defaults to `throttle:v1`.
+    ///
+    /// A `|` follows the prefix in Redis: `shop` stores its keys under `shop|`. Limiters with
+    /// different prefixes share nothing, also where one prefix is the start of another, and an ACL
+    /// pattern `~shop|*` matches the keys of this prefix alone. In a Redis Cluster, a prefix with a
+    /// hash tag such as `{limits}` keeps scopes that are acquired together on one node.
+    ///
+    /// [`build`](Self::build) returns [`ConfigError`] if the prefix contains `|`, a space, a control
+    /// character, or one that has a meaning in an ACL pattern: `*`, `?`, `[` or `\`.
     ///
     /// ```
     /// # use tower_throttle::Limiter;
-    /// let limiter = Limiter::builder().key_prefix("shop:").build()?;
+    /// let limiter = Limiter::builder().key_prefix("shop").build()?;
+    /// assert!(Limiter::builder().key_prefix("shop*").build().is_err());
     /// # Ok::<_, tower_throttle::ConfigError>(())
     /// ```
     pub fn key_prefix(mut self, prefix: impl Into<String>) -> Self {
@@ -109,9 +117,9 @@ impl LimiterBuilder {
         self
     }
 
-    /// Seeds the hash that stands for secret and long keys in Redis. All processes that share
-    /// buckets need the same; without it, keys that can be guessed can be recognised by
-    /// whoever reads Redis.
+    /// Seeds the hash that stands for the key of a scope in Redis. All processes that share
+    /// buckets need the same secret. Without one, whoever reads Redis can recognise keys that can
+    /// be guessed, such as addresses.
     ///
     /// ```
     /// # use tower_throttle::Limiter;
@@ -249,6 +257,14 @@ impl LimiterBuilder {
                 "lease is not a number of tokens: write how many a process may take ahead, or 0",
             ));
         }
+        let reserved =
+            |c: char| c == PREFIX_END || "*?[\\".contains(c) || c.is_whitespace() || c.is_control();
+        if self.prefix.contains(reserved) {
+            return Err(ConfigError::new(
+                "key_prefix contains `|`, `*`, `?`, `[`, `\\`, a space or a control character: write \
+                 one without, such as \"shop:limits\"",
+            ));
+        }
         self.fallback.check()?;
         #[cfg(feature = "redis")]
         if let Some(url) = &self.url {
@@ -269,7 +285,7 @@ impl LimiterBuilder {
         let mut core = self.core(Health::Redis);
         let config = crate::redis::LinkConfig {
             connect: Box::new(connect),
-            prefix: self.prefix,
+            keyspace: crate::scope::Keyspace::new(&self.prefix, core.salt),
             timeout: self.timeout,
             known: Arc::new(crate::redis::Known::new(self.max_scopes)),
             leases: Arc::new(crate::redis::Leases::new(

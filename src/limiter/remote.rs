@@ -37,13 +37,13 @@ pub(crate) struct Remote {
 #[cfg(feature = "redis")]
 impl Remote {
     pub(crate) fn new(config: redis::LinkConfig, salt: [u8; 32]) -> Self {
-        let prefix = config.prefix.clone();
+        let keyspace = config.keyspace.clone();
         let known = config.known.clone();
         let leases = config.leases.clone();
         let books = config.books.clone();
         let link = redis::Link::new(config);
         Self {
-            batcher: redis::Batcher::new(link, prefix, salt, known.clone(), leases.clone(), books),
+            batcher: redis::Batcher::new(link, keyspace, known.clone(), leases.clone(), books),
             known,
             leases,
             salt,

@@ -258,7 +258,7 @@ impl<A: Asker> Batch<A> {
                 Command::Lease(..) if !leases => continue,
                 command => command,
             };
-            match batch.add(command, index, &shared.salt, now) {
+            match batch.add(command, index, shared.keyspace.secret(), now) {
                 Ok(()) => batch.length += 1,
                 Err((Unfit::Next, command)) => {
                     commands.push_front(command);
@@ -525,7 +525,7 @@ impl<A: Asker> Batch<A> {
         deadline: &mut Deadline,
     ) -> Option<Failure> {
         let places = self.places.iter();
-        let keys = places.map(|place| place.id.redis_key(&shared.prefix));
+        let keys = places.map(|place| shared.keyspace.bucket(place.id.as_bytes()));
         let keys = keys.collect();
         let sent = Instant::now();
         let result = shared.wire.call(keys, self.argument(), deadline).await;

@@ -24,7 +24,7 @@ use crate::{
     bucket::Reservation,
     decision::{Failure, FailureKind},
     observe::Meter,
-    scope::Scope,
+    scope::{Keyspace, Scope},
 };
 
 /// Demands that may queue before further ones are turned away to memory.
@@ -50,8 +50,7 @@ pub(super) struct Shared<A: Asker, W: Wire> {
     pub(super) known: Arc<Known>,
     pub(super) leases: Arc<Leases>,
     pub(super) books: Arc<dyn Books>,
-    pub(super) salt: [u8; 32],
-    pub(super) prefix: String,
+    pub(super) keyspace: Keyspace,
     pub(super) meter: Meter,
 }
 
@@ -78,8 +77,7 @@ impl<A: Asker> Queue<A> {
 impl<A: Asker, W: Wire> Batcher<A, W> {
     pub(crate) fn new(
         wire: W,
-        prefix: String,
-        salt: [u8; 32],
+        keyspace: Keyspace,
         known: Arc<Known>,
         leases: Arc<Leases>,
         books: Arc<dyn Books>,
@@ -99,8 +97,7 @@ impl<A: Asker, W: Wire> Batcher<A, W> {
                 known,
                 leases,
                 books,
-                salt,
-                prefix,
+                keyspace,
                 meter: Meter::new(),
             }),
         }
@@ -118,7 +115,7 @@ impl<A: Asker, W: Wire> Batcher<A, W> {
     /// Gives back tokens that Redis granted and nobody used.
     pub(crate) fn give_back(&self, scope: &Scope, tokens: f64) {
         let shared = &self.shared;
-        let id = scope.id(&shared.salt);
+        let id = scope.id(shared.keyspace.secret());
         shared.known.raise(&id, terms_of(scope), tokens);
         self.push(Command::GiveBack(Box::new(scope.clone()), tokens));
     }
@@ -126,7 +123,7 @@ impl<A: Asker, W: Wire> Batcher<A, W> {
     /// Undoes a reservation whose caller has gone away.
     pub(crate) fn undo(&self, gone: Box<(Scope, Reservation)>) {
         let (scope, reservation) = &*gone;
-        let id = scope.id(&self.shared.salt);
+        let id = scope.id(self.shared.keyspace.secret());
         let known = &self.shared.known;
         known.raise(&id, terms_of(scope), reservation.tokens);
         self.push(Command::Undo(gone));
@@ -150,7 +147,7 @@ impl<A: Asker, W: Wire> Batcher<A, W> {
     /// Makes a bucket full.
     pub(crate) async fn reset(&self, scope: &Scope) -> Result<f64, Failure> {
         let shared = &self.shared;
-        let id = scope.id(&shared.salt);
+        let id = scope.id(shared.keyspace.secret());
         shared.known.fill(&id, terms_of(scope));
         let scope = Box::new(scope.clone());
         self.ask(|reply| Command::Reset(scope, reply)).await
@@ -165,7 +162,7 @@ impl<A: Asker, W: Wire> Batcher<A, W> {
     /// Asks for more of a lease that is half used.
     pub(crate) fn lease(&self, scope: &Scope) {
         let shared = &self.shared;
-        let asked = shared.leases.asked(scope.id(&shared.salt), 0.0);
+        let asked = shared.leases.asked(scope.id(shared.keyspace.secret()), 0.0);
         self.push(Command::Lease(Box::new(scope.clone()), Box::new(asked)));
     }
 
@@ -284,7 +281,7 @@ impl<A: Asker, W: Wire> Shared<A, W> {
 
     /// Of a lease.
     fn give_back(&self, scope: Scope, tokens: f64) -> Command<A> {
-        let id = scope.id(&self.salt);
+        let id = scope.id(self.keyspace.secret());
         // In an outage it goes to the books, and must not be counted here as well.
         let told = if self.wire.is_calm() { tokens } else { 0.0 };
         self.known.raise(&id, terms_of(&scope), told);

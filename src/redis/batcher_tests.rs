@@ -21,7 +21,7 @@ use crate::{
     bucket::{Reservation, Terms},
     decision::{Decision, Failure, FailureKind},
     quota::Quota,
-    scope::Scope,
+    scope::{Keyspace, Scope},
 };
 
 const PATIENCE: Duration = Duration::from_millis(100);
@@ -216,8 +216,7 @@ impl Setup {
         let leases = Arc::new(Leases::new(0.0, 1_000, AHEAD));
         let batcher = Batcher::new(
             wire.clone(),
-            String::new(),
-            [0; 32],
+            Keyspace::new("", [0; 32]),
             known.clone(),
             leases,
             books.clone(),
@@ -278,7 +277,7 @@ async fn what_gathers_during_a_call_goes_out_as_one() {
     setup.settle().await;
     let calls = setup.wire.calls();
     assert_eq!(calls[0].1, [[1.0, 0.0, 1.0]]);
-    assert_eq!(calls[1].0, ["a", "b"]);
+    assert_eq!(calls[1].0, ["|a", "|b"]);
     // Demands on different buckets commute, so equal ones merge across each other.
     assert_eq!(calls[1].1, [[10.0, 0.0, 1.0]; 2]);
     assert!(calls.iter().all(|(.., commands)| commands.is_empty()));
@@ -740,7 +739,7 @@ async fn a_demand_that_contradicts_itself_holds_nobody_up() {
     let [(keys, ..)] = &setup.wire.calls()[..] else {
         panic!("one call");
     };
-    assert_eq!(keys, &["a"]);
+    assert_eq!(keys, &["|a"]);
 }
 
 /// A batcher that leases, over a Redis that grants all of it.
@@ -753,8 +752,7 @@ fn leasing_over(wire: Scripted) -> (Setup, Arc<Leases>) {
     let leases = Arc::new(Leases::new(1e9, 10_000, AHEAD));
     setup.batcher = Batcher::new(
         setup.wire.clone(),
-        String::new(),
-        [0; 32],
+        Keyspace::new("", [0; 32]),
         setup.known.clone(),
         leases.clone(),
         setup.books.clone(),

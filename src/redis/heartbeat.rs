@@ -5,7 +5,7 @@ use std::time::Duration;
 use tokio::time::timeout;
 
 use super::{connect::Session, failure::timed_out, script::HEARTBEAT};
-use crate::{decision::Failure, members::Beat};
+use crate::{decision::Failure, members::Beat, scope::Keyspace};
 
 /// The state of a Redis: where the identity differs, or fewer beats were counted, it has lost
 /// what was written since.
@@ -17,18 +17,18 @@ pub(super) struct Epoch {
 
 impl Epoch {
     // Names that no scope can have, because `#` is escaped, with one hash tag for both.
-    pub(super) fn key(prefix: &str) -> Vec<u8> {
-        format!("{prefix}{{#}}epoch").into_bytes()
+    pub(super) fn key(keyspace: &Keyspace) -> Vec<u8> {
+        keyspace.own("{#}epoch")
     }
 
-    fn members_key(prefix: &str) -> Vec<u8> {
-        format!("{prefix}{{#}}limiters").into_bytes()
+    fn members_key(keyspace: &Keyspace) -> Vec<u8> {
+        keyspace.own("{#}limiters")
     }
 }
 
 /// One beat, or a goodbye.
 pub(super) struct Heartbeat<'a> {
-    pub(super) prefix: &'a str,
+    pub(super) keyspace: &'a Keyspace,
     pub(super) limiter: &'a str,
     /// As this limiter knows it.
     pub(super) epoch: Option<Epoch>,
@@ -46,7 +46,7 @@ impl Heartbeat<'_> {
         session: &dyn Session,
         within: Duration,
     ) -> Result<Option<(Epoch, Beat)>, Failure> {
-        let keys = [Epoch::members_key(self.prefix), Epoch::key(self.prefix)];
+        let keys = [Epoch::members_key(self.keyspace), Epoch::key(self.keyspace)];
         let known = self.epoch.as_ref().map_or(&[][..], |epoch| &epoch.id);
         let beats = self.epoch.map_or(0.0, |epoch| epoch.beats);
         let alive_within = self.alive_within.as_millis().to_string();

@@ -17,7 +17,7 @@ use super::{
     script::{Argument, First},
     shared::{Live, Shared, data_lost},
 };
-use crate::{bucket::Terms, decision::Failure, members::REMEMBERED};
+use crate::{bucket::Terms, decision::Failure, members::REMEMBERED, scope::Keyspace};
 
 /// Between beats.
 const BEAT: Duration = Duration::from_secs(1);
@@ -33,7 +33,7 @@ const PROBE: &str = "#probe";
 pub(super) struct Keeper {
     shared: Weak<Shared>,
     closed: Arc<Notify>,
-    prefix: String,
+    keyspace: Keyspace,
     limiter: String,
     timeout: Duration,
 }
@@ -43,7 +43,7 @@ impl Keeper {
         let keeper = Self {
             shared: Arc::downgrade(shared),
             closed: shared.closed.clone(),
-            prefix: shared.config.prefix.clone(),
+            keyspace: shared.config.keyspace.clone(),
             limiter: shared.limiter.clone(),
             timeout: shared.config.timeout,
         };
@@ -87,7 +87,7 @@ impl Keeper {
         let mut argument = Argument::default();
         argument.key(Terms::new(1.0, 1.0), First::NONE);
         argument.reset(1);
-        let key = format!("{}{PROBE}", config.prefix).into_bytes();
+        let key = config.keyspace.own(PROBE);
         let bytes = argument.into_bytes();
         shared
             .run_in_time(&*session, None, 1.0, vec![key], &bytes)
@@ -100,7 +100,7 @@ impl Keeper {
             .is_some_and(|(known, told)| known.id == told.id);
         if !kept {
             let remembered = config.known.all();
-            for call in lower(&config.prefix, &remembered) {
+            for call in lower(&config.keyspace, &remembered) {
                 send(shared, &*session, told, back, call).await?;
             }
             // Who had lapsed is lost with the data.
@@ -209,7 +209,7 @@ impl Keeper {
         loop {
             let first = payments()
                 .first()
-                .map(|payment| payment.call(&config.prefix, &shared.limiter, Instant::now()));
+                .map(|payment| payment.call(&config.keyspace, &shared.limiter, Instant::now()));
             let Some(call) = first else {
                 return Ok(());
             };
@@ -220,7 +220,7 @@ impl Keeper {
 
     async fn goodbye(&self, live: &Live) {
         let heartbeat = Heartbeat {
-            prefix: &self.prefix,
+            keyspace: &self.keyspace,
             limiter: &self.limiter,
             epoch: None,
             leaves: true,

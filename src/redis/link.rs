@@ -15,7 +15,7 @@ use super::{
     leases::Leases,
     shared::{Shared, Stage, disconnected},
 };
-use crate::{decision::Failure, members::Members, observe::Observer};
+use crate::{decision::Failure, members::Members, observe::Observer, scope::Keyspace};
 
 /// After Redis is back, memory must admit as well for at least so long: longer than the longest
 /// pause between probes and the time-outs around it, so that all have charged what they spent.
@@ -23,7 +23,7 @@ const GRACE: Duration = Duration::from_secs(2);
 
 pub(crate) struct LinkConfig {
     pub(crate) connect: Box<dyn Connect>,
-    pub(crate) prefix: String,
+    pub(crate) keyspace: Keyspace,
     /// One call takes no longer.
     pub(crate) timeout: Duration,
     pub(crate) known: Arc<Known>,

@@ -10,7 +10,7 @@ use super::{
     known::{Known, Remembered},
     script::{Argument, First, Reply},
 };
-use crate::{bucket::Terms, clock::from_us, scope::redis_key};
+use crate::{bucket::Terms, clock::from_us, scope::Keyspace};
 
 /// Buckets in one call.
 const MOST_BUCKETS: usize = 127;
@@ -42,7 +42,7 @@ impl Call {
 }
 
 /// Leaves in each bucket no more than is remembered. Doing it twice does no harm.
-pub(super) fn lower(prefix: &str, remembered: &[Remembered]) -> impl Iterator<Item = Call> {
+pub(super) fn lower(keyspace: &Keyspace, remembered: &[Remembered]) -> impl Iterator<Item = Call> {
     remembered.chunks(MOST_BUCKETS).map(|buckets| {
         let mut argument = Argument::default();
         for bucket in buckets {
@@ -54,7 +54,7 @@ pub(super) fn lower(prefix: &str, remembered: &[Remembered]) -> impl Iterator<It
         Call {
             keys: buckets
                 .iter()
-                .map(|bucket| redis_key(prefix, &bucket.id))
+                .map(|bucket| keyspace.bucket(&bucket.id))
                 .collect(),
             argument: argument.into_bytes(),
             buckets: buckets
@@ -104,11 +104,11 @@ impl Payments {
 }
 
 impl Payment {
-    pub(super) fn call(&self, prefix: &str, limiter: &str, now: Instant) -> Call {
+    pub(super) fn call(&self, keyspace: &Keyspace, limiter: &str, now: Instant) -> Call {
         let mut argument = Argument::default();
         // A bucket that is emptied by the payment, and full again when it is forgotten.
         argument.key(Terms::new(1.0, PAID.as_secs_f64().recip()), First::NONE);
-        let mut keys = vec![format!("{prefix}#paid:{limiter}:{}", self.number).into_bytes()];
+        let mut keys = vec![keyspace.own(&format!("#paid:{limiter}:{}", self.number))];
         // Not charged in the time in which an empty bucket would have refilled in spite of it, it
         // is forgiven, as if it had been charged then.
         let age = now.saturating_duration_since(self.since);
@@ -120,7 +120,7 @@ impl Payment {
             })
             .collect();
         for owed in &due {
-            keys.push(redis_key(prefix, &owed.id));
+            keys.push(keyspace.bucket(&owed.id));
             argument.key(owed.terms, First::NONE);
         }
         argument.once(1);
@@ -165,7 +165,7 @@ mod tests {
         let call = |payments: &Payments| {
             let call = payments
                 .first()
-                .map(|first| first.call("p:", "me", Instant::now()));
+                .map(|first| first.call(&Keyspace::new("p:", [0; 32]), "me", Instant::now()));
             call.map(|call| (call.keys, call.argument))
         };
         let first = call(&payments).expect("one");
@@ -183,10 +183,10 @@ mod tests {
         assert_eq!(
             seen,
             [
-                ("p:#paid:me:1".to_owned(), 2),
-                ("p:#paid:me:2".to_owned(), 128),
-                ("p:#paid:me:3".to_owned(), 128),
-                ("p:#paid:me:4".to_owned(), 47),
+                ("p:|#paid:me:1".to_owned(), 2),
+                ("p:|#paid:me:2".to_owned(), 128),
+                ("p:|#paid:me:3".to_owned(), 128),
+                ("p:|#paid:me:4".to_owned(), 47),
             ]
         );
     }
@@ -197,7 +197,10 @@ mod tests {
         payments.add(&owed(1), Instant::now());
         let keys = |payments: &Payments| {
             let first = payments.first().expect("one");
-            first.call("p:", "me", Instant::now()).keys.len()
+            first
+                .call(&Keyspace::new("p:", [0; 32]), "me", Instant::now())
+                .keys
+                .len()
         };
         tokio::time::advance(Duration::from_secs(12)).await;
         assert_eq!(keys(&payments), 2);

@@ -186,7 +186,7 @@ impl Shared {
         argument: &[u8],
     ) -> Result<Vec<u8>, Failure> {
         if epoch.is_some() {
-            keys.push(Epoch::key(&self.config.prefix));
+            keys.push(Epoch::key(&self.config.keyspace));
         }
         let epoch = epoch.as_ref().map_or(&[][..], |epoch| epoch);
         let part = if back < 1.0 {
@@ -259,7 +259,7 @@ impl Shared {
         leaves: bool,
     ) -> Result<Option<(Epoch, Beat)>, Failure> {
         let heartbeat = Heartbeat {
-            prefix: &self.config.prefix,
+            keyspace: &self.config.keyspace,
             limiter: &self.limiter,
             epoch: self.epoch(),
             leaves,

@@ -10,10 +10,14 @@ const HASH: usize = 16;
 
 /// Bytes that no UTF-8 text holds, so that no name or key can imitate them.
 const HASH_MARK: u8 = 0xFE;
-const KEY_MARK: u8 = 0xFF;
+pub(super) const KEY_MARK: u8 = 0xFF;
 
-/// What distinguishes one bucket from all others, in memory and in Redis: the name, then the
-/// key behind a mark, each by its hash where it is long or secret.
+/// What follows the prefix of a limiter in Redis. No prefix contains it, so that no prefix, with
+/// this byte behind it, begins another.
+pub(crate) const PREFIX_END: char = '|';
+
+/// What distinguishes one bucket from all others within the process: the name, then the key behind
+/// a mark, each by its hash where it is long. A key of several parts has a mark before each.
 #[derive(Clone, Copy)]
 pub(crate) struct BucketId {
     length: u8,
@@ -44,13 +48,8 @@ pub(crate) struct Hashes {
 }
 
 #[inline]
-fn part<'a>(
-    bytes: &'a [u8],
-    hide: bool,
-    secret: &[u8; 32],
-    room: &'a mut [u8; 1 + HASH],
-) -> &'a [u8] {
-    if hide || BucketId::hides(bytes) {
+fn part<'a>(bytes: &'a [u8], secret: &[u8; 32], room: &'a mut [u8; 1 + HASH]) -> &'a [u8] {
+    if bytes.len() > LONGEST_PLAIN {
         hash(bytes, secret, room);
         room
     } else {
@@ -58,7 +57,6 @@ fn part<'a>(
     }
 }
 
-#[cold]
 fn hash(bytes: &[u8], secret: &[u8; 32], to: &mut [u8; 1 + HASH]) {
     to[0] = HASH_MARK;
     to[1..].copy_from_slice(&blake3::keyed_hash(secret, bytes).as_bytes()[..HASH]);
@@ -69,14 +67,13 @@ impl<'a> Lookup<'a> {
     pub(super) fn new(
         name: &'a [u8],
         key: Option<&'a [u8]>,
-        hide_key: bool,
         secret: &[u8; 32],
         hashes: &'a mut Hashes,
     ) -> Self {
         Self {
-            name: part(name, false, secret, &mut hashes.name),
+            name: part(name, secret, &mut hashes.name),
             key: match key {
-                Some(key) => Some(part(key, hide_key, secret, &mut hashes.key)),
+                Some(key) => Some(part(key, secret, &mut hashes.key)),
                 None => None,
             },
         }
@@ -138,13 +135,8 @@ fn name(id: &[u8]) -> &[u8] {
 }
 
 impl BucketId {
-    pub(super) fn new(name: &[u8], key: Option<&[u8]>, hide_key: bool, secret: &[u8; 32]) -> Self {
-        Lookup::new(name, key, hide_key, secret, &mut Hashes::default()).id()
-    }
-
-    /// Whether a part is known by its hash though it is no secret.
-    pub(super) fn hides(part: &[u8]) -> bool {
-        part.len() > LONGEST_PLAIN
+    pub(super) fn new(name: &[u8], key: Option<&[u8]>, secret: &[u8; 32]) -> Self {
+        Lookup::new(name, key, secret, &mut Hashes::default()).id()
     }
 
     pub(crate) fn as_bytes(&self) -> &[u8] {
@@ -165,49 +157,79 @@ impl BucketId {
         self.bytes[at..at + bytes.len()].copy_from_slice(bytes);
         self.length += bytes.len() as u8;
     }
-
-    #[cfg(feature = "redis")]
-    pub(crate) fn redis_key(&self, prefix: &str) -> Vec<u8> {
-        redis_key(prefix, self.as_bytes())
-    }
 }
 
-/// `name` or `name:key`, in characters that no key can use to leave its place: everything but
-/// letters, digits and `-._~@/` is percent-encoded, and `#` starts a hash.
+/// The names of this crate's keys in Redis: those of limiters with different prefixes, or different
+/// names, are different.
 #[cfg(feature = "redis")]
-pub(crate) fn redis_key(prefix: &str, id: &[u8]) -> Vec<u8> {
-    let mut redis_key = Vec::with_capacity(prefix.len() + id.len() + 8);
-    redis_key.extend_from_slice(prefix.as_bytes());
-    let mut hashed = 0;
-    for &byte in id {
-        if hashed > 0 {
-            hashed -= 1;
-            redis_key.extend(hex(byte));
-            continue;
-        }
-        match byte {
-            HASH_MARK => {
-                redis_key.push(b'#');
-                hashed = HASH;
-            }
-            KEY_MARK => redis_key.push(b':'),
-            _ if byte.is_ascii_alphanumeric() || b"-._~@/".contains(&byte) => {
-                redis_key.push(byte);
-            }
-            _ => {
-                redis_key.push(b'%');
-                redis_key.extend(hex(byte));
-            }
-        }
-    }
-    redis_key
+#[derive(Clone)]
+pub(crate) struct Keyspace {
+    /// With its end.
+    prefix: std::sync::Arc<str>,
+    secret: [u8; 32],
 }
 
 #[cfg(feature = "redis")]
-fn hex(byte: u8) -> [u8; 2] {
+impl Keyspace {
+    pub(crate) fn new(prefix: &str, secret: [u8; 32]) -> Self {
+        Self {
+            prefix: format!("{prefix}{PREFIX_END}").into(),
+            secret,
+        }
+    }
+
+    /// With which bucket identities are made.
+    pub(crate) fn secret(&self) -> &[u8; 32] {
+        &self.secret
+    }
+
+    /// `name` or `name:hash of the key`. In a name everything but letters, digits and `-._~@/` is
+    /// percent-encoded, and a hash stands behind a `#`.
+    ///
+    /// All keys are hashed, not only those somebody calls secret: whoever names a bucket need not
+    /// know how others regard its key, and nothing that identifies a person leaves the process.
+    pub(crate) fn bucket(&self, id: &[u8]) -> Vec<u8> {
+        let lookup = Lookup::of(id);
+        let mut redis_key = Vec::with_capacity(self.prefix.len() + lookup.name.len() + 40);
+        redis_key.extend_from_slice(self.prefix.as_bytes());
+        if let [HASH_MARK, hash @ ..] = lookup.name {
+            redis_key.push(b'#');
+            push_hex(&mut redis_key, hash);
+        } else {
+            for &byte in lookup.name {
+                if byte.is_ascii_alphanumeric() || b"-._~@/".contains(&byte) {
+                    redis_key.push(byte);
+                } else {
+                    redis_key.push(b'%');
+                    push_hex(&mut redis_key, &[byte]);
+                }
+            }
+        }
+        if let Some(key) = lookup.key {
+            redis_key.push(b':');
+            match key {
+                [HASH_MARK, hash @ ..] => push_hex(&mut redis_key, hash),
+                _ => {
+                    let mut room = [0; 1 + HASH];
+                    hash(key, &self.secret, &mut room);
+                    push_hex(&mut redis_key, &room[1..]);
+                }
+            }
+        }
+        redis_key
+    }
+
+    /// A key that is no bucket: it begins with `#` or `{`, as no name does.
+    pub(crate) fn own(&self, name: &str) -> Vec<u8> {
+        format!("{}{name}", self.prefix).into_bytes()
+    }
+}
+
+#[cfg(feature = "redis")]
+fn push_hex(to: &mut Vec<u8>, bytes: &[u8]) {
     const DIGITS: &[u8; 16] = b"0123456789abcdef";
-    [
-        DIGITS[usize::from(byte >> 4)],
-        DIGITS[usize::from(byte & 15)],
-    ]
+    for byte in bytes {
+        to.push(DIGITS[usize::from(byte >> 4)]);
+        to.push(DIGITS[usize::from(byte & 15)]);
+    }
 }

@@ -5,6 +5,11 @@ use std::{
     sync::Arc,
 };
 
+use super::id::KEY_MARK;
+
+/// A part that is missing; as `KEY_MARK`, no text contains it.
+const NO_KEY: u8 = 0xFC;
+
 /// Keys up to this many bytes live inside the scope.
 const INLINE: usize = 38;
 
@@ -20,6 +25,34 @@ impl Key {
         let mut writer = KeyWriter::default();
         // A `Display` that reports an error still wrote what it could; that is its key.
         let _ = write!(writer, "{key}");
+        writer.finish()
+    }
+
+    /// One key of several parts, with a byte between them that no text contains.
+    pub(super) fn joined(parts: impl IntoIterator<Item = impl Display>) -> Self {
+        let mut writer = KeyWriter::default();
+        let mut parts = parts.into_iter().enumerate().peekable();
+        if parts.peek().is_none() {
+            return Self::None;
+        }
+        for (n, part) in parts {
+            if n > 0 {
+                writer.push(&[KEY_MARK]);
+            }
+            let _ = write!(writer, "{part}");
+        }
+        writer.finish()
+    }
+
+    /// The same, of parts that are keys, or are missing.
+    pub(super) fn joined_from(parts: &[&Self]) -> Self {
+        let mut writer = KeyWriter::default();
+        for (n, part) in parts.iter().enumerate() {
+            if n > 0 {
+                writer.push(&[KEY_MARK]);
+            }
+            writer.push(part.bytes().unwrap_or(&[NO_KEY]));
+        }
         writer.finish()
     }
 
@@ -61,7 +94,13 @@ impl Default for KeyWriter {
 
 impl Write for KeyWriter {
     fn write_str(&mut self, text: &str) -> fmt::Result {
-        let bytes = text.as_bytes();
+        self.push(text.as_bytes());
+        Ok(())
+    }
+}
+
+impl KeyWriter {
+    fn push(&mut self, bytes: &[u8]) {
         let end = self.length + bytes.len();
         if end <= INLINE {
             self.inline[self.length..end].copy_from_slice(bytes);
@@ -76,11 +115,8 @@ impl Write for KeyWriter {
             self.spilled.extend_from_slice(bytes);
         }
         self.length = end;
-        Ok(())
     }
-}
 
-impl KeyWriter {
     fn finish(self) -> Key {
         if let Some(whole) = self.whole {
             Key::Shared(whole)

@@ -65,16 +65,6 @@ impl LiveScope {
         self.map(|scope| scope.cost(tokens))
     }
 
-    /// As [`Scope::secret`].
-    ///
-    /// ```
-    /// # use tower_throttle::{LiveQuota, Quota};
-    /// let scope = LiveQuota::new(Quota::per_minute(60.0)).scope("api-key").secret();
-    /// ```
-    pub fn secret(self) -> Self {
-        self.map(Scope::secret)
-    }
-
     /// As [`Scope::fallback`].
     ///
     /// ```

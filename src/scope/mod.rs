@@ -11,8 +11,8 @@ use std::{
 };
 
 #[cfg(feature = "redis")]
-pub(crate) use self::id::redis_key;
-pub(crate) use self::id::{BucketId, Hashes, Lookup};
+pub(crate) use self::id::Keyspace;
+pub(crate) use self::id::{BucketId, Hashes, Lookup, PREFIX_END};
 use self::key::Key;
 pub use self::{
     live::LiveScope,
@@ -49,7 +49,6 @@ pub struct Scope {
     quota: Quota,
     cost: f64,
     costed: bool,
-    secret: bool,
     fallback: OwnFallback,
     /// The fixed part of the fallback, where it has one.
     part: f64,
@@ -120,7 +119,6 @@ impl Scope {
             quota,
             cost: 1.0,
             costed: false,
-            secret: false,
             fallback: OwnFallback::None,
             part: 0.0,
         }
@@ -144,6 +142,36 @@ impl Scope {
         }
     }
 
+    /// The same limit, in a bucket of its own for each combination of `keys`: what
+    /// [`by`](Self::by) finds with a tuple.
+    ///
+    /// Combinations that differ in any key are different buckets, whatever the keys contain: a
+    /// key `a/b` is not the keys `a` and `b`. One key alone is the same as [`key`](Self::key).
+    ///
+    /// ```
+    /// # use tower_throttle::{Quota, Scope};
+    /// const PER_USER: Scope = Quota::per_second(5.0).scope("user");
+    /// assert_ne!(PER_USER.keys(["GET", "ann"]), PER_USER.key("GET/ann"));
+    /// assert_eq!(PER_USER.keys(["ann"]), PER_USER.key("ann"));
+    /// ```
+    pub fn keys(&self, keys: impl IntoIterator<Item = impl Display>) -> Self {
+        Self {
+            name: self.name.clone(),
+            key: Key::joined(keys),
+            ..*self
+        }
+    }
+
+    /// As `keys`, of the keys that these scopes have.
+    pub(crate) fn keys_of(&self, scopes: &[&Self]) -> Self {
+        let keys: Vec<_> = scopes.iter().map(|scope| &scope.key).collect();
+        Self {
+            name: self.name.clone(),
+            key: Key::joined_from(&keys),
+            ..*self
+        }
+    }
+
     /// What this acquisition takes, in tokens.
     ///
     /// Never panics, because a cost often comes from a request: zero takes nothing; NaN,
@@ -159,19 +187,6 @@ impl Scope {
     pub const fn cost(mut self, tokens: f64) -> Self {
         self.cost = tokens;
         self.costed = true;
-        self
-    }
-
-    /// The key is a secret, such as an API key: it leaves the process only as a keyed hash.
-    ///
-    /// ```
-    /// # use tower_throttle::{Quota, Scope};
-    /// const PER_KEY: Scope = Quota::per_minute(60.0).scope("api-key").secret();
-    /// let scope = PER_KEY.key("sk-3f9a");
-    /// # let _ = scope;
-    /// ```
-    pub const fn secret(mut self) -> Self {
-        self.secret = true;
         self
     }
 
@@ -255,10 +270,6 @@ impl Scope {
         self
     }
 
-    pub(crate) fn key_bytes(&self) -> Option<&[u8]> {
-        self.key.bytes()
-    }
-
     pub(crate) fn unkeyed(&self) -> Self {
         Self {
             name: self.name.clone(),
@@ -274,36 +285,18 @@ impl Scope {
 
     /// Whether both name the same bucket.
     pub(crate) fn same_bucket(&self, other: &Self) -> bool {
-        // As the stores see it: only a short key is known by another name where it is secret.
-        let hidden = |scope: &Self| {
-            scope
-                .key
-                .bytes()
-                .is_some_and(|key| scope.secret || BucketId::hides(key))
-        };
-        self.name() == other.name() && self.key == other.key && hidden(self) == hidden(other)
+        self.name() == other.name() && self.key == other.key
     }
 
     /// By what a store is asked for this bucket.
     #[inline]
     pub(crate) fn lookup<'a>(&'a self, secret: &[u8; 32], hashes: &'a mut Hashes) -> Lookup<'a> {
-        Lookup::new(
-            self.name().as_bytes(),
-            self.key.bytes(),
-            self.secret,
-            secret,
-            hashes,
-        )
+        Lookup::new(self.name().as_bytes(), self.key.bytes(), secret, hashes)
     }
 
     /// How a store knows this bucket.
     pub(crate) fn id(&self, secret: &[u8; 32]) -> BucketId {
-        BucketId::new(
-            self.name().as_bytes(),
-            self.key.bytes(),
-            self.secret,
-            secret,
-        )
+        BucketId::new(self.name().as_bytes(), self.key.bytes(), secret)
     }
 }
 
@@ -335,68 +328,138 @@ mod tests {
     }
 
     #[test]
-    fn long_and_secret_parts_are_hashed() {
+    fn long_parts_are_hashed() {
         let long = Scope::new("n".repeat(10_000), SITE.quota());
         assert!(long.id(&SALT).as_bytes().len() < 40);
         let key = SITE.key("k".repeat(10_000));
         assert!(key.id(&SALT).as_bytes().len() < 40);
-        let secret = SITE.secret().key("hunter2");
-        assert!(
-            !secret
-                .id(&SALT)
-                .as_bytes()
-                .windows(7)
-                .any(|part| part == b"hunter2")
-        );
-        assert_ne!(
-            secret.id(&SALT).as_bytes(),
-            secret.id(&[8; 32]).as_bytes(),
-            "the hash is keyed"
-        );
-        assert!(!format!("{secret:?}").contains("hunter2"));
+        assert!(!format!("{:?}", SITE.key("hunter2")).contains("hunter2"));
     }
 
     #[cfg(feature = "redis")]
-    #[test]
-    fn redis_keys_are_readable_and_escaped() {
-        let redis_key = |scope: &Scope| {
-            String::from_utf8(scope.id(&SALT).redis_key("throttle:v1:")).expect("ASCII")
-        };
-        assert_eq!(redis_key(&SITE), "throttle:v1:site");
-        assert_eq!(redis_key(&SITE.key("a-b_c")), "throttle:v1:site:a-b_c");
-        assert_eq!(redis_key(&SITE.key("")), "throttle:v1:site:");
-        assert_eq!(
-            redis_key(&SITE.key("a:{b}\0%#")),
-            "throttle:v1:site:a%3a%7bb%7d%00%25%23"
-        );
-        assert!(redis_key(&SITE.secret().key("x")).starts_with("throttle:v1:site:#"));
+    mod in_redis {
+        use super::*;
+
+        fn redis_key(prefix: &str, scope: &Scope) -> String {
+            let id = scope.id(&SALT);
+            let key = Keyspace::new(prefix, SALT).bucket(id.as_bytes());
+            String::from_utf8(key).expect("ASCII")
+        }
+
+        #[test]
+        fn names_are_readable_and_keys_are_hashed() {
+            let default = |scope: &Scope| redis_key("throttle:v1", scope);
+            let name = |name: &str| Scope::new(name, SITE.quota());
+            assert_eq!(default(&SITE), "throttle:v1|site");
+            assert_eq!(default(&name("a-b_c/d")), "throttle:v1|a-b_c/d");
+            assert_eq!(
+                default(&name("a:{b}\0%#|")),
+                "throttle:v1|a%3a%7bb%7d%00%25%23%7c"
+            );
+            for key in ["", "a", "192.0.2.1", "hunter2", &"k".repeat(65)] {
+                let stored = default(&SITE.key(key));
+                let hash = stored.strip_prefix("throttle:v1|site:").expect("the name");
+                assert_eq!(hash.len(), 32, "{stored}");
+                assert!(hash.bytes().all(|byte| byte.is_ascii_hexdigit()));
+            }
+            let long = default(&name(&"n".repeat(65)));
+            assert_eq!(long.len(), "throttle:v1|#".len() + 32);
+        }
+
+        #[test]
+        fn the_hash_of_a_key_depends_on_the_secret() {
+            let id = SITE.key("a").id(&SALT);
+            let [one, two] = [SALT, [8; 32]].map(|salt| Keyspace::new("p", salt));
+            assert_ne!(one.bucket(id.as_bytes()), two.bucket(id.as_bytes()));
+        }
+
+        /// Long enough to be hashed, or not, out of the characters that have a meaning somewhere.
+        fn text(alphabet: &'static str) -> impl Strategy<Value = String> {
+            let of = |length| {
+                let pattern = format!("[{alphabet}]{length}");
+                proptest::string::string_regex(&pattern).expect("a pattern")
+            };
+            prop_oneof![4 => of("{0,4}"), 1 => of("{64,66}")]
+        }
+
+        type Parts = (String, String, Option<String>);
+
+        fn parts() -> impl Strategy<Value = Parts> {
+            let name = text("a:#%{}/|*é").prop_map(|name| format!("a{name}"));
+            let key = proptest::option::of(text("a:#%{}/|*é\u{0}"));
+            (text("a:#%{}/é"), name, key)
+        }
+
+        /// The same prefix, or one that continues the other; and what would follow it, moved from
+        /// one part to the next.
+        fn neighbours() -> impl Strategy<Value = (Parts, Parts)> {
+            let moved = (parts(), parts()).prop_flat_map(|(one, other)| {
+                let (prefix, name, key) = one.clone();
+                let last = key.clone().filter(|key| !key.is_empty());
+                let last = last.unwrap_or_else(|| "a".to_owned());
+                let near = vec![
+                    other,
+                    one.clone(),
+                    (format!("{prefix}{name}:"), last, None),
+                    (format!("{prefix}{name}:"), name.clone(), key.clone()),
+                    (prefix.clone(), format!("{name}:a"), None),
+                    (prefix.clone(), name.clone(), None),
+                    (prefix.clone(), name.clone(), Some(String::new())),
+                    (String::new(), format!("{prefix}{name}"), key),
+                    (prefix, "#limiters".to_owned(), None),
+                ];
+                (Just(one), proptest::sample::select(near))
+            });
+            moved.prop_filter("such a prefix is rejected", |(_, (prefix, ..))| {
+                !prefix.contains(['|', '*'])
+            })
+        }
+
+        proptest! {
+            #![proptest_config(crate::bucket::law::seeded())]
+
+            /// Different prefixes, names or keys are different keys of Redis, and the pattern of
+            /// a prefix matches the keys of that prefix alone.
+            #[test]
+            fn different_parts_are_different_keys((one, two) in neighbours()) {
+                let stored = |(prefix, name, key): &Parts| {
+                    let scope = Scope::new(name.clone(), SITE.quota());
+                    redis_key(prefix, &match key {
+                        Some(key) => scope.key(key),
+                        None => scope,
+                    })
+                };
+                let (a, b) = (stored(&one), stored(&two));
+                prop_assert_eq!(a == b, one == two, "{} {}", a, b);
+                prop_assert_eq!(a.starts_with(&format!("{}|", two.0)), one.0 == two.0);
+                for own in ["{#}limiters", "{#}epoch", "#probe", "#paid:me:1"] {
+                    let own = Keyspace::new(&two.0, SALT).own(own);
+                    prop_assert_ne!(a.as_bytes(), own);
+                }
+            }
+        }
     }
 
     proptest! {
         #![proptest_config(crate::bucket::law::seeded())]
 
-        /// No name and key are the bucket of another name and key, in either store.
+        /// No name and key are the bucket of another name and key.
         #[test]
         fn buckets_never_meet(
-            a in ("[a:#%{]{1,3}", proptest::option::of("[a:#%{\u{0}]{0,3}"), any::<bool>()),
-            b in ("[a:#%{]{1,3}", proptest::option::of("[a:#%{\u{0}]{0,3}"), any::<bool>()),
+            a in ("[a:#%{]{1,3}", proptest::option::of("[a:#%{\u{0}]{0,3}")),
+            b in ("[a:#%{]{1,3}", proptest::option::of("[a:#%{\u{0}]{0,3}")),
         ) {
-            let make = |(name, key, secret): &(String, Option<String>, bool)| {
-                let mut scope = Scope::new(name.clone(), SITE.quota());
-                if let Some(key) = key {
-                    scope = scope.key(key);
-                    if *secret {
-                        scope = scope.secret();
-                    }
+            let make = |(name, key): &(String, Option<String>)| {
+                let scope = Scope::new(name.clone(), SITE.quota());
+                match key {
+                    Some(key) => scope.key(key),
+                    None => scope,
                 }
-                scope
             };
             let (one, two) = (make(&a), make(&b));
-            let (id, other) = (one.id(&SALT), two.id(&SALT));
             let same = one.same_bucket(&two);
-            prop_assert_eq!(id.as_bytes() == other.as_bytes(), same);
-            #[cfg(feature = "redis")]
-            prop_assert_eq!(id.redis_key("p:") == other.redis_key("p:"), same);
+            prop_assert_eq!(same, a == b);
+            prop_assert_eq!(one.id(&SALT).as_bytes() == two.id(&SALT).as_bytes(), same);
         }
     }
 }

@@ -91,7 +91,7 @@ pub(crate) struct Setup {
 const RIGHTS: [&str; 15] = [
     "on",
     ">secret",
-    "~throttle:v1:*",
+    "~throttle:v1|*",
     "+evalsha",
     "+eval",
     "+time",

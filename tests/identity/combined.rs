@@ -36,10 +36,10 @@ async fn a_tuple_of_keys_is_a_bucket_for_each_combination() {
         );
     }
     assert_eq!(limiter.scopes_held(), 3);
-    // A header's value is a secret in a combination, too.
-    let plain = USER.key("GET/a");
-    assert_eq!(limiter.peek(&plain).await.tokens(), 10.0);
-    assert_eq!(limiter.peek(&plain.secret()).await.tokens().floor(), 9.0);
+    // It is named by its keys, which are not one text.
+    let named = USER.keys(["GET", "a"]);
+    assert_eq!(limiter.peek(&named).await.tokens().floor(), 9.0);
+    assert_eq!(limiter.peek(&USER.key("GET/a")).await.tokens(), 10.0);
     // Methods that a client makes up have one bucket together.
     let made_up = |name| by.extract(&of(name, "a")).iter().next().cloned();
     assert_eq!(made_up("BREW"), made_up("PROPFIND"));
@@ -84,7 +84,7 @@ async fn a_tuple_of_limits_takes_from_all_or_none() {
     assert!(ScopeExtractor::<Request<()>>::fixed(&both).is_none());
     assert_eq!(names(&both, &of("GET", "a")), ["site", "user"]);
     assert_eq!(names(&both, &Request::new(())), ["site"]);
-    let user = USER.secret().key("a");
+    let user = USER.key("a");
     limiter.try_acquire(user.clone().cost(10.0)).await.unwrap();
     let refused = limiter.try_acquire(both.extract(&of("GET", "a"))).await;
     assert_eq!(refused.unwrap_err().scope(), "user");

@@ -214,7 +214,7 @@ async fn a_function_finds_keys_too() {
     let hello = Router::new().route("/", get(async || "hello"));
     let server = serve("127.0.0.1:0", hello.layer(limit.respond_http())).await;
     assert_eq!(raw(server, b"").await.0, 200);
-    let bucket = CLIENT.key("GET/127.0.0.1");
+    let bucket = CLIENT.keys(["GET", "127.0.0.1"]);
     assert_eq!(limiter.peek(&bucket).await.tokens().floor(), 1.0);
 }
 
@@ -281,7 +281,7 @@ async fn routes_and_users() {
     ] {
         assert_eq!(status(false, path, "ann").await, expected, "{path}");
     }
-    let bucket = ROUTE.key("GET/~1api~1deep~1{id}/ann");
+    let bucket = ROUTE.keys(["GET", "/api/deep/{id}", "ann"]);
     assert_eq!(limiter.peek(&bucket).await.tokens().floor(), 0.0);
     // Without a user there is no key, and that is not limited here.
     for _ in 0..4 {

@@ -20,7 +20,7 @@ const PAUSE: f64 = 0.2;
 fn keys() -> impl Iterator<Item = String> {
     SCOPES.iter().map(|kind| {
         let name = kind.name.replace(',', "%2c").replace(' ', "%20");
-        format!("throttle:v1:{name}")
+        format!("throttle:v1|{name}")
     })
 }
 
