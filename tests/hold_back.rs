@@ -150,6 +150,26 @@ mod shared {
     }
 
     #[tokio::test(flavor = "multi_thread")]
+    async fn a_hold_needs_no_room_in_this_process() {
+        let server = RedisServer::start().await;
+        let builder = Limiter::builder().redis(server.url()).max_scopes(1);
+        let limiter = builder.redis_timeout(10 * SECOND).build().expect("a URL");
+        // The one bucket of which a level is kept.
+        limiter.try_acquire(API.key("first")).await.expect("full");
+        for n in 0..100 {
+            limiter.hold_back(&API.key(n), 60 * SECOND);
+        }
+        for n in 0..100 {
+            let refused = limiter
+                .try_acquire(API.key(n))
+                .await
+                .expect_err("held back");
+            assert!(refused.retry_after() > Some(50 * SECOND), "{refused:?}");
+        }
+        limiter.try_acquire(API.key("other")).await.expect("full");
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
     async fn while_redis_is_away_memory_holds_back_and_redis_hears_of_it() {
         let server = RedisServer::start().await;
         let proxy = Proxy::start(server.port()).await;

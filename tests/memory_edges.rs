@@ -42,7 +42,7 @@ async fn strangers_in_pairs_are_bounded_too() {
         limiter.try_acquire(pair).await.unwrap();
     }
     assert!(
-        limiter.scopes_held() <= 1_002,
+        limiter.scopes_held() <= 1_000 + 1_024,
         "{} held",
         limiter.scopes_held()
     );
@@ -179,6 +179,89 @@ async fn too_many_scopes_are_rejected_without_comparing_them() {
             .await
             .is_ok()
     );
+}
+
+/// 5 tokens an hour, as for log-ins; one client with many addresses fills the memory.
+#[tokio::test(start_paused = true)]
+async fn newcomers_are_admitted_while_memory_is_full() {
+    let limiter = Limiter::builder().max_scopes(1_000).build().unwrap();
+    let login = Quota::per_hour(5.0).scope("login");
+    for n in 0..1_005 {
+        let _ = limiter
+            .try_acquire(login.key(format_args!("attacker-{n}")))
+            .await;
+    }
+    let mut admitted = 0;
+    for n in 0..1_000 {
+        let newcomer = login.key(format_args!("newcomer-{n}"));
+        admitted += u32::from(limiter.try_acquire(newcomer).await.is_ok());
+    }
+    println!("{admitted} of 1000 newcomers were admitted");
+    assert!(
+        admitted >= 980,
+        "{admitted} of 1000 newcomers were admitted"
+    );
+}
+
+/// As the README states it: of 1,024 overflow buckets of 5 an hour, 1.4 tokens a second come back, and
+/// an attacker who asks for ten times as much leaves a tenth to newcomers.
+#[tokio::test(start_paused = true)]
+async fn newcomers_share_what_an_attacker_leaves() {
+    let limiter = Limiter::builder().max_scopes(1_000).build().unwrap();
+    let login = Quota::per_hour(5.0).scope("login");
+    for n in 0..1_000 {
+        let held = login.key(n).cost(5.0);
+        limiter.try_acquire(held).await.unwrap();
+    }
+    let (mut newcomers, mut admitted) = (0.0, 0.0);
+    for second in 0..3_000 {
+        for n in 0..14 {
+            let key = format!("attacker-{second}-{n}");
+            let _ = limiter.try_acquire(login.key(key)).await;
+        }
+        if second >= 1_000 && second % 2 == 0 {
+            let newcomer = login.key(format_args!("newcomer-{second}"));
+            newcomers += 1.0;
+            admitted += f64::from(limiter.try_acquire(newcomer).await.is_ok());
+        }
+        advance(S).await;
+    }
+    println!("{admitted} of {newcomers} newcomers were admitted");
+    let part = admitted / newcomers;
+    assert!((0.04..0.16).contains(&part), "{part}");
+}
+
+/// What is meant for one key: each of these would otherwise reach a bucket of many.
+#[tokio::test(start_paused = true)]
+async fn a_pause_or_a_lower_level_never_falls_on_newcomers() {
+    let login = Quota::per_hour(5.0).scope("login");
+    for kind in ["pause", "lower"] {
+        let limiter = Limiter::builder().max_scopes(1_000).build().unwrap();
+        for n in 0..1_000 {
+            limiter.try_acquire(login.key(n)).await.unwrap();
+        }
+        let client = |n: u32| login.key(format_args!("client-{n}"));
+        for n in 0..10_000 {
+            match kind {
+                "pause" => limiter.hold_back(&client(n), 9 * S),
+                _ => limiter.lower_to(&client(n), 0.0),
+            }
+        }
+        // It holds for those it was meant for, as far as there is room for them.
+        for n in [0, 500, 1_000] {
+            assert!(limiter.try_acquire(client(n)).await.is_err(), "{kind} {n}");
+        }
+        assert!(limiter.scopes_held() <= 1_000 + 1_024, "{kind}");
+        let mut admitted = 0;
+        for n in 0..1_000 {
+            let newcomer = login.key(format_args!("newcomer-{n}"));
+            admitted += u32::from(limiter.try_acquire(newcomer).await.is_ok());
+        }
+        assert!(admitted >= 980, "{kind}: {admitted} of 1000 newcomers");
+        // Over some time it is over.
+        advance(3_600 * S).await;
+        limiter.try_acquire(client(0)).await.unwrap();
+    }
 }
 
 #[tokio::test(start_paused = true)]

@@ -231,6 +231,16 @@ async fn a_scrape_holds_what_dashboard_and_alerts_ask_for() {
     sleeper.abort();
     let _ = sleeper.await;
 
+    // A memory that is full; what it holds leaves the gauge with it.
+    let full = Limiter::builder().max_scopes(1).build().expect("settings");
+    for key in 0..4 {
+        full.try_acquire(LOCAL.key(key))
+            .await
+            .expect("full buckets");
+    }
+    assert_eq!(full.overflowed(), 3);
+    drop(full);
+
     let request = |policy: &str, outcome: &str, backend: &str| {
         format!(
             "tower_throttle_requests_total{{policy=\"{policy}\",outcome=\"{outcome}\",\
@@ -246,7 +256,7 @@ async fn a_scrape_holds_what_dashboard_and_alerts_ask_for() {
         ("tenant", "impossible", "redis", 1.0),
         ("login", "admitted", "redis", 2.0),
         ("tried", "admitted", "redis", 1.0),
-        ("local", "admitted", "memory", 1.0),
+        ("local", "admitted", "memory", 5.0),
         ("local", "rejected", "memory", 1.0),
         ("tokens", "admitted", "redis", 3.0),
         ("paced", "admitted", "redis", 4.0),
@@ -254,6 +264,8 @@ async fn a_scrape_holds_what_dashboard_and_alerts_ask_for() {
     ] {
         assert_eq!(before.value(&request(policy, outcome, backend)), count);
     }
+    let overflow = "tower_throttle_overflow_total{policy=\"local\"}";
+    assert_eq!(before.value(overflow), 3.0);
     assert_eq!(before.value(&cost("reserved")), 300.0);
     assert_eq!(before.value(&cost("settled")), 150.0);
     assert_eq!(before.value(&cost("refunded")), 330.0);
@@ -359,8 +371,8 @@ fn the_dashboard_is_one() {
             assert_eq!(count(open), count(close), "{query}");
         }
     }
-    assert_eq!(rules().len(), 3);
-    assert_eq!(ALERTS.matches("- alert: ").count(), 3);
+    assert_eq!(rules().len(), 4);
+    assert_eq!(ALERTS.matches("- alert: ").count(), 4);
 }
 
 /// Of a limiter that goes, nothing stays in the gauges; and one that is made where the recorder

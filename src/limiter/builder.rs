@@ -176,8 +176,17 @@ impl LimiterBuilder {
         self
     }
 
-    /// How many buckets memory holds at most; a million unless said. Past it, scopes that are
-    /// not known share one overflow bucket per name.
+    /// How many buckets memory holds at most. Defaults to a million. A bucket that is full again is
+    /// not held.
+    ///
+    /// While so many are held, a scope that is not among them shares one of 1,024 overflow buckets
+    /// of its name, which a hash seeded at random chooses; scopes that are held keep their buckets.
+    /// [`Limiter::overflowed`] counts the decisions of overflow buckets, which are held beside the
+    /// others: up to 1,024 for each name, and 65,536 in all.
+    ///
+    /// [`hold_back`](Limiter::hold_back) and [`lower_to`](Limiter::lower_to) are never applied to a
+    /// bucket that is shared: a further 1,024 buckets are held for them, and beyond those they are
+    /// not applied at all. [`reset`](Limiter::reset) does not fill a shared bucket.
     ///
     /// ```
     /// # use tower_throttle::Limiter;

@@ -65,7 +65,7 @@ impl Core {
             Origin::Grace => false,
             _ => return None,
         };
-        let mut most = f64::INFINITY;
+        let (mut most, mut known) = (f64::INFINITY, f64::INFINITY);
         if let Some(remote) = &self.remote {
             let (tripped, recovered) = remote.last_outage();
             // What Redis told after the outage, memory need not follow: it spends beside it.
@@ -77,7 +77,7 @@ impl Core {
                 // what they have reserved must not count twice.
                 let reserved = self.turns.reserved(id, Origin::Redis);
                 let level = (level + reserved).min(scope.quota().capacity());
-                most = level / self.shares.divisor(scope);
+                known = level / self.shares.divisor(scope);
             }
             if let Fallback::Strict(_) = self.shares.policy(scope) {
                 let since = if owes { remote.away_since() } else { tripped };
@@ -89,6 +89,7 @@ impl Core {
         Some(StandIn {
             whole: whole(scope),
             most,
+            known,
             owes,
         })
     }
@@ -329,7 +330,7 @@ impl Core {
             None => {
                 let terms = whole(scope);
                 let hold_back = |bucket: &mut Bucket| bucket.hold_back(us, terms);
-                self.memory.with(&id.lookup(), terms, hold_back);
+                self.memory.with_own(&id.lookup(), terms, hold_back);
             }
             Some(remote) => {
                 self.shares.hold_back(scope, us);
@@ -345,7 +346,7 @@ impl Core {
         match &self.remote {
             None => {
                 let lower = |bucket: &mut Bucket| bucket.lower(tokens);
-                self.memory.with(&id.lookup(), whole(scope), lower);
+                self.memory.with_own(&id.lookup(), whole(scope), lower);
             }
             // What is known to be lower need not be said.
             Some(remote) => {

@@ -375,8 +375,8 @@ impl Limiter {
         self.core.memory.scopes()
     }
 
-    /// Decisions that an overflow bucket made, because
-    /// [`max_scopes`](LimiterBuilder::max_scopes) were held.
+    /// Decisions of an overflow bucket, which several scopes share, because
+    /// [`max_scopes`](LimiterBuilder::max_scopes) buckets were held.
     ///
     /// ```
     /// # use tower_throttle::Limiter;

@@ -130,6 +130,7 @@ impl Shares {
         let stand_in = StandIn {
             whole,
             most: f64::INFINITY,
+            known: f64::INFINITY,
             owes: true,
         };
         let id = scope.id(&self.salt);
@@ -188,12 +189,13 @@ impl Shares {
         let stand_in = StandIn {
             whole,
             most: f64::INFINITY,
+            known: f64::INFINITY,
             owes: false,
         };
         let id = scope.id(&self.salt);
         self.memory
-            .with_stand_in(&id, terms, stand_in, |bucket, _| {
-                bucket.hold_back(us, terms)
+            .with_own_stand_in(&id, terms, stand_in, |bucket, _| {
+                bucket.hold_back(us, terms);
             });
     }
 
@@ -203,6 +205,7 @@ impl Shares {
         let stand_in = StandIn {
             whole: whole(scope),
             most: f64::INFINITY,
+            known: f64::INFINITY,
             owes: false,
         };
         let give_back = |bucket: &mut Bucket, _: &mut f64| bucket.give_back(scope.tokens(), terms);

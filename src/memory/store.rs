@@ -28,14 +28,19 @@ const SWEEP_PAUSE_US: f64 = 1_000_000.0;
 /// In so many turns of `tidy` all shards are swept.
 const TURNS: usize = 8;
 
-/// Names that get an overflow bucket of their own.
-const OVERFLOW_NAMES: usize = 1_024;
+/// Overflow buckets of each name. Whoever wants to empty them has to come as many times as often as
+/// for one, and cannot choose among them.
+const OVERFLOW_SPREAD: u64 = 1_024;
+
+/// With so many overflow buckets in all, further names have no overflow buckets of their own: they
+/// share `OVERFLOW_SPREAD` more.
+const MOST_OVERFLOW: usize = 63 * 1_024;
+
+/// Buckets beyond `max_scopes` for those that are paused or lowered, which must not be shared.
+const RESERVED: usize = 1_024;
 
 /// A byte that no name holds.
 const OVERFLOW_MARK: u8 = 0xFD;
-
-/// Another, behind the name of a further overflow bucket.
-const NEXT_MARK: u8 = 0xFF;
 
 /// One bucket's part in an acquisition.
 #[derive(Clone, Copy)]
@@ -54,8 +59,19 @@ pub(crate) struct StandIn {
     pub(crate) whole: Terms,
     /// The level must not be above this, whatever was left here from earlier.
     pub(crate) most: f64,
+    /// The last known level of this very bucket, which says nothing of one that is shared.
+    pub(crate) known: f64,
     /// Whether what is taken here is owed to that one. Where it grants as well, nothing is.
     pub(crate) owes: bool,
+}
+
+impl StandIn {
+    fn most(&self, shared: bool) -> f64 {
+        match shared {
+            true => self.most,
+            false => self.most.min(self.known),
+        }
+    }
 }
 
 /// What is owed to the other store for one bucket.
@@ -75,15 +91,16 @@ pub(crate) struct Debt {
 ///
 /// A full bucket equals an absent one, so full ones are dropped whenever a shard has doubled;
 /// nothing runs in the background. Once `max_scopes` buckets are held that are not full, a
-/// scope that is not among them shares an overflow bucket with all such of its name: memory
-/// stays bounded, known scopes keep their buckets, and nobody is refused for being new.
+/// scope that is not among them shares one of the overflow buckets of its name, which a seeded hash
+/// chooses: memory stays bounded, known scopes keep their buckets, and nobody is refused for being
+/// new. What is meant for one bucket, a pause or a lower level, is never applied to a shared one.
 pub(crate) struct MemoryStore {
     shards: Box<[Shard]>,
     hasher: Hashing,
     clock: Clock,
     max_scopes: usize,
     scopes: AtomicUsize,
-    overflow_names: AtomicUsize,
+    overflow: AtomicUsize,
     overflowed: AtomicU64,
     /// Whether any bucket may owe something.
     owing: AtomicBool,
@@ -118,7 +135,7 @@ impl MemoryStore {
             clock: Clock::new(),
             max_scopes,
             scopes: AtomicUsize::new(0),
-            overflow_names: AtomicUsize::new(0),
+            overflow: AtomicUsize::new(0),
             overflowed: AtomicU64::new(0),
             owing: AtomicBool::new(false),
             meter: Meter::new(),
@@ -127,7 +144,7 @@ impl MemoryStore {
 
     /// Buckets held.
     pub(crate) fn scopes(&self) -> usize {
-        self.scopes.load(Ordering::Relaxed) + self.overflow_names.load(Ordering::Relaxed)
+        self.scopes.load(Ordering::Relaxed) + self.overflow.load(Ordering::Relaxed)
     }
 
     /// Visits that went to an overflow bucket.
@@ -154,7 +171,7 @@ impl MemoryStore {
         }
         drop(guard);
         let take = |bucket: &mut Bucket| take(bucket, terms, cost);
-        self.with_new(id, hash, terms, |held, now| held.visit(now, terms, take))
+        self.with_new(id, hash, terms, |held, now, _| held.visit(now, terms, take))
     }
 
     /// Runs `f` on the bucket, brought to now, and keeps what it leaves.
@@ -164,7 +181,17 @@ impl MemoryStore {
         terms: Terms,
         f: impl FnOnce(&mut Bucket) -> T,
     ) -> T {
-        self.visit(id, terms, |held, now| held.visit(now, terms, f))
+        self.visit(id, terms, |held, now, _| held.visit(now, terms, f))
+    }
+
+    /// As `with`, on a bucket that is not shared. None where it would be, and nothing was done.
+    pub(crate) fn with_own<T>(
+        &self,
+        id: &Lookup<'_>,
+        terms: Terms,
+        f: impl FnOnce(&mut Bucket) -> T,
+    ) -> Option<T> {
+        self.visit_own(id, terms, |held, now| held.visit(now, terms, f))
     }
 
     /// As `with`, on a bucket that stands in for another; `f` also changes what is owed.
@@ -175,29 +202,80 @@ impl MemoryStore {
         stand_in: StandIn,
         f: impl FnOnce(&mut Bucket, &mut f64) -> T,
     ) -> T {
-        self.visit(&id.lookup(), terms, |held, now| {
-            let mut bucket = held.bucket();
-            bucket.visit(now, terms);
-            let mut owed = still_owed(held.owed(), &bucket, terms);
-            bucket.lower(stand_in.most);
-            let result = f(&mut bucket, &mut owed);
-            self.store(held, &bucket, owed, terms, stand_in.whole);
-            result
+        self.visit(&id.lookup(), terms, |held, now, shared| {
+            self.visit_stand_in(held, now, shared, terms, stand_in, f)
         })
     }
 
-    fn visit<T>(
+    /// As `with_stand_in`, on a bucket that is not shared. None where it would be, and nothing was
+    /// done.
+    pub(crate) fn with_own_stand_in<T>(
+        &self,
+        id: &BucketId,
+        terms: Terms,
+        stand_in: StandIn,
+        f: impl FnOnce(&mut Bucket, &mut f64) -> T,
+    ) -> Option<T> {
+        self.visit_own(&id.lookup(), terms, |held, now| {
+            self.visit_stand_in(held, now, false, terms, stand_in, f)
+        })
+    }
+
+    fn visit_stand_in<T>(
+        &self,
+        held: &mut Held,
+        now: f64,
+        shared: bool,
+        terms: Terms,
+        stand_in: StandIn,
+        f: impl FnOnce(&mut Bucket, &mut f64) -> T,
+    ) -> T {
+        let mut bucket = held.bucket();
+        bucket.visit(now, terms);
+        let mut owed = still_owed(held.owed(), &bucket, terms);
+        bucket.lower(stand_in.most(shared));
+        let result = f(&mut bucket, &mut owed);
+        self.store(held, &bucket, owed, terms, stand_in.whole);
+        result
+    }
+
+    fn visit_own<T>(
         &self,
         id: &Lookup<'_>,
         terms: Terms,
         visit: impl FnOnce(&mut Held, f64) -> T,
+    ) -> Option<T> {
+        let hash = id.hash(&self.hasher);
+        let mut buckets = self.shard(hash).lock();
+        let now = self.clock.now_us();
+        let place = match buckets.table.find(hash, id) {
+            Some(place) => place,
+            None => {
+                let most = self.max_scopes.saturating_add(RESERVED);
+                if !self.has_room(&mut buckets, now) && self.scopes.load(Ordering::Relaxed) >= most
+                {
+                    return None;
+                }
+                self.scopes.fetch_add(1, Ordering::Relaxed);
+                self.insert(&mut buckets, hash, id.id().as_bytes(), now, terms)
+            }
+        };
+        Some(visit(buckets.table.value(place), now))
+    }
+
+    /// `visit` also learns whether the bucket is shared.
+    fn visit<T>(
+        &self,
+        id: &Lookup<'_>,
+        terms: Terms,
+        visit: impl FnOnce(&mut Held, f64, bool) -> T,
     ) -> T {
         let hash = id.hash(&self.hasher);
         let shard = self.shard(hash);
         let mut buckets = shard.lock();
         if let Some(place) = buckets.table.find(hash, id) {
             let now = self.clock.now_us();
-            return visit(buckets.table.value(place), now);
+            return visit(buckets.table.value(place), now, false);
         }
         drop(buckets);
         self.with_new(id, hash, terms, visit)
@@ -210,30 +288,35 @@ impl MemoryStore {
         id: &Lookup<'_>,
         hash: u64,
         terms: Terms,
-        visit: impl FnOnce(&mut Held, f64) -> T,
+        visit: impl FnOnce(&mut Held, f64, bool) -> T,
     ) -> T {
         let mut buckets = self.shard(hash).lock();
         let now = self.clock.now_us();
         if let Some(place) = buckets.table.find(hash, id) {
-            return visit(buckets.table.value(place), now);
+            return visit(buckets.table.value(place), now, false);
         }
         if self.has_room(&mut buckets, now) {
             self.scopes.fetch_add(1, Ordering::Relaxed);
             let place = self.insert(&mut buckets, hash, id.id().as_bytes(), now, terms);
-            return visit(buckets.table.value(place), now);
+            return visit(buckets.table.value(place), now, false);
         }
         drop(buckets);
-        self.overflowed.fetch_add(1, Ordering::Relaxed);
-        let name = self.overflow_name(&id.id());
-        let id = &Lookup::of(&name);
+        let overflow = self.overflow_of(&id.id(), hash, 0);
+        self.count_overflow(&id.id());
+        let id = &Lookup::of(&overflow);
         let hash = id.hash(&self.hasher);
         let mut buckets = self.shard(hash).lock();
         let now = self.clock.now_us();
         let place = buckets.table.find(hash, id).unwrap_or_else(|| {
-            self.overflow_names.fetch_add(1, Ordering::Relaxed);
-            self.insert(&mut buckets, hash, &name, now, terms)
+            self.overflow.fetch_add(1, Ordering::Relaxed);
+            self.insert(&mut buckets, hash, &overflow, now, terms)
         });
-        visit(buckets.table.value(place), now)
+        visit(buckets.table.value(place), now, true)
+    }
+
+    fn count_overflow(&self, id: &BucketId) {
+        self.overflowed.fetch_add(1, Ordering::Relaxed);
+        self.meter.overflowed(id.name());
     }
 
     fn store(&self, held: &mut Held, bucket: &Bucket, owed: f64, terms: Terms, whole: Terms) {
@@ -262,7 +345,7 @@ impl MemoryStore {
                 // Of what strangers took together, nobody knows whose it was.
                 if let Some(whole) = whole
                     && tokens != 0.0
-                    && !is_overflow(entry)
+                    && !is_overflow(entry.id())
                 {
                     debts.push(Debt {
                         id: entry.id().into(),
@@ -282,15 +365,7 @@ impl MemoryStore {
         // Each bucket is read and written under its own lock, all locks held in one order.
         let mut ids: Vec<Box<[u8]>> = Vec::with_capacity(demands.len());
         for demand in demands {
-            let mut id = self.place_of(&demand.id);
-            // Two of them in one overflow bucket: the second has the next, so that no more than
-            // `max_scopes` keep their own.
-            while ids.contains(&id) {
-                let mut next = Vec::from(id);
-                next.push(NEXT_MARK);
-                id = next.into();
-            }
-            ids.push(id);
+            ids.push(self.place_of(&demand.id, &ids));
         }
         let hashes: Vec<u64> = ids.iter().map(|id| self.hash_of(id)).collect();
         let mut wanted: Vec<usize> = hashes.iter().map(|hash| Self::shard_of(*hash)).collect();
@@ -312,7 +387,7 @@ impl MemoryStore {
             };
             bucket.visit(now, demand.terms);
             if let Some(stand_in) = demand.stand_in {
-                bucket.lower(stand_in.most);
+                bucket.lower(stand_in.most(is_overflow(id)));
             }
             buckets.push(bucket);
         }
@@ -336,9 +411,9 @@ impl MemoryStore {
             let place = match shard.table.find(*hash, &Lookup::of(id)) {
                 Some(place) => place,
                 None => {
-                    let count = match id.first() {
-                        Some(&OVERFLOW_MARK) => &self.overflow_names,
-                        _ => &self.scopes,
+                    let count = match is_overflow(id) {
+                        true => &self.overflow,
+                        false => &self.scopes,
                     };
                     count.fetch_add(1, Ordering::Relaxed);
                     self.insert(shard, *hash, id, now, demand.terms)
@@ -361,9 +436,10 @@ impl MemoryStore {
         taken
     }
 
-    /// By which identity a bucket is held: its own, or that of an overflow bucket. The answer may
-    /// be out of date at once, by as many buckets as there are threads.
-    fn place_of(&self, id: &BucketId) -> Box<[u8]> {
+    /// By which identity a bucket is held: its own, or that of an overflow bucket that is not
+    /// `taken` by another of the same acquisition. The answer may be out of date at once, by as
+    /// many buckets as there are threads.
+    fn place_of(&self, id: &BucketId, taken: &[Box<[u8]>]) -> Box<[u8]> {
         let lookup = id.lookup();
         let hash = lookup.hash(&self.hasher);
         let mut shard = self.shard(hash).lock();
@@ -372,16 +448,29 @@ impl MemoryStore {
             return id.as_bytes().into();
         }
         drop(shard);
-        self.overflowed.fetch_add(1, Ordering::Relaxed);
-        self.overflow_name(id).into()
+        self.count_overflow(id);
+        // There are more of them than scopes in an acquisition.
+        let overflow = (0..OVERFLOW_SPREAD).map(|nth| self.overflow_of(id, hash, nth));
+        let mut free = overflow.filter(|overflow| !taken.contains(overflow));
+        free.next().unwrap_or_else(|| id.as_bytes().into())
     }
 
-    fn overflow_name(&self, id: &BucketId) -> Vec<u8> {
-        let mut name = vec![OVERFLOW_MARK];
-        if self.overflow_names.load(Ordering::Relaxed) < OVERFLOW_NAMES {
-            name.extend_from_slice(id.name());
+    /// The overflow bucket of a bucket with this hash, or the `nth` after it.
+    fn overflow_of(&self, id: &BucketId, hash: u64, nth: u64) -> Box<[u8]> {
+        // Bits that choose neither the shard nor the place in its table.
+        let which = ((hash >> 20).wrapping_add(nth) % OVERFLOW_SPREAD) as u16;
+        let mut overflow = vec![OVERFLOW_MARK];
+        overflow.extend(which.to_be_bytes());
+        let unnamed = overflow.len();
+        overflow.extend_from_slice(id.name());
+        if self.overflow.load(Ordering::Relaxed) >= MOST_OVERFLOW {
+            let lookup = Lookup::of(&overflow);
+            let hash = lookup.hash(&self.hasher);
+            if self.shard(hash).lock().table.find(hash, &lookup).is_none() {
+                overflow.truncate(unnamed);
+            }
         }
-        name
+        overflow.into()
     }
 
     /// Until when a bucket is held back, if it is.
@@ -443,7 +532,7 @@ impl MemoryStore {
         let mut overflow_gone = 0;
         let keep = |entry: &Entry<Held>| {
             let keep = !entry.value.is_full(now);
-            overflow_gone += usize::from(!keep && is_overflow(entry));
+            overflow_gone += usize::from(!keep && is_overflow(entry.id()));
             keep
         };
         shard.table.retain(keep, |id| self.hash_of(id));
@@ -451,8 +540,7 @@ impl MemoryStore {
         self.meter.scopes(-(gone as f64));
         self.scopes
             .fetch_sub(gone - overflow_gone, Ordering::Relaxed);
-        self.overflow_names
-            .fetch_sub(overflow_gone, Ordering::Relaxed);
+        self.overflow.fetch_sub(overflow_gone, Ordering::Relaxed);
         shard.sweep_at = 2 * shard.table.len();
         shard.swept = now;
     }
@@ -480,8 +568,8 @@ fn take(bucket: &mut Bucket, terms: Terms, cost: f64) -> Result<f64, f64> {
     }
 }
 
-fn is_overflow(entry: &Entry<Held>) -> bool {
-    entry.id().first() == Some(&OVERFLOW_MARK)
+fn is_overflow(id: &[u8]) -> bool {
+    id.first() == Some(&OVERFLOW_MARK)
 }
 
 #[cfg(test)]
@@ -553,8 +641,9 @@ mod tests {
         let admitted = (1_000..50_000)
             .filter(|key| take(&store, *key, terms))
             .count();
-        assert_eq!(admitted, 5, "strangers have one bucket together");
-        assert!(store.scopes() <= 1_001, "{}", store.scopes());
+        // Each of the shared buckets has about 48 callers.
+        assert_eq!(admitted, 5 * 1_024);
+        assert_eq!(store.scopes(), 1_000 + 1_024);
         assert_eq!(store.overflowed(), 49_000);
         for _ in 0..4 {
             assert!(take(&store, 7, terms), "a known scope keeps its own bucket");
@@ -565,6 +654,71 @@ mod tests {
         assert!(take(&store, 60_000, terms));
         assert!(take(&store, 60_001, terms));
         assert_eq!(store.overflowed(), 49_000);
+    }
+
+    /// Names are meant to be few; where they are not, memory is bounded all the same.
+    #[tokio::test(start_paused = true)]
+    async fn overflow_buckets_of_many_names_are_bounded() {
+        let store = MemoryStore::new(10);
+        let terms = Terms::new(5.0, 0.001);
+        for n in 0..200_000 {
+            let name = format!("name-{}", n % 1_000);
+            let scope = crate::scope::Scope::new(name, Quota::per_second(1.0));
+            let id = scope.key(n).id(&[0; 32]);
+            store.with(&id.lookup(), terms, |bucket| {
+                bucket.take(1.0, 1, 0.0, terms)
+            });
+        }
+        let shared = store.scopes() - 10;
+        assert!((60_000..=64 * 1_024).contains(&shared), "{shared}");
+        let pair = [1, 2].map(|key| Demand {
+            id: id(key),
+            cost: 1.0,
+            terms,
+            stand_in: None,
+        });
+        store.take_all(&pair, 0.0);
+        assert!(store.scopes() - 10 <= 64 * 1_024);
+        tokio::time::advance(Duration::from_secs(10_000)).await;
+        (0..TURNS).for_each(|turn| store.tidy(turn));
+        assert_eq!(store.scopes(), 0);
+    }
+
+    /// In an outage, the last known level of one key says nothing of those who share a bucket with
+    /// it; the bound of a whole scope does.
+    #[tokio::test(start_paused = true)]
+    async fn a_known_level_does_not_lower_a_shared_bucket() {
+        let terms = Terms::new(5.0, 0.001);
+        let stand_in = |known, most| StandIn {
+            whole: terms,
+            most,
+            known,
+            owes: true,
+        };
+        let take = |store: &MemoryStore, key, stand_in| {
+            store.with_stand_in(&id(key), terms, stand_in, |bucket, _| {
+                bucket.take(1.0, 1, 0.0, terms).now > 0.0
+            })
+        };
+        let full = |known| {
+            let store = MemoryStore::new(10);
+            for key in 0..10 {
+                let taken = take(&store, key, stand_in(known, f64::INFINITY));
+                assert_eq!(taken, known > 0.0, "its own bucket follows it");
+            }
+            store
+        };
+        let store = full(0.0);
+        for key in 10..10_000 {
+            let spent = stand_in(0.0, f64::INFINITY);
+            store.with_stand_in(&id(key), terms, spent, |bucket, _| bucket.level);
+        }
+        let newcomer = stand_in(f64::INFINITY, f64::INFINITY);
+        let admitted = (10_000..11_000).filter(|key| take(&store, *key, newcomer));
+        assert!(admitted.count() >= 980);
+        let store = full(5.0);
+        let empty = stand_in(5.0, 0.0);
+        assert!((10..10_000).all(|key| !take(&store, key, empty)));
     }
 
     #[tokio::test(start_paused = true)]

@@ -26,11 +26,12 @@ const CALL: &str = "tower_throttle_redis_call_seconds";
 const SCOPES: &str = "tower_throttle_scopes";
 const FALLBACKS: &str = "tower_throttle_fallback_total";
 const COST: &str = "tower_throttle_cost_total";
+const OVERFLOW: &str = "tower_throttle_overflow_total";
 
 /// Names are meant to be few; should somebody put what comes from outside into one, so many get
 /// series of their own, and all others share one.
 const MOST_POLICIES: usize = 1_000;
-const OTHER: &str = "other";
+pub(super) const OTHER: &str = "other";
 
 /// Limiters, times recorders, that a thread keeps handles for; with more of them the oldest are
 /// asked for again.
@@ -187,6 +188,7 @@ pub(super) struct Policy {
     /// By outcome and backend.
     requests: [[Option<Counter>; Backend::ALL.len()]; Outcome::ALL.len()],
     wait: Option<Histogram>,
+    overflow: Option<Counter>,
     /// By kind, with the part of a token that is still to be counted: counters are whole.
     costs: [Option<(Counter, f64)>; Cost::ALL.len()],
 }
@@ -197,6 +199,7 @@ impl Policy {
             name: name.to_owned().into(),
             requests: Default::default(),
             wait: None,
+            overflow: None,
             costs: Default::default(),
         }
     }
@@ -235,6 +238,16 @@ impl Policy {
         }
     }
 
+    pub(super) fn overflow(&mut self, recorder: &dyn Recorder) {
+        if self.overflow.is_none() {
+            let key = self.key(OVERFLOW, &[]);
+            self.overflow = Some(recorder.register_counter(&key, &METADATA));
+        }
+        if let Some(counter) = &self.overflow {
+            counter.increment(1);
+        }
+    }
+
     pub(super) fn cost(&mut self, recorder: &dyn Recorder, cost: Cost, tokens: f64) {
         let place = cost as usize;
         if self.costs[place].is_none() {
@@ -262,6 +275,10 @@ fn describe(recorder: &dyn Recorder) {
         (
             COST,
             "Tokens reserved by acquisitions, charged on top by settling, and given back",
+        ),
+        (
+            OVERFLOW,
+            "Decisions by a bucket that several keys share, because max_scopes buckets are held",
         ),
         (
             FALLBACKS,

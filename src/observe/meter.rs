@@ -172,6 +172,16 @@ impl Meter {
         }
     }
 
+    /// A bucket of the scope `name` was one that several scopes share.
+    pub(crate) fn overflowed(self, name: &[u8]) {
+        #[cfg(feature = "metrics")]
+        super::handles::with(self.id, |handles, recorder| {
+            // A long name is known by its hash only.
+            let name = std::str::from_utf8(name).unwrap_or(super::handles::OTHER);
+            handles.policy(name).overflow(recorder);
+        });
+    }
+
     /// A decision was made without Redis, as it could not be asked.
     pub(crate) fn fell_back(self, kind: FailureKind) {
         #[cfg(feature = "metrics")]

@@ -140,4 +140,20 @@ mod tests {
         let pieces = Key::new(format_args!("{}{}", "a".repeat(30), "b".repeat(30)));
         assert_eq!(pieces.bytes().map(<[u8]>::len), Some(60));
     }
+
+    #[test]
+    fn parts_are_kept_apart() {
+        let joined = |parts: &[&str]| Key::joined(parts).bytes().map(<[u8]>::to_vec);
+        assert_eq!(joined(&[]), None);
+        assert_eq!(joined(&[""]), Key::new("").bytes().map(<[u8]>::to_vec));
+        assert_eq!(joined(&["a"]), Some(b"a".to_vec()));
+        assert_eq!(joined(&["", "a/b", ""]), Some(b"\xffa/b\xff".to_vec()));
+        // In place, from the first part on the heap, and in the middle.
+        for lengths in [[5, 6, 7], [50, 1, 40], [30, 30, 0], [0, 60, 60]] {
+            let parts = lengths.map(|length| "x".repeat(length));
+            let expected = parts.each_ref().map(|part| part.as_bytes()).join(&0xff);
+            let parts = parts.each_ref().map(String::as_str);
+            assert_eq!(joined(&parts), Some(expected));
+        }
+    }
 }

@@ -146,7 +146,8 @@ impl Scope {
     /// [`by`](Self::by) finds with a tuple.
     ///
     /// Combinations that differ in any key are different buckets, whatever the keys contain: a
-    /// key `a/b` is not the keys `a` and `b`. One key alone is the same as [`key`](Self::key).
+    /// key `a/b` is not the keys `a` and `b`. One key alone is the same as [`key`](Self::key), and
+    /// none at all is the bucket without a key.
     ///
     /// ```
     /// # use tower_throttle::{Quota, Scope};
