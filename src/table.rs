@@ -149,21 +149,6 @@ impl<T> Table<T> {
         place
     }
 
-    pub(crate) fn remove(&mut self, hash: u64, place: usize, hash_of: impl Fn(&[u8]) -> u64) {
-        let at = |place: usize| move |other: &u32| *other as usize == place;
-        if let Ok(entry) = self.index.find_entry(hash, at(place)) {
-            entry.remove();
-        }
-        self.entries.swap_remove(place);
-        // The last one has moved there.
-        if let Some(moved) = self.entries.get(place) {
-            let last = self.entries.len();
-            if let Some(moved) = self.index.find_mut(hash_of(moved.id()), at(last)) {
-                *moved = place as u32;
-            }
-        }
-    }
-
     /// Keeps some; memory is given back where most are gone.
     pub(crate) fn retain(
         &mut self,
@@ -230,16 +215,12 @@ mod tests {
             let place = table.find(hash_of(id), &lookup);
             let known = place.map(|place| *table.value(place));
             assert_eq!(known, map.get(id).copied());
-            match (step % 3, place) {
-                (0, Some(place)) => {
-                    table.remove(hash_of(id), place, hash_of);
-                    map.remove(id);
-                }
-                (_, Some(place)) => {
+            match place {
+                Some(place) => {
                     *table.value(place) = step;
                     map.insert(id.to_vec(), step);
                 }
-                (_, None) => {
+                None => {
                     let place = table.insert(hash_of(id), id, step, hash_of);
                     assert_eq!(*table.value(place), step);
                     map.insert(id.to_vec(), step);

@@ -184,9 +184,10 @@ impl LimiterBuilder {
     /// [`Limiter::overflowed`] counts the decisions of overflow buckets, which are held beside the
     /// others: up to 1,024 for each name, and 65,536 in all.
     ///
-    /// [`hold_back`](Limiter::hold_back) and [`lower_to`](Limiter::lower_to) are never applied to a
-    /// bucket that is shared: a further 1,024 buckets are held for them, and beyond those they are
-    /// not applied at all. [`reset`](Limiter::reset) does not fill a shared bucket.
+    /// [`hold_back`](Limiter::hold_back), [`lower_to`](Limiter::lower_to),
+    /// [`reset`](Limiter::reset) and [`credit`](Limiter::credit) are never applied to a bucket that
+    /// is shared: they give the scope a bucket of its own, of which a further 1,024 are held; beyond
+    /// those they change nothing.
     ///
     /// ```
     /// # use tower_throttle::Limiter;

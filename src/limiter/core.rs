@@ -408,15 +408,31 @@ impl Core {
     pub(crate) fn credit(&self, scope: &Scope, tokens: f64) {
         // From its deepest debt to full, or back: more would only be lost in the rounding.
         let most = 2.0 * scope.quota().capacity();
-        if tokens >= 0.0 {
-            self.give_back(scope, tokens.min(most), self.home());
-        } else {
-            self.charge(scope, (-tokens).min(most), self.home());
+        let tokens = tokens.clamp(-most, most);
+        match &self.remote {
+            None => {
+                let (id, terms) = (scope.id(&self.salt), whole(scope));
+                let credit = |bucket: &mut Bucket| match tokens >= 0.0 {
+                    true => bucket.give_back(tokens, terms),
+                    false => bucket.charge(-tokens, terms),
+                };
+                self.memory.with_own(&id.lookup(), terms, credit);
+            }
+            Some(remote) if remote.away_since().is_some() => {
+                self.shares.correct_own(scope, -tokens);
+            }
+            Some(remote) if tokens > 0.0 => remote.give_back(scope, tokens),
+            Some(remote) if tokens < 0.0 => remote.charge(scope, -tokens),
+            Some(_) => {}
         }
     }
 
     pub(crate) async fn reset(&self, scope: &Scope) {
-        self.memory.reset(&scope.id(&self.salt));
+        let terms = match self.remote {
+            None => whole(scope),
+            Some(_) => self.shares.terms(scope),
+        };
+        self.memory.reset(&scope.id(&self.salt), terms);
         self.shares.untold.forget(scope);
         if let Some(remote) = &self.remote {
             // Without Redis there is nothing to tell; the memory was reset.

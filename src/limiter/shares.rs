@@ -12,7 +12,7 @@ use crate::{
     fallback::{Fallback, Share},
     members::Members,
     memory::{MemoryStore, StandIn},
-    scope::Scope,
+    scope::{BucketId, Scope},
 };
 
 /// Holds, and cancelled reservations, that Redis is to be told of once it is back; more of them are
@@ -126,28 +126,26 @@ impl Shares {
 
     /// Charges a share, or, below zero, gives back to it, what Redis was not told of.
     pub(crate) fn correct(&self, scope: &Scope, tokens: f64) {
-        let (terms, whole) = (self.terms(scope), whole(scope));
+        let (id, terms, stand_in) = self.correction(scope);
+        self.memory
+            .with_stand_in(&id, terms, stand_in, correct(tokens, terms, stand_in.whole));
+    }
+
+    /// As `correct`, but never on a share that other scopes take from as well.
+    pub(crate) fn correct_own(&self, scope: &Scope, tokens: f64) {
+        let (id, terms, stand_in) = self.correction(scope);
+        self.memory
+            .with_own_stand_in(&id, terms, stand_in, correct(tokens, terms, stand_in.whole));
+    }
+
+    fn correction(&self, scope: &Scope) -> (BucketId, Terms, StandIn) {
         let stand_in = StandIn {
-            whole,
+            whole: whole(scope),
             most: f64::INFINITY,
             known: f64::INFINITY,
             owes: true,
         };
-        let id = scope.id(&self.salt);
-        self.memory
-            .with_stand_in(&id, terms, stand_in, |bucket, owed| {
-                if tokens > 0.0 {
-                    // As deep into debt as the whole bucket could go.
-                    let deep = Terms {
-                        cap: whole.cap,
-                        ..terms
-                    };
-                    bucket.charge(tokens, deep);
-                } else {
-                    bucket.give_back(-tokens, terms);
-                }
-                *owed += tokens;
-            });
+        (scope.id(&self.salt), self.terms(scope), stand_in)
     }
 
     /// Undoes a reservation of a share, whose caller has gone away.
@@ -211,6 +209,22 @@ impl Shares {
         let give_back = |bucket: &mut Bucket, _: &mut f64| bucket.give_back(scope.tokens(), terms);
         let id = scope.id(&self.salt);
         self.memory.with_stand_in(&id, terms, stand_in, give_back);
+    }
+}
+
+fn correct(tokens: f64, terms: Terms, whole: Terms) -> impl FnOnce(&mut Bucket, &mut f64) {
+    move |bucket, owed| {
+        if tokens > 0.0 {
+            // As deep into debt as the whole bucket could go.
+            let deep = Terms {
+                cap: whole.cap,
+                ..terms
+            };
+            bucket.charge(tokens, deep);
+        } else {
+            bucket.give_back(-tokens, terms);
+        }
+        *owed += tokens;
     }
 }
 

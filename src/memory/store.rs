@@ -36,7 +36,7 @@ const OVERFLOW_SPREAD: u64 = 1_024;
 /// share `OVERFLOW_SPREAD` more.
 const MOST_OVERFLOW: usize = 63 * 1_024;
 
-/// Buckets beyond `max_scopes` for those that are paused or lowered, which must not be shared.
+/// Buckets beyond `max_scopes` for those that somebody adjusts, which must not be shared.
 const RESERVED: usize = 1_024;
 
 /// A byte that no name holds.
@@ -93,7 +93,7 @@ pub(crate) struct Debt {
 /// nothing runs in the background. Once `max_scopes` buckets are held that are not full, a
 /// scope that is not among them shares one of the overflow buckets of its name, which a seeded hash
 /// chooses: memory stays bounded, known scopes keep their buckets, and nobody is refused for being
-/// new. What is meant for one bucket, a pause or a lower level, is never applied to a shared one.
+/// new. What is meant for one bucket, such as a pause or a reset, is never applied to a shared one.
 pub(crate) struct MemoryStore {
     shards: Box<[Shard]>,
     hasher: Hashing,
@@ -482,17 +482,11 @@ impl MemoryStore {
         (held > self.clock.now_us()).then(|| self.clock.at_us(held))
     }
 
-    /// Full again.
-    pub(crate) fn reset(&self, id: &BucketId) {
-        let lookup = id.lookup();
-        let hash = lookup.hash(&self.hasher);
-        let shard = self.shard(hash);
-        let mut buckets = shard.lock();
-        if let Some(place) = buckets.table.find(hash, &lookup) {
-            buckets.table.remove(hash, place, |id| self.hash_of(id));
-            self.scopes.fetch_sub(1, Ordering::Relaxed);
-            self.meter.scopes(-1.0);
-        }
+    /// Full again. The bucket keeps its place, or gets one.
+    pub(crate) fn reset(&self, id: &BucketId, terms: Terms) {
+        self.visit_own(&id.lookup(), terms, |held, now| {
+            *held = Held::full(now, terms);
+        });
     }
 
     fn hash_of(&self, id: &[u8]) -> u64 {
