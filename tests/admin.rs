@@ -155,7 +155,9 @@ async fn buckets_are_shared_with_the_services() {
 async fn mends_a_bucket_keyed_by_a_header(service: &Limiter, server: &Server) {
     let by = TENANT.by(header("x-api-key"));
     let request = http::Request::builder().header("x-api-key", "sk-1");
-    let scopes = by.or_unlimited().extract(&request.body(()).expect("a request"));
+    let scopes = by
+        .or_unlimited()
+        .extract(&request.body(()).expect("a request"));
     let spent = scopes.iter().next().expect("a key").clone();
     service
         .try_acquire(spent.clone().cost(10.0))
@@ -173,7 +175,9 @@ async fn mends_a_bucket_keyed_by_a_header(service: &Limiter, server: &Server) {
     // A tuple of keys is named by an array.
     let by = TENANT.by((method(), header("x-api-key")));
     let request = http::Request::builder().header("x-api-key", "a/b");
-    let scopes = by.or_unlimited().extract(&request.body(()).expect("a request"));
+    let scopes = by
+        .or_unlimited()
+        .extract(&request.body(()).expect("a request"));
     service.try_acquire(&scopes).await.expect("full");
     let keys = json!({"key": ["GET", "a/b"]});
     assert_eq!(server.level("/scopes/tenant/peek", keys.clone()).await, 9.0);

@@ -150,13 +150,8 @@ impl Shares {
 
     /// Undoes a reservation of a share, whose caller has gone away.
     pub(crate) fn undo(&self, scope: &Scope, gone: Reservation, owes: bool) {
-        let terms = self.terms(scope);
-        let stand_in = StandIn {
-            whole: whole(scope),
-            most: f64::INFINITY,
-            owes,
-        };
-        let id = scope.id(&self.salt);
+        let (id, terms, stand_in) = self.correction(scope);
+        let stand_in = StandIn { owes, ..stand_in };
         self.memory
             .with_stand_in(&id, terms, stand_in, |bucket, owed| {
                 bucket.undo(gone, terms);
@@ -168,12 +163,7 @@ impl Shares {
 
     /// Redis is to be given back what it reserved, as the share is asked for it anew.
     pub(crate) fn forgo(&self, scope: &Scope) {
-        let stand_in = StandIn {
-            whole: whole(scope),
-            most: f64::INFINITY,
-            owes: true,
-        };
-        let (id, terms) = (scope.id(&self.salt), self.terms(scope));
+        let (id, terms, stand_in) = self.correction(scope);
         let forgo = |_: &mut Bucket, owed: &mut f64| *owed -= scope.tokens();
         self.memory.with_stand_in(&id, terms, stand_in, forgo);
     }
