@@ -65,6 +65,13 @@ fn advice(error: &RedisError) -> &'static str {
         "Redis wants a password: write redis://user:password@host:port"
     } else if code == "WRONGPASS" || error.kind() == ErrorKind::AuthenticationFailed {
         "the user or the password is wrong: mend the URL, or the user with ACL SETUSER"
+    } else if says("'select'") {
+        "the user may not choose the database that the URL names: allow +select, or remove the \
+         number at the end of the URL"
+    } else if (code == "NOPERM" || says("acl failure") || says("the user executing the script"))
+        && says("access")
+    {
+        "the user may not access the keys: allow ~throttle:v1:*, or the same with your key prefix"
     } else if code == "NOPERM" || says("acl failure") || says("the user executing the script") {
         "the user lacks rights: allow +evalsha +eval +time +get +mget +set +zadd +zrem +zcard \
          +zcount +zremrangebyscore +pexpire on the key prefix"
@@ -147,6 +154,22 @@ mod tests {
                 "ERR ACL failure in script: User u has no permissions to run the 'set' command",
                 true,
                 "lacks rights",
+            ),
+            (
+                "NOPERM this user has no permissions to access one of the keys used as arguments",
+                false,
+                "key prefix",
+            ),
+            ("NOPERM No permissions to access a key", false, "key prefix"),
+            (
+                "ERR ACL failure in script: No permissions to access a key",
+                true,
+                "key prefix",
+            ),
+            (
+                "ERR this user has no permissions to run the 'select' command",
+                true,
+                "+select",
             ),
             ("ERR DB index is out of range", true, "no such database"),
             (
