@@ -61,16 +61,19 @@ pub enum FailureKind {
     /// Redis refuses this client: a wrong password, a missing permission, a script that it does
     /// not run.
     Misconfigured,
+    /// A background task of the limiter panicked, which is a bug. It is started again.
+    Panicked,
 }
 
 impl FailureKind {
-    pub(crate) const ALL: [Self; 6] = [
+    pub(crate) const ALL: [Self; 7] = [
         Self::Timeout,
         Self::Disconnected,
         Self::Overloaded,
         Self::Unavailable,
         Self::DataLost,
         Self::Misconfigured,
+        Self::Panicked,
     ];
 
     /// As a metric label.
@@ -82,6 +85,7 @@ impl FailureKind {
             Self::Unavailable => "unavailable",
             Self::DataLost => "data_lost",
             Self::Misconfigured => "misconfigured",
+            Self::Panicked => "panicked",
         }
     }
 }

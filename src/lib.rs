@@ -125,6 +125,7 @@ mod redis;
 pub mod reply;
 mod scope;
 mod table;
+mod task;
 #[cfg(feature = "learn")]
 pub mod upstream;
 

@@ -10,12 +10,19 @@ mod support;
 #[path = "support/watch.rs"]
 mod watch;
 
-use std::time::Duration;
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicUsize, Ordering},
+    },
+    task::{Context, Wake, Waker},
+    time::Duration,
+};
 
 use futures_util::future::join_all;
 use listen::{Log, Metrics};
 use support::RedisServer;
-use tower_throttle::{FailureKind, Limiter};
+use tower_throttle::{FailureKind, Health, Limiter, Quota, Scope};
 use tracing::Level;
 use watch::{PLENTY, reason, until_back};
 
@@ -140,7 +147,7 @@ async fn no_right_to_the_keys() {
     server.acl_set_user("u", &rules).await;
     let (log, _guard) = Log::listen();
     let limiter = limiter(as_user(&server));
-    misconfigured(&limiter, &log, "on the key prefix").await;
+    misconfigured(&limiter, &log, "allow ~throttle:v1:*").await;
 }
 
 #[tokio::test]
@@ -180,6 +187,77 @@ async fn no_right_to_beat() {
         "{errors:?}"
     );
     assert_eq!(log.len(), 1);
+}
+
+/// Panics when it wakes, once it is told to.
+#[derive(Default)]
+struct BadWaker {
+    panics: AtomicBool,
+    woken: AtomicUsize,
+}
+
+impl Wake for BadWaker {
+    fn wake(self: Arc<Self>) {
+        self.woken.fetch_add(1, Ordering::Relaxed);
+        assert!(!self.panics.load(Ordering::Relaxed), "a bad waker");
+    }
+}
+
+/// Waits behind somebody, with a waker that panics in the background task that wakes it; then
+/// waits with another, which must not hang.
+async fn woken_badly(limiter: &Limiter, asleep: bool) {
+    const SLOW: Scope = Quota::per_second(2.0).burst(1.0).scope("slow");
+    drop(
+        limiter
+            .try_acquire(SLOW)
+            .await
+            .map(|permit| permit.settle(1.0)),
+    );
+    let bad = Arc::new(BadWaker::default());
+    let waker = Waker::from(bad.clone());
+    let mut acquire = Box::pin(limiter.acquire(SLOW, 60 * SECOND));
+    let mut poll = || acquire.as_mut().poll(&mut Context::from_waker(&waker));
+    let start = tokio::time::Instant::now();
+    if asleep {
+        // It sleeps once it is woken for the first time.
+        assert!(poll().is_pending());
+        while bad.woken.load(Ordering::Relaxed) == 0 && limiter.health() != Health::InMemory {
+            assert!(start.elapsed() < 30 * SECOND, "{:?}", limiter.health());
+            tokio::task::yield_now().await;
+        }
+    }
+    bad.panics.store(true, Ordering::Relaxed);
+    assert!(poll().is_pending());
+    let before = bad.woken.load(Ordering::Relaxed);
+    let other = limiter.acquire(SLOW, 60 * SECOND);
+    let other = tokio::time::timeout(30 * SECOND, other);
+    other.await.expect("nobody hangs").expect("its turn");
+    assert!(bad.woken.load(Ordering::Relaxed) > before);
+}
+
+#[tokio::test]
+async fn a_background_task_that_panics_is_an_outage_with_a_log_line() {
+    // In the task that sends requests, and in the one that wakes waiters.
+    let servers = [RedisServer::start().await, RedisServer::start().await];
+    for (server, asleep) in servers.iter().zip([false, true]) {
+        let (log, _guard) = Log::listen();
+        let limiter = limiter(server.url());
+        let changes = limiter.health_changes();
+        served_by_redis(&limiter).await;
+        woken_badly(&limiter, asleep).await;
+        assert!(changes.has_changed().expect("open"), "asleep: {asleep}");
+        let warnings = log.lines(Level::WARN);
+        assert!(warnings[0].contains("a bad waker"), "{warnings:?}");
+        let errors = log.lines(Level::ERROR);
+        assert!(errors[0].contains("a bad waker"), "{errors:?}");
+        until_back(&limiter).await;
+    }
+    // Memory goes on deciding.
+    let (log, _guard) = Log::listen();
+    woken_badly(&Limiter::in_memory(), true).await;
+    let errors = log.lines(Level::ERROR);
+    assert!(errors[0].contains("a bad waker"), "{errors:?}");
+    assert_eq!(log.counts(), [0, 0, 1]);
 }
 
 #[tokio::test]

@@ -22,6 +22,8 @@ use crate::{
 
 const DEFAULT_PREFIX: &str = "throttle:v1";
 const DEFAULT_TIMEOUT: Duration = Duration::from_millis(100);
+/// A round trip from one end of the earth to the other takes some 300 ms, and a TLS handshake two.
+const DEFAULT_CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
 const DEFAULT_MAX_SCOPES: usize = 1_000_000;
 
 /// Builds a [`Limiter`].
@@ -50,6 +52,7 @@ pub struct LimiterBuilder {
     prefix: String,
     secret: Option<Secret>,
     timeout: Duration,
+    connect_timeout: Duration,
     fallback: Fallback,
     replicas: u32,
     max_scopes: usize,
@@ -75,6 +78,7 @@ impl LimiterBuilder {
             prefix: DEFAULT_PREFIX.to_owned(),
             secret: None,
             timeout: DEFAULT_TIMEOUT,
+            connect_timeout: DEFAULT_CONNECT_TIMEOUT,
             fallback: Fallback::Share(Share::Auto),
             replicas: 1,
             max_scopes: DEFAULT_MAX_SCOPES,
@@ -147,6 +151,23 @@ impl LimiterBuilder {
     /// ```
     pub fn redis_timeout(mut self, timeout: Duration) -> Self {
         self.timeout = timeout.min(crate::clock::LONGEST_WAIT);
+        self
+    }
+
+    /// How long each step of connecting to Redis may take: resolving the host name, connecting,
+    /// the TLS handshake, and logging in. Defaults to 1 s.
+    ///
+    /// A step takes one or two round trips to the server. No caller waits for longer than
+    /// [`redis_timeout`](Self::redis_timeout): until there is a connection, memory decides.
+    ///
+    /// ```
+    /// # use std::time::Duration;
+    /// # use tower_throttle::Limiter;
+    /// let limiter = Limiter::builder().connect_timeout(Duration::from_secs(3)).build()?;
+    /// # Ok::<_, tower_throttle::ConfigError>(())
+    /// ```
+    pub fn connect_timeout(mut self, timeout: Duration) -> Self {
+        self.connect_timeout = timeout.min(crate::clock::LONGEST_WAIT);
         self
     }
 
@@ -252,6 +273,11 @@ impl LimiterBuilder {
                 "redis_timeout is zero: write how long a call may take, such as 100 ms",
             ));
         }
+        if self.connect_timeout.is_zero() {
+            return Err(ConfigError::new(
+                "connect_timeout is zero: write how long a step of connecting may take, such as 1 s",
+            ));
+        }
         if self.replicas == 0 {
             return Err(ConfigError::new(
                 "replicas is zero: write how many processes share the limits, at least 1",
@@ -278,7 +304,7 @@ impl LimiterBuilder {
         self.fallback.check()?;
         #[cfg(feature = "redis")]
         if let Some(url) = &self.url {
-            let driver = crate::redis::Driver::new(&url.0)?;
+            let driver = crate::redis::Driver::new(&url.0, self.connect_timeout)?;
             return Ok(self.connected_by(driver, random()));
         }
         Ok(self.into_memory())
@@ -297,6 +323,7 @@ impl LimiterBuilder {
             connect: Box::new(connect),
             keyspace: crate::scope::Keyspace::new(&self.prefix, core.salt),
             timeout: self.timeout,
+            connect_timeout: self.connect_timeout,
             known: Arc::new(crate::redis::Known::new(self.max_scopes)),
             leases: Arc::new(crate::redis::Leases::new(
                 self.lease,

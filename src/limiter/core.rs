@@ -18,7 +18,7 @@ use super::{
 use crate::{
     bucket::{Bucket, Reservation, TakenAll, Terms},
     clock::{LONGEST_WAIT, from_us, to_us},
-    decision::{Decision, Origin},
+    decision::{Decision, Failure, Origin},
     fallback::Fallback,
     memory::{Demand, MemoryStore, StandIn},
     observe::Observer,
@@ -47,6 +47,15 @@ impl Core {
         match self.remote {
             Some(_) => Origin::Redis,
             None => Origin::Memory,
+        }
+    }
+
+    /// A background task has panicked: it is logged, and a limiter on Redis is degraded until it
+    /// has connected anew.
+    pub(crate) fn task_panicked(&self, failure: &Failure) {
+        match &self.remote {
+            Some(remote) => remote.fails(failure),
+            None => self.observer.misconfigured(failure),
         }
     }
 

@@ -18,7 +18,7 @@ use super::{
 use crate::error::ConfigError;
 use crate::{
     clock::to_us,
-    decision::FailureKind,
+    decision::{Failure, FailureKind},
     observe::Health,
     scope::{IntoScopes, Scope, Scopes},
 };
@@ -384,6 +384,11 @@ impl Limiter {
     /// ```
     pub fn overflowed(&self) -> u64 {
         self.core.memory.overflowed()
+    }
+
+    /// A background task has panicked.
+    pub(crate) fn task_panicked(&self, failure: &Failure) {
+        self.core.task_panicked(failure);
     }
 
     /// Decides on one scope at once, where that takes neither a call to Redis nor a wait: the

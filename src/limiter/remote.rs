@@ -58,6 +58,11 @@ impl Remote {
         }
     }
 
+    /// A background task has failed.
+    pub(crate) fn fails(&self, failure: &Failure) {
+        redis::Wire::fails(self.batcher.wire(), failure);
+    }
+
     /// Since when Redis is away, if it is.
     pub(crate) fn away_since(&self) -> Option<Instant> {
         self.batcher.wire().tripped()
@@ -191,6 +196,10 @@ pub(crate) enum Remote {}
 #[cfg(not(feature = "redis"))]
 impl Remote {
     pub(crate) fn mode(&self) -> Mode {
+        match *self {}
+    }
+
+    pub(crate) fn fails(&self, _: &Failure) {
         match *self {}
     }
 

@@ -19,9 +19,10 @@ use super::{
 };
 use crate::{
     bucket::Reservation,
-    decision::Origin,
+    decision::{Failure, Origin},
     scope::{BucketId, Lookup, Scope},
     table::Hashing,
+    task::supervised,
 };
 
 /// A turn that is used later than this counts as missed: after a pause of the whole process,
@@ -183,7 +184,9 @@ impl Turns {
                 line,
                 finished: false,
             };
-            tokio::spawn(driver.run());
+            let core = core.clone();
+            let panicked = move |failure: &Failure| core.task_panicked(failure);
+            tokio::spawn(supervised("wakes waiters", driver.run(), panicked));
         } else if place == 0 {
             line.earlier.notify_one();
         }

@@ -6,7 +6,9 @@ use tokio::{runtime::Handle, sync::oneshot};
 
 use crate::{
     Scopes,
+    decision::Failure,
     limiter::{Limiter, Permit},
+    task::supervised,
 };
 
 /// A decision beside a request that does not wait for it.
@@ -46,11 +48,14 @@ impl Watched {
         };
         let (tell, hear) = oneshot::channel();
         // Bounded as any acquisition: by the queue, by `redis_timeout` and by `max_wait`.
-        runtime.spawn(async move {
+        let task = async move {
             if let Ok(permit) = acquire.await {
                 let _ = tell.send(permit);
             }
-        });
+        };
+        let limiter = limiter.clone();
+        let panicked = move |failure: &Failure| limiter.task_panicked(failure);
+        runtime.spawn(supervised("acquires in shadow", task, panicked));
         match kept {
             true => Self::Pending(hear),
             false => Self::Nothing,

@@ -25,6 +25,7 @@ use crate::{
     decision::{Failure, FailureKind},
     observe::Meter,
     scope::{Keyspace, Scope},
+    task::supervised,
 };
 
 /// Demands that may queue before further ones are turned away to memory.
@@ -262,7 +263,9 @@ impl<A: Asker, W: Wire> Batcher<A, W> {
             cooled: Vec::new(),
         };
         // Outside the lock: a runtime that shuts down drops the worker here.
-        runtime.spawn(worker.run());
+        let shared = self.shared.clone();
+        let panicked = move |failure: &Failure| shared.wire.fails(failure);
+        runtime.spawn(supervised("calls Redis", worker.run(), panicked));
     }
 }
 

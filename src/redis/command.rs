@@ -26,6 +26,9 @@ pub(crate) trait Wire: Send + Sync + 'static {
     /// ahead.
     fn is_calm(&self) -> bool;
 
+    /// A background task has failed: Redis is left alone until it is connected anew.
+    fn fails(&self, _failure: &Failure) {}
+
     /// Runs the script, within the deadline of the limiter, at most once.
     fn call(
         &self,

@@ -1,59 +1,162 @@
 //! Connections made by the `redis` crate.
 
-use std::time::Duration;
+use std::{future::Future, io, net::SocketAddr, time::Duration};
 
-use futures_util::future::{BoxFuture, FutureExt};
+use futures_util::future::{BoxFuture, FutureExt, select_ok};
 use redis::{
-    AsyncConnectionConfig, Client, Cmd, ErrorKind, IntoConnectionInfo, RedisError,
-    aio::MultiplexedConnection,
+    AsyncConnectionConfig, Cmd, ConnectionAddr, ErrorKind, IntoConnectionInfo, RedisConnectionInfo,
+    RedisError, aio::MultiplexedConnection,
 };
-use tokio::time::timeout;
+#[cfg(unix)]
+use tokio::net::UnixStream;
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    net::{TcpStream, lookup_host},
+    task::JoinHandle,
+    time::timeout,
+};
 
+#[cfg(feature = "tls")]
+use super::tls::Tls;
 use super::{
     connect::{Connect, Session},
-    failure::{classify, timed_out},
+    failure::classify,
     script::Script,
 };
-use crate::{decision::Failure, error::ConfigError};
-
-/// One attempt to connect takes no longer, and one to log in neither.
-const CONNECT_TIMEOUT: Duration = Duration::from_millis(200);
+use crate::{
+    decision::{Failure, FailureKind},
+    error::ConfigError,
+};
 
 /// Connects to the Redis at one address.
 pub(crate) struct Driver {
-    client: Client,
+    address: Address,
+    settings: RedisConnectionInfo,
+    /// One step of connecting takes no longer.
+    step_timeout: Duration,
+}
+
+enum Address {
+    Tcp(String, u16),
+    #[cfg(feature = "tls")]
+    Tls(String, u16, Tls),
+    #[cfg(unix)]
+    Unix(std::path::PathBuf),
 }
 
 impl Driver {
     /// No I/O.
-    pub(crate) fn new(url: &str) -> Result<Self, ConfigError> {
-        let explain = |error: RedisError| {
+    pub(crate) fn new(url: &str, step_timeout: Duration) -> Result<Self, ConfigError> {
+        let info = url.into_connection_info().map_err(|error| {
             ConfigError::new(format!(
                 "this is not the address of a Redis: {}. Write redis://host:port/database, \
                  rediss://… for TLS (feature `tls`), or unix:///path/to/socket",
                 without_secrets(&error)
             ))
+        })?;
+        let address = match info.addr().clone() {
+            ConnectionAddr::Tcp(host, port) => Address::Tcp(host, port),
+            #[cfg(feature = "tls")]
+            ConnectionAddr::TcpTls { insecure: true, .. } => {
+                return Err(ConfigError::new(
+                    "#insecure would accept any certificate: remove it from the URL",
+                ));
+            }
+            #[cfg(feature = "tls")]
+            ConnectionAddr::TcpTls { host, port, .. } => {
+                let tls = Tls::new(&host)?;
+                Address::Tls(host, port, tls)
+            }
+            #[cfg(unix)]
+            ConnectionAddr::Unix(path) => Address::Unix(path),
+            _ => {
+                return Err(ConfigError::new(
+                    "connections of this kind are not built in: rediss:// needs the feature \
+                     `tls`, and unix:// an operating system that has such sockets",
+                ));
+            }
         };
-        let info = url.into_connection_info().map_err(explain)?;
-        let tcp = info.tcp_settings().clone().set_nodelay(true);
-        let client = Client::open(info.set_tcp_settings(tcp)).map_err(explain)?;
-        Ok(Self { client })
+        Ok(Self {
+            address,
+            settings: info.redis_settings().clone(),
+            step_timeout,
+        })
+    }
+
+    #[cfg(all(test, feature = "tls"))]
+    pub(super) fn trust(&mut self, certificate: &[u8]) {
+        if let Address::Tls(_, _, tls) = &mut self.address {
+            tls.trust(certificate);
+        }
     }
 
     async fn open(&self) -> Result<Box<dyn Session>, Failure> {
-        let config = AsyncConnectionConfig::new()
-            .set_connection_timeout(Some(CONNECT_TIMEOUT))
-            // Whoever calls has a timer already; one of the driver's own would cost each call.
-            .set_response_timeout(None);
-        let connect = self
-            .client
-            .get_multiplexed_async_connection_with_config(&config);
-        let connection = timeout(2 * CONNECT_TIMEOUT, connect)
-            .await
-            .map_err(|_| timed_out())?
-            .map_err(classify)?;
-        Ok(Box::new(Connection(connection)))
+        match &self.address {
+            Address::Tcp(host, port) => self.log_in(self.reach(host, *port).await?).await,
+            #[cfg(feature = "tls")]
+            Address::Tls(host, port, tls) => {
+                let stream = self.reach(host, *port).await?;
+                let shake_hands = self.step("the TLS handshake", tls.connect(stream));
+                self.log_in(shake_hands.await?).await
+            }
+            #[cfg(unix)]
+            Address::Unix(path) => {
+                let connect = UnixStream::connect(path).map(|stream| stream.map_err(io_failure));
+                self.log_in(self.step("connecting", connect).await?).await
+            }
+        }
     }
+
+    async fn reach(&self, host: &str, port: u16) -> Result<TcpStream, Failure> {
+        let resolve = lookup_host((host, port)).map(|found| found.map_err(io_failure));
+        let resolve = self.step("resolving the host name", resolve);
+        let addresses: Vec<SocketAddr> = resolve.await?.collect();
+        if addresses.is_empty() {
+            let none = io::Error::new(io::ErrorKind::NotFound, "the host name has no address");
+            return Err(io_failure(none));
+        }
+        // All at once: one that does not answer must not use up the time of the others.
+        let attempts = addresses.into_iter().map(TcpStream::connect);
+        let connect = select_ok(attempts.map(Box::pin)).map(|first| first.map_err(io_failure));
+        let (stream, _) = self.step("connecting", connect).await?;
+        stream.set_nodelay(true).map_err(io_failure)?;
+        Ok(stream)
+    }
+
+    async fn log_in<S>(&self, stream: S) -> Result<Box<dyn Session>, Failure>
+    where
+        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
+        // Whoever calls has a timer already; one of the driver's own would cost each call.
+        let config = AsyncConnectionConfig::new().set_response_timeout(None);
+        let log_in = MultiplexedConnection::new_with_config(&self.settings, stream, config)
+            .map(|connection| connection.map_err(classify));
+        let (connection, driver) = self.step("logging in", log_in).await?;
+        Ok(Box::new(Connection {
+            connection,
+            driver: tokio::spawn(driver),
+        }))
+    }
+
+    async fn step<T>(
+        &self,
+        name: &str,
+        step: impl Future<Output = Result<T, Failure>>,
+    ) -> Result<T, Failure> {
+        timeout(self.step_timeout, step).await.unwrap_or_else(|_| {
+            Err(Failure::new(
+                FailureKind::Timeout,
+                format!(
+                    "{name} took longer than connect_timeout, which is {:?}",
+                    self.step_timeout
+                ),
+            ))
+        })
+    }
+}
+
+pub(super) fn io_failure(error: io::Error) -> Failure {
+    classify(error.into())
 }
 
 /// The driver's words for a bad URL do not hold the URL, which may hold a password; its detail
@@ -76,7 +179,18 @@ impl Connect for Driver {
     }
 }
 
-struct Connection(MultiplexedConnection);
+struct Connection {
+    connection: MultiplexedConnection,
+    /// Reads and writes the socket.
+    driver: JoinHandle<()>,
+}
+
+impl Drop for Connection {
+    fn drop(&mut self) {
+        // By itself it would go on until the server has answered everything.
+        self.driver.abort();
+    }
+}
 
 impl Session for Connection {
     fn run<'a>(
@@ -93,7 +207,7 @@ impl Session for Connection {
             command.arg(keys).arg(arguments);
             command
         };
-        let mut connection = self.0.clone();
+        let mut connection = self.connection.clone();
         async move {
             let by_hash = command("EVALSHA", &script.hash);
             match by_hash.query_async(&mut connection).await {

@@ -1,10 +1,12 @@
 //! The background task that connects, beats, and tells Redis what memory granted.
 
 use std::{
+    panic::AssertUnwindSafe,
     sync::{Arc, PoisonError, Weak, atomic::Ordering},
     time::Duration,
 };
 
+use futures_util::future::FutureExt;
 use tokio::{
     sync::Notify,
     time::{Instant, sleep},
@@ -17,7 +19,9 @@ use super::{
     script::{Argument, First},
     shared::{Live, Shared, data_lost},
 };
-use crate::{bucket::Terms, decision::Failure, members::REMEMBERED, scope::Keyspace};
+use crate::{
+    bucket::Terms, decision::Failure, members::REMEMBERED, scope::Keyspace, task,
+};
 
 /// Between beats.
 const BEAT: Duration = Duration::from_secs(1);
@@ -52,22 +56,18 @@ impl Keeper {
 
     async fn run(&self) {
         loop {
-            let Some(shared) = self.shared.upgrade() else {
-                return;
-            };
-            shared.probes();
-            match self.attempt(&shared).await {
-                Ok(session) => {
-                    let live = shared.rises(session);
-                    drop(shared);
-                    if let Some(live) = live
-                        && !self.keep(&live).await
-                    {
-                        return;
+            // What panics here is the driver, or a bug: tried again as after any other failure.
+            let since = match AssertUnwindSafe(self.round()).catch_unwind().await {
+                Ok(Some(since)) => since,
+                Ok(None) => return,
+                Err(panic) => {
+                    let failure = task::failure("connects to Redis", &*panic);
+                    if let Some(shared) = self.shared.upgrade() {
+                        shared.crashes(failure);
                     }
+                    Instant::now()
                 }
-                Err(failure) => shared.stays_down(failure),
-            }
+            };
             let Some(shared) = self.shared.upgrade() else {
                 return;
             };
@@ -75,7 +75,32 @@ impl Keeper {
             let part = (shared.random() >> 11) as f64 / (1u64 << 53) as f64;
             let pause = shared.pause().mul_f64(0.5 + 0.5 * part);
             drop(shared);
-            sleep(pause).await;
+            // An attempt that took long is part of the pause.
+            sleep(pause.saturating_sub(since.elapsed()).max(pause / 8)).await;
+        }
+    }
+
+    /// One attempt to connect, and all that is done over the connection: from when the pause
+    /// before the next counts. None once the limiter is gone.
+    async fn round(&self) -> Option<Instant> {
+        let shared = self.shared.upgrade()?;
+        let start = Instant::now();
+        shared.probes();
+        match self.attempt(&shared).await {
+            Ok(session) => {
+                let live = shared.rises(session);
+                drop(shared);
+                if let Some(live) = live
+                    && !self.keep(&live).await
+                {
+                    return None;
+                }
+                Some(Instant::now())
+            }
+            Err(failure) => {
+                shared.stays_down(failure);
+                Some(start)
+            }
         }
     }
 
@@ -83,16 +108,14 @@ impl Keeper {
     async fn attempt(&self, shared: &Shared) -> Result<Box<dyn Session>, Failure> {
         let config = &shared.config;
         let session = config.connect.connect().await?;
-        // A Redis that answers but refuses writes is not back: the probe writes.
         let mut argument = Argument::default();
         argument.key(Terms::new(1.0, 1.0), First::NONE);
         argument.reset(1);
         let key = config.keyspace.own(PROBE);
         let bytes = argument.into_bytes();
-        shared
-            .run_in_time(&*session, None, 1.0, vec![key], &bytes)
-            .await?;
-        let beat = shared.beat(&*session, false).await?;
+        shared.probe(&*session, key, &bytes).await?;
+        let within = shared.connect_timeout();
+        let beat = shared.beat(&*session, false, within).await?;
         let (known, told) = (shared.epoch(), beat.map(|(epoch, _)| epoch));
         let back = beat.map_or(1.0, |(_, beat)| config.members.back_before(beat));
         let kept = known
@@ -112,7 +135,7 @@ impl Keeper {
         // Not before: an attempt that ends half way must not forget what it was about.
         shared.set_epoch(told);
         if shared.left.load(Ordering::Relaxed) {
-            shared.beat(&*session, true).await?;
+            shared.beat(&*session, true, within).await?;
         }
         if let Some((_, beat)) = beat {
             config.members.hear(beat, Instant::now());
@@ -171,7 +194,7 @@ impl Keeper {
     }
 
     async fn beats(&self, shared: &Shared, live: &Live) {
-        let failure = match shared.beat(&*live.session, false).await {
+        let failure = match shared.beat(&*live.session, false, self.timeout).await {
             Ok(None) => return,
             Ok(Some((epoch, beat))) => {
                 let known = shared.epoch();
@@ -250,7 +273,7 @@ async fn send(
 
 impl Drop for Keeper {
     fn drop(&mut self) {
-        // Its runtime was shut down under it, or the driver panicked.
+        // Its runtime was shut down under it.
         if let Some(shared) = self.shared.upgrade() {
             shared.is_abandoned();
         }

@@ -26,6 +26,8 @@ pub(crate) struct LinkConfig {
     pub(crate) keyspace: Keyspace,
     /// One call takes no longer.
     pub(crate) timeout: Duration,
+    /// One step of connecting takes no longer.
+    pub(crate) connect_timeout: Duration,
     pub(crate) known: Arc<Known>,
     pub(crate) leases: Arc<Leases>,
     pub(crate) members: Arc<Members>,
@@ -37,8 +39,12 @@ pub(crate) struct LinkConfig {
 
 impl LinkConfig {
     pub(super) fn grace(&self) -> Duration {
-        // A pause, a connect and a log-in, and a probe, a beat and a payment at their slowest.
-        GRACE.max(Duration::from_millis(1_400) + 3 * self.timeout)
+        // A pause, or an attempt that was under way and came to nothing; a connect and a log-in;
+        // and a probe, a beat and a payment at their slowest.
+        let attempt = self
+            .connect_timeout
+            .clamp(Duration::from_millis(1_000), GRACE);
+        GRACE.max(attempt + Duration::from_millis(400) + 3 * self.timeout)
     }
 }
 
@@ -119,7 +125,10 @@ impl Link {
             _ => return,
         };
         // Without an answer, the others count this limiter for another minute.
-        let _ = self.shared.beat(&*live.session, true).await;
+        let _ = self
+            .shared
+            .beat(&*live.session, true, self.shared.config.timeout)
+            .await;
     }
 }
 
@@ -144,6 +153,10 @@ impl Wire for Link {
 
     fn is_calm(&self) -> bool {
         self.shared.calm.load(Ordering::Acquire) && self.shared.config.members.part() >= 1.0
+    }
+
+    fn fails(&self, failure: &Failure) {
+        self.shared.fails(failure);
     }
 
     async fn call(

@@ -17,17 +17,21 @@ mod leases;
 mod link;
 
 #[cfg(test)]
+mod panics;
+#[cfg(test)]
 mod parity;
 mod patience;
 mod recovery;
 mod script;
 mod shared;
+#[cfg(feature = "tls")]
+mod tls;
 #[cfg(test)]
 mod twin;
 
 pub(crate) use self::{
     batcher::Batcher,
-    command::{Asker, Books, Owed},
+    command::{Asker, Books, Owed, Wire},
     connect::Connect,
     driver::Driver,
     known::Known,

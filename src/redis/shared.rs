@@ -171,9 +171,44 @@ impl Shared {
             }
             match timeout_at(deadline, changed.changed()).await {
                 Ok(Ok(())) => {}
-                _ => return Err(timed_out()),
+                _ => {
+                    let failure = timed_out();
+                    self.starts_slowly(&failure);
+                    return Err(failure);
+                }
             }
         }
+    }
+
+    /// The first connection takes longer than a call may: nobody waits for it any more.
+    fn starts_slowly(&self, failure: &Failure) {
+        let mut state = self.lock();
+        if !matches!(state.stage, Stage::Starting) {
+            return;
+        }
+        state.stage = Stage::Down(failure.clone());
+        state.tripped = Some(Instant::now());
+        let transition = self.config.observer.redis_fails(failure);
+        drop(state);
+        transition.into_iter().for_each(Transition::tell);
+        self.changed.send_replace(());
+    }
+
+    /// A background task has failed, whatever it was doing.
+    pub(super) fn fails(&self, failure: &Failure) {
+        let generation = match &self.lock().stage {
+            Stage::Up(live) => Some(live.generation),
+            _ => None,
+        };
+        if let Some(generation) = generation {
+            self.tell(generation, Some(failure));
+            return;
+        }
+        self.starts_slowly(failure);
+        // Without a supervisor the next call connects, and ends what begins here.
+        let transition = self.config.observer.redis_fails(failure);
+        transition.into_iter().for_each(Transition::tell);
+        self.config.observer.misconfigured(failure);
     }
 
     /// Runs the script on buckets of this epoch, where the part `back` of all is back.
@@ -222,6 +257,32 @@ impl Shared {
             .unwrap_or_else(|_| Err(timed_out()))
     }
 
+    /// The first call over a connection: it writes, because a Redis that answers but refuses
+    /// writes is of no use.
+    pub(super) async fn probe(
+        &self,
+        session: &dyn Session,
+        key: Vec<u8>,
+        argument: &[u8],
+    ) -> Result<(), Failure> {
+        // Where the server does not know the script yet, that takes two round trips.
+        let start = Instant::now();
+        let first = self.run(session, None, 1.0, vec![key.clone()], argument);
+        timeout(self.connect_timeout(), first)
+            .await
+            .unwrap_or_else(|_| Err(timed_out()))?;
+        if start.elapsed() > self.config.timeout {
+            self.run_in_time(session, None, 1.0, vec![key], argument)
+                .await?;
+        }
+        Ok(())
+    }
+
+    /// What a call that connecting consists of may take.
+    pub(super) fn connect_timeout(&self) -> Duration {
+        self.config.connect_timeout.max(self.config.timeout)
+    }
+
     /// After an outage, the part of all that is back.
     pub(super) fn back(&self) -> f64 {
         match self.is_in_grace() {
@@ -257,6 +318,7 @@ impl Shared {
         &self,
         session: &dyn Session,
         leaves: bool,
+        within: Duration,
     ) -> Result<Option<(Epoch, Beat)>, Failure> {
         let heartbeat = Heartbeat {
             keyspace: &self.config.keyspace,
@@ -266,7 +328,7 @@ impl Shared {
             alive_within: self.alive_within(),
             random: self.random(),
         };
-        match heartbeat.send(session, self.config.timeout).await {
+        match heartbeat.send(session, within).await {
             Ok(told) => {
                 self.may_not_beat.store(false, Ordering::Relaxed);
                 Ok(told)
@@ -351,6 +413,15 @@ impl Shared {
         self.changed.send_replace(());
     }
 
+    /// The supervisor panicked, and goes on.
+    pub(super) fn crashes(&self, failure: Failure) {
+        let is_up = matches!(self.lock().stage, Stage::Up(_));
+        match is_up {
+            true => self.fails(&failure),
+            false => self.stays_down(failure),
+        }
+    }
+
     /// The probe was answered, and all that was owed is charged.
     pub(super) fn rises(&self, session: Box<dyn Session>) -> Option<Arc<Live>> {
         let mut state = self.lock();
@@ -378,7 +449,7 @@ impl Shared {
         Some(live)
     }
 
-    /// The keeper's runtime was shut down under it, or the driver panicked: the next call,
+    /// The keeper's runtime was shut down under it: the next call,
     /// perhaps on another runtime, starts anew.
     pub(super) fn is_abandoned(&self) {
         let mut state = self.lock();

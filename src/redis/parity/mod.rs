@@ -4,4 +4,4 @@
 mod named;
 mod sequences;
 #[path = "../../../tests/support/mod.rs"]
-mod support;
+pub(super) mod support;

@@ -1,0 +1,250 @@
+//! Connecting: slow networks, least rights, TLS without any other user of rustls.
+#![cfg(feature = "redis")]
+
+#[cfg(all(feature = "tracing", feature = "metrics"))]
+#[path = "support/listen.rs"]
+mod listen;
+mod support;
+#[path = "support/watch.rs"]
+mod watch;
+
+use std::time::Duration;
+
+use support::{Proxy, RedisServer};
+use tokio::time::{Instant, sleep};
+use tower_throttle::{FailureKind, Health, Limiter};
+use watch::{PLENTY, reason, until_back};
+
+const SECOND: Duration = Duration::from_secs(1);
+
+/// Slower by one such delay in each direction.
+const FAR: Duration = Duration::from_millis(210);
+
+/// Acquires until the health is degraded, at most thirty seconds.
+async fn until_degraded(limiter: &Limiter) -> FailureKind {
+    let start = Instant::now();
+    loop {
+        let permit = limiter.try_acquire(PLENTY).await.expect("plenty");
+        if let Some(reason) = reason(limiter) {
+            return reason;
+        }
+        assert!(
+            start.elapsed() < 30 * SECOND,
+            "{:?}, though a permit says is_degraded: {}",
+            limiter.health(),
+            permit.is_degraded()
+        );
+        sleep(SECOND / 100).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_round_trip_of_210_ms_connects_with_the_default_timeout() {
+    let server = RedisServer::start().await;
+    let proxy = Proxy::start(server.port()).await;
+    proxy.delay(FAR);
+    for url in [proxy.url(), format!("{}?protocol=resp3", proxy.url())] {
+        let limiter = Limiter::builder()
+            .redis(url)
+            .redis_timeout(3 * SECOND)
+            .build()
+            .expect("a URL");
+        until_back(&limiter).await;
+        assert_eq!(limiter.health(), Health::Redis);
+    }
+}
+
+/// The server knows no script yet, so that the first run of each takes two round trips: more than
+/// a call may take, and no reason to connect anew.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_script_that_is_loaded_first_may_take_longer_than_a_call() {
+    let server = RedisServer::start().await;
+    let proxy = Proxy::start(server.port()).await;
+    proxy.delay(FAR);
+    let limiter = Limiter::builder()
+        .redis(proxy.url())
+        .redis_timeout(4 * FAR - SECOND / 20)
+        .connect_timeout(10 * SECOND)
+        .build()
+        .expect("a URL");
+    until_back(&limiter).await;
+    assert_eq!(proxy.accepted(), 1, "one connection is enough");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn connect_timeout_bounds_connecting_and_nobody_waits_for_it() {
+    let server = RedisServer::start().await;
+    let proxy = Proxy::start(server.port()).await;
+    proxy.stall();
+    let limiter = |connect_timeout| {
+        let builder = Limiter::builder().redis(proxy.url()).redis_timeout(SECOND);
+        let builder = builder.connect_timeout(connect_timeout);
+        builder.build().expect("a URL")
+    };
+    let short = limiter(SECOND / 20);
+    assert_eq!(until_degraded(&short).await, FailureKind::Timeout);
+    // Attempts go on: each ends by its own bound.
+    let start = Instant::now();
+    while proxy.accepted() < 3 {
+        assert!(start.elapsed() < 30 * SECOND, "{}", proxy.accepted());
+        sleep(SECOND / 100).await;
+    }
+    drop(short);
+    let accepted = proxy.accepted();
+    let long = limiter(600 * SECOND);
+    assert_eq!(until_degraded(&long).await, FailureKind::Timeout);
+    // While the one attempt goes on, nobody waits `redis_timeout` for it.
+    let start = Instant::now();
+    for _ in 0..100 {
+        let permit = long.try_acquire(PLENTY).await.expect("plenty");
+        assert!(permit.is_degraded());
+    }
+    assert!(start.elapsed() < 50 * SECOND, "{:?}", start.elapsed());
+    assert!(proxy.accepted() <= accepted + 2, "{}", proxy.accepted());
+    proxy.pass();
+    until_back(&long).await;
+}
+
+#[test]
+fn connect_timeout_of_zero_is_an_error() {
+    let error = Limiter::builder()
+        .connect_timeout(Duration::ZERO)
+        .build()
+        .expect_err("zero");
+    assert!(error.to_string().contains("connect_timeout"), "{error}");
+}
+
+/// In these tests nobody else has installed a provider of cryptography.
+#[cfg(feature = "tls")]
+#[tokio::test(flavor = "multi_thread")]
+async fn tls_to_a_port_that_does_not_speak_it_is_degraded() {
+    let server = RedisServer::start().await;
+    let url = server.url().replace("redis://", "rediss://");
+    let limiter = Limiter::builder()
+        .redis(url)
+        .redis_timeout(SECOND)
+        .build()
+        .expect("a URL");
+    // The server waits for the end of a line, and the client for an answer.
+    assert_eq!(until_degraded(&limiter).await, FailureKind::Timeout);
+}
+
+/// The rights that the README names.
+#[cfg(all(feature = "tracing", feature = "metrics"))]
+mod rights {
+    use super::*;
+    use listen::Log;
+    use tower_throttle::{Quota, Scope};
+    use tracing::Level;
+
+    const README: &str = include_str!("../README.md");
+
+    /// Name, password and rules of the line that the README shows.
+    fn user() -> (&'static str, &'static str, Vec<&'static str>) {
+        let line = README
+            .lines()
+            .find_map(|line| line.strip_prefix("ACL SETUSER "))
+            .expect("the README shows the rights");
+        let mut words = line.split_whitespace();
+        let name = words.next().expect("a name");
+        let rules: Vec<_> = words.collect();
+        let password = rules.iter().find_map(|rule| rule.strip_prefix('>'));
+        (name, password.expect("a password"), rules)
+    }
+
+    fn url(server: &RedisServer, rest: &str) -> String {
+        let (name, password, _) = user();
+        let user = format!("redis://{name}:{password}@");
+        format!("{}{rest}", server.url().replace("redis://", &user))
+    }
+
+    fn limiter(url: String) -> Limiter {
+        let builder = Limiter::builder().redis(url).redis_timeout(3 * SECOND);
+        builder.lease(8.0).build().expect("a URL")
+    }
+
+    /// What the server denied, except the name of the library, which connecting does without.
+    async fn denials(server: &RedisServer) -> Vec<redis::Value> {
+        let log: Vec<redis::Value> = server.command(&["ACL", "LOG"]).await;
+        let is_name = |entry: &redis::Value| format!("{entry:?}").contains("setinfo");
+        log.into_iter().filter(|entry| !is_name(entry)).collect()
+    }
+
+    #[tokio::test]
+    async fn those_of_the_readme_are_enough_with_and_without_a_database() {
+        const API: Scope = Quota::per_second(50.0).burst(20.0).scope("api");
+        for rest in ["", "2", "?protocol=resp3", "2?protocol=resp3"] {
+            let server = RedisServer::start().await;
+            let (name, _, rules) = user();
+            server.acl_set_user(name, &rules).await;
+            let (log, _guard) = Log::listen();
+            let limiter = limiter(url(&server, rest));
+            // Everything that a limiter does, through more than one beat.
+            let start = Instant::now();
+            while start.elapsed() < 5 * SECOND / 2 {
+                let permit = limiter.acquire(API, SECOND).await.expect("in time");
+                assert!(!permit.is_degraded(), "{rest}: {:?}", limiter.health());
+                permit.settle(2.0);
+                let both = [API, PLENTY];
+                drop(limiter.acquire(both, SECOND).await.expect("in time"));
+            }
+            limiter.credit(&API, -3.0).await;
+            limiter.lower_to(&API, 1.0);
+            limiter.hold_back(&API, SECOND / 10);
+            limiter.peek(&API).await;
+            limiter.reset(&API).await;
+            limiter.leave().await;
+            assert_eq!(limiter.fallbacks(), 0, "{rest}");
+            assert_eq!(log.counts(), [0, 0, 0], "{rest}");
+            assert_eq!(denials(&server).await, [], "{rest}");
+        }
+    }
+
+    /// One right after the other is missing.
+    #[tokio::test]
+    async fn advice_names_the_right_that_is_missing() {
+        let (name, _, rules) = user();
+        let rights = rules.iter().filter_map(|rule| rule.strip_prefix('+'));
+        for right in rights {
+            let server = RedisServer::start().await;
+            server.acl_set_user(name, &rules).await;
+            server.acl_set_user(name, &[&format!("-{right}")]).await;
+            let (log, _guard) = Log::listen();
+            let limiter = limiter(url(&server, "2"));
+            let start = Instant::now();
+            let advised = loop {
+                let _ = limiter.try_acquire(PLENTY).await;
+                if right == "zrem" {
+                    limiter.leave().await;
+                }
+                if let Some(line) = log.lines(Level::ERROR).pop() {
+                    break line;
+                }
+                assert!(start.elapsed() < 30 * SECOND, "{right}: nothing was logged");
+                sleep(SECOND / 100).await;
+            };
+            assert!(advised.contains(&format!("+{right}")), "{right}: {advised}");
+            // Of what it is, nothing else.
+            for other in ["no such database", "password"] {
+                assert!(!advised.contains(other), "{right}: {advised}");
+            }
+            if right == "select" {
+                assert!(!advised.contains("+evalsha"), "{right}: {advised}");
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn advice_names_the_keys_where_those_are_not_permitted() {
+        let server = RedisServer::start().await;
+        let (name, _, rules) = user();
+        server.acl_set_user(name, &rules).await;
+        server.acl_set_user(name, &["resetkeys", "~other:*"]).await;
+        let (log, _guard) = Log::listen();
+        let limiter = limiter(url(&server, ""));
+        assert_eq!(until_degraded(&limiter).await, FailureKind::Misconfigured);
+        let errors = log.lines(Level::ERROR);
+        assert!(errors[0].contains("key prefix"), "{errors:?}");
+        assert!(!errors[0].contains("+evalsha"), "{errors:?}");
+    }
+}
