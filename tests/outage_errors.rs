@@ -253,3 +253,82 @@ async fn one_spoilt_value_is_full_and_trips_nothing() {
     assert_eq!(limiter.fallbacks(), 0);
     assert_eq!(limiter.health(), Health::Redis);
 }
+
+/// A bucket whose value nobody of ours has written is as good as absent, and is written anew; the
+/// others in the same call hear nothing of it.
+#[tokio::test(flavor = "multi_thread")]
+async fn stored_values_that_make_no_sense_concern_no_other_bucket() {
+    let server = RedisServer::start().await;
+    let limiter = limiter(server.url());
+    let spoilt = Quota::per_day(1.0).burst(5.0).scope("spoilt");
+    let key = "throttle:v1:spoilt";
+    let (cap, rate) = (5.0, 5.0 / 86_400e6);
+    let now: (f64, f64) = server.command(&["TIME"]).await;
+    let now = now.0 * 1e6 + now.1;
+    let year = 365.0 * 86_400e6;
+    let held = |level: f64, pool: f64, until: f64, by: f64| {
+        let tail = now + 1e9;
+        vec![level, now, cap, rate, 0.0, tail, 1.0, pool, until, by]
+    };
+    let (minute, hour) = (now + 60e6, now + 3_600e6);
+    let mut values = vec![
+        held(0.0, 0.0, hour, -1.7e308),
+        held(0.0, 0.0, hour, 1.7e308),
+        held(0.0, 0.0, hour, -1.0),
+        held(0.0, 0.0, now + 1e4 * year, 1.0),
+        held(0.0, 0.0, 1e300, rate),
+        held(0.0, -5.0, minute, rate),
+        held(-1e300, 0.0, minute, rate),
+        held(f64::MIN, 0.0, minute, f64::MAX),
+        vec![-1e300, now, cap, rate, 0.0],
+        vec![f64::MIN, now, f64::MAX, f64::MIN_POSITIVE, 0.0],
+        vec![0.0, -1e300, cap, rate, 0.0, 1e300, 1.0, 0.0],
+        vec![0.0, now, cap, rate, 0.0, 1e300, 1.0, 0.0],
+        vec![0.0, now, cap, rate, 0.0, minute, -1.0, 0.0],
+        vec![0.0, now, -cap, rate, 0.0],
+    ];
+    let listed = values.len();
+    // And any bits at all, which may even be plausible.
+    values.push(held(0.0, 1e300, minute, rate));
+    let mut bits: u64 = 0x9e37_79b9_7f4a_7c15;
+    for n in 0..400 {
+        let mut numbers = Vec::new();
+        for _ in 0..[5, 8, 10][n % 3] {
+            bits ^= bits << 13;
+            bits ^= bits >> 7;
+            bits ^= bits << 17;
+            numbers.push(f64::from_bits(bits));
+        }
+        values.push(numbers);
+    }
+    let mut taken = 0.0;
+    for (n, numbers) in values.iter().enumerate() {
+        // Where the level is plausible, this process has not heard of a lower one.
+        limiter.reset(&spoilt).await;
+        server.set_numbers(key, numbers).await;
+        let both = join_all((0..8).map(|n| {
+            let scope = if n % 2 == 0 { &spoilt } else { &PLENTY };
+            limiter.try_acquire(scope)
+        }));
+        for (n, permit) in both.await.into_iter().enumerate() {
+            match permit {
+                Ok(permit) => assert!(!permit.is_degraded(), "{numbers:?}"),
+                Err(refused) => {
+                    assert!(n % 2 == 0 && !refused.is_degraded(), "{numbers:?}");
+                    let after = refused.retry_after().expect("some time");
+                    assert!(after <= 31 * 365 * 86_400 * SECOND, "{numbers:?}");
+                }
+            }
+        }
+        taken += 4.0;
+        if n < listed {
+            let left: Vec<u8> = server.command(&["GET", key]).await;
+            let level = f64::from_le_bytes(left[..8].try_into().expect("eight bytes"));
+            assert!((level - 1.0).abs() < 0.1, "{numbers:?} left {level}");
+            assert_eq!(left.len(), 40, "{numbers:?}");
+        }
+    }
+    until_level(&limiter, &PLENTY, PLENTY.quota().capacity() - taken).await;
+    assert_eq!(limiter.fallbacks(), 0);
+    assert_eq!(limiter.health(), Health::Redis);
+}

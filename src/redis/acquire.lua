@@ -183,14 +183,21 @@ for i = 1, nkeys do
       for at = 81, length, 24 do
         local n = #gaps
         gaps[n + 1], gaps[n + 2], gaps[n + 3] = unpack_d('<ddd', value, at)
-        by = by + (gaps[n + 1] - gaps[n + 1]) + (gaps[n + 2] - gaps[n + 2]) + (gaps[n + 3] - gaps[n + 3])
+        local from, due, tokens = gaps[n + 1], gaps[n + 2], gaps[n + 3]
+        if not (n < MOST_CANCELLED and from < due and from - from == 0 and due <= tail
+            and due > (gaps[n - 1] or -math.huge) and tokens > 0 and tokens <= most * 1e10) then
+          by = -1
+        end
       end
     end
   end
-  -- What is no number, or infinite, leaves NaN.
-  if not l or slowest <= 0 or (l - l) + (a - a) + (most - most) + (slowest - slowest)
+  -- What is no number, or infinite, leaves NaN. No call writes amounts below zero, a wait of 300
+  -- years, or a debt of as many at a ten-thousandth of the rate.
+  if not l or slowest <= 0 or most <= 0 or most > 1e100 or big < 0 or pool < 0 or by < 0
+      or by > 1e100 or tail - a > 1e16 or held - a > 1e16 or l < -2 * most - 1e20 * (r + by)
+      or (l - l) + (a - a) + (most - most) + (slowest - slowest)
       + (kept - kept) + (tail - tail) + (big - big) + (pool - pool) + (held - held) + (by - by) ~= 0 then
-    -- Missing, of another type or length, or not numbers: full.
+    -- Missing, of another type or length, or not what a call writes: full.
     l, a, most, slowest, kept, tail, big, pool, held = c, now, c, r, 0, 0, 0, 0, 0
     gaps = nil
   end

@@ -150,10 +150,15 @@ impl<A: Asker> Demand<A> {
     }
 
     fn is_refused(&self, taken: Taken) -> bool {
-        taken.granted < self.askers.len() as f64
+        self.bounded(taken).granted < self.askers.len() as f64
+    }
+
+    fn bounded(&self, taken: Taken) -> Taken {
+        bounded(taken, self.askers.len() as f64, self.max_wait_us)
     }
 
     fn answer(self, taken: Taken, level: f64, terms: Terms, time: Option<f64>) {
+        let taken = self.bounded(taken);
         for (k, asker) in self.askers.into_iter().enumerate() {
             let k = k as u32;
             let tightest = (0, level);
@@ -169,6 +174,19 @@ fn as_asked<A: Asker>(taken: Taken, asker: &Pending<A>, sent_us: f64) -> Taken {
     Taken {
         retry_after: (taken.retry_after - longer).max(1.0),
         ..taken
+    }
+}
+
+/// No more than `n` demands asked for, none of which waits over `max_wait_us`. What a healthy
+/// Redis replies is that already.
+fn bounded(taken: Taken, n: f64, max_wait_us: f64) -> Taken {
+    // `max` takes the other, where one is no number.
+    let granted = taken.granted.max(0.0).min(n).floor();
+    Taken {
+        now: taken.now.max(0.0).min(granted).floor(),
+        granted,
+        last: taken.last.max(0.0).min(max_wait_us),
+        retry_after: taken.retry_after.max(1.0),
     }
 }
 
@@ -533,10 +551,13 @@ impl<A: Asker> Batch<A> {
         let reply = result.as_ref().map_err(Clone::clone).and_then(|bytes| {
             let takes = self.takes + self.ahead.len();
             Reply::new(bytes, self.places.len(), takes).ok_or_else(|| {
-                Failure::new(
+                let failure = Failure::new(
                     FailureKind::Misconfigured,
                     "the script's reply is of another length",
-                )
+                );
+                // The connection is out of step, or something else than Redis is at its end.
+                shared.wire.fails(&failure);
+                failure
             })
         });
         match reply {
@@ -566,41 +587,40 @@ impl<A: Asker> Batch<A> {
                     refusing[*place] |= demand.is_refused(reply.answer(take).taken);
                     take += 1;
                 }
-                Step::TakeAll { from, .. } => {
+                Step::TakeAll {
+                    from, max_wait_us, ..
+                } => {
                     let answer = reply.answer(take);
                     let (place, _) = from[answer.which.min(from.len() - 1)];
-                    refusing[place] |= answer.taken.granted < 1.0;
+                    refusing[place] |= bounded(answer.taken, 1.0, *max_wait_us).granted < 1.0;
                     take += 1;
                 }
                 _ => {}
             }
         }
         let terms: Vec<_> = self.places.iter().map(|place| place.terms).collect();
+        let told = terms.iter().enumerate();
+        let told: Vec<_> = told.map(|(at, terms)| reply.told(at, *terms)).collect();
         for (index, place) in self.places.iter().enumerate() {
-            let (level, pool) = reply.level(index);
-            let told = Told {
-                level,
-                pool,
-                held: reply.held(index),
-            };
-            if told.held > 0.0 {
+            if told[index].held > 0.0 {
                 shared.leases.forget(&place.id);
             }
             known.learn(
                 place.id.as_bytes(),
                 place.terms,
-                told,
+                told[index],
                 sent,
                 refusing[index],
             );
         }
         for (nth, (place, asked)) in self.ahead.into_iter().enumerate() {
             let tokens = reply.answer(self.takes + nth).taken.granted;
-            asked.answer(tokens, reply.level(place).0, sent);
+            let tokens = tokens.max(0.0).min(asked.tokens);
+            asked.answer(tokens, told[place].level, sent);
         }
         for (index, place) in self.places.into_iter().enumerate() {
             if let Some(first) = place.first {
-                let (level, _) = reply.level(index);
+                let level = told[index].level;
                 first.answer(
                     reply.first(index),
                     level,
@@ -613,7 +633,7 @@ impl<A: Asker> Batch<A> {
         for step in self.steps {
             match step {
                 Step::Take(place, demand) => {
-                    let (level, _) = reply.level(place);
+                    let level = told[place].level;
                     let slower = terms[place].slower(self.part);
                     demand.answer(reply.answer(take).taken, level, slower, time);
                     take += 1;
@@ -625,14 +645,16 @@ impl<A: Asker> Batch<A> {
                 } => {
                     let Answer { taken, which } = reply.answer(take);
                     take += 1;
-                    let (place, cost) = from[which.min(from.len() - 1)];
+                    let taken = bounded(taken, 1.0, max_wait_us);
+                    let which = which.min(from.len() - 1);
+                    let (place, cost) = from[which];
                     let slower = terms[place].slower(self.part);
-                    let tightest = tightest(&from, &terms, reply);
+                    let tightest = tightest(&from, &terms, &told);
                     let taken = as_asked(taken, &asker, max_wait_us);
                     asker.answer(Ok(decision(taken, which, 0, cost, slower, tightest, time)));
                 }
                 Step::Look(place, answer) | Step::Reset(place, answer) => {
-                    let _ = answer.send(Ok(reply.level(place).0));
+                    let _ = answer.send(Ok(told[place].level));
                 }
                 Step::GiveBack(..)
                 | Step::Charge(..)
@@ -683,10 +705,10 @@ fn left<A: Asker>(asker: &Pending<A>, queued: Duration) -> f64 {
 }
 
 /// The bucket that has the smallest part of its capacity left.
-fn tightest(from: &[(usize, f64)], terms: &[Terms], reply: &Reply<'_>) -> (usize, f64) {
+fn tightest(from: &[(usize, f64)], terms: &[Terms], told: &[Told]) -> (usize, f64) {
     let mut tightest = (0, f64::INFINITY, 0.0);
     for (which, (place, _)) in from.iter().enumerate() {
-        let (level, _) = reply.level(*place);
+        let level = told[*place].level;
         let part = level / terms[*place].cap;
         if part < tightest.1 {
             tightest = (which, part, level);

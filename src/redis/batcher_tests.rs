@@ -18,7 +18,11 @@ use super::{
     leases::{AHEAD, COOLS, Leases},
 };
 use crate::{
-    bucket::{Reservation, Terms},
+    bucket::{
+        Reservation, Terms,
+        law::{Rng, seed},
+    },
+    clock::LONGEST_WAIT,
     decision::{Decision, Failure, FailureKind},
     quota::Quota,
     scope::{Keyspace, Scope},
@@ -45,6 +49,37 @@ struct Scripted {
     /// Nothing can be taken ahead.
     scarce: Arc<AtomicBool>,
     takes: Duration,
+    /// Some numbers of replies are replaced by others.
+    garbles: Arc<Mutex<Option<Rng>>>,
+    /// The level of this bucket is no number.
+    nan_for: Arc<Mutex<Option<String>>>,
+}
+
+/// What no healthy Redis replies, or stores.
+pub(super) fn hostile(rng: &mut Rng) -> f64 {
+    let bits = f64::from_bits(rng.next());
+    let some = [
+        bits,
+        bits,
+        f64::NAN,
+        f64::INFINITY,
+        f64::NEG_INFINITY,
+        f64::MAX,
+        f64::MIN,
+        f64::MIN_POSITIVE,
+        1e300,
+        -1e300,
+        // Years, in microseconds.
+        31.0 * 365.0 * 86_400e6,
+        4_294_967_295.0,
+        1e9,
+        -1e9,
+        2.5,
+        1.0,
+        0.0,
+        -1.0,
+    ];
+    rng.pick(&some)
 }
 
 impl Scripted {
@@ -57,6 +92,8 @@ impl Scripted {
             away: Arc::default(),
             scarce: Arc::default(),
             takes: Duration::ZERO,
+            garbles: Arc::default(),
+            nan_for: Arc::default(),
         }
     }
 
@@ -121,10 +158,23 @@ impl Wire for Scripted {
             .into_iter()
             .map(|key| String::from_utf8(key).expect("ASCII"))
             .collect();
+        let names: Vec<String> = names;
+        if let Some(bad) = &*self.nan_for.lock().expect("no panic") {
+            for at in names.iter().enumerate().filter(|(_, name)| *name == bad) {
+                reply[1 + 6 * at.0 + 4] = f64::NAN;
+            }
+        }
         let call = (names, firsts, commands);
         self.calls.lock().expect("no panic").push(call);
         let (answers, fails) = (self.answers.clone(), self.fails);
         let (cuts, away) = (self.cuts.clone(), self.away.clone());
+        if let Some(rng) = &mut *self.garbles.lock().expect("no panic") {
+            for number in &mut reply[1..] {
+                if rng.percent(40) {
+                    *number = hostile(rng);
+                }
+            }
+        }
         let takes = self.takes;
         async move {
             if !takes.is_zero() {
@@ -996,4 +1046,75 @@ async fn whoever_leaves_gives_its_leases_back_and_takes_no_more() {
     let before = setup.wire.calls().len();
     setup.batcher.leave().await;
     assert_eq!(setup.wire.calls().len(), before);
+}
+
+/// Whatever is replied, everybody is answered, within what was asked for.
+#[tokio::test(start_paused = true)]
+async fn replies_that_make_no_sense_are_bounded() {
+    let first = seed();
+    println!("THROTTLE_SEED={first}");
+    for seed in (0..2_000).map(|n| first.wrapping_add(n)) {
+        let (mut setup, leases) = leasing(usize::MAX >> 4);
+        let mut rng = Rng::new(seed);
+        *setup.wire.garbles.lock().expect("no panic") = Some(Rng::new(!seed));
+        let scopes = ["a", "b", "c"].map(|name| HOT.scope(name));
+        let mut asked = Vec::new();
+        for _ in 0..4 {
+            for _ in 0..1 + rng.below(6) {
+                let count = 1 + rng.below(3) * rng.below(2);
+                let of: Vec<_> = (0..count).map(|n| scopes[n as usize].clone()).collect();
+                let max_wait_us = rng.pick(&[0.0, 1e3, 1e9]);
+                asked.push((of.len(), max_wait_us));
+                setup.ask_for(of, max_wait_us, true);
+            }
+            setup.settle().await;
+        }
+        let answers = setup.answers.lock().expect("no panic");
+        assert_eq!(answers.len(), asked.len(), "seed {seed}");
+        for (number, answer) in &*answers {
+            let (count, max_wait_us) = asked[*number];
+            let sane = match answer.as_ref().expect("an answer") {
+                Decision::Now { tightest, level } => {
+                    *tightest < count && *level <= 1_000.0 && *level >= -1e20
+                }
+                Decision::Wait { which, wait, .. } => {
+                    *which < count && *wait <= Duration::from_micros(max_wait_us as u64)
+                }
+                Decision::Refused { which, retry_after } => {
+                    *which < count && !retry_after.is_zero() && *retry_after <= LONGEST_WAIT
+                }
+            };
+            assert!(sane, "seed {seed}: {answer:?} to {:?}", asked[*number]);
+        }
+        let terms = Terms::new(1_000.0, 1e6);
+        for scope in &scopes {
+            let id = scope.id(&[0; 32]);
+            if let Some((level, _)) = setup.known.level(&id) {
+                assert!((-1e20..=1_000.0).contains(&level), "seed {seed}: {level}");
+            }
+            // No more than an eighth of the capacity was asked for.
+            let more = leases.take(&id.lookup(), terms, 125.5);
+            assert!(more.is_none(), "seed {seed}: {more:?}");
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn one_number_that_makes_no_sense_concerns_its_own_bucket() {
+    let mut setup = Setup::new(Scripted::new(9));
+    *setup.wire.nan_for.lock().expect("no panic") = Some("b".to_owned());
+    for name in ["a", "b", "c"] {
+        setup.ask([QUOTA.scope(name)]);
+    }
+    setup.settle().await;
+    let answers = setup.answers.lock().expect("no panic");
+    let expected = |level| Ok(Decision::Now { tightest: 0, level });
+    assert_eq!(
+        *answers,
+        [
+            (0, expected(500.0)),
+            (1, expected(1_000.0)),
+            (2, expected(500.0))
+        ]
+    );
 }

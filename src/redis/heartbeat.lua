@@ -26,8 +26,11 @@ local epoch, count = ARGV[5], 0
 if stored and #stored == 16 then
   local kept = string.sub(stored, 1, 8)
   local beats = struct.unpack('<d', stored, 9)
-  -- Fewer beats than were counted before: it went back to an older state of itself.
-  if kept ~= ARGV[3] or beats >= struct.unpack('<d', ARGV[4]) then
+  -- Fewer beats than were counted before: it went back to an older state of itself. A count that
+  -- is none is not ours.
+  if not (beats >= 0 and beats < 9007199254740992) then
+    epoch, count = ARGV[5], 0
+  elseif kept ~= ARGV[3] or beats >= struct.unpack('<d', ARGV[4]) then
     epoch, count = kept, beats
   end
 end

@@ -5,7 +5,17 @@ use std::time::Duration;
 use tokio::time::timeout;
 
 use super::{connect::Session, failure::timed_out, script::HEARTBEAT};
-use crate::{decision::Failure, members::Beat, scope::Keyspace};
+use crate::{
+    decision::{Failure, FailureKind},
+    members::Beat,
+    scope::Keyspace,
+};
+
+/// More do not share one Redis: each beats once a second.
+const MOST_LIMITERS: f64 = 100_000.0;
+
+/// Up to here a double counts each; thousands of beats a second take a hundred thousand years.
+const MOST_BEATS: f64 = (1u64 << 53) as f64;
 
 /// The state of a Redis: where the identity differs, or fewer beats were counted, it has lost
 /// what was written since.
@@ -62,23 +72,74 @@ impl Heartbeat<'_> {
         let reply = timeout(within, run)
             .await
             .unwrap_or_else(|_| Err(timed_out()))?;
-        Ok(Self::read(&reply))
+        Self::read(&reply)
     }
 
-    fn read(reply: &[u8]) -> Option<(Epoch, Beat)> {
+    fn read(reply: &[u8]) -> Result<Option<(Epoch, Beat)>, Failure> {
+        if reply.is_empty() {
+            return Ok(None);
+        }
+        Self::counts(reply).map(Some).ok_or_else(|| Failure {
+            single: true,
+            advice: Some("this server does not count limiters as Redis does: see the error"),
+            ..Failure::new(
+                FailureKind::Misconfigured,
+                "the reply to a heartbeat makes no sense",
+            )
+        })
+    }
+
+    fn counts(reply: &[u8]) -> Option<(Epoch, Beat)> {
         let (id, numbers) = reply.split_first_chunk::<8>()?;
-        let number = |index: usize| {
+        let number = |index: usize, least: f64, most: f64| {
             let bytes = numbers.get(8 * index..8 * index + 8)?.try_into().ok()?;
-            Some(f64::from_le_bytes(bytes))
+            let number = f64::from_le_bytes(bytes);
+            (least..=most).contains(&number).then_some(number)
         };
         let epoch = Epoch {
             id: *id,
-            beats: number(0)?,
+            beats: number(0, 0.0, MOST_BEATS)?,
         };
         let beat = Beat {
-            alive: number(1)? as u32,
-            lapsed: number(2)? as u32,
+            // This one has just beaten.
+            alive: number(1, 1.0, MOST_LIMITERS)? as u32,
+            lapsed: number(2, 0.0, MOST_LIMITERS)? as u32,
         };
         Some((epoch, beat))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(numbers: [f64; 3]) -> Result<Option<(Epoch, Beat)>, Failure> {
+        let numbers = numbers.iter().flat_map(|number| number.to_le_bytes());
+        let reply: Vec<u8> = b"identity".iter().copied().chain(numbers).collect();
+        Heartbeat::read(&reply)
+    }
+
+    #[test]
+    fn counts_that_make_no_sense_are_no_answer() {
+        let told = read([7.0, 3.0, 1.0]).expect("sense").expect("told");
+        assert_eq!(told.1.alive + told.1.lapsed, 4);
+        for numbers in [
+            [7.0, 4_294_967_295.0, 0.0],
+            [7.0, 1.0, 4_294_967_295.0],
+            [7.0, 4_294_967_295.0, 4_294_967_295.0],
+            [7.0, f64::NAN, 0.0],
+            [7.0, 1.0, f64::NAN],
+            [7.0, f64::INFINITY, 0.0],
+            [7.0, 0.0, 1.0],
+            [7.0, 1.0, -1.0],
+            [f64::NAN, 1.0, 0.0],
+            [-1.0, 1.0, 0.0],
+            [f64::INFINITY, 1.0, 0.0],
+        ] {
+            let failure = read(numbers).expect_err("no sense");
+            assert!(failure.single && failure.advice.is_some(), "{numbers:?}");
+        }
+        assert!(Heartbeat::read(b"").expect("a goodbye").is_none());
+        Heartbeat::read(b"no").expect_err("cut short");
     }
 }

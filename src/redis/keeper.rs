@@ -19,9 +19,7 @@ use super::{
     script::{Argument, First},
     shared::{Live, Shared, data_lost},
 };
-use crate::{
-    bucket::Terms, decision::Failure, members::REMEMBERED, scope::Keyspace, task,
-};
+use crate::{bucket::Terms, decision::Failure, members::REMEMBERED, scope::Keyspace, task};
 
 /// Between beats.
 const BEAT: Duration = Duration::from_secs(1);

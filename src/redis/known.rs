@@ -13,7 +13,7 @@ use tokio::time::Instant;
 
 use crate::{
     bucket::Terms,
-    clock::{Clock, ceil, from_us},
+    clock::{Clock, LONGEST_WAIT, ceil, from_us},
     scope::{BucketId, Lookup},
     table::{Hashing, Table},
 };
@@ -23,6 +23,9 @@ const SHARDS: usize = 32;
 /// An upper bound is not trusted for longer, because refunds by other processes raise the level
 /// without telling this one. A second, in microseconds.
 const TRUSTED_US: f64 = 1_000_000.0;
+
+/// As `LONGEST_WAIT`, in microseconds.
+const LONGEST_US: f64 = LONGEST_WAIT.as_micros() as f64;
 
 const SMALLEST_SWEEP: usize = 64;
 
@@ -97,6 +100,23 @@ impl From<(f64, f64)> for Told {
             level,
             pool,
             held: 0.0,
+        }
+    }
+}
+
+impl Told {
+    /// Within what a bucket of this quota can be: a level that is no number is that of a full one.
+    pub(super) fn bounded(self, terms: Terms) -> Self {
+        let lowest = -2.0 * terms.cap - LONGEST_US * terms.per_us;
+        let level = match self.level.is_finite() {
+            true => self.level.min(terms.cap).max(lowest),
+            false => terms.cap,
+        };
+        // `max` takes the other, where one is no number.
+        Self {
+            level,
+            pool: self.pool.max(0.0).min(terms.cap),
+            held: self.held.max(0.0).min(LONGEST_US),
         }
     }
 }
@@ -215,7 +235,7 @@ impl Known {
         sent: Instant,
         refused: bool,
     ) {
-        let told = told.into();
+        let told = told.into().bounded(terms);
         let sent = self.clock.us_at(sent);
         let lookup = Lookup::of(id);
         let hash = lookup.hash(&self.hasher);

@@ -1,4 +1,4 @@
-//! What becomes of a limiter whose background tasks panic.
+//! What becomes of a limiter whose background tasks panic, or whose Redis replies nonsense.
 
 use std::{
     sync::{
@@ -15,7 +15,7 @@ use super::{
     connect::{Connect, Session},
     driver::Driver,
     parity::support::RedisServer,
-    script::Script,
+    script::{ACQUIRE, Script},
 };
 use crate::{FailureKind, Health, Limiter, Quota, Scope, decision::Failure};
 
@@ -34,6 +34,8 @@ struct Fragile {
 struct Spoilt {
     connect: AtomicBool,
     run: AtomicBool,
+    /// Replies to requests lack their end.
+    cut: AtomicBool,
     panics: AtomicUsize,
 }
 
@@ -71,7 +73,16 @@ impl Session for FragileSession {
         arguments: &'a [&'a [u8]],
     ) -> BoxFuture<'a, Result<Vec<u8>, Failure>> {
         self.spoilt.panic_if(&self.spoilt.run);
-        self.session.run(script, keys, arguments)
+        let run = self.session.run(script, keys, arguments);
+        let is_request = std::ptr::eq(script, &ACQUIRE);
+        run.map(move |reply| {
+            let mut reply = reply?;
+            if is_request && self.spoilt.cut.load(Ordering::Relaxed) {
+                reply.pop();
+            }
+            Ok(reply)
+        })
+        .boxed()
     }
 }
 
@@ -145,5 +156,17 @@ async fn a_connection_that_panics_is_an_outage_and_is_made_anew() {
         .expect("the beat panics")
         .expect("open");
     spoilt.run.store(false, Ordering::Relaxed);
+    until(&limiter, || limiter.health() == Health::Redis).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn replies_of_another_length_are_an_outage() {
+    let (_server, limiter, spoilt) = start().await;
+    until(&limiter, || limiter.health() == Health::Redis).await;
+    assert!(!some_from_memory(&limiter).await);
+    spoilt.cut.store(true, Ordering::Relaxed);
+    assert!(some_from_memory(&limiter).await);
+    assert_eq!(reason(&limiter), Some(FailureKind::Misconfigured));
+    spoilt.cut.store(false, Ordering::Relaxed);
     until(&limiter, || limiter.health() == Health::Redis).await;
 }

@@ -2,6 +2,7 @@
 
 use std::sync::LazyLock;
 
+use super::known::Told;
 use crate::bucket::{Reservation, Taken, Terms};
 
 /// What Redis runs, known to it by its hash.
@@ -166,13 +167,12 @@ pub(crate) struct Reply<'a> {
 }
 
 impl<'a> Reply<'a> {
-    /// None where the length is not that of a call with so many keys and commands that take, or
-    /// a number is not finite.
+    /// None where the length is not that of a call with so many keys and commands that take.
+    /// Any number may be anything: [`Taken::bounded`] and [`Told::bounded`](super::known::Told)
+    /// leave what a healthy Redis replies as it is.
     pub(crate) fn new(bytes: &'a [u8], keys: usize, takes: usize) -> Option<Self> {
         let numbers = 1 + 6 * keys + 5 * takes;
-        let reply = Self { bytes, keys };
-        (bytes.len() == 8 * numbers && (0..numbers).all(|n| reply.number(n).is_finite()))
-            .then_some(reply)
+        (bytes.len() == 8 * numbers).then_some(Self { bytes, keys })
     }
 
     fn number(&self, index: usize) -> f64 {
@@ -211,6 +211,13 @@ impl<'a> Reply<'a> {
     /// For how long nobody is granted anything of a key, in microseconds.
     pub(crate) fn held(&self, key: usize) -> f64 {
         (-self.number(1 + 6 * key + 5)).max(0.0)
+    }
+
+    /// All that the reply tells of a key.
+    pub(crate) fn told(&self, key: usize, terms: Terms) -> Told {
+        let (level, pool) = self.level(key);
+        let held = self.held(key);
+        Told { level, pool, held }.bounded(terms)
     }
 
     /// What a command that takes got, counted from zero.

@@ -222,6 +222,73 @@ pub(crate) struct Stored {
 }
 
 impl Stored {
+    /// What the script makes of a value that nobody may have written.
+    pub(crate) fn read(value: &[u8]) -> Option<Self> {
+        let mut numbers = [0.0; 10];
+        let is_one = match value.len() {
+            40 | 64 => true,
+            length => length >= 80 && (length - 80).is_multiple_of(24),
+        };
+        if !is_one {
+            return None;
+        }
+        for (number, bytes) in numbers.iter_mut().zip(value.chunks_exact(8)) {
+            *number = f64::from_le_bytes(bytes.try_into().ok()?);
+        }
+        let [level, at, cap, per_us, kept, tail, big, pool, held, by] = numbers;
+        let gaps = value.get(80..).unwrap_or_default().chunks_exact(24);
+        let number = |bytes: &[u8]| f64::from_le_bytes(bytes.try_into().expect("eight bytes"));
+        let cancelled: Vec<_> = gaps
+            .map(|gap| Reservation {
+                from: number(&gap[..8]),
+                until: number(&gap[8..16]),
+                tokens: number(&gap[16..]),
+            })
+            .collect();
+        let gaps = cancelled.iter();
+        let gaps = gaps.flat_map(|gap| [gap.from, gap.until, gap.tokens]);
+        let all_finite = numbers.into_iter().chain(gaps).all(f64::is_finite);
+        all_finite.then_some(Self {
+            bucket: Bucket {
+                level,
+                at,
+                tail,
+                big,
+                pool,
+                held,
+                by,
+                cancelled,
+            },
+            widest: Terms { cap, per_us },
+            expires: f64::INFINITY,
+            kept,
+        })
+    }
+
+    /// Whether a call may have written it: no amount below zero, no wait of 300 years, no debt of
+    /// as many at a ten-thousandth of the rate.
+    fn is_plausible(&self, terms: Terms) -> bool {
+        let (bucket, widest) = (&self.bucket, self.widest);
+        widest.per_us > 0.0
+            && widest.cap > 0.0
+            && widest.cap <= 1e100
+            && bucket.big >= 0.0
+            && bucket.pool >= 0.0
+            && bucket.by >= 0.0
+            && bucket.by <= 1e100
+            && bucket.tail - bucket.at <= 1e16
+            && bucket.held - bucket.at <= 1e16
+            && bucket.level >= -2.0 * widest.cap - 1e20 * (terms.per_us + bucket.by)
+            && bucket.cancelled.len() <= 64
+            && bucket.cancelled.is_sorted_by(|a, b| a.until < b.until)
+            && bucket.cancelled.iter().all(|gap| {
+                gap.from < gap.until
+                    && gap.until <= bucket.tail
+                    && gap.tokens > 0.0
+                    && gap.tokens <= widest.cap * 1e10
+            })
+    }
+
     /// Whether Redis has forgotten it.
     pub(crate) fn is_expired(&self, now: f64) -> bool {
         (now / 1_000.0).floor() > self.expires
@@ -271,12 +338,15 @@ pub(crate) struct Twin {
 impl Twin {
     pub(crate) fn call(&mut self, call: &Call, now: f64) -> Outcome {
         let (mut buckets, mut widest, mut changed) = (Vec::new(), Vec::new(), Vec::new());
+        let mut known = Vec::new();
         for (key, terms) in &call.keys {
             let stored = self.keys.get(key);
+            let stored = stored.filter(|stored| stored.is_plausible(*terms));
             let mut bucket =
                 stored.map_or_else(|| Bucket::full(now, *terms), |stored| stored.bucket.clone());
             changed.push(bucket.visit_by(now, *terms, call.back));
             buckets.push(bucket);
+            known.push(stored.cloned());
             widest.push(stored.map_or(*terms, |stored| Terms {
                 cap: stored.widest.cap.max(terms.cap),
                 per_us: stored.widest.per_us.min(terms.per_us),
@@ -365,8 +435,8 @@ impl Twin {
             }
             let (bucket, widest) = (buckets[index].clone(), widest[index]);
             let slower = if call.back < 1.0 { 10e6 } else { 0.0 };
-            let stored = self.keys.get(key);
-            let mut kept = stored.map_or(0.0, |stored| stored.kept);
+            let stored = &known[index];
+            let mut kept = stored.as_ref().map_or(0.0, |stored| stored.kept);
             let px = bucket.ttl_ms(now - slower, kept - now, widest);
             if let Some(px) = px {
                 kept = now + (px - 1.0) * 1_000.0;

@@ -5,6 +5,7 @@ use redis::{Cmd, Pipeline};
 
 use crate::bucket::law::{Rng, seed, sequences};
 use crate::bucket::{Reservation, Terms};
+use crate::redis::batcher_tests::hostile;
 use crate::redis::script::{ACQUIRE, Reply};
 use crate::redis::twin::{Call, Command, Outcome, Stored, Twin, Written};
 
@@ -204,6 +205,34 @@ fn random_cost(rng: &mut Rng, terms: Terms) -> f64 {
     }
 }
 
+/// A value of some length, plausible in most of its numbers.
+fn foreign_value(rng: &mut Rng, quotas: &[Terms], now: f64) -> Vec<u8> {
+    let terms = rng.pick(quotas);
+    let until = now + rng.pick(&[0.5, 3.0, 20.0]) / terms.per_us;
+    let (level, at) = (terms.cap * rng.part(), now - 1e6 * rng.part());
+    let rate = terms.per_us;
+    let numbers = [
+        level, at, terms.cap, rate, until, until, 1.0, 1.0, until, rate,
+    ];
+    let bad = rng.pick(&[0, 5, 10, 100]);
+    let length = rng.pick(&[5, 8, 10, 13, 16]);
+    let gap = |nth: f64| {
+        [
+            until - nth / terms.per_us,
+            until - (nth - 1.0) / terms.per_us,
+            1.0,
+        ]
+    };
+    let numbers = [&numbers[..], &gap(4.0), &gap(2.0)].concat();
+    let numbers = numbers[..length].iter().map(|number| {
+        let is_bad = rng.percent(bad);
+        if is_bad { hostile(rng) } else { *number }
+    });
+    let numbers: Vec<_> = numbers.collect();
+    let bytes = numbers.iter().flat_map(|number| number.to_le_bytes());
+    bytes.collect()
+}
+
 fn random_step(rng: &mut Rng, known: &[Known]) -> f64 {
     let terms = known[0].quotas[0];
     let unit = 1.0 / terms.per_us;
@@ -251,7 +280,7 @@ async fn the_twins_agree_on_our_time_line() {
     let (first, count) = (seed(), sequences(2_000, 50_000));
     println!("THROTTLE_SEED={first}");
     let (mut forgotten, mut waits, mut pooled, mut slowest, mut alone) = (0, 0, 0, 0, 0);
-    let (mut held, mut cancelled) = (0, 0);
+    let (mut held, mut cancelled, mut foreign) = (0, 0, 0);
     let mut sequence = 0;
     while sequence < count {
         let (mut pipeline, mut expected) = (Pipeline::new(), Vec::new());
@@ -269,6 +298,16 @@ async fn the_twins_agree_on_our_time_line() {
                         twin.keys.remove(&known.key);
                         pipeline.del(&known.key).ignore();
                         forgotten += 1;
+                    }
+                }
+                if rng.percent(5) {
+                    let known = &known[rng.below(known.len() as u32) as usize];
+                    let value = foreign_value(&mut rng, &known.quotas, now);
+                    pipeline.set(&known.key, &value).ignore();
+                    twin.keys.remove(&known.key);
+                    if let Some(stored) = Stored::read(&value) {
+                        twin.keys.insert(known.key.clone(), stored);
+                        foreign += 1;
                     }
                 }
                 let call = random_call(&mut rng, &known, &twin);
@@ -309,10 +348,11 @@ async fn the_twins_agree_on_our_time_line() {
     }
     println!(
         "{count}: {forgotten} forgotten, {waits} waits, {pooled} pools, {held} held back, {cancelled} \
-         cancelled, {slowest} slowest, {alone} of first demands alone"
+         cancelled, {foreign} foreign values, {slowest} slowest, {alone} of first demands alone"
     );
     let all = held > 0
         && cancelled > 0
+        && foreign > 0
         && forgotten > 0
         && waits > 0
         && pooled > 0
