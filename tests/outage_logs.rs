@@ -350,3 +350,32 @@ async fn overload_is_no_outage() {
     let line = &log.lines(Level::WARN)[0];
     assert!(line.contains("more requests are queued"), "{line}");
 }
+
+/// Timers of a paused clock end as soon as nothing else can go on, and so before most replies.
+#[tokio::test]
+async fn a_paused_clock_is_an_outage_whose_log_line_says_so() {
+    let server = RedisServer::start().await;
+    let (log, _guard) = Log::listen();
+    for connected in [false, true] {
+        let limiter = Limiter::redis(&server.url()).expect("a URL");
+        if connected {
+            until_back(&limiter).await;
+        }
+        tokio::time::pause();
+        // A reply may win, where the server is quick.
+        let mut tries = 0;
+        while reason(&limiter).is_none() && tries < 1_000 {
+            limiter.try_acquire(PLENTY).await.expect("plenty");
+            tries += 1;
+        }
+        let reason = reason(&limiter);
+        tokio::time::resume();
+        assert_eq!(reason, Some(FailureKind::Timeout), "{connected}");
+        let warnings = log.lines(Level::WARN);
+        let paused = warnings
+            .iter()
+            .filter(|line| line.contains("time is paused"));
+        assert_eq!(paused.count(), 1 + usize::from(connected), "{warnings:?}");
+        until_back(&limiter).await;
+    }
+}

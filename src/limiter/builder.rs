@@ -87,8 +87,8 @@ impl LimiterBuilder {
         }
     }
 
-    /// Shares the buckets through the Redis at `url`; see [`Limiter::redis`]. Without it, they
-    /// are in memory.
+    /// Shares the buckets through the Redis at `url`; see [`Limiter::redis`], also for tests whose
+    /// time is paused. Without it, they are in memory.
     ///
     /// ```
     /// # use tower_throttle::Limiter;
@@ -157,8 +157,9 @@ impl LimiterBuilder {
     /// How long each step of connecting to Redis may take: resolving the host name, connecting,
     /// the TLS handshake, and logging in. Defaults to 1 s.
     ///
-    /// A step takes one or two round trips to the server. No caller waits for longer than
-    /// [`redis_timeout`](Self::redis_timeout): until there is a connection, memory decides.
+    /// A step takes one or two round trips to the server. No call waits for longer than
+    /// [`redis_timeout`](Self::redis_timeout) for the first connection, and none for a later one:
+    /// until there is a connection, memory decides.
     ///
     /// ```
     /// # use std::time::Duration;

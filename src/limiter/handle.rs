@@ -69,6 +69,11 @@ impl Limiter {
     /// No I/O happens here, so that a dead Redis never stops a start-up: the first acquisition
     /// connects.
     ///
+    /// While tokio's time is paused (`#[tokio::test(start_paused = true)]`), Redis cannot answer in
+    /// time: timers end as soon as no task can go on, and so before a reply. Acquisitions are then
+    /// decided by memory, as in an outage, and the log says why. In such tests use
+    /// [`in_memory`](Self::in_memory), which follows the paused time.
+    ///
     /// ```
     /// # use tower_throttle::Limiter;
     /// let limiter = Limiter::redis("redis://127.0.0.1:6379")?;

@@ -20,7 +20,7 @@ use tokio::{
 use super::tls::Tls;
 use super::{
     connect::{Connect, Session},
-    failure::classify,
+    failure::{classify, is_paused, timed_out},
     script::Script,
 };
 use crate::{
@@ -144,13 +144,14 @@ impl Driver {
         step: impl Future<Output = Result<T, Failure>>,
     ) -> Result<T, Failure> {
         timeout(self.step_timeout, step).await.unwrap_or_else(|_| {
-            Err(Failure::new(
-                FailureKind::Timeout,
-                format!(
-                    "{name} took longer than connect_timeout, which is {:?}",
-                    self.step_timeout
+            let within = self.step_timeout;
+            Err(match is_paused() {
+                true => timed_out(),
+                false => Failure::new(
+                    FailureKind::Timeout,
+                    format!("{name} took longer than connect_timeout, which is {within:?}"),
                 ),
-            ))
+            })
         })
     }
 }

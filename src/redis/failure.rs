@@ -1,6 +1,7 @@
 //! What an error of Redis means for the limiter.
 
 use redis::{ErrorKind, RedisError};
+use tokio::time::Instant;
 
 use crate::decision::{Failure, FailureKind};
 
@@ -52,7 +53,20 @@ pub(super) fn classify(error: RedisError) -> Failure {
 }
 
 pub(super) fn timed_out() -> Failure {
-    Failure::new(FailureKind::Timeout, "Redis did not answer in time")
+    let source = match is_paused() {
+        false => "Redis did not answer in time",
+        true => {
+            "Redis cannot answer in time, because tokio's time is paused: its timers do not wait \
+             for the network. Resume it, or use Limiter::in_memory()"
+        }
+    };
+    Failure::new(FailureKind::Timeout, source)
+}
+
+/// Whether tokio's clock stands still while instructions run.
+pub(super) fn is_paused() -> bool {
+    let now = Instant::now();
+    (0..100).all(|_| Instant::now() == now)
 }
 
 /// What to do about a misconfiguration. By the code, where there is one of its own: the driver

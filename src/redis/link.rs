@@ -89,7 +89,7 @@ impl Link {
         let state = shared.lock();
         match &state.stage {
             // Not known yet: the first call finds out.
-            Stage::Idle | Stage::Starting => Mode::Passing,
+            Stage::Idle | Stage::Starting(_) => Mode::Passing,
             Stage::Down(failure) => Mode::Away(failure.clone()),
             Stage::Up(_) => {
                 if state.is_in(shared.config.grace()) {

@@ -16,7 +16,7 @@ use tokio::{
 use super::{
     breaker::{Act, Breaker, Event},
     connect::Session,
-    failure::timed_out,
+    failure::{is_paused, timed_out},
     heartbeat::{Epoch, Heartbeat},
     keeper::Keeper,
     link::LinkConfig,
@@ -36,6 +36,10 @@ const ALIVE: Duration = Duration::from_secs(3);
 /// yet. In a shorter one too little is spent for that, and those whom it did not hit have not
 /// had the time for a beat.
 const LONG_OUTAGE: Duration = Duration::from_millis(300);
+
+/// For so long each call may wait for the first connection, up to its own time-out. Connecting
+/// takes some ten round trips: that the first calls come too early for it is no outage yet.
+const SLOW_START: Duration = Duration::from_secs(1);
 
 pub(super) struct Shared {
     pub(super) config: LinkConfig,
@@ -75,7 +79,8 @@ impl State {
 
 pub(super) enum Stage {
     Idle,
-    Starting,
+    /// Since then the supervisor connects for the first time.
+    Starting(Instant),
     Up(Arc<Live>),
     Down(Failure),
 }
@@ -155,11 +160,11 @@ impl Shared {
                 match &state.stage {
                     Stage::Up(live) => return Ok(live.clone()),
                     Stage::Down(failure) => return Err(failure.clone()),
-                    Stage::Starting => false,
+                    Stage::Starting(_) => false,
                     // The keeper that this call had started is gone again.
                     Stage::Idle if started => return Err(disconnected()),
                     Stage::Idle => {
-                        state.stage = Stage::Starting;
+                        state.stage = Stage::Starting(Instant::now());
                         started = true;
                         true
                     }
@@ -173,17 +178,21 @@ impl Shared {
                 Ok(Ok(())) => {}
                 _ => {
                     let failure = timed_out();
-                    self.starts_slowly(&failure);
+                    let slow = match is_paused() {
+                        true => Duration::ZERO,
+                        false => SLOW_START,
+                    };
+                    self.gives_up_starting(slow, &failure);
                     return Err(failure);
                 }
             }
         }
     }
 
-    /// The first connection takes longer than a call may: nobody waits for it any more.
-    fn starts_slowly(&self, failure: &Failure) {
+    /// Nobody waits any more for a first connection that has been under way for so long.
+    fn gives_up_starting(&self, after: Duration, failure: &Failure) {
         let mut state = self.lock();
-        if !matches!(state.stage, Stage::Starting) {
+        if !matches!(state.stage, Stage::Starting(since) if since.elapsed() >= after) {
             return;
         }
         state.stage = Stage::Down(failure.clone());
@@ -204,7 +213,7 @@ impl Shared {
             self.tell(generation, Some(failure));
             return;
         }
-        self.starts_slowly(failure);
+        self.gives_up_starting(Duration::ZERO, failure);
         // Without a supervisor the next call connects, and ends what begins here.
         let transition = self.config.observer.redis_fails(failure);
         transition.into_iter().for_each(Transition::tell);

@@ -93,6 +93,7 @@ mod tests {
 
     use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
     use tokio::time::{Instant, sleep};
+    use tokio_rustls::rustls::crypto::CryptoProvider;
 
     use crate::{
         FailureKind, Health, Limiter, Quota, Scope,
@@ -195,6 +196,10 @@ mod tests {
                     .await
                     .expect("an answer");
                 assert!(exists, "{versions} {name}");
+                assert!(
+                    CryptoProvider::get_default().is_none(),
+                    "that is the application's"
+                );
             }
         }
     }
