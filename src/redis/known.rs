@@ -116,7 +116,7 @@ impl Told {
         Self {
             level,
             pool: self.pool.max(0.0).min(terms.cap),
-            held: self.held.max(0.0).min(LONGEST_US),
+            held: self.held.clamp(0.0, LONGEST_US),
         }
     }
 }
