@@ -168,8 +168,7 @@ pub(crate) struct Reply<'a> {
 
 impl<'a> Reply<'a> {
     /// None where the length is not that of a call with so many keys and commands that take.
-    /// Any number may be anything: [`Taken::bounded`] and [`Told::bounded`](super::known::Told)
-    /// leave what a healthy Redis replies as it is.
+    /// Any number may be anything: whoever uses one bounds it by what was asked for.
     pub(crate) fn new(bytes: &'a [u8], keys: usize, takes: usize) -> Option<Self> {
         let numbers = 1 + 6 * keys + 5 * takes;
         (bytes.len() == 8 * numbers).then_some(Self { bytes, keys })
