@@ -332,3 +332,19 @@ async fn stored_values_that_make_no_sense_concern_no_other_bucket() {
     assert_eq!(limiter.fallbacks(), 0);
     assert_eq!(limiter.health(), Health::Redis);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stored_count_of_beats_that_makes_no_sense_is_begun_anew() {
+    let server = RedisServer::start().await;
+    let key = "throttle:v1:{#}epoch";
+    for count in [f64::INFINITY, f64::NAN, -1.0, 1e300] {
+        let value = [*b"identity", count.to_le_bytes()].concat();
+        server.set_bytes(key, &value).await;
+        let limiter = limiter(server.url());
+        served_by_redis(&limiter).await;
+        let stored: Vec<u8> = server.command(&["GET", key]).await;
+        let beats = f64::from_le_bytes(stored[8..].try_into().expect("eight bytes"));
+        assert!((1.0..100.0).contains(&beats), "{count}: {beats}");
+        assert_eq!(limiter.health(), Health::Redis);
+    }
+}
