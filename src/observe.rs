@@ -70,6 +70,11 @@ const DEGRADED: &str = "tower_throttle_degraded";
 /// While overload lasts, it is logged once in this time.
 const OVERLOAD_LOGGED: Duration = Duration::from_secs(10);
 
+/// The part of each limit that the limiters of this process reserve for others that are missing,
+/// summed over them.
+#[cfg(feature = "metrics")]
+const RESERVED: &str = "tower_throttle_reserved_ratio";
+
 /// Redis went, or came back.
 #[must_use]
 #[derive(Debug)]
@@ -117,6 +122,8 @@ pub(crate) struct Observer {
     advised: Mutex<Vec<&'static str>>,
     /// When overload was logged last.
     overloaded: Mutex<Option<Instant>>,
+    /// The bits of the part that was reported last.
+    reserved: AtomicU64,
 }
 
 impl Observer {
@@ -127,7 +134,32 @@ impl Observer {
             fallbacks: Default::default(),
             advised: Mutex::default(),
             overloaded: Mutex::default(),
+            reserved: AtomicU64::new(0f64.to_bits()),
         }
+    }
+
+    /// This limiter uses a part of each limit, and reserves the rest for so many that are missing.
+    /// Called with no lock held, by one task at a time.
+    pub(crate) fn reserves(&self, _missing: u32, part: f64) {
+        let reserved = 1.0 - part;
+        let before = f64::from_bits(self.reserved.swap(reserved.to_bits(), Ordering::Relaxed));
+        // Reported also where nothing changes: a gauge that is not there cannot be watched.
+        #[cfg(feature = "metrics")]
+        metrics::gauge!(RESERVED).increment(reserved - before);
+        #[cfg(feature = "tracing")]
+        if reserved != before {
+            if reserved > 0.0 {
+                tracing::info!(
+                    missing = _missing,
+                    reserved,
+                    "a part of each limit is reserved for limiters that are missing"
+                );
+            } else {
+                tracing::info!("nothing is reserved for missing limiters any more");
+            }
+        }
+        #[cfg(not(any(feature = "metrics", feature = "tracing")))]
+        let _ = before;
     }
 
     pub(crate) fn health(&self) -> Health {
@@ -289,6 +321,10 @@ impl Drop for Observer {
     fn drop(&mut self) {
         if matches!(self.health(), Health::Degraded { .. }) {
             metrics::gauge!(DEGRADED).decrement(1.0);
+        }
+        let reserved = f64::from_bits(self.reserved.load(Ordering::Relaxed));
+        if reserved > 0.0 {
+            metrics::gauge!(RESERVED).decrement(reserved);
         }
     }
 }

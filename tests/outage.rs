@@ -316,6 +316,11 @@ async fn bad_addresses_say_what_to_write() {
         ),
         (Limiter::builder().replicas(0), "replicas"),
         (Limiter::builder().max_scopes(0), "max_scopes"),
+        (
+            Limiter::builder().reserve_for(3_601 * SECOND),
+            "reserve_for",
+        ),
+        (Limiter::builder().instance(""), "instance"),
     ] {
         assert!(builder.build().expect_err(word).to_string().contains(word));
     }

@@ -77,7 +77,8 @@ async fn the_others_leave_room_for_it() {
             callers.push(tokio::spawn(caller(limiter, n, admissions, stop)));
         }
     }
-    sleep(5 * SECOND / 4).await;
+    // And must have lived for long enough to be missed.
+    sleep(13 * SECOND / 2).await;
     let stalled = Instant::now();
     proxy.stall();
     // Its last beat is three seconds old, and the others have beaten since.

@@ -24,6 +24,9 @@ const DEFAULT_PREFIX: &str = "throttle:v1";
 const DEFAULT_TIMEOUT: Duration = Duration::from_millis(100);
 /// A round trip from one end of the earth to the other takes some 300 ms, and a TLS handshake two.
 const DEFAULT_CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
+const DEFAULT_RESERVE: Duration = Duration::from_secs(5);
+/// Redis keeps the heartbeats of missing limiters no longer.
+const LONGEST_RESERVE: Duration = Duration::from_secs(3_600);
 const DEFAULT_MAX_SCOPES: usize = 1_000_000;
 
 /// Builds a [`Limiter`].
@@ -55,6 +58,8 @@ pub struct LimiterBuilder {
     connect_timeout: Duration,
     fallback: Fallback,
     replicas: u32,
+    reserve_for: Duration,
+    instance: Option<String>,
     max_scopes: usize,
     lease: f64,
     /// Where callers come so seldom that nothing would be hot.
@@ -81,6 +86,8 @@ impl LimiterBuilder {
             connect_timeout: DEFAULT_CONNECT_TIMEOUT,
             fallback: Fallback::Share(Share::Auto),
             replicas: 1,
+            reserve_for: DEFAULT_RESERVE,
+            instance: None,
             max_scopes: DEFAULT_MAX_SCOPES,
             lease: 0.0,
             lease_ahead: None,
@@ -198,6 +205,65 @@ impl LimiterBuilder {
         self
     }
 
+    /// For how long a share of each limit is reserved for a limiter that falls silent. Defaults to
+    /// 5 s.
+    ///
+    /// A limiter sends a heartbeat once a second. One whose last heartbeat is 3 s old is missing:
+    /// it has ended without [`leave`](crate::Limiter::leave), or it is cut off from Redis and admits
+    /// its share from memory. From then on, for this time, the others use only `alive / (alive +
+    /// missing)` of each rate, but never less than a quarter. Nothing is reserved for limiters that
+    /// lived for less than 5 s, that deregistered, or that were [replaced](Self::instance).
+    ///
+    /// A longer time costs more of the limit after each crash. A shorter one admits more while some
+    /// processes are cut off and others are not: where `k` of `n` limiters are cut off for `t`
+    /// seconds, all together admit at most
+    /// `k / n * (capacity + rate * (4 + max(0, t - reserve - 3)))` tokens over the limit, besides
+    /// those in flight and those that were promised to waiters. Where less than a quarter of the
+    /// limiters is left, up to a quarter of the rate more is admitted while a share is reserved. A
+    /// wait or a `Retry-After` is then longer than otherwise by at most this time (by 1 s where it
+    /// is less than that).
+    ///
+    /// [`Limiter::reserved`](crate::Limiter::reserved), the gauge `tower_throttle_reserved_ratio`
+    /// and a log line on each change report the part that is reserved.
+    ///
+    /// Zero reserves nothing. Use the same time in all processes.
+    ///
+    /// # Errors
+    ///
+    /// [`build`](Self::build) returns [`ConfigError`] if this is more than an hour.
+    ///
+    /// ```
+    /// # use std::time::Duration;
+    /// # use tower_throttle::Limiter;
+    /// let limiter = Limiter::builder().reserve_for(Duration::from_secs(60)).build()?;
+    /// # Ok::<_, tower_throttle::ConfigError>(())
+    /// ```
+    pub fn reserve_for(mut self, time: Duration) -> Self {
+        self.reserve_for = time;
+        self
+    }
+
+    /// Names this limiter, so that it replaces an earlier one of the same name at once: nothing is
+    /// reserved for the process that it replaces. By default a limiter has no name.
+    ///
+    /// A name belongs to one limiter at a time, such as that of a pod in a StatefulSet, or of a host
+    /// with one process. Two that live at once under one name are counted as two; when the second
+    /// one starts, the first is not counted until its next heartbeat, up to 1 s later.
+    ///
+    /// # Errors
+    ///
+    /// [`build`](Self::build) returns [`ConfigError`] if the name is empty.
+    ///
+    /// ```
+    /// # use tower_throttle::Limiter;
+    /// let limiter = Limiter::builder().instance("pod-0").build()?;
+    /// # Ok::<_, tower_throttle::ConfigError>(())
+    /// ```
+    pub fn instance(mut self, name: impl Into<String>) -> Self {
+        self.instance = Some(name.into());
+        self
+    }
+
     /// How many buckets memory holds at most. Defaults to a million. A bucket that is full again is
     /// not held.
     ///
@@ -284,6 +350,18 @@ impl LimiterBuilder {
                 "replicas is zero: write how many processes share the limits, at least 1",
             ));
         }
+        if self.reserve_for > LONGEST_RESERVE {
+            return Err(ConfigError::new(
+                "reserve_for is over an hour: write for how long a share is reserved for a missing \
+                 process, such as 5 s",
+            ));
+        }
+        if self.instance.as_ref().is_some_and(String::is_empty) {
+            return Err(ConfigError::new(
+                "the instance has an empty name: write one that only this process has, such as \
+                 that of its pod",
+            ));
+        }
         if self.max_scopes == 0 {
             return Err(ConfigError::new(
                 "max_scopes is zero: write how many buckets memory may hold, at least 1",
@@ -321,7 +399,7 @@ impl LimiterBuilder {
     pub(crate) fn connected_by(self, connect: impl crate::redis::Connect, seed: u64) -> Limiter {
         let mut core = self.core(Health::Redis);
         let config = crate::redis::LinkConfig {
-            connect: Box::new(connect),
+            connect: Arc::new(connect),
             keyspace: crate::scope::Keyspace::new(&self.prefix, core.salt),
             timeout: self.timeout,
             connect_timeout: self.connect_timeout,
@@ -332,6 +410,7 @@ impl LimiterBuilder {
                 self.lease_ahead.unwrap_or(crate::redis::AHEAD),
             )),
             members: core.shares.members.clone(),
+            instance: self.instance,
             books: core.shares.clone(),
             observer: core.observer.clone(),
             seed,
@@ -346,7 +425,7 @@ impl LimiterBuilder {
         let memory = Arc::new(MemoryStore::new(self.max_scopes));
         let shares = Shares {
             memory: memory.clone(),
-            members: Arc::new(Members::new(self.replicas)),
+            members: Arc::new(Members::new(self.replicas, self.reserve_for)),
             salt,
             fallback: self.fallback,
             untold: Untold::default(),

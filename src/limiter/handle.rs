@@ -298,7 +298,8 @@ impl Limiter {
         self.peek(scope).await
     }
 
-    /// Which store decides.
+    /// Which store decides. [`reserved`](Self::reserved) is the part of each limit that is reserved
+    /// for missing limiters meanwhile.
     ///
     /// ```
     /// # use tower_throttle::{Health, Limiter};
@@ -325,12 +326,33 @@ impl Limiter {
         self.core.observer.changes()
     }
 
-    /// Says goodbye to the other limiters, before a planned stop.
+    /// The part of each limit that is reserved for missing limiters, from 0 to 0.75: they may be cut
+    /// off from Redis and admit their shares from memory. It is 0 again after
+    /// [`reserve_for`](LimiterBuilder::reserve_for), 0 without Redis, and 0 while Redis is
+    /// unavailable.
     ///
-    /// They leave room for a limiter that falls silent, for a minute, because it may live from
-    /// its share; for one that says goodbye they do not. Dropping the last clone says goodbye
-    /// too, if the runtime lives long enough. It goes on limiting, but is no longer counted, and
-    /// gives back what it has taken ahead, if it [leases](crate::LimiterBuilder::lease).
+    /// ```
+    /// # use tower_throttle::Limiter;
+    /// assert_eq!(Limiter::in_memory().reserved(), 0.0);
+    /// ```
+    pub fn reserved(&self) -> f64 {
+        match (&self.core.remote, self.health()) {
+            (Some(remote), Health::Redis) => remote.reserved(),
+            _ => 0.0,
+        }
+    }
+
+    /// Deregisters from the other limiters, before a planned stop.
+    ///
+    /// The others reserve a share of each limit for a limiter that falls silent, for
+    /// [some seconds](LimiterBuilder::reserve_for), because it may be cut off and admit that share
+    /// from memory; for one that has deregistered they do not. Dropping the last clone deregisters
+    /// too, and so does the shutdown of the Tokio runtime, which connects once more for that and
+    /// blocks for up to 0.5 s where Redis does not answer. A process that is killed, or that ends
+    /// by a signal that nobody handles, cannot deregister: see
+    /// [`instance`](LimiterBuilder::instance). After this call the limiter goes on limiting, but is
+    /// no longer counted, and gives back what it has taken ahead, if it
+    /// [leases](crate::LimiterBuilder::lease).
     ///
     /// ```
     /// # use tower_throttle::Limiter;

@@ -119,6 +119,12 @@ impl Remote {
         Some((heard.at, heard.held))
     }
 
+    /// The part of each rate that is reserved for those who are missing.
+    pub(crate) fn reserved(&self) -> f64 {
+        use redis::Wire;
+        1.0 - self.batcher.wire().part().of_rate
+    }
+
     pub(crate) async fn look(&self, scope: &Scope) -> Result<f64, Failure> {
         self.batcher.look(scope).await
     }
@@ -240,6 +246,10 @@ impl Remote {
     }
 
     pub(crate) fn heard(&self, _: &Lookup<'_>) -> Option<(Instant, Option<Instant>)> {
+        match *self {}
+    }
+
+    pub(crate) fn reserved(&self) -> f64 {
         match *self {}
     }
 

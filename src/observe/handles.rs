@@ -298,6 +298,10 @@ fn describe(recorder: &dyn Recorder) {
             super::DEGRADED,
             "Limiters that decide from memory because Redis cannot be asked",
         ),
+        (
+            super::RESERVED,
+            "The part of each limit that is reserved for limiters that are missing",
+        ),
     ];
     for (name, text) in gauges {
         recorder.describe_gauge(name.into(), Some(Unit::Count), text.into());

@@ -17,6 +17,7 @@ use crate::{
     bucket::{Reservation, Taken, Terms},
     clock::{from_us, to_us},
     decision::{Decision, Failure, FailureKind},
+    members::Part,
     scope::{BucketId, Scope},
     table::Hashing,
 };
@@ -43,7 +44,7 @@ const SIMILAR_WAIT: f64 = 1.0 / 64.0;
 /// What goes out as one call.
 pub(super) struct Batch<A: Asker> {
     /// Of each rate, as long as some processes live from their shares.
-    part: f64,
+    part: Part,
     places: Vec<Place<A>>,
     /// All but the first demands, in their order.
     steps: Vec<Step<A>>,
@@ -150,20 +151,23 @@ impl<A: Asker> Demand<A> {
     }
 
     fn is_refused(&self, taken: Taken) -> bool {
-        self.bounded(taken).granted < self.askers.len() as f64
+        self.bounded(taken, Part::WHOLE).granted < self.askers.len() as f64
     }
 
-    fn bounded(&self, taken: Taken) -> Taken {
-        bounded(taken, self.askers.len() as f64, self.max_wait_us)
+    fn bounded(&self, taken: Taken, part: Part) -> Taken {
+        bounded(taken, self.askers.len() as f64, self.max_wait_us, part)
     }
 
-    fn answer(self, taken: Taken, level: f64, terms: Terms, time: Option<f64>) {
-        let taken = self.bounded(taken);
+    fn answer(self, taken: Taken, level: f64, terms: Terms, part: Part, time: Option<f64>) {
+        let taken = self.bounded(taken, part);
+        let waits = (self.max_wait_us, part);
         for (k, asker) in self.askers.into_iter().enumerate() {
             let k = k as u32;
             let tightest = (0, level);
             let taken = as_asked(taken, &asker, self.max_wait_us);
-            asker.answer(Ok(decision(taken, 0, k, self.cost, terms, tightest, time)));
+            asker.answer(Ok(decision(
+                taken, 0, k, self.cost, terms, waits, tightest, time,
+            )));
         }
     }
 }
@@ -178,35 +182,39 @@ fn as_asked<A: Asker>(taken: Taken, asker: &Pending<A>, sent_us: f64) -> Taken {
 }
 
 /// No more than `n` demands asked for, none of which waits over `max_wait_us`. What a healthy
-/// Redis replies is that already.
-fn bounded(taken: Taken, n: f64, max_wait_us: f64) -> Taken {
+/// Redis replies is that already. When to come back is counted by the rate that comes back.
+fn bounded(taken: Taken, n: f64, max_wait_us: f64, part: Part) -> Taken {
     // `max` takes the other, where one is no number.
     let granted = taken.granted.max(0.0).min(n).floor();
     Taken {
         now: taken.now.max(0.0).min(granted).floor(),
         granted,
-        last: taken.last.max(0.0).min(max_wait_us),
-        retry_after: taken.retry_after.max(1.0),
+        last: taken.last.max(0.0).min(part.lengthen(max_wait_us)),
+        retry_after: part.retry_after(taken.retry_after.max(1.0), max_wait_us),
     }
 }
 
-/// What the `k`th of equal demands got.
+/// What the `k`th of equal demands got, of buckets that refill by a part of the rate for a while:
+/// the script counts all waits by that, and here they become those of the rate that comes back.
 fn decision(
     taken: Taken,
     which: usize,
     k: u32,
     cost: f64,
     terms: Terms,
+    (max_wait_us, part): (f64, Part),
     (tightest, level): (usize, f64),
     time: Option<f64>,
 ) -> Decision {
+    let terms = terms.slower(part.of_rate);
     if f64::from(k) < taken.now {
         Decision::Now { tightest, level }
     } else if f64::from(k) < taken.granted {
         let wait = taken.wait(k, cost, terms);
         Decision::Wait {
             which,
-            wait: from_us(wait),
+            wait: from_us(part.shorten(wait).min(max_wait_us)),
+            // The queue in Redis is that of the lower rate.
             reservation: time.map(|time| Reservation::due(time + wait, cost, terms)),
         }
     } else {
@@ -503,20 +511,22 @@ impl<A: Asker> Batch<A> {
     fn argument(&self) -> Vec<u8> {
         let mut argument = Argument::with_keys(self.places.len());
         for place in &self.places {
-            let first = place.first.as_ref().map_or(First::NONE, Demand::first);
-            argument.key(place.terms.slower(self.part), first);
+            let mut first = place.first.as_ref().map_or(First::NONE, Demand::first);
+            first.max_wait_us = self.part.lengthen(first.max_wait_us);
+            argument.key(place.terms.slower(self.part.of_rate), first);
         }
         for step in &self.steps {
             match step {
                 Step::Take(place, demand) => {
                     let First { cost, n, .. } = demand.first();
-                    argument.take(n, demand.max_wait_us, std::iter::once((place + 1, cost)));
+                    let max_wait_us = self.part.lengthen(demand.max_wait_us);
+                    argument.take(n, max_wait_us, std::iter::once((place + 1, cost)));
                 }
                 Step::TakeAll {
                     max_wait_us, from, ..
                 } => {
                     let from = from.iter().map(|(place, cost)| (place + 1, *cost));
-                    argument.take(1, *max_wait_us, from);
+                    argument.take(1, self.part.lengthen(*max_wait_us), from);
                 }
                 Step::GiveBack(place, _, tokens) => argument.give_back(place + 1, *tokens),
                 Step::Charge(place, _, tokens) => argument.charge(place + 1, *tokens),
@@ -592,7 +602,8 @@ impl<A: Asker> Batch<A> {
                 } => {
                     let answer = reply.answer(take);
                     let (place, _) = from[answer.which.min(from.len() - 1)];
-                    refusing[place] |= bounded(answer.taken, 1.0, *max_wait_us).granted < 1.0;
+                    refusing[place] |=
+                        bounded(answer.taken, 1.0, *max_wait_us, Part::WHOLE).granted < 1.0;
                     take += 1;
                 }
                 _ => {}
@@ -620,22 +631,18 @@ impl<A: Asker> Batch<A> {
         }
         for (index, place) in self.places.into_iter().enumerate() {
             if let Some(first) = place.first {
-                let level = told[index].level;
-                first.answer(
-                    reply.first(index),
-                    level,
-                    place.terms.slower(self.part),
-                    time,
-                );
+                let part = self.part.held(told[index].held);
+                let taken = reply.first(index);
+                first.answer(taken, told[index].level, place.terms, part, time);
             }
         }
         let mut take = 0;
         for step in self.steps {
             match step {
                 Step::Take(place, demand) => {
-                    let level = told[place].level;
-                    let slower = terms[place].slower(self.part);
-                    demand.answer(reply.answer(take).taken, level, slower, time);
+                    let taken = reply.answer(take).taken;
+                    let part = self.part.held(told[place].held);
+                    demand.answer(taken, told[place].level, terms[place], part, time);
                     take += 1;
                 }
                 Step::TakeAll {
@@ -645,13 +652,16 @@ impl<A: Asker> Batch<A> {
                 } => {
                     let Answer { taken, which } = reply.answer(take);
                     take += 1;
-                    let taken = bounded(taken, 1.0, max_wait_us);
                     let which = which.min(from.len() - 1);
                     let (place, cost) = from[which];
-                    let slower = terms[place].slower(self.part);
-                    let tightest = tightest(&from, &terms, &told);
+                    let part = self.part.held(told[place].held);
+                    let taken = bounded(taken, 1.0, max_wait_us, part);
                     let taken = as_asked(taken, &asker, max_wait_us);
-                    asker.answer(Ok(decision(taken, which, 0, cost, slower, tightest, time)));
+                    let tightest = tightest(&from, &terms, &told);
+                    let waits = (max_wait_us, part);
+                    let terms = terms[place];
+                    let decision = decision(taken, which, 0, cost, terms, waits, tightest, time);
+                    asker.answer(Ok(decision));
                 }
                 Step::Look(place, answer) | Step::Reset(place, answer) => {
                     let _ = answer.send(Ok(told[place].level));

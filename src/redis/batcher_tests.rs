@@ -24,6 +24,7 @@ use crate::{
     },
     clock::LONGEST_WAIT,
     decision::{Decision, Failure, FailureKind},
+    members::Part,
     quota::Quota,
     scope::{Keyspace, Scope},
 };
@@ -107,8 +108,8 @@ impl Wire for Scripted {
         PATIENCE
     }
 
-    fn part(&self) -> f64 {
-        1.0
+    fn part(&self) -> Part {
+        Part::WHOLE
     }
 
     fn is_calm(&self) -> bool {

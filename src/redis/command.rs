@@ -11,6 +11,7 @@ use super::leases::Asked;
 use crate::{
     bucket::{Reservation, Terms},
     decision::{Decision, Failure, FailureKind},
+    members::Part,
     scope::Scope,
 };
 
@@ -19,8 +20,9 @@ pub(crate) trait Wire: Send + Sync + 'static {
     /// How long a call may take; how long a demand may queue follows from it.
     fn patience(&self) -> Duration;
 
-    /// By which part of its rate a bucket refills for all processes that reach Redis.
-    fn part(&self) -> f64;
+    /// By which part of its rate a bucket refills for all processes that reach Redis, and until
+    /// when.
+    fn part(&self) -> Part;
 
     /// Whether Redis alone decides, and all that are alive reach it: then tokens may be taken
     /// ahead.

@@ -8,6 +8,11 @@ use crate::decision::Failure;
 /// Makes connections.
 pub(crate) trait Connect: Send + Sync + 'static {
     fn connect(&self) -> BoxFuture<'_, Result<Box<dyn Session>, Failure>>;
+
+    /// Whether a connection can be made on any runtime, also while another one is shut down.
+    fn works_on_any_runtime(&self) -> bool {
+        false
+    }
 }
 
 /// One connection. Calls may be in flight side by side.

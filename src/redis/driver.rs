@@ -178,6 +178,10 @@ impl Connect for Driver {
     fn connect(&self) -> BoxFuture<'_, Result<Box<dyn Session>, Failure>> {
         self.open().boxed()
     }
+
+    fn works_on_any_runtime(&self) -> bool {
+        true
+    }
 }
 
 struct Connection {

@@ -87,7 +87,7 @@ fn advice(error: &RedisError) -> &'static str {
     {
         "the user may not access the keys: allow ~throttle:v1:*, or the same with your key prefix"
     } else if code == "NOPERM" || says("acl failure") || says("the user executing the script") {
-        "the user lacks rights: allow +evalsha +eval +time +get +mget +set +zadd +zrem +zcard \
+        "the user lacks rights: allow +evalsha +eval +time +get +mget +set +zadd +zrem \
          +zcount +zremrangebyscore +pexpire on the key prefix"
     } else if says("db index") {
         "there is no such database: mend the number at the end of the URL"

@@ -2,7 +2,10 @@
 
 use std::{
     panic::AssertUnwindSafe,
-    sync::{Arc, PoisonError, Weak, atomic::Ordering},
+    sync::{
+        Arc, PoisonError, Weak,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
@@ -13,13 +16,14 @@ use tokio::{
 };
 
 use super::{
-    connect::Session,
-    heartbeat::{Epoch, Heartbeat},
+    connect::{Connect, Session},
+    deregister::Deregistration,
+    heartbeat::Epoch,
     recovery::{Call, lower},
     script::{Argument, First},
     shared::{Live, Shared, data_lost},
 };
-use crate::{bucket::Terms, decision::Failure, members::REMEMBERED, scope::Keyspace, task};
+use crate::{bucket::Terms, decision::Failure, scope::Keyspace, task};
 
 /// Between beats.
 const BEAT: Duration = Duration::from_secs(1);
@@ -35,9 +39,11 @@ const PROBE: &str = "#probe";
 pub(super) struct Keeper {
     shared: Weak<Shared>,
     closed: Arc<Notify>,
+    connect: Arc<dyn Connect>,
     keyspace: Keyspace,
     limiter: String,
     timeout: Duration,
+    counted: Arc<AtomicBool>,
 }
 
 impl Keeper {
@@ -45,9 +51,11 @@ impl Keeper {
         let keeper = Self {
             shared: Arc::downgrade(shared),
             closed: shared.closed.clone(),
+            connect: shared.config.connect.clone(),
             keyspace: shared.config.keyspace.clone(),
             limiter: shared.limiter.clone(),
             timeout: shared.config.timeout,
+            counted: shared.counted.clone(),
         };
         tokio::spawn(async move { keeper.run().await });
     }
@@ -88,10 +96,14 @@ impl Keeper {
             Ok(session) => {
                 let live = shared.rises(session);
                 drop(shared);
-                if let Some(live) = live
-                    && !self.keep(&live).await
-                {
-                    return None;
+                if let Some(live) = live {
+                    if !self.keep(&live).await {
+                        return None;
+                    }
+                    self.counted.store(false, Ordering::Relaxed);
+                    if let Some(shared) = self.shared.upgrade() {
+                        shared.config.observer.reserves(0, 1.0);
+                    }
                 }
                 Some(Instant::now())
             }
@@ -113,7 +125,7 @@ impl Keeper {
         let bytes = argument.into_bytes();
         shared.probe(&*session, key, &bytes).await?;
         let within = shared.connect_timeout();
-        let beat = shared.beat(&*session, false, within).await?;
+        let beat = shared.beat(&*session, within).await?;
         let (known, told) = (shared.epoch(), beat.map(|(epoch, _)| epoch));
         let back = beat.map_or(1.0, |(_, beat)| config.members.back_before(beat));
         let kept = known
@@ -126,14 +138,13 @@ impl Keeper {
             }
             // Who had lapsed is lost with the data.
             if known.is_some() {
-                let now = Instant::now();
-                config.members.expect_all_until(now + REMEMBERED, now);
+                config.members.expect_as_before(Instant::now());
             }
         }
         // Not before: an attempt that ends half way must not forget what it was about.
         shared.set_epoch(told);
         if shared.left.load(Ordering::Relaxed) {
-            shared.beat(&*session, true, within).await?;
+            shared.deregister(&*session, within).await?;
         }
         if let Some((_, beat)) = beat {
             config.members.hear(beat, Instant::now());
@@ -155,6 +166,7 @@ impl Keeper {
                 if let Err(failure) = self.pay(&shared, &*live.session, epoch, back).await {
                     shared.tell(live.generation, Some(&failure));
                 }
+                shared.report_reserved();
                 // Memory that an outage took is not needed once what is owed is paid.
                 shared.config.books.tidy(turn);
                 shared.config.known.tidy(turn);
@@ -170,7 +182,7 @@ impl Keeper {
                 Some(shared) if shared.left.load(Ordering::Relaxed) => {}
                 Some(shared) => self.beats(&shared, live).await,
                 None => {
-                    self.goodbye(live).await;
+                    self.deregister(live).await;
                     return false;
                 }
             }
@@ -192,7 +204,7 @@ impl Keeper {
     }
 
     async fn beats(&self, shared: &Shared, live: &Live) {
-        let failure = match shared.beat(&*live.session, false, self.timeout).await {
+        let failure = match shared.beat(&*live.session, self.timeout).await {
             Ok(None) => return,
             Ok(Some((epoch, beat))) => {
                 let known = shared.epoch();
@@ -239,17 +251,19 @@ impl Keeper {
         }
     }
 
-    async fn goodbye(&self, live: &Live) {
-        let heartbeat = Heartbeat {
-            keyspace: &self.keyspace,
-            limiter: &self.limiter,
-            epoch: None,
-            leaves: true,
-            alive_within: BEAT,
-            random: 0,
-        };
-        // Without an answer, the others count this limiter for another minute.
-        let _ = heartbeat.send(&*live.session, self.timeout).await;
+    async fn deregister(&self, live: &Live) {
+        if self.deregistration().over(&*live.session).await {
+            self.counted.store(false, Ordering::Relaxed);
+        }
+    }
+
+    fn deregistration(&self) -> Deregistration {
+        Deregistration {
+            connect: self.connect.clone(),
+            keyspace: self.keyspace.clone(),
+            limiter: self.limiter.clone(),
+            timeout: self.timeout,
+        }
     }
 }
 
@@ -274,6 +288,10 @@ impl Drop for Keeper {
         // Its runtime was shut down under it.
         if let Some(shared) = self.shared.upgrade() {
             shared.is_abandoned();
+            shared.config.observer.reserves(0, 1.0);
+        }
+        if self.counted.load(Ordering::Relaxed) && self.connect.works_on_any_runtime() {
+            self.deregistration().over_a_new_connection();
         }
     }
 }

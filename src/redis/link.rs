@@ -15,14 +15,19 @@ use super::{
     leases::Leases,
     shared::{Shared, Stage, disconnected},
 };
-use crate::{decision::Failure, members::Members, observe::Observer, scope::Keyspace};
+use crate::{
+    decision::Failure,
+    members::{Members, Part},
+    observe::Observer,
+    scope::Keyspace,
+};
 
 /// After Redis is back, memory must admit as well for at least so long: longer than the longest
 /// pause between probes and the time-outs around it, so that all have charged what they spent.
 const GRACE: Duration = Duration::from_secs(2);
 
 pub(crate) struct LinkConfig {
-    pub(crate) connect: Box<dyn Connect>,
+    pub(crate) connect: Arc<dyn Connect>,
     pub(crate) keyspace: Keyspace,
     /// One call takes no longer.
     pub(crate) timeout: Duration,
@@ -33,6 +38,8 @@ pub(crate) struct LinkConfig {
     pub(crate) members: Arc<Members>,
     pub(crate) books: Arc<dyn Books>,
     pub(crate) observer: Arc<Observer>,
+    /// By which this limiter takes the place of an earlier one.
+    pub(crate) instance: Option<String>,
     /// Different in each limiter.
     pub(crate) seed: u64,
 }
@@ -124,10 +131,10 @@ impl Link {
             Stage::Up(live) => live.clone(),
             _ => return,
         };
-        // Without an answer, the others count this limiter for another minute.
+        // Without an answer, the others reserve a share for this limiter for a while.
         let _ = self
             .shared
-            .beat(&*live.session, true, self.shared.config.timeout)
+            .deregister(&*live.session, self.shared.config.timeout)
             .await;
     }
 }
@@ -143,16 +150,16 @@ impl Wire for Link {
         self.shared.config.timeout
     }
 
-    fn part(&self) -> f64 {
+    fn part(&self) -> Part {
         // In the grace the bucket holds what those will charge who are not back yet.
         match self.shared.is_in_grace() {
-            true => 1.0,
-            false => self.shared.config.members.part(),
+            true => Part::WHOLE,
+            false => self.shared.config.members.part(Instant::now()),
         }
     }
 
     fn is_calm(&self) -> bool {
-        self.shared.calm.load(Ordering::Acquire) && self.shared.config.members.part() >= 1.0
+        self.shared.calm.load(Ordering::Acquire) && self.shared.config.members.back() >= 1.0
     }
 
     fn fails(&self, failure: &Failure) {

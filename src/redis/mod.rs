@@ -8,6 +8,7 @@ mod batcher_tests;
 mod breaker;
 mod command;
 mod connect;
+mod deregister;
 mod driver;
 mod failure;
 mod heartbeat;
@@ -44,6 +45,7 @@ pub(crate) use self::{
 pub(crate) mod scripted {
     pub(crate) use super::{
         connect::Session,
+        parity::support::RedisServer,
         script::{ACQUIRE, HEARTBEAT, Script},
         twin::{Call, Command, Twin},
     };

@@ -17,20 +17,26 @@ use super::{
     breaker::{Act, Breaker, Event},
     connect::Session,
     failure::{is_paused, timed_out},
-    heartbeat::{Epoch, Heartbeat},
+    heartbeat::{Age, Answer, Epoch, Heartbeat},
     keeper::Keeper,
     link::LinkConfig,
     recovery::Payments,
     script::ACQUIRE,
+    script::Reply,
 };
 use crate::{
+    clock::to_us,
     decision::{Failure, FailureKind},
-    members::Beat,
+    members::{Beat, SILENCE},
     observe::Transition,
 };
 
 /// Without a beat for so long a limiter counts as cut off.
-const ALIVE: Duration = Duration::from_secs(3);
+const ALIVE: Duration = SILENCE;
+
+/// A limiter that has been counted for less than this is not missed when it falls silent: a
+/// process that runs for a moment, again and again, must not cost the others their limit.
+const LIVED: Duration = Duration::from_secs(5);
 
 /// After an outage of at least this, whoever was not heard since it began counts as not back
 /// yet. In a shorter one too little is spent for that, and those whom it did not hit have not
@@ -54,6 +60,8 @@ pub(super) struct Shared {
     pub(super) payments: Mutex<Payments>,
     /// This client may not beat, and that was told.
     may_not_beat: AtomicBool,
+    /// The other limiters count this one, over a connection that works.
+    pub(super) counted: Arc<AtomicBool>,
     /// It has said goodbye, and no longer beats.
     pub(super) left: AtomicBool,
     /// The limiter is gone.
@@ -69,6 +77,10 @@ pub(super) struct State {
     epoch: Option<Epoch>,
     pub(super) tripped: Option<Instant>,
     pub(super) recovered: Option<Instant>,
+    /// The server's time, in milliseconds, in its last answer, and when that was asked for.
+    server_ms: Option<(f64, Instant)>,
+    /// When a beat was answered first.
+    counted_since: Option<Instant>,
 }
 
 impl State {
@@ -119,11 +131,14 @@ impl Shared {
                 epoch: None,
                 tripped: None,
                 recovered: None,
+                server_ms: None,
+                counted_since: None,
             }),
             changed: watch::Sender::new(()),
             calm: AtomicBool::new(false),
             payments: Mutex::default(),
             may_not_beat: AtomicBool::new(false),
+            counted: Arc::default(),
             left: AtomicBool::new(false),
             closed: Arc::default(),
         }
@@ -275,14 +290,19 @@ impl Shared {
         argument: &[u8],
     ) -> Result<(), Failure> {
         // Where the server does not know the script yet, that takes two round trips.
-        let start = Instant::now();
+        let mut sent = Instant::now();
         let first = self.run(session, None, 1.0, vec![key.clone()], argument);
-        timeout(self.connect_timeout(), first)
+        let mut reply = timeout(self.connect_timeout(), first)
             .await
             .unwrap_or_else(|_| Err(timed_out()))?;
-        if start.elapsed() > self.config.timeout {
-            self.run_in_time(session, None, 1.0, vec![key], argument)
+        if sent.elapsed() > self.config.timeout {
+            sent = Instant::now();
+            reply = self
+                .run_in_time(session, None, 1.0, vec![key], argument)
                 .await?;
+        }
+        if let Some(us) = Reply::new(&reply, 1, 0).and_then(|reply| reply.time()) {
+            self.learn_time(us / 1e3, sent);
         }
         Ok(())
     }
@@ -295,9 +315,39 @@ impl Shared {
     /// After an outage, the part of all that is back.
     pub(super) fn back(&self) -> f64 {
         match self.is_in_grace() {
-            true => self.config.members.part(),
+            true => self.config.members.back(),
             false => 1.0,
         }
+    }
+
+    /// Of this connection's server, in its answer to what was asked at `sent`.
+    pub(super) fn learn_time(&self, ms: f64, sent: Instant) {
+        self.lock().server_ms = Some((ms, sent));
+    }
+
+    /// The server's time, in milliseconds, at which a call that is sent now is given up, or a
+    /// little later. Its clock alone decides, so that the clocks of the processes do not matter.
+    fn given_up_at(&self, within: Duration) -> Option<f64> {
+        let (ms, sent) = self.lock().server_ms?;
+        Some(ms + to_us(sent.elapsed() + within) / 1e3)
+    }
+
+    fn age(&self) -> Age {
+        match self.lock().counted_since {
+            None => Age::First,
+            Some(since) if since.elapsed() < LIVED => Age::New,
+            Some(_) => Age::Lived,
+        }
+    }
+
+    /// Reports what is reserved for those who are missing.
+    pub(super) fn report_reserved(&self) {
+        let members = &self.config.members;
+        let (missing, part) = match self.is_in_grace() {
+            true => (0, 1.0),
+            false => (members.missing(), members.part(Instant::now()).of_rate),
+        };
+        self.config.observer.reserves(missing, part);
     }
 
     pub(super) fn is_in_grace(&self) -> bool {
@@ -322,32 +372,73 @@ impl Shared {
         }
     }
 
-    /// Beats, or says goodbye. None where this client may not, or has said goodbye.
+    /// Beats. None where this client may not.
     pub(super) async fn beat(
         &self,
         session: &dyn Session,
-        leaves: bool,
         within: Duration,
     ) -> Result<Option<(Epoch, Beat)>, Failure> {
-        let heartbeat = Heartbeat {
-            keyspace: &self.config.keyspace,
-            limiter: &self.limiter,
-            epoch: self.epoch(),
-            leaves,
-            alive_within: self.alive_within(),
-            random: self.random(),
-        };
+        // An answer in time which says that the heartbeat was late: the server's clock was set.
+        for _ in 0..2 {
+            let heartbeat = Heartbeat {
+                instance: self.config.instance.as_deref(),
+                age: self.age(),
+                epoch: self.epoch(),
+                leaves: false,
+                alive_within: self.alive_within(),
+                reserve_for: self.config.members.reserve_for,
+                random: self.random(),
+                good_until: self.given_up_at(within),
+                ..Heartbeat::last(&self.config.keyspace, &self.limiter)
+            };
+            match self.send(session, heartbeat, within).await? {
+                Answer::Counted(epoch, beat) => {
+                    let mut state = self.lock();
+                    state.counted_since = state.counted_since.or_else(|| Some(Instant::now()));
+                    drop(state);
+                    self.counted.store(true, Ordering::Relaxed);
+                    return Ok(Some((epoch, beat)));
+                }
+                Answer::None => return Ok(None),
+                Answer::Late => {}
+            }
+        }
+        Err(timed_out())
+    }
+
+    /// The other limiters do not count this one any more.
+    pub(super) async fn deregister(
+        &self,
+        session: &dyn Session,
+        within: Duration,
+    ) -> Result<(), Failure> {
+        let last = Heartbeat::last(&self.config.keyspace, &self.limiter);
+        self.send(session, last, within).await?;
+        self.counted.store(false, Ordering::Relaxed);
+        Ok(())
+    }
+
+    async fn send(
+        &self,
+        session: &dyn Session,
+        heartbeat: Heartbeat<'_>,
+        within: Duration,
+    ) -> Result<Answer, Failure> {
+        let sent = Instant::now();
         match heartbeat.send(session, within).await {
-            Ok(told) => {
+            Ok((answer, ms)) => {
                 self.may_not_beat.store(false, Ordering::Relaxed);
-                Ok(told)
+                if let Some(ms) = ms {
+                    self.learn_time(ms, sent);
+                }
+                Ok(answer)
             }
             // The limits are kept without it, only less well when Redis goes.
             Err(failure) if failure.single || failure.kind == FailureKind::Misconfigured => {
                 if !self.may_not_beat.swap(true, Ordering::Relaxed) {
                     self.config.observer.misconfigured(&failure);
                 }
-                Ok(None)
+                Ok(Answer::None)
             }
             Err(failure) => Err(failure),
         }

@@ -5,6 +5,7 @@
 //! `THROTTLE_FULL=1` asks for the long search.
 
 mod faults;
+mod heartbeats;
 mod invariants;
 mod load;
 mod named;

@@ -28,6 +28,8 @@ pub(super) struct Plan {
     pub(super) length: Duration,
     /// How many tokens each process may take ahead.
     pub(super) lease: f64,
+    /// For how long a share is reserved for a process that is missing.
+    pub(super) reserve_for: Duration,
 }
 
 impl Plan {
@@ -223,8 +225,8 @@ impl fmt::Display for Plan {
         writeln!(
             f,
             "{processes} processes ({busy} busy, {hinted}), delay {delay:?} ms, lull {:?} of {:?}, \
-             seed {}",
-            self.lull, self.length, self.seed
+             missing for {:?}, seed {}",
+            self.lull, self.length, self.reserve_for, self.seed
         )?;
         for limit in &self.limits {
             writeln!(f, "  {limit:?}")?;

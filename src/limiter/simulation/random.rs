@@ -36,6 +36,7 @@ impl Plan {
             length: Duration::ZERO,
             // Of its own, so that a seed means the same plan with leases and without.
             lease: Rng::new(!seed).pick(&[0.0, 4.0, 1e9]),
+            reserve_for: Rng::new(seed ^ (0x7e5e << 16)).pick(&[ms(0), ms(5_000), ms(60_000)]),
         };
         if rng.percent(40) {
             let Limit { capacity, rate, .. } = plan.limits[0];

@@ -74,6 +74,7 @@ impl Process {
         let mut rng = Rng::new(plan.seed ^ (0x5eed << 16) ^ process as u64);
         let mut builder = Limiter::builder()
             .lease(plan.lease)
+            .reserve_for(plan.reserve_for)
             .lease_ahead(Duration::from_millis(400));
         if plan.hinted {
             builder = builder.replicas(plan.processes as u32);

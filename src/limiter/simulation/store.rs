@@ -12,8 +12,10 @@ use crate::{
 pub(super) struct Store {
     buckets: Twin,
     epoch: Option<Epoch>,
-    /// By when each was last heard, in milliseconds.
-    members: BTreeMap<Vec<u8>, f64>,
+    /// When each was last heard, in milliseconds; newcomers below zero.
+    pub(super) members: BTreeMap<Vec<u8>, f64>,
+    /// Which limiter has an instance name.
+    instances: BTreeMap<Vec<u8>, Vec<u8>>,
     /// Tokens that were taken ahead.
     pub(super) leased: f64,
 }
@@ -109,13 +111,23 @@ impl Store {
     }
 
     fn beat(&mut self, keys: &[Vec<u8>], arguments: &[Vec<u8>], now: f64) -> Done {
-        let [me, leaves, known, beats, random, alive_within] = arguments else {
-            panic!("a heartbeat has six arguments");
+        let [
+            me,
+            leaves,
+            known,
+            beats,
+            random,
+            alive_within,
+            reserve_for,
+            age,
+            good_until,
+        ] = arguments
+        else {
+            panic!("a heartbeat has nine arguments");
         };
-        let alive_within: f64 = std::str::from_utf8(alive_within)
-            .ok()
-            .and_then(|text| text.parse().ok())
-            .expect("milliseconds");
+        let ms = |bytes: &[u8]| -> Option<f64> { std::str::from_utf8(bytes).ok()?.parse().ok() };
+        let alive_within = ms(alive_within).expect("milliseconds");
+        let reserve_for = ms(reserve_for).expect("milliseconds");
         let number = |bytes: &[u8]| f64::from_le_bytes(bytes.try_into().expect("eight bytes"));
         let now = (now / 1_000.0).floor();
         if leaves == b"1" {
@@ -123,6 +135,14 @@ impl Store {
             return Done {
                 reply: Vec::new(),
                 wrote: true,
+                paid: None,
+                paid_before: false,
+            };
+        }
+        if ms(good_until).is_some_and(|until| now > until) {
+            return Done {
+                reply: now.to_le_bytes().to_vec(),
+                wrote: false,
                 paid: None,
                 paid_before: false,
             };
@@ -140,17 +160,32 @@ impl Store {
             id,
             beats: count,
         });
-        let kept = now - 60_000.0..now + 2_000.0;
-        self.members
-            .retain(|_, heard| *heard > kept.start && *heard < kept.end);
-        self.members.insert(me.clone(), now);
-        let alive = self
-            .members
-            .values()
-            .filter(|at| **at >= now - alive_within);
-        let alive = alive.count() as f64;
+        if let Some(name) = keys.get(2) {
+            let owner = self.instances.get(name);
+            if owner.is_none_or(|owner| owner == me) || age == b"first" {
+                if let Some(owner) = owner.filter(|owner| *owner != me) {
+                    self.members.remove(owner);
+                }
+                self.instances.insert(name.clone(), me.clone());
+            }
+        }
+        const SILENCE: f64 = 3_000.0;
+        self.members.retain(|_, heard| {
+            let newcomer = *heard < 0.0;
+            let silent = now - heard.abs();
+            let kept = if newcomer { 0.0 } else { 3_600_000.0 };
+            silent >= -2_000.0 && silent < SILENCE + kept
+        });
+        let heard = if age == b"lived" { now } else { -now };
+        self.members.insert(me.clone(), heard);
+        let is_alive = |heard: &&f64| now - heard.abs() <= alive_within;
+        let alive = self.members.values().filter(is_alive).count() as f64;
+        let has_lapsed = |heard: &&f64| {
+            **heard > 0.0 && !is_alive(heard) && now - **heard <= SILENCE + reserve_for
+        };
+        let lapsed = self.members.values().filter(has_lapsed).count() as f64;
         let mut reply = id.to_vec();
-        for number in [count, alive, self.members.len() as f64 - alive] {
+        for number in [count, alive, lapsed, now] {
             reply.extend(number.to_le_bytes());
         }
         Done {

@@ -7,6 +7,10 @@ use super::{
     plan::{Data, Fault, Kind, Limit, Plan, Role},
     run::Story,
 };
+use crate::members::FLOOR;
+
+/// Whoever has been counted for so long has lived for long enough to be missed, and has said so.
+const LIVED: Duration = Duration::from_millis(6_500);
 
 /// From when a fault begins to when nothing of it is left.
 #[derive(Clone, Copy, Debug)]
@@ -23,7 +27,11 @@ pub(super) fn spans(plan: &Plan, story: &Story) -> Vec<Span> {
     let longest = longest.unwrap_or_default().as_secs_f64();
     let span = |(index, fault): (usize, &Fault)| {
         let from = fault.at.as_secs_f64();
-        let healed = (fault.at + fault.lasts).as_secs_f64();
+        let mut healed = (fault.at + fault.lasts).as_secs_f64();
+        if fault.kind == Kind::Dies {
+            // Until its silence is noticed, and as long as a share is reserved for it.
+            healed += 4.0 + plan.reserve_for.as_secs_f64();
+        }
         let next = plan.faults.get(index + 1);
         // Who has nothing to ask finds out late.
         let next = next.map_or(end, |next| next.at.as_secs_f64() + 1.0);
@@ -119,18 +127,28 @@ fn stated(plan: &Plan, index: usize, limit: usize) -> f64 {
     let part = fault.meet as f64 / n;
     let unheard = part * rate * 4.0;
     let lasts = fault.lasts.as_secs_f64();
+    let reserve = plan.reserve_for.as_secs_f64();
+    // However few are left, they keep a part of the rate.
+    let floor = (FLOOR - (1.0 - part)).max(0.0) * rate * lasts.min(reserve + 1.0);
     // Nobody misses those who were never met, or who are forgotten with a key that only they
     // would write again.
     let forgotten = index > 0 && {
         let before = &plan.faults[index - 1];
         before.kind == Kind::Evicted && fault.at - before.at < Duration::from_secs(2)
     };
-    // Nor those who had no time to meet, as Redis was not there when they started.
-    let never_met = index > 0 && {
-        let before = &plan.faults[index - 1];
-        before.at.is_zero() && fault.at - before.lasts < Duration::from_secs(2)
+    // Nor those who have not lived for long enough since they first reached Redis.
+    let first = &plan.faults[0];
+    let reached = if first.at.is_zero() {
+        first.lasts + Duration::from_secs(1)
+    } else {
+        Duration::ZERO
     };
-    let unseen = fault.at.is_zero() || forgotten || never_met;
+    // Nor, again, those who had no time to return from the fault before.
+    let barely_back = index > 0 && {
+        let before = &plan.faults[index - 1];
+        !before.lasts.is_zero() && fault.at < before.at + before.lasts + Duration::from_secs(2)
+    };
+    let unseen = forgotten || barely_back || fault.at < reached + LIVED;
     // What was charged since the last beat may be lost without a sign.
     let old = |data| {
         if matches!(data, Data::Old(_)) {
@@ -149,7 +167,7 @@ fn stated(plan: &Plan, index: usize, limit: usize) -> f64 {
         Kind::Slow(_) => start + unheard + part * rate * lasts,
         _ if fault.meet == plan.processes => start + rate * 0.2,
         _ if unseen => start + unheard + part * rate * lasts,
-        _ => start + unheard + part * rate * (lasts - 60.0).max(0.0),
+        _ => start + unheard + floor + part * rate * (lasts - reserve - 3.0).max(0.0),
     }
 }
 
@@ -200,16 +218,15 @@ fn may_lack(plan: &Plan, limit: usize, faults: Option<(usize, usize)>) -> Option
     if plan.limits[limit].strict {
         in_flight += largest;
     }
-    // Whoever died before is missed for a minute.
+    // Whoever died is counted for a minute: what an outage in that time grants is not known here.
     let until = if faults.is_some() {
         last + 1
     } else {
         plan.faults.len()
     };
-    if plan.faults[..until]
-        .iter()
-        .any(|fault| fault.kind == Kind::Dies)
-    {
+    let die = plan.faults[..until].iter();
+    let die = die.filter(|fault| fault.kind == Kind::Dies).count();
+    if die > 0 && die < until {
         return None;
     }
     let Some(_) = faults else {
@@ -230,12 +247,14 @@ fn may_lack(plan: &Plan, limit: usize, faults: Option<(usize, usize)>) -> Option
             // Each call over the time-out is executed, and its tokens are lost.
             Kind::Slow(_) => return None,
             Kind::ClockSet(_) => 2.5 * rate,
+            // Its part of the rate, while that is reserved.
+            Kind::Dies => in_flight + rate / n * (plan.reserve_for.as_secs_f64() + 1.0),
             Kind::Flaps(period, _) => {
                 in_flight * meet * (fault.lasts.as_secs_f64() / period.as_secs_f64() + 1.0)
             }
             _ => in_flight * meet,
         };
-        if fault.meet < plan.processes {
+        if fault.meet < plan.processes && fault.kind != Kind::Dies {
             // Until the next beats, those who come back are not yet counted; and they are charged
             // at most their shares, though those had been left for them.
             lack += meet / n * (rate * 2.5 + plan.limits[limit].capacity);

@@ -4,4 +4,4 @@
 mod named;
 mod sequences;
 #[path = "../../../tests/support/mod.rs"]
-pub(super) mod support;
+pub(crate) mod support;
