@@ -21,7 +21,8 @@ use std::{
 
 use futures_util::future::join_all;
 use listen::{Log, Metrics};
-use support::RedisServer;
+use support::{Proxy, RedisServer};
+use tokio::time::Instant;
 use tower_throttle::{FailureKind, Health, Limiter, Quota, Scope};
 use tracing::Level;
 use watch::{PLENTY, reason, until_back};
@@ -71,6 +72,52 @@ async fn one_line_down_and_one_up() {
     assert!(down.contains("reason=disconnected"), "{down}");
     let up = &log.lines(Level::INFO)[0];
     assert!(up.contains("away_seconds="), "{up}");
+}
+
+/// One of two limiters is cut off: the other one leaves room for it, for a while, and says so.
+#[tokio::test]
+async fn reserved_part_is_logged_and_measured() {
+    let server = RedisServer::start().await;
+    let proxy = Proxy::start(server.port()).await;
+    let (log, _guard) = Log::listen();
+    let metrics = Metrics::default();
+    let _recorder = metrics::set_default_local_recorder(&metrics);
+    let connect = |url| {
+        let builder = Limiter::builder().redis(url).redis_timeout(SECOND);
+        builder.reserve_for(2 * SECOND).build().expect("a URL")
+    };
+    let (limiter, other) = (connect(server.url()), connect(proxy.url()));
+    served_by_redis(&limiter).await;
+    served_by_redis(&other).await;
+    let gauge = || metrics.get("tower_throttle_reserved_ratio");
+    let until = async |part: f64| {
+        let start = Instant::now();
+        while limiter.reserved() != part || gauge() != Some(part) {
+            let (reserved, gauge) = (limiter.reserved(), gauge());
+            assert!(start.elapsed() < 20 * SECOND, "{reserved}, {gauge:?}");
+            tokio::time::sleep(SECOND / 50).await;
+        }
+    };
+    until(0.0).await;
+    tokio::time::sleep(13 * SECOND / 2).await;
+    let reserved = || {
+        let lines = log.lines(Level::INFO).into_iter();
+        lines
+            .filter(|line| line.contains("reserved"))
+            .collect::<Vec<_>>()
+    };
+    assert_eq!(reserved(), [""; 0]);
+    proxy.stall();
+    until(0.5).await;
+    assert_eq!(limiter.health(), Health::Redis);
+    let lines = reserved();
+    assert_eq!(lines.len(), 1, "{lines:?}");
+    assert!(lines[0].contains("missing=1") && lines[0].contains("reserved=0.5"));
+    until(0.0).await;
+    assert_eq!(reserved().len(), 2, "{:?}", reserved());
+    // Of limiters that go, nothing stays in the gauge.
+    drop((limiter, other));
+    assert_eq!(gauge(), Some(0.0));
 }
 
 /// Where memory decides from the first call on, or from when `server` is spoilt.
