@@ -71,6 +71,8 @@ pub(crate) struct Order {
     pub(crate) replicas: u32,
     /// In the place of the fallbacks of the scopes.
     pub(crate) policy: Option<Fallback>,
+    /// In the place of the default, in seconds.
+    pub(crate) reserve_for: Option<u64>,
 }
 
 impl Order {
@@ -85,6 +87,7 @@ impl Order {
                 Some("closed") => Some(Fallback::Closed),
                 _ => None,
             },
+            reserve_for: value["reserve_for"].as_u64(),
         })
     }
 
@@ -95,7 +98,12 @@ impl Order {
             Some(Fallback::Closed) => "closed",
             _ => "",
         };
-        let value = json!({"url": self.url, "replicas": self.replicas, "policy": policy});
+        let value = json!({
+            "url": self.url,
+            "replicas": self.replicas,
+            "policy": policy,
+            "reserve_for": self.reserve_for,
+        });
         (VARIABLE, value.to_string())
     }
 }
@@ -122,12 +130,14 @@ pub(crate) fn run(order: Order) {
 async fn load(order: Order) {
     let (records, queue) = mpsc::channel();
     let writer = std::thread::spawn(move || write(&queue));
-    let limiter = Limiter::builder()
+    let mut builder = Limiter::builder()
         .redis(&order.url)
         .replicas(order.replicas)
-        .lease(lease())
-        .build()
-        .expect("a URL");
+        .lease(lease());
+    if let Some(seconds) = order.reserve_for {
+        builder = builder.reserve_for(Duration::from_secs(seconds));
+    }
+    let limiter = builder.build().expect("a URL");
     limiter.peek(&scope(SCOPES[0], None)).await;
     tokio::spawn(watch(limiter.clone(), records.clone()));
     println!("ready");

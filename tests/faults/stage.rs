@@ -85,10 +85,12 @@ pub(crate) struct Setup {
     pub(crate) policy: Option<tower_throttle::Fallback>,
     /// `user:password@` of the processes.
     pub(crate) user: &'static str,
+    /// In seconds, where it is not the default.
+    pub(crate) reserve_for: Option<u64>,
 }
 
 /// The least that a limiter needs.
-const RIGHTS: [&str; 15] = [
+const RIGHTS: [&str; 14] = [
     "on",
     ">secret",
     "~throttle:v1|*",
@@ -100,7 +102,6 @@ const RIGHTS: [&str; 15] = [
     "+set",
     "+zadd",
     "+zrem",
-    "+zcard",
     "+zcount",
     "+zremrangebyscore",
     "+pexpire",
@@ -113,6 +114,7 @@ pub(crate) const PLAIN: Setup = Setup {
     absent: false,
     policy: None,
     user: "",
+    reserve_for: None,
 };
 
 pub(crate) const PROXIED: Setup = Setup {
@@ -174,6 +176,7 @@ impl Stage {
                 url: url.replace("redis://", &format!("redis://{}", setup.user)),
                 replicas: PROCESSES as u32,
                 policy: setup.policy,
+                reserve_for: setup.reserve_for,
             })
             .collect();
         let processes = tokio::task::spawn_blocking(move || {
