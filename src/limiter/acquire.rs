@@ -15,6 +15,7 @@ use super::{
     core::Core,
     permit::{Origins, Permit, Taken},
     remote::{Mode, Remote},
+    steps::{Step, Steps},
     turns::TOLERANCE,
     waiter::{Outcome, Waiter},
 };
@@ -73,23 +74,20 @@ pub struct Acquire {
     state: State,
     /// The scope whose turn it has slept for.
     slept_for: Option<u32>,
+    /// When the first of the tokens was to be used, unless that is now.
+    due: Option<Instant>,
+    /// An answer that came to no use was asked for again.
+    asked_again: bool,
     /// It is asked for a layer that refuses nobody.
     shadow: bool,
-}
-
-/// What was taken in several steps, of which the last is still to come.
-#[derive(Default)]
-struct Steps {
-    /// The scopes taken so far.
-    taken: Vec<(usize, Origin)>,
-    /// The scopes taken from memory beside Redis, as long as it has just come back.
-    beside: Vec<usize>,
 }
 
 enum State {
     Start,
     /// Waiting for these scopes, which are those not taken yet, in their order.
     Waiting(Arc<Waiter>),
+    /// Some scopes are reserved, and the rest is to be asked for later, if there is any.
+    Reserving,
     Done,
 }
 
@@ -117,6 +115,8 @@ impl Acquire {
             steps: None,
             state: State::Start,
             slept_for: None,
+            due: None,
+            asked_again: false,
             shadow: false,
         }
     }
@@ -131,7 +131,7 @@ impl Acquire {
         self.core.as_ref().expect(POLLED_AGAIN)
     }
 
-    fn taken(&self) -> &[(usize, Origin)] {
+    fn taken(&self) -> &[Step] {
         self.steps.as_ref().map_or(&[], |steps| &steps.taken)
     }
 
@@ -139,16 +139,36 @@ impl Acquire {
         self.steps.as_ref().map_or(&[], |steps| &steps.beside)
     }
 
+    fn is_reserving(&self) -> bool {
+        self.steps
+            .as_ref()
+            .is_some_and(|steps| steps.is_reserving())
+    }
+
     pub(crate) fn progress(&self) -> Progress {
         match &self.state {
+            _ if self.is_reserving() => Progress::Asleep,
             State::Waiting(waiter) if waiter.is_asleep() => Progress::Asleep,
             _ => Progress::Asking,
         }
     }
 
-    /// Whether its turn came and passed, unheard.
+    /// Whether it was answered something that is too old by now, because nobody polled this.
     pub(crate) fn has_missed(&self) -> bool {
         matches!(&self.state, State::Waiting(waiter) if waiter.has_missed())
+            || self.steps.as_ref().is_some_and(|steps| steps.has_missed())
+    }
+
+    /// When the first of the tokens was to be used, once they are granted: now, or a little ago.
+    pub(crate) fn due(&self) -> Instant {
+        self.due.unwrap_or_else(Instant::now)
+    }
+
+    /// Whether what is too old is asked for again: until the deadline, and once without regard
+    /// to it, so that a process that always comes too late is answered all the same.
+    fn asks_again(&mut self) -> bool {
+        let in_time = self.deadline.is_some_and(|end| Instant::now() < end);
+        in_time || !std::mem::replace(&mut self.asked_again, true)
     }
 
     /// Decides at once, where that takes neither Redis nor a wait; else nothing has happened.
@@ -187,9 +207,16 @@ impl Acquire {
         }
         let left = self.left();
         if left.as_slice().is_empty() {
+            if self.is_reserving() {
+                self.state = State::Reserving;
+                return Poll::Pending;
+            }
             // Nothing, or all that was to be taken in several steps.
             let home = self.core().home();
             return Poll::Ready(Ok(self.permit(None, home)));
+        }
+        if let Some(steps) = &mut self.steps {
+            steps.asks();
         }
         let max_wait = match self.deadline {
             Some(deadline) => deadline.saturating_duration_since(Instant::now()),
@@ -258,8 +285,7 @@ impl Acquire {
                     self.steps.get_or_insert_default().beside.extend(beside);
                     return self.ask();
                 }
-                let scope = self.index_of(&slice[tightest]);
-                Poll::Ready(Ok(self.permit(Some((scope, level)), origin)))
+                self.granted(slice, (tightest, level), origin, Instant::now())
             }
             Decision::Refused { which, retry_after } => {
                 let degraded = origin != Origin::Memory;
@@ -286,7 +312,7 @@ impl Acquire {
         for index in beside.into_iter().flatten() {
             // Unless Redis has charged it, in an earlier step, memory is asked anew: it granted
             // this without regard to what Redis had promised beside it.
-            if self.taken().iter().all(|(taken, _)| *taken != index) {
+            if self.taken().iter().all(|taken| taken.index != index) {
                 let scope = &self.scopes.as_slice()[index];
                 core.give_back(scope, scope.tokens(), Origin::Grace);
             }
@@ -299,13 +325,14 @@ impl Acquire {
         }
         for scope in left.iter().filter(|scope| !core.shares.holds(scope)) {
             let index = self.index_of(scope);
-            self.steps
-                .get_or_insert_default()
-                .taken
-                .push((index, Origin::Nowhere));
+            let steps = self.steps.get_or_insert_default();
+            steps.take(index, Origin::Nowhere, Instant::now());
         }
         let left = self.left();
         if left.as_slice().is_empty() {
+            if self.is_reserving() {
+                return self.proceed();
+            }
             return Poll::Ready(Ok(self.permit(None, Origin::Share)));
         }
         let max_wait = self.deadline.map_or(self.max_wait, |deadline| {
@@ -335,10 +362,10 @@ impl Acquire {
     /// The scopes that are still to be taken from.
     fn left(&self) -> Scopes {
         let free = |scope: &Scope| scope.tokens() == 0.0;
-        if self.taken().is_empty() && !self.scopes.iter().any(free) {
+        if self.steps.is_none() && !self.scopes.iter().any(free) {
             return self.scopes.clone();
         }
-        let taken = |index| self.taken().iter().any(|(other, _)| *other == index);
+        let taken = |index| self.steps.as_ref().is_some_and(|steps| steps.has(index));
         let left: Vec<_> = self
             .scopes
             .iter()
@@ -360,18 +387,23 @@ impl Acquire {
     fn permit(&mut self, tightest: Option<(usize, f64)>, origin: Origin) -> Permit {
         let taken = self.taken();
         // Whoever waits for a turn finds the bucket empty behind it.
-        let waited = taken.first().map(|(index, _)| (*index, 0.0));
-        let tightest = waited.or(tightest);
-        let origins = if taken.iter().all(|(_, other)| *other == origin) {
+        let slept_for = self.slept_for.map(|index| index as usize);
+        let waited = slept_for.or(taken.first().map(|step| step.index));
+        let tightest = waited.map(|index| (index, 0.0)).or(tightest);
+        let origins = if taken.iter().all(|step| step.origin == origin) {
             Origins::All(origin)
         } else {
             let mut each = vec![origin; self.scopes.as_slice().len()];
-            for (index, origin) in taken {
-                each[*index] = *origin;
+            for step in taken {
+                each[step.index] = step.origin;
             }
             Origins::Each(each.into())
         };
-        self.steps = None;
+        if let Some(steps) = self.steps.take()
+            && let Some(oldest) = steps.oldest()
+        {
+            self.due = Some(self.due.map_or(oldest, |due| due.min(oldest)));
+        }
         self.state = State::Done;
         self.tell_admission(&origins);
         let scopes = std::mem::take(&mut self.scopes);
@@ -420,17 +452,7 @@ impl Acquire {
     #[inline]
     fn give_back(&mut self) {
         if let Some(steps) = self.steps.take() {
-            self.give_back_all(*steps);
-        }
-    }
-
-    #[cold]
-    fn give_back_all(&self, steps: Steps) {
-        let taken = steps.taken.into_iter();
-        let beside = steps.beside.into_iter();
-        for (index, origin) in taken.chain(beside.map(|index| (index, Origin::Grace))) {
-            let scope = &self.scopes.as_slice()[index];
-            self.core().give_back(scope, scope.tokens(), origin);
+            steps.give_back_all(self.core(), &self.scopes);
         }
     }
 
@@ -442,11 +464,79 @@ impl Acquire {
         };
         let scopes = self.scopes.as_slice();
         let before = steps.taken.len();
-        steps.taken.retain(|(index, origin)| {
-            let id = scopes[*index].id(&core.salt);
-            core.held_until(&id.lookup(), *origin).is_none()
+        steps.taken.retain(|step| {
+            let id = scopes[step.index].id(&core.salt);
+            core.held_until(&id.lookup(), step.origin).is_none()
         });
         steps.taken.len() < before
+    }
+
+    /// Whether tokens that were taken in earlier steps are too old by now; they are to be taken
+    /// again.
+    fn drops_old(&mut self) -> bool {
+        if !self
+            .taken()
+            .iter()
+            .any(|step| step.due.elapsed() > TOLERANCE)
+            || !self.asks_again()
+        {
+            return false;
+        }
+        match (&self.core, &mut self.steps) {
+            (Some(core), Some(steps)) => steps.drop_old(core, &self.scopes),
+            _ => false,
+        }
+    }
+
+    /// These were taken at once, at `told`.
+    fn granted(
+        &mut self,
+        scopes: &[Scope],
+        (tightest, level): (usize, f64),
+        origin: Origin,
+        told: Instant,
+    ) -> Poll<Result<Permit, Rejected>> {
+        let tightest = self.index_of(&scopes[tightest]);
+        if self.taken().is_empty() && !self.is_reserving() {
+            self.due = Some(told);
+            return Poll::Ready(Ok(self.permit(Some((tightest, level)), origin)));
+        }
+        for scope in scopes {
+            let index = self.index_of(scope);
+            let steps = self.steps.get_or_insert_default();
+            steps.take(index, origin, told);
+        }
+        self.proceed()
+    }
+
+    /// What was taken or reserved has changed.
+    fn proceed(&mut self) -> Poll<Result<Permit, Rejected>> {
+        let core = self.core().clone();
+        let Some(steps) = &mut self.steps else {
+            return self.ask();
+        };
+        let Some(time) = steps.latest() else {
+            return self.ask();
+        };
+        let early = steps.align(&core, &self.scopes, time);
+        let left = self.left();
+        if !self.is_reserving() {
+            if left.as_slice().is_empty() && !(self.forfeits_held() | self.drops_old()) {
+                let origin = self.taken().last().map_or(core.home(), |step| step.origin);
+                return Poll::Ready(Ok(self.permit(None, origin)));
+            }
+            return self.ask();
+        }
+        self.state = State::Reserving;
+        match &mut self.steps {
+            Some(steps) if !left.as_slice().is_empty() => {
+                match steps.wait_for(&core, &left, time, early) {
+                    Some(()) => Poll::Pending,
+                    None => self.ask(),
+                }
+            }
+            _ => Poll::Pending,
+        }
     }
 
     /// What the waiter was told, as the next step.
@@ -456,17 +546,19 @@ impl Acquire {
                 tightest,
                 level,
                 origin,
+                told,
             } => {
-                if self.forfeits_held() {
+                if told.elapsed() > TOLERANCE && self.asks_again() {
+                    // Nobody polled this in time.
                     for scope in waiter.scopes() {
-                        let index = self.index_of(scope);
-                        let steps = self.steps.get_or_insert_default();
-                        steps.taken.push((index, origin));
+                        self.core().give_back_late(scope, origin, told);
                     }
-                    return self.ask();
+                    return self.proceed();
                 }
-                let scope = self.index_of(&waiter.scopes()[tightest]);
-                Poll::Ready(Ok(self.permit(Some((scope, level)), origin)))
+                if let Some(steps) = &mut self.steps {
+                    steps.answered(told);
+                }
+                self.granted(waiter.scopes(), (tightest, level), origin, told)
             }
             Outcome::Turn {
                 which,
@@ -476,29 +568,31 @@ impl Acquire {
                 let scope = &waiter.scopes()[which];
                 if turn.elapsed() > TOLERANCE {
                     // Nobody polled this in time; going now would crowd those whose turn it is.
-                    self.core().give_back(scope, scope.tokens(), origin);
-                    return self.ask();
+                    self.core().give_back_late(scope, origin, turn);
+                    return self.proceed();
                 }
+                let index = self.index_of(scope);
                 if origin == Origin::Grace {
-                    let index = self.index_of(scope);
                     self.steps.get_or_insert_default().beside.push(index);
                     return self.ask();
                 }
-                let index = self.index_of(scope);
                 // One of at most 128.
                 self.slept_for = Some(index as u32);
-                self.steps
-                    .get_or_insert_default()
-                    .taken
-                    .push((index, origin));
-                let last = waiter.scopes().len() == 1;
-                if last && !(self.taken().len() > 1 && self.forfeits_held()) {
+                if self.scopes.as_slice().len() == 1 {
+                    self.due = Some(turn);
                     return Poll::Ready(Ok(self.permit(None, origin)));
                 }
-                self.ask()
+                let steps = self.steps.get_or_insert_default();
+                steps.take(index, origin, turn);
+                self.proceed()
             }
-            Outcome::Missed => self.ask(),
-            Outcome::Refused { which, retry_after } => {
+            Outcome::Missed => self.proceed(),
+            Outcome::Refused {
+                told, retry_after, ..
+            } if told.elapsed() >= retry_after && self.asks_again() => self.proceed(),
+            Outcome::Refused {
+                which, retry_after, ..
+            } => {
                 let scope = &waiter.scopes()[which];
                 let refused = Rejected::limited(scope, retry_after, waiter.max_wait_us(), false);
                 self.refuse(refused)
@@ -550,7 +644,7 @@ impl Acquire {
                 }
                 self.ask()
             }
-            State::Waiting(_) => Poll::Pending,
+            State::Waiting(_) | State::Reserving => Poll::Pending,
             State::Done => panic!("{POLLED_AGAIN}"),
         };
         loop {
@@ -559,17 +653,72 @@ impl Acquire {
                 self.tell_refusal(result);
                 return next;
             }
-            let State::Waiting(waiter) = &self.state else {
-                return Poll::Pending;
+            if self.poll_reserved(cx) {
+                if let State::Reserving = self.state {
+                    next = self.proceed();
+                }
+                continue;
+            }
+            let waiter = match &self.state {
+                State::Waiting(waiter) => waiter.clone(),
+                State::Reserving => {
+                    let steps = self.steps.as_mut();
+                    if steps.is_none_or(|steps| steps.poll_look(cx).is_pending()) {
+                        return Poll::Pending;
+                    }
+                    next = self.proceed();
+                    continue;
+                }
+                State::Start | State::Done => return Poll::Pending,
             };
-            let waiter = waiter.clone();
-            let Poll::Ready(outcome) = waiter.poll(cx) else {
-                return Poll::Pending;
+            next = match waiter.poll(cx) {
+                Poll::Ready(outcome) => {
+                    // From here on the waiter holds nothing.
+                    self.state = State::Reserving;
+                    self.hear(&waiter, outcome)
+                }
+                Poll::Pending if self.scopes.as_slice().len() == 1 => return Poll::Pending,
+                Poll::Pending => match waiter.reservation() {
+                    Some((_, due, Origin::Grace)) => {
+                        // Redis is asked after it.
+                        if let (Some(core), Some(steps)) = (&self.core, &mut self.steps) {
+                            steps.align(core, &self.scopes, due);
+                        }
+                        return Poll::Pending;
+                    }
+                    Some((which, due, _)) => self.reserve(waiter, which, due),
+                    None => return Poll::Pending,
+                },
             };
-            // From here on the waiter holds nothing.
-            self.state = State::Start;
-            next = self.hear(&waiter, outcome);
         }
+    }
+
+    /// One of several scopes is reserved.
+    fn reserve(
+        &mut self,
+        waiter: Arc<Waiter>,
+        which: usize,
+        due: Instant,
+    ) -> Poll<Result<Permit, Rejected>> {
+        let index = self.index_of(&waiter.scopes()[which]);
+        let steps = self.steps.get_or_insert_default();
+        steps.answered(Instant::now());
+        steps.reserve(index, waiter, due);
+        self.proceed()
+    }
+
+    /// Whether the time of a reservation has come.
+    fn poll_reserved(&mut self, cx: &mut Context<'_>) -> bool {
+        let (Some(core), Some(steps)) = (&self.core, &mut self.steps) else {
+            return false;
+        };
+        let before = steps.taken.len();
+        let changed = steps.poll_reserved(core, cx);
+        if let Some(last) = steps.taken.get(before..).and_then(<[_]>::last) {
+            // One of at most 128.
+            self.slept_for = Some(last.index as u32);
+        }
+        changed
     }
 }
 
@@ -578,6 +727,8 @@ impl Drop for Acquire {
     fn drop(&mut self) {
         if let State::Waiting(waiter) = &self.state {
             waiter.leave();
+        }
+        if let State::Waiting(_) | State::Reserving = &self.state {
             self.tell_cancellation();
         }
         self.give_back();

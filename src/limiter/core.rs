@@ -13,7 +13,7 @@ use tokio::time::Instant;
 use super::{
     remote::{Mode, Remote},
     shares::{Shares, whole},
-    turns::Turns,
+    turns::{TOLERANCE, Turns},
 };
 use crate::{
     bucket::{Bucket, Reservation, TakenAll, Terms},
@@ -228,6 +228,37 @@ impl Core {
         }
     }
 
+    /// How long a scope would wait, as far as is known here; none where it would not.
+    pub(crate) fn quote(&self, scope: &Scope) -> Option<Duration> {
+        let id = scope.id(&self.salt);
+        let away = self
+            .remote
+            .as_ref()
+            .map(|remote| remote.away_since().is_some());
+        let (terms, bucket) = match (&self.remote, away) {
+            (Some(remote), Some(false)) => {
+                let (level, _) = remote.known_level(&id)?;
+                let terms = whole(scope);
+                (
+                    terms,
+                    Bucket {
+                        level,
+                        ..Bucket::full(0.0, terms)
+                    },
+                )
+            }
+            (_, away) => {
+                let origin = away.map_or(Origin::Memory, |_| Origin::Share);
+                (
+                    self.terms(scope, origin),
+                    self.bucket_in_memory(scope, origin),
+                )
+            }
+        };
+        let wait = bucket.quote(scope.tokens(), terms);
+        (wait > 0.0).then(|| from_us(wait))
+    }
+
     fn tightest_in_memory(&self, scopes: &[Scope], origin: Origin) -> (usize, f64) {
         let mut tightest = (0, f64::INFINITY, 0.0);
         for (which, scope) in scopes.iter().enumerate() {
@@ -241,14 +272,18 @@ impl Core {
     }
 
     fn level_in_memory(&self, scope: &Scope, origin: Origin) -> f64 {
+        self.bucket_in_memory(scope, origin).free()
+    }
+
+    fn bucket_in_memory(&self, scope: &Scope, origin: Origin) -> Bucket {
         let (id, terms) = (scope.id(&self.salt), self.terms(scope, origin));
         match self.stand_in(scope, &id, origin) {
             None => self
                 .memory
-                .with(&id.lookup(), terms, |bucket| bucket.free()),
+                .with(&id.lookup(), terms, |bucket| bucket.clone()),
             Some(stand_in) => {
-                let level = |bucket: &mut Bucket, _: &mut f64| bucket.free();
-                self.memory.with_stand_in(&id, terms, stand_in, level)
+                let read = |bucket: &mut Bucket, _: &mut f64| bucket.clone();
+                self.memory.with_stand_in(&id, terms, stand_in, read)
             }
         }
     }
@@ -306,6 +341,16 @@ impl Core {
         let remote = self.remote.as_ref();
         let is_away = remote.is_some_and(|remote| remote.away_since().is_some());
         is_away && self.shares.holds(scope)
+    }
+
+    /// Gives back what `origin` granted of a scope for a time that may have passed.
+    ///
+    /// Unused, a token leaves room in its bucket only until that has refilled: more than the
+    /// bucket lacked is not kept. What it refilled since, others may have used already, so that
+    /// much of an old token is lost.
+    pub(crate) fn give_back_late(&self, scope: &Scope, origin: Origin, due: Instant) {
+        let tokens = unused(scope, due);
+        self.give_back(scope, tokens, origin);
     }
 
     /// Charges what was used beyond what `origin` granted.
@@ -464,4 +509,13 @@ impl Core {
                     .is_some_and(|remote| remote.refuses(scope, max_wait_us).is_some())
         })
     }
+}
+
+/// What is left of the tokens of a scope that were to be used at `due` and were not.
+pub(super) fn unused(scope: &Scope, due: Instant) -> f64 {
+    let late = due.elapsed();
+    if late <= TOLERANCE {
+        return scope.tokens();
+    }
+    (scope.tokens() - scope.quota().rate() * late.as_secs_f64()).max(0.0)
 }

@@ -9,13 +9,14 @@ mod remote;
 mod shares;
 #[cfg(all(test, feature = "redis"))]
 mod simulation;
+mod steps;
 mod turns;
 mod waiter;
 
-pub(crate) use self::acquire::Progress;
 pub use self::{
     acquire::Acquire,
     builder::LimiterBuilder,
     handle::{Level, Limiter},
     permit::{Permit, PermitHandle},
 };
+pub(crate) use self::{acquire::Progress, turns::TOLERANCE};

@@ -8,7 +8,9 @@ use std::{
     },
 };
 
-use super::core::Core;
+use tokio::time::Instant;
+
+use super::core::{Core, unused};
 use crate::{
     decision::Origin,
     observe::Cost,
@@ -226,6 +228,18 @@ impl Permit {
         let taken = self.taken();
         if let Some(scope) = self.scopes().get(which) {
             taken.core.lower(scope, tokens);
+        }
+    }
+
+    /// Gives back what nobody used of tokens that were to be used at `due`.
+    pub(crate) fn give_back_late(self, due: Instant) {
+        let taken = self.taken();
+        if taken.swap(f64::INFINITY) != Some(None) {
+            return;
+        }
+        for (index, scope) in taken.scopes.iter().enumerate() {
+            let lost = scope.tokens() - unused(scope, due);
+            taken.correct(index, scope, scope.tokens(), lost);
         }
     }
 

@@ -157,7 +157,7 @@ impl Turns {
         let mut state = line.lock();
         let place = state.turns.partition_point(|other| other.at <= turn.at);
         state.turns.insert(place, turn);
-        let wake = waiter.fall_asleep(&line);
+        let wake = waiter.fall_asleep(&line, turn.at);
         if wake.is_some() {
             // Those before it keep their order, and none gets a later turn than its own.
             if place < state.present && state.present < state.sleepers.len() {

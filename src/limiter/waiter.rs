@@ -37,7 +37,8 @@ struct State {
 /// ```
 enum Stage {
     Asked,
-    Asleep(Arc<Line>),
+    /// Until then, or until an earlier turn that another has left.
+    Asleep(Arc<Line>, Instant),
     Told(Outcome),
     Gone,
 }
@@ -61,6 +62,7 @@ pub(crate) enum Outcome {
         tightest: usize,
         level: f64,
         origin: Origin,
+        told: Instant,
     },
     Turn {
         which: usize,
@@ -72,6 +74,7 @@ pub(crate) enum Outcome {
     Refused {
         which: usize,
         retry_after: std::time::Duration,
+        told: Instant,
     },
     Failed(Failure),
 }
@@ -107,7 +110,7 @@ impl Waiter {
     }
 
     pub(crate) fn is_asleep(&self) -> bool {
-        matches!(self.lock().stage, Stage::Asleep(_))
+        matches!(self.lock().stage, Stage::Asleep(..))
     }
 
     /// Redis has answered. What it granted to somebody who has gone away goes back, at once or
@@ -132,24 +135,30 @@ impl Waiter {
                 return;
             }
             Ok(Decision::Now { tightest, level }) => {
+                let told = Instant::now();
                 if !self.tell(Outcome::Now {
                     tightest,
                     level,
                     origin,
+                    told,
                 }) {
-                    self.give_back_all(origin);
+                    self.give_back_all(origin, told);
                 }
                 return;
             }
-            Ok(Decision::Refused { which, retry_after }) => Outcome::Refused { which, retry_after },
+            Ok(Decision::Refused { which, retry_after }) => Outcome::Refused {
+                which,
+                retry_after,
+                told: Instant::now(),
+            },
             Err(failure) => Outcome::Failed(failure),
         };
         self.tell(outcome);
     }
 
-    fn give_back_all(&self, origin: Origin) {
+    fn give_back_all(&self, origin: Origin, told: Instant) {
         for scope in self.scopes() {
-            self.core.give_back(scope, scope.tokens(), origin);
+            self.core.give_back_late(scope, origin, told);
         }
     }
 
@@ -170,18 +179,30 @@ impl Waiter {
 
     /// A turn is promised; none where nobody listens any more. The caller is woken, because it
     /// may hold something that it should not hold in its sleep.
-    pub(crate) fn fall_asleep(&self, line: &Arc<Line>) -> Option<Wake> {
-        self.enter(Stage::Asleep(line.clone()))
+    pub(crate) fn fall_asleep(&self, line: &Arc<Line>, turn: Instant) -> Option<Wake> {
+        self.enter(Stage::Asleep(line.clone(), turn))
+    }
+
+    /// Which of the scopes is reserved, for when at the latest, and where.
+    pub(crate) fn reservation(&self) -> Option<(usize, Instant, Origin)> {
+        match &self.lock().stage {
+            Stage::Asleep(line, turn) => Some((self.position(line)?, *turn, line.origin())),
+            _ => None,
+        }
+    }
+
+    fn position(&self, line: &Line) -> Option<usize> {
+        match self.scopes() {
+            [_] => Some(0),
+            scopes => scopes
+                .iter()
+                .position(|scope| line.serves(scope, &self.core.salt)),
+        }
     }
 
     /// The turn on `line` has come; none where nobody listens any more.
     pub(crate) fn take_turn(&self, line: &Line, turn: Instant) -> Option<Wake> {
-        let which = match self.scopes() {
-            [_] => 0,
-            scopes => scopes
-                .iter()
-                .position(|scope| line.serves(scope, &self.core.salt))?,
-        };
+        let which = self.position(line)?;
         self.enter(Stage::Told(Outcome::Turn {
             which,
             turn,
@@ -209,10 +230,16 @@ impl Waiter {
         Poll::Pending
     }
 
-    /// Whether it was told of a turn that has passed.
+    /// Whether it was told of a turn that has passed, of tokens that nobody has used since, or of
+    /// a refusal that no longer holds.
     pub(crate) fn has_missed(&self) -> bool {
         match &self.lock().stage {
-            Stage::Told(Outcome::Turn { turn, .. }) => turn.elapsed() > TOLERANCE,
+            Stage::Told(Outcome::Now { told: turn, .. } | Outcome::Turn { turn, .. }) => {
+                turn.elapsed() > TOLERANCE
+            }
+            Stage::Told(Outcome::Refused {
+                retry_after, told, ..
+            }) => told.elapsed() >= *retry_after,
             Stage::Told(Outcome::Missed) => true,
             _ => false,
         }
@@ -230,11 +257,15 @@ impl Waiter {
         match stage {
             // Whoever answers sees that nobody listens.
             Stage::Asked | Stage::Gone => {}
-            Stage::Asleep(line) => line.leave(&self.core),
-            Stage::Told(Outcome::Now { origin, .. }) => self.give_back_all(origin),
-            Stage::Told(Outcome::Turn { which, origin, .. }) => {
+            Stage::Asleep(line, _) => line.leave(&self.core),
+            Stage::Told(Outcome::Now { origin, told, .. }) => self.give_back_all(origin, told),
+            Stage::Told(Outcome::Turn {
+                which,
+                turn,
+                origin,
+            }) => {
                 let scope = &self.scopes()[which];
-                self.core.give_back(scope, scope.tokens(), origin);
+                self.core.give_back_late(scope, origin, turn);
             }
             Stage::Told(_) => {}
         }

@@ -1,0 +1,400 @@
+//! Acquisitions of several scopes that wait: every window of what was used of each scope, and who
+//! is served.
+
+#[cfg(feature = "redis")]
+mod support;
+
+use std::{
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use tokio::{
+    task::JoinSet,
+    time::{Instant, sleep, sleep_until, timeout},
+};
+use tower_throttle::{Limiter, Quota, Scope};
+
+const S: Duration = Duration::from_secs(1);
+
+/// A token may be used so much later than the bucket granted it, in seconds.
+const TOLERANCE: f64 = 0.1;
+
+const NAMES: [&str; 6] = ["a", "b", "c", "d", "e", "f"];
+
+/// A capacity and a rate.
+type Terms = (f64, f64);
+
+/// What was used: when, in seconds, and of which scope; one token each.
+#[derive(Clone)]
+struct Uses {
+    start: Instant,
+    log: Arc<Mutex<Vec<(f64, usize)>>>,
+}
+
+impl Uses {
+    fn new() -> Self {
+        Self {
+            start: Instant::now(),
+            log: Arc::default(),
+        }
+    }
+
+    fn used(&self, scopes: &[usize]) {
+        let at = self.start.elapsed().as_secs_f64();
+        let mut log = self.log.lock().expect("no panic");
+        log.extend(scopes.iter().map(|scope| (at, *scope)));
+    }
+
+    fn of(&self, which: usize) -> Vec<f64> {
+        let log = self.log.lock().expect("no panic");
+        let mut times: Vec<_> = log
+            .iter()
+            .filter(|(_, scope)| *scope == which)
+            .map(|(at, _)| *at)
+            .collect();
+        times.sort_by(f64::total_cmp);
+        times
+    }
+
+    /// By how many tokens the worst window passes `capacity + rate * w`.
+    fn excess(&self, which: usize, (capacity, rate): Terms) -> f64 {
+        let (mut above, mut worst, mut last) = (0.0_f64, 0.0_f64, 0.0);
+        for at in self.of(which) {
+            above = (above - rate * (at - last)).max(0.0) + 1.0;
+            worst = worst.max(above);
+            last = at;
+        }
+        worst - capacity
+    }
+
+    /// The used part of what a scope refills in the first so many seconds.
+    fn utilization(&self, which: usize, rate: f64, seconds: f64) -> f64 {
+        let used = self.of(which).iter().filter(|at| **at < seconds).count();
+        used as f64 / (rate * seconds)
+    }
+
+    #[track_caller]
+    fn assert_windows(&self, terms: &[Terms], late: f64) {
+        for (which, terms) in terms.iter().enumerate() {
+            let excess = self.excess(which, *terms);
+            assert!(
+                excess <= terms.1 * late + 1e-3,
+                "{excess} of {} {terms:?}",
+                NAMES[which]
+            );
+        }
+    }
+}
+
+/// splitmix64.
+struct Rng(u64);
+
+impl Rng {
+    fn below(&mut self, n: u64) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        (z ^ (z >> 31)) % n
+    }
+}
+
+fn scopes(terms: &[Terms]) -> Vec<Scope> {
+    let scope = |((capacity, rate), name): (&Terms, &&'static str)| {
+        Quota::per_second(*rate).burst(*capacity).scope(*name)
+    };
+    terms.iter().zip(&NAMES).map(scope).collect()
+}
+
+/// Five wait for both scopes; just before the second of them may go, forty ask for the faster.
+async fn crowd_on_the_faster(limiters: &[Limiter]) -> Uses {
+    let both = scopes(&[(1.0, 1.0), (1.0, 10.0)]);
+    let uses = Uses::new();
+    let mut tasks = JoinSet::new();
+    let acquire = |n: usize, of: &'static [usize]| {
+        let limiter = limiters[n % limiters.len()].clone();
+        let scopes: Vec<_> = of.iter().map(|which| both[*which].clone()).collect();
+        let uses = uses.clone();
+        async move {
+            limiter.acquire(scopes, 30 * S).await.expect("a turn");
+            uses.used(of);
+        }
+    };
+    for n in 0..5 {
+        tasks.spawn(acquire(n, &[0, 1]));
+    }
+    sleep_until(uses.start + Duration::from_millis(950)).await;
+    for n in 0..40 {
+        tasks.spawn(acquire(n, &[1]));
+    }
+    timeout(60 * S, tasks.join_all())
+        .await
+        .expect("all in time");
+    uses
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_slower_scope_is_not_used_late() {
+    let uses = crowd_on_the_faster(&[Limiter::in_memory()]).await;
+    uses.assert_windows(&[(1.0, 1.0), (1.0, 10.0)], TOLERANCE);
+    // The faster one is free again after four seconds.
+    let last = uses.of(0).pop().expect("five");
+    assert!(last < 9.0, "{last}");
+}
+
+#[derive(Debug, Default)]
+struct Served {
+    asked: usize,
+    served: usize,
+    longest: f64,
+}
+
+/// Sixty tasks over six scopes: each takes of one to three of them, again and again, and waits
+/// for nothing, half a second or five. Of those who wait for five, who is served.
+async fn mix(limiters: &[Limiter], terms: &[Terms; 6], seed: u64, length: u64) -> (Uses, Served) {
+    let scopes = scopes(terms);
+    let uses = Uses::new();
+    let served: Arc<Mutex<Served>> = Arc::default();
+    let mut tasks = JoinSet::new();
+    for task in 0..60 {
+        let limiter = limiters[task as usize % limiters.len()].clone();
+        let (scopes, uses, served) = (scopes.clone(), uses.clone(), served.clone());
+        tasks.spawn(async move {
+            let mut rng = Rng(1_000 * seed + task);
+            while uses.start.elapsed() < length as u32 * S {
+                let mut of = Vec::new();
+                for _ in 0..1 + rng.below(3) {
+                    let which = rng.below(6) as usize;
+                    if !of.contains(&which) {
+                        of.push(which);
+                    }
+                }
+                let wait = [0, 500, 5_000, 5_000][rng.below(4) as usize];
+                let asked = Instant::now();
+                let wanted: Vec<_> = of.iter().map(|which| scopes[*which].clone()).collect();
+                let result = limiter.acquire(wanted, Duration::from_millis(wait)).await;
+                if result.is_ok() {
+                    uses.used(&of);
+                }
+                if wait == 5_000 {
+                    let mut served = served.lock().expect("no panic");
+                    served.asked += 1;
+                    served.served += usize::from(result.is_ok());
+                    served.longest = served.longest.max(asked.elapsed().as_secs_f64());
+                }
+                drop(result);
+                sleep(Duration::from_millis(20 + rng.below(4_600))).await;
+            }
+        });
+    }
+    timeout(120 * S, tasks.join_all())
+        .await
+        .expect("all in time");
+    let served = std::mem::take(&mut *served.lock().expect("no panic"));
+    (uses, served)
+}
+
+const MIX: [Terms; 6] = [
+    (2.0, 4.0),
+    (5.0, 6.0),
+    (1.0, 5.0),
+    (2.0, 8.0),
+    (10.0, 10.0),
+    (4.0, 20.0),
+];
+
+#[tokio::test(start_paused = true)]
+async fn a_mix_of_scopes_passes_no_window_and_is_served() {
+    let (mut asked, mut served, mut busiest) = (0, 0, 0.0);
+    for seed in 0..8 {
+        let (uses, shown) = mix(&[Limiter::in_memory()], &MIX, seed, 60).await;
+        uses.assert_windows(&MIX, TOLERANCE);
+        assert!(shown.longest <= 5.001, "{shown:?}");
+        asked += shown.asked;
+        served += shown.served;
+        busiest += uses.utilization(0, MIX[0].1, 60.0) / 8.0;
+    }
+    println!("{served} of {asked} served, the busiest scope used by {busiest}");
+    assert!(served as f64 >= 0.95 * asked as f64, "{served} of {asked}");
+    assert!(busiest >= 0.95, "{busiest}");
+}
+
+/// Both scopes are crowded by others all the time, so that neither token can wait for the other.
+async fn crowded(a: (Terms, u64), b: (Terms, u64)) -> (Uses, Served) {
+    let limiter = Limiter::in_memory();
+    let both = scopes(&[a.0, b.0]);
+    let uses = Uses::new();
+    let served: Arc<Mutex<Served>> = Arc::default();
+    let mut tasks = JoinSet::new();
+    for task in 0..a.1 + b.1 + 3 {
+        let of: &[usize] = match task {
+            task if task < a.1 => &[0],
+            task if task < a.1 + b.1 => &[1],
+            _ => &[0, 1],
+        };
+        let scopes: Vec<_> = of.iter().map(|which| both[*which].clone()).collect();
+        let (limiter, uses, served) = (limiter.clone(), uses.clone(), served.clone());
+        tasks.spawn(async move {
+            let mut rng = Rng(task);
+            while uses.start.elapsed() < 120 * S {
+                let result = limiter.acquire(scopes.clone(), 30 * S).await;
+                if result.is_ok() {
+                    uses.used(of);
+                }
+                if of.len() == 2 {
+                    let mut served = served.lock().expect("no panic");
+                    served.asked += 1;
+                    served.served += usize::from(result.is_ok());
+                }
+                drop(result);
+                sleep(Duration::from_millis(1 + rng.below(100))).await;
+            }
+        });
+    }
+    tasks.join_all().await;
+    let served = std::mem::take(&mut *served.lock().expect("no panic"));
+    (uses, served)
+}
+
+#[tokio::test(start_paused = true)]
+async fn whoever_waits_for_two_crowded_scopes_is_served() {
+    // How many crowd each; how many who want both are served at least, and which part of them.
+    let cases = [
+        (((1.0, 5.0), 20), ((1.0, 10.0), 10), 55, 1.0),
+        (((2.0, 5.0), 20), ((2.0, 10.0), 10), 55, 1.0),
+        (((20.0, 5.0), 20), ((20.0, 10.0), 10), 55, 1.0),
+        (((20.0, 50.0), 100), ((20.0, 100.0), 100), 150, 1.0),
+        (((1.0, 50.0), 100), ((1.0, 100.0), 100), 150, 1.0),
+        (((1.0, 5.0), 20), ((1.0, 10.0), 0), 70, 1.0),
+        // Tokens that are further apart than the tolerance seldom come together.
+        (((1.0, 1.0), 5), ((1.0, 3.0), 5), 20, 0.75),
+    ];
+    for (a, b, least, part) in cases {
+        let (uses, served) = crowded(a, b).await;
+        uses.assert_windows(&[a.0, b.0], TOLERANCE);
+        let used = uses.utilization(0, a.0.1, 120.0);
+        println!("{a:?} {b:?}: {served:?}, {used}");
+        assert!(served.served >= least, "{a:?} {b:?}: {served:?}");
+        assert!(
+            served.served as f64 >= part * served.asked as f64,
+            "{a:?} {b:?}: {served:?}"
+        );
+        assert!(used >= 0.95 * part, "{a:?} {b:?}: {used}");
+    }
+}
+
+/// Wherever it is dropped, what it has taken or reserved comes back.
+#[tokio::test(start_paused = true)]
+async fn a_waiter_for_several_scopes_gives_all_back_when_it_is_dropped() {
+    let both = scopes(&[(2.0, 2.0), (2.0, 5.0)]);
+    for patience in (0..80).map(|n| n * Duration::from_millis(50)) {
+        let limiter = Limiter::in_memory();
+        let mut tasks = JoinSet::new();
+        for (which, n) in [(0, 8), (1, 10)] {
+            for _ in 0..n {
+                let (limiter, scope) = (limiter.clone(), both[which].clone());
+                tasks.spawn(async move { limiter.acquire(scope, 30 * S).await.map(drop) });
+            }
+        }
+        tokio::task::yield_now().await;
+        let waits = limiter.acquire(both.clone(), 30 * S);
+        let dropped = timeout(patience, waits).await.is_err();
+        assert!(dropped || patience > 3 * S);
+        for result in tasks.join_all().await {
+            result.expect("a turn");
+        }
+        // It is due by then, and full unless something was kept.
+        sleep(2 * S).await;
+        for scope in &both {
+            assert_eq!(limiter.peek(scope).await.tokens(), 2.0, "{patience:?}");
+            limiter.try_acquire(scope).await.expect("full");
+            limiter.try_acquire(scope).await.expect("full");
+            limiter.try_acquire(scope).await.expect_err("no more");
+        }
+    }
+}
+
+/// A pause falls on a scope that is reserved, or already taken, while the other one is waited for.
+#[tokio::test(start_paused = true)]
+async fn nobody_uses_several_scopes_while_one_is_paused() {
+    let both = scopes(&[(1.0, 1.0), (1.0, 4.0)]);
+    for pause_at in (0..24).map(|n| n * Duration::from_millis(100)) {
+        for paused in 0..2 {
+            let limiter = Limiter::in_memory();
+            let uses = Uses::new();
+            let mut tasks = JoinSet::new();
+            for n in 0..12 {
+                let of: &[usize] = if n < 3 { &[0, 1] } else { &[1] };
+                let scopes: Vec<_> = of.iter().map(|which| both[*which].clone()).collect();
+                let (limiter, uses) = (limiter.clone(), uses.clone());
+                tasks.spawn(async move {
+                    limiter.acquire(scopes, 60 * S).await.expect("a turn");
+                    uses.used(of);
+                });
+            }
+            sleep(pause_at).await;
+            limiter.hold_back(&both[paused], 3 * S);
+            let from = pause_at.as_secs_f64();
+            tasks.join_all().await;
+            let during = |at: &f64| *at > from + 0.01 && *at < from + 2.99;
+            let used: Vec<_> = uses.of(paused).into_iter().filter(during).collect();
+            assert!(used.is_empty(), "{paused} at {pause_at:?}: {used:?}");
+            uses.assert_windows(&[(1.0, 1.0), (1.0, 4.0)], TOLERANCE);
+        }
+    }
+}
+
+#[cfg(feature = "redis")]
+mod on_redis {
+    use super::{support::RedisServer, *};
+
+    async fn limiters(server: &RedisServer, n: usize) -> Vec<Limiter> {
+        let limiters: Vec<_> = (0..n)
+            .map(|_| Limiter::redis(&server.url()).expect("a URL"))
+            .collect();
+        for limiter in &limiters {
+            let warm = Quota::per_second(1e6).scope("warm");
+            limiter.try_acquire(warm).await.expect("the first");
+        }
+        limiters
+    }
+
+    /// Tasks of a loaded machine run late, so the figures are wider here.
+    const LATE: f64 = 0.4;
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn the_slower_scope_is_not_used_late() {
+        let server = RedisServer::start().await;
+        let uses = crowd_on_the_faster(&limiters(&server, 2).await).await;
+        uses.assert_windows(&[(1.0, 1.0), (1.0, 10.0)], LATE);
+        let last = uses.of(0).pop().expect("five");
+        assert!(last < 20.0, "{last}");
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_mix_of_scopes_passes_no_window_and_is_served() {
+        let server = RedisServer::start().await;
+        let (uses, shown) = mix(&limiters(&server, 3).await, &MIX, 0, 20).await;
+        println!("{shown:?}");
+        uses.assert_windows(&MIX, LATE);
+        assert!(shown.served as f64 >= 0.9 * shown.asked as f64, "{shown:?}");
+    }
+
+    /// Redis goes away while the first scope is reserved there, and the rest not asked for yet.
+    #[tokio::test(flavor = "multi_thread")]
+    async fn an_outage_between_the_steps_ends_in_a_decision() {
+        let mut server = RedisServer::start().await;
+        let limiter = limiters(&server, 1).await.remove(0);
+        let both = scopes(&[(1.0, 1.0), (5.0, 10.0)]);
+        limiter.try_acquire(&both[0]).await.expect("the burst");
+        let waits = {
+            let (limiter, both) = (limiter.clone(), both.clone());
+            tokio::spawn(async move { limiter.acquire(both, 20 * S).await })
+        };
+        sleep(S / 2).await;
+        server.kill9();
+        let permit = timeout(30 * S, waits).await.expect("in time");
+        assert!(permit.expect("no panic").expect("a turn").is_degraded());
+    }
+}
