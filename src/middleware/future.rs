@@ -113,7 +113,7 @@ where
                         return Poll::Pending;
                     }
                     Poll::Ready(Ok(permit)) => {
-                        let permit = InHand::new(permit);
+                        let permit = InHand::new(permit, acquire.due());
                         if *ready {
                             return Poll::Ready(Ok(Ok(permit)));
                         }
@@ -130,7 +130,7 @@ where
                     hold,
                     scopes,
                 } => match self.inner.poll_ready(cx)? {
-                    Poll::Ready(()) => match permit.take() {
+                    Poll::Ready(()) => match permit.take().filter(|permit| !permit.is_old()) {
                         Some(permit) => return Poll::Ready(Ok(Ok(permit))),
                         None => Step::Acquiring {
                             acquire: self.limiter.acquire(

@@ -16,7 +16,7 @@ use super::{future::ResponseFuture, layer::RateLimitLayer, shadow::Watched};
 use crate::{
     Rejected, Scopes,
     extract::ScopeExtractor,
-    limiter::{Acquire, Permit, Progress},
+    limiter::{Acquire, Permit, Progress, TOLERANCE},
     reply::{Fail, Reply},
 };
 
@@ -51,7 +51,7 @@ pub struct RateLimit<S, K = crate::Scope, O = Fail> {
 /// Idle => Acquiring            the inner service is ready
 /// Acquiring => Held            granted
 /// Acquiring => Refused         refused: for `call` to deliver, never for `poll_ready`
-/// Held => Idle                 the inner service stayed unready for too long
+/// Held => Idle                 the inner service stayed unready for too long, or nobody called
 /// Refused => Idle              its `retry_after` has passed
 /// ```
 #[derive(Debug)]
@@ -87,10 +87,10 @@ impl Default for State {
 }
 
 impl State {
-    fn decided(result: Result<Permit, Rejected>, until: Instant) -> Self {
+    fn decided(result: Result<Permit, Rejected>, due: Instant, until: Instant) -> Self {
         match result {
             Ok(permit) => Self::Held {
-                permit: InHand::new(permit),
+                permit: InHand::new(permit, due),
                 until,
                 hold: None,
             },
@@ -113,10 +113,30 @@ impl State {
     fn poll_acquire(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         if let Self::Acquiring { acquire, until, .. } = self {
             let until = *until;
-            let result = ready!(Pin::new(acquire).poll(cx));
-            *self = Self::decided(result, until);
+            let result = ready!(Pin::new(&mut *acquire).poll(cx));
+            *self = Self::decided(result, acquire.due(), until);
         }
         Poll::Ready(())
+    }
+
+    /// Gives up what has been kept for too long: a token that is used late crowds those whose
+    /// turn it is then. Within the deadline it is asked for again; after that this is for another
+    /// request.
+    fn drop_old(&mut self) {
+        let old = match self {
+            Self::Held { permit, until, .. } if permit.is_old() => *until,
+            Self::Acquiring { acquire, until, .. } if acquire.has_missed() => *until,
+            _ => return,
+        };
+        let in_time = Instant::now() <= old;
+        match self {
+            // It asks again by itself.
+            Self::Acquiring { .. } if in_time => {}
+            _ => {
+                let until = in_time.then_some(old);
+                *self = Self::Idle { until };
+            }
+        }
     }
 }
 
@@ -128,16 +148,26 @@ fn is_current(rejected: &Rejected, at: Instant) -> bool {
 
 /// A permit that is not spent yet: dropped, it is given back.
 #[derive(Debug)]
-pub(super) struct InHand(Option<Permit>);
+pub(super) struct InHand {
+    permit: Option<Permit>,
+    /// When its tokens were to be used.
+    due: Instant,
+}
 
 impl InHand {
-    pub(super) fn new(permit: Permit) -> Self {
-        Self(Some(permit))
+    pub(super) fn new(permit: Permit, due: Instant) -> Self {
+        let permit = Some(permit);
+        Self { permit, due }
+    }
+
+    /// Whether it is too late to use it.
+    pub(super) fn is_old(&self) -> bool {
+        self.due.elapsed() > TOLERANCE
     }
 
     /// What to ask for again, should this be given back.
     pub(super) fn scopes(&self) -> Scopes {
-        self.0
+        self.permit
             .as_ref()
             .map(|permit| permit.scopes().to_vec().into())
             .unwrap_or_default()
@@ -145,14 +175,14 @@ impl InHand {
 
     /// The inner service is called now.
     pub(super) fn spend(mut self) -> Option<Permit> {
-        self.0.take()
+        self.permit.take()
     }
 }
 
 impl Drop for InHand {
     fn drop(&mut self) {
-        if let Some(permit) = self.0.take() {
-            permit.refund();
+        if let Some(permit) = self.permit.take() {
+            permit.give_back_late(self.due);
         }
     }
 }
@@ -303,13 +333,7 @@ where
             let ready = self.inner.poll_ready(cx);
             return ready.map_err(|error| self.layer.reply.inner_error(error));
         }
-        // Whoever waited has gone away, and missed its turn: this is for another request.
-        if let State::Acquiring { acquire, until, .. } = &self.state
-            && acquire.has_missed()
-            && *until < Instant::now()
-        {
-            self.state = State::default();
-        }
+        self.state.drop_old();
         // A turn is heard of when it comes, whether or not the inner service is ready: unheard, it
         // would be kept for as long as that takes. In its sleep an acquisition holds no place in
         // the inner service, so none is asked for before.
@@ -378,7 +402,7 @@ impl<S, K, O> RateLimit<S, K, O> {
     {
         let reply = self.layer.reply.clone();
         match mem::take(&mut self.state) {
-            State::Held { permit, .. } => {
+            State::Held { permit, .. } if !permit.is_old() => {
                 ResponseFuture::granted(&mut self.inner, reply, permit.spend(), req)
             }
             State::Refused { rejected, at } if is_current(&rejected, at) => {
@@ -389,8 +413,12 @@ impl<S, K, O> RateLimit<S, K, O> {
                 until,
                 ready,
                 ..
-            } => self.acquiring(acquire, until, ready, req),
-            State::Idle { .. } | State::Refused { .. } => self.call_acquiring(None, req),
+            } if !acquire.has_missed() => self.acquiring(acquire, until, ready, req),
+            // What is too old for this request is given back before it asks for its own.
+            old => {
+                drop(old);
+                self.call_acquiring(None, req)
+            }
         }
     }
 
