@@ -17,6 +17,8 @@ pub(super) enum Law {
     Early,
     /// Several buckets are all taken at once, and used after the longest wait.
     AllAtOnce,
+    /// Of several buckets the slowest is taken first, and kept while the rest is waited for.
+    Kept,
 }
 
 /// What becomes of a grant.
@@ -82,11 +84,12 @@ pub(super) struct Seen {
     pub(super) second_refusals: u64,
     pub(super) undone: u64,
     pub(super) filled: u64,
+    pub(super) realigned: u64,
     pub(super) stated: u64,
 }
 
 impl Seen {
-    fn counts(&mut self) -> [&mut u64; 11] {
+    fn counts(&mut self) -> [&mut u64; 12] {
         [
             &mut self.slept,
             &mut self.pooled,
@@ -98,6 +101,7 @@ impl Seen {
             &mut self.second_refusals,
             &mut self.undone,
             &mut self.filled,
+            &mut self.realigned,
             &mut self.stated,
         ]
     }

@@ -8,6 +8,12 @@ use crate::bucket::{Bucket, Reservation, TakenAll, Terms, take_all};
 use super::case::{BUCKETS, Case, Fate, Law, Op, Outcome};
 use super::record::{Charged, Jump, Late, Record, Use};
 
+/// Turns of one demand that lie no further apart are used together.
+const ALIGNED: f64 = 75_000.0;
+
+/// Whoever holds a token for the rest of its demand longer than this breaks its window.
+const TOLERANCE: f64 = 100_000.0;
+
 /// About what Redis says: from here on a double counts in quarters of a microsecond.
 const EPOCH: f64 = 1.7e15;
 
@@ -51,6 +57,7 @@ pub(super) fn run(case: &Case, law: Law) -> Outcome {
         buckets: case.terms.iter().map(|&t| Bucket::full(EPOCH, t)).collect(),
         last_turn: vec![0.0; case.terms.len()],
         slots: Vec::new(),
+        looks: Vec::new(),
         demands: Vec::new(),
         order: 0,
         back: Vec::new(),
@@ -87,6 +94,8 @@ struct Simulator<'a> {
     buckets: Vec<Bucket>,
     last_turn: Vec<f64>,
     slots: Vec<Slot>,
+    /// When a demand asks for the rest, unless something happens to it earlier.
+    looks: Vec<(f64, usize)>,
     demands: Vec<Demand>,
     order: u32,
     /// By how much the clock was set back, of each bucket.
@@ -122,6 +131,16 @@ impl Simulator<'_> {
         loop {
             let turns = self.slots.iter().enumerate();
             let next = turns.min_by(|(_, a), (_, b)| a.turn.total_cmp(&b.turn));
+            let looks = self.looks.iter().copied().enumerate();
+            let look = looks.min_by(|(_, (a, _)), (_, (b, _))| a.total_cmp(b));
+            if let Some((index, (at, demand))) = look
+                && at <= next.map_or(to, |(_, slot)| slot.turn.min(to))
+            {
+                self.looks.remove(index);
+                self.now = at;
+                self.ask_for_the_rest(demand, false);
+                continue;
+            }
             let Some((index, slot)) = next.map(|(index, &slot)| (index, slot)) else {
                 break;
             };
@@ -132,7 +151,11 @@ impl Simulator<'_> {
             self.slots.remove(index);
             self.now = slot.turn;
             self.demands[slot.owner].held.push(slot);
-            self.ask(slot.owner, 1);
+            if self.is_reserving(slot.owner) {
+                self.realign(slot.owner);
+            } else {
+                self.ask(slot.owner, 1);
+            }
         }
         if to.is_finite() {
             self.now = to;
@@ -207,8 +230,9 @@ impl Simulator<'_> {
                 for bucket in asked {
                     let level = self.buckets[bucket].pool == pools[bucket]
                         && gaps(&self.buckets[bucket]) == before[bucket];
-                    self.granted(demand, bucket, 0.0, level);
+                    self.granted_now(demand, bucket, level);
                 }
+                self.settle(demand);
             }
             TakenAll::Slowest { which, wait, .. } => {
                 let bucket = asked[which];
@@ -216,6 +240,68 @@ impl Simulator<'_> {
                 self.granted(demand, bucket, wait, level);
             }
             TakenAll::Refused { .. } => self.refused(demand),
+        }
+    }
+
+    fn is_reserving(&self, demand: usize) -> bool {
+        self.slots.iter().any(|slot| slot.owner == demand)
+    }
+
+    /// The latest turn of a demand sets the time: what is due earlier is given back, and asked
+    /// for again as long before it as it would have to wait.
+    fn realign(&mut self, demand: usize) {
+        if matches!(self.law, Law::Kept | Law::AllAtOnce) {
+            return;
+        }
+        let held = std::mem::take(&mut self.demands[demand].held);
+        let owned = self.slots.iter().filter(|slot| slot.owner == demand);
+        let time = owned.chain(&held).map(|slot| slot.turn).fold(0.0, f64::max);
+        let mut early = false;
+        for slot in held {
+            if slot.turn + ALIGNED >= time {
+                self.demands[demand].held.push(slot);
+            } else {
+                early = true;
+                self.demands[demand].missing[slot.bucket] = slot.cost;
+                self.return_late(slot.bucket, slot.turn, slot.cost);
+            }
+        }
+        let is_early = |slot: &Slot| slot.owner == demand && slot.turn + ALIGNED < time;
+        while let Some(index) = self.slots.iter().position(is_early) {
+            early = true;
+            let slot = self.slots[index];
+            self.demands[demand].missing[slot.bucket] = slot.cost;
+            self.release(index);
+        }
+        self.outcome.seen.realigned += u64::from(early);
+        self.ask_for_the_rest(demand, early);
+    }
+
+    fn ask_for_the_rest(&mut self, demand: usize, early: bool) {
+        self.looks.retain(|(_, other)| *other != demand);
+        let missing = self.demands[demand].missing;
+        if missing.iter().all(|&cost| cost == 0.0) || !self.is_reserving(demand) {
+            return;
+        }
+        let owned = self.slots.iter().filter(|slot| slot.owner == demand);
+        let time = owned.map(|slot| slot.turn).fold(0.0, f64::max);
+        let server_time = self.server_time();
+        let quotes = (0..self.buckets.len()).filter(|&index| missing[index] > 0.0);
+        let quotes = quotes.map(|index| {
+            let (bucket, terms) = (&mut self.buckets[index], self.case.terms[index]);
+            bucket.visit(server_time, terms);
+            bucket.quote(missing[index], terms)
+        });
+        let (quote, until) = (quotes.fold(0.0, f64::max), time - self.now);
+        let mut pause = until / 2.0;
+        if !early && quote > 0.0 {
+            if quote + ALIGNED >= until {
+                return self.ask(demand, 1);
+            }
+            pause = pause.min(until - quote - ALIGNED);
+        }
+        if until > ALIGNED {
+            self.looks.push((self.now + pause.max(5_000.0), demand));
         }
     }
 
@@ -238,6 +324,7 @@ impl Simulator<'_> {
             let taken = self.buckets[bucket].take(missing[bucket], 1, max_wait, terms);
             if sleeps || taken.last < longest {
                 self.granted_now(demand, bucket, true);
+                self.settle(demand);
             } else {
                 sleeps = longest > 0.0;
                 self.granted(demand, bucket, taken.last, true);
@@ -248,6 +335,7 @@ impl Simulator<'_> {
     fn granted(&mut self, demand: usize, bucket: usize, wait: f64, from_level: bool) {
         if wait <= 0.0 {
             self.granted_now(demand, bucket, from_level);
+            self.settle(demand);
             return;
         }
         if !self.demands[demand].held.is_empty() {
@@ -257,14 +345,19 @@ impl Simulator<'_> {
         self.slots.push(slot);
         self.demands[demand].state = State::Sleeping;
         self.outcome.seen.slept += 1;
+        self.realign(demand);
     }
 
     fn granted_now(&mut self, demand: usize, bucket: usize, from_level: bool) {
         let slot = self.slot(demand, bucket, 0.0, from_level);
         self.demands[demand].held.push(slot);
         self.outcome.seen.pooled += u64::from(!from_level);
-        let waits = |slot: &Slot| slot.owner == demand;
-        if self.demands[demand].missing.iter().all(|&c| c == 0.0) && !self.slots.iter().any(waits) {
+    }
+
+    fn settle(&mut self, demand: usize) {
+        if self.is_reserving(demand) {
+            self.realign(demand);
+        } else if self.demands[demand].missing.iter().all(|&c| c == 0.0) {
             self.complete(demand);
         }
     }
@@ -292,11 +385,30 @@ impl Simulator<'_> {
     }
 
     fn refused(&mut self, demand: usize) {
-        if !self.demands[demand].held.is_empty() {
+        if !self.demands[demand].held.is_empty() || self.is_reserving(demand) {
             self.outcome.seen.second_refusals += 1;
         }
-        self.return_held(demand);
+        self.let_go(demand);
         self.demands[demand].state = State::Done;
+    }
+
+    /// Gives back what a demand holds, and undoes its other reservations.
+    fn let_go(&mut self, demand: usize) {
+        self.return_held(demand);
+        self.looks.retain(|(_, other)| *other != demand);
+        let owned = |slot: &Slot| slot.owner == demand;
+        while let Some(index) = self.slots.iter().position(owned) {
+            self.release(index);
+        }
+    }
+
+    /// Its owner does not want this slot any more.
+    fn release(&mut self, index: usize) {
+        let free = match self.case.hand_over && self.law != Law::Early {
+            true => self.hand_over(index),
+            false => index,
+        };
+        self.undo(free);
     }
 
     fn complete(&mut self, demand: usize) {
@@ -328,8 +440,12 @@ impl Simulator<'_> {
                 order: slot.order,
                 over: (slot.cost - self.case.terms[slot.bucket].cap).max(0.0),
             });
-            // What is charged early to be used late is the fault of that law, and no excuse.
-            if slot.turn < self.now && self.law != Law::AllAtOnce {
+            // What is charged early to be used late is the fault of that law, and no excuse. Nor
+            // is what was kept for the rest of a demand.
+            let kept = self.demands[demand].state == State::Sleeping;
+            let late = self.now - slot.turn;
+            let excused = self.law != Law::AllAtOnce && !(kept && late > TOLERANCE);
+            if late > 0.0 && excused {
                 record.late.push(Late {
                     turn: slot.turn,
                     end: self.now,
@@ -374,19 +490,9 @@ impl Simulator<'_> {
         let Some(demand) = self.find(id, State::Sleeping, |_| true) else {
             return;
         };
-        self.return_held(demand);
+        self.let_go(demand);
         self.demands[demand].state = State::Done;
         self.outcome.seen.cancelled += 1;
-        let owned = |slot: &Slot| slot.owner == demand;
-        let Some(index) = self.slots.iter().position(owned) else {
-            return;
-        };
-        if self.case.hand_over && self.law != Law::Early {
-            let free = self.hand_over(index);
-            self.undo(free);
-        } else {
-            self.undo(index);
-        }
     }
 
     /// Those of the same cost behind a freed slot move up by one: the slot that is free then.
