@@ -74,8 +74,10 @@
 //! promised a turn, and the level goes below zero by what was promised. What may come on top of
 //! `capacity + rate * w` in a window of uses:
 //!
-//! - tokens that were charged earlier and used, refunded or settled late: a turn is used up to
-//!   100 ms after it has come, else it is given back and asked for again;
+//! - tokens that were charged earlier and used, refunded or settled late: a token is used up to
+//!   100 ms after its reservation, also where a request waits for several scopes or a service was
+//!   made ready earlier, else it is given back and asked for again. A [`Permit`] counts as used
+//!   when it is handed over;
 //! - what is settled to more than its estimate while others have been promised turns: their turns
 //!   stay, and those who come later pay;
 //! - what had been promised when a quota was raised, or lowered, for the same name;

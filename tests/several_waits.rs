@@ -101,10 +101,10 @@ impl Rng {
 }
 
 fn scopes(terms: &[Terms]) -> Vec<Scope> {
-    let scope = |((capacity, rate), name): (&Terms, &&'static str)| {
-        Quota::per_second(*rate).burst(*capacity).scope(*name)
+    let scope = |((capacity, rate), name): (&Terms, &'static str)| {
+        Quota::per_second(*rate).burst(*capacity).scope(name)
     };
-    terms.iter().zip(&NAMES).map(scope).collect()
+    terms.iter().zip(NAMES).map(scope).collect()
 }
 
 /// Five wait for both scopes; just before the second of them may go, forty ask for the faster.

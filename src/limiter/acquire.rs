@@ -589,7 +589,7 @@ impl Acquire {
             Outcome::Missed => self.proceed(),
             Outcome::Refused {
                 told, retry_after, ..
-            } if told.elapsed() >= retry_after && self.asks_again() => self.proceed(),
+            } if told.elapsed() > retry_after.max(TOLERANCE) && self.asks_again() => self.proceed(),
             Outcome::Refused {
                 which, retry_after, ..
             } => {

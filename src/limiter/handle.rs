@@ -141,6 +141,11 @@ impl Limiter {
     /// are known at once: a wait that does not fit is refused without waiting. A `max_wait`
     /// beyond 30 years is cut to that.
     ///
+    /// Several scopes are taken together: all of them are used within 100 ms of their
+    /// reservations. Where they are reserved for different times, those that are due earlier are
+    /// given back and reserved again, so that a request for several crowded scopes may wait longer
+    /// than for the slowest of them, and may be refused while it waits.
+    ///
     /// ```
     /// # use std::time::Duration;
     /// # use tower_throttle::{Limiter, Quota};

@@ -19,6 +19,10 @@ use crate::{
 
 /// Proof that the tokens were taken.
 ///
+/// They count as used at the moment at which it is handed over: use it at once. Whoever keeps it
+/// and uses it later may pass the limit in the window in which that happens. A
+/// [`RateLimit`](crate::RateLimit) service keeps none for more than 100 ms.
+///
 /// Dropping it spends them, which is the common case. [`refund`](Self::refund) gives them back,
 /// [`settle`](Self::settle) corrects a cost that was an estimate.
 ///

@@ -239,7 +239,7 @@ impl Waiter {
             }
             Stage::Told(Outcome::Refused {
                 retry_after, told, ..
-            }) => told.elapsed() >= *retry_after,
+            }) => told.elapsed() > TOLERANCE.max(*retry_after),
             Stage::Told(Outcome::Missed) => true,
             _ => false,
         }

@@ -27,7 +27,8 @@ use crate::{
 ///
 /// A scope that is known ahead and may wait is acquired by `poll_ready`, so that readiness is
 /// backpressure while the limit is spent; anything else is acquired between `call` and the inner
-/// call. The inner service must be `Clone`: a caller that has to wait gives its place in it back
+/// call. A service that was made ready and is called more than 100 ms later acquires again, in the
+/// response future, and waits for up to `max_wait` there. The inner service must be `Clone`: a caller that has to wait gives its place in it back
 /// for the time. One that is not goes behind a `Buffer` first.
 ///
 /// # Examples

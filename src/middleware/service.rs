@@ -27,7 +27,9 @@ pub(super) const HOLD: Duration = Duration::from_millis(10);
 
 /// A service under a limit; made by [`RateLimitLayer`].
 ///
-/// A clone shares the limiter, never a token in hand. Dropping it gives back what it holds.
+/// A clone shares the limiter, never a token in hand. Dropping it gives back what it holds. A
+/// token that was acquired by `poll_ready` and not used within 100 ms is given back as well,
+/// except for what its bucket has refilled since, and asked for again.
 ///
 /// # Examples
 ///
