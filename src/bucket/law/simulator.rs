@@ -301,7 +301,9 @@ impl Simulator<'_> {
             pause = pause.min(until - quote - ALIGNED);
         }
         if until > ALIGNED {
-            self.looks.push((self.now + pause.max(5_000.0), demand));
+            // Whole microseconds, as all turns are.
+            self.looks
+                .push((self.now + pause.max(5_000.0).ceil(), demand));
         }
     }
 
