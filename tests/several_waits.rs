@@ -284,6 +284,46 @@ async fn whoever_waits_for_two_crowded_scopes_is_served() {
     }
 }
 
+/// A limit per tenant and one for all of them, both spent all the time.
+#[tokio::test(start_paused = true)]
+async fn tenants_with_a_shared_limit_are_all_served() {
+    // The tenant's terms, the shared ones, and how many tenants of how many tasks.
+    let cases = [
+        ((1.0, 0.5), (2.0, 2.0), 6, 4),
+        ((1.0, 0.5), (1.0, 2.0), 4, 4),
+        ((5.0, 5.0), (20.0, 20.0), 6, 20),
+    ];
+    for (each, all, tenants, tasks) in cases {
+        let limiter = Limiter::in_memory();
+        let shared = scopes(&[all]).remove(0);
+        let tenant = Quota::per_second(each.1).burst(each.0).scope("tenant");
+        let uses = Uses::new();
+        let mut running = JoinSet::new();
+        for task in 0..tenants * tasks {
+            let both = [tenant.key(task % tenants), shared.clone()];
+            let (limiter, uses) = (limiter.clone(), uses.clone());
+            running.spawn(async move {
+                let mut rng = Rng(task);
+                while uses.start.elapsed() < 120 * S {
+                    let waits = limiter.acquire(both.clone(), 30 * S);
+                    waits.await.expect("a turn");
+                    uses.used(&[0, 1 + (task % tenants) as usize]);
+                    sleep(Duration::from_millis(1 + rng.below(100))).await;
+                }
+            });
+        }
+        running.join_all().await;
+        let excess = uses.excess(0, all);
+        assert!(excess <= all.1 * TOLERANCE, "{all:?}: {excess}");
+        for which in 1..=tenants as usize {
+            let excess = uses.excess(which, each);
+            assert!(excess <= each.1 * TOLERANCE + 1e-3, "{each:?}: {excess}");
+        }
+        let used = uses.utilization(0, all.1, 120.0);
+        assert!(used >= 0.95, "{all:?}: {used}");
+    }
+}
+
 /// Wherever it is dropped, what it has taken or reserved comes back.
 #[tokio::test(start_paused = true)]
 async fn a_waiter_for_several_scopes_gives_all_back_when_it_is_dropped() {
