@@ -75,10 +75,28 @@ const OVERLOAD_LOGGED: Duration = Duration::from_secs(10);
 #[cfg(feature = "metrics")]
 const RESERVED: &str = "tower_throttle_reserved_ratio";
 
+/// What others are to be told once no lock is held: watchers of health, subscribers and recorders
+/// may run anything.
+#[must_use]
+#[derive(Debug)]
+pub(crate) struct Noticed {
+    changed: bool,
+    transition: Option<Transition>,
+}
+
+impl Noticed {
+    pub(crate) fn tell(self, observer: &Observer) {
+        if self.changed {
+            observer.publish();
+        }
+        self.transition.into_iter().for_each(Transition::tell);
+    }
+}
+
 /// Redis went, or came back.
 #[must_use]
 #[derive(Debug)]
-pub(crate) enum Transition {
+enum Transition {
     Gone(Failure),
     /// It was away since then.
     Back(Instant),
@@ -86,7 +104,7 @@ pub(crate) enum Transition {
 
 impl Transition {
     /// One log line and one metric.
-    pub(crate) fn tell(self) {
+    fn tell(self) {
         match self {
             Self::Gone(_failure) => {
                 #[cfg(feature = "metrics")]
@@ -115,7 +133,9 @@ impl Transition {
 #[derive(Debug)]
 pub(crate) struct Observer {
     pub(crate) meter: Meter,
-    health: watch::Sender<Health>,
+    health: Mutex<Health>,
+    /// Follows `health`.
+    published: watch::Sender<Health>,
     /// By kind, in the order of `FailureKind::ALL`.
     fallbacks: [AtomicU64; FailureKind::ALL.len()],
     /// What was advised since the last outage ended.
@@ -130,7 +150,8 @@ impl Observer {
     pub(crate) fn new(health: Health) -> Self {
         Self {
             meter: Meter::new(),
-            health: watch::Sender::new(health),
+            health: Mutex::new(health.clone()),
+            published: watch::Sender::new(health),
             fallbacks: Default::default(),
             advised: Mutex::default(),
             overloaded: Mutex::default(),
@@ -163,11 +184,25 @@ impl Observer {
     }
 
     pub(crate) fn health(&self) -> Health {
-        self.health.borrow().clone()
+        self.lock().clone()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Health> {
+        self.health.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whoever changes `health` calls this after that, so that the last of them leaves what holds.
+    fn publish(&self) {
+        self.published.send_if_modified(|published| {
+            let health = self.health();
+            let changed = *published != health;
+            *published = health;
+            changed
+        });
     }
 
     pub(crate) fn changes(&self) -> watch::Receiver<Health> {
-        self.health.subscribe()
+        self.published.subscribe()
     }
 
     /// Decisions made from memory because Redis was away.
@@ -182,44 +217,47 @@ impl Observer {
 
     /// To be called where the transition is decided, so that health cannot fall behind it; to be
     /// told to others once no lock is held.
-    pub(crate) fn redis_fails(&self, failure: &Failure) -> Option<Transition> {
-        let reason = failure.kind;
-        let mut begins = false;
-        self.health.send_if_modified(|health| match health {
+    pub(crate) fn redis_fails(&self, failure: &Failure) -> Noticed {
+        let kind = failure.kind;
+        let mut health = self.lock();
+        let (changed, begins) = match &mut *health {
             Health::Degraded { reason: known, .. } => {
                 // What does not pass by itself is worth knowing; else an outage has one cause.
-                let worse = reason == FailureKind::Misconfigured && *known != reason;
+                let worse = kind == FailureKind::Misconfigured && *known != kind;
                 if worse {
-                    *known = reason;
+                    *known = kind;
                 }
-                worse
+                (worse, false)
             }
-            _ => {
-                begins = true;
+            health => {
                 *health = Health::Degraded {
                     since: Instant::now(),
-                    reason,
+                    reason: kind,
                 };
-                true
+                (true, true)
             }
-        });
-        begins.then(|| Transition::Gone(failure.clone()))
+        };
+        Noticed {
+            changed,
+            transition: begins.then(|| Transition::Gone(failure.clone())),
+        }
     }
 
     /// As `redis_fails`.
-    pub(crate) fn redis_answers(&self) -> Option<Transition> {
-        let mut ends = None;
-        self.health.send_if_modified(|health| {
-            if let Health::Degraded { since, .. } = health {
-                ends = Some(*since);
-                *health = Health::Redis;
-            }
-            ends.is_some()
-        });
-        if ends.is_some() {
+    pub(crate) fn redis_answers(&self) -> Noticed {
+        let mut health = self.lock();
+        let transition = match &*health {
+            Health::Degraded { since, .. } => Some(Transition::Back(*since)),
+            _ => None,
+        };
+        if transition.is_some() {
+            *health = Health::Redis;
             self.advised().clear();
         }
-        ends.map(Transition::Back)
+        Noticed {
+            changed: transition.is_some(),
+            transition,
+        }
     }
 
     /// Says what to do about a failure that does not pass by itself, once.
@@ -341,15 +379,21 @@ mod tests {
     fn one_transition_each_way() {
         let observer = Observer::new(Health::Redis);
         let mut changes = observer.changes();
-        observer.redis_answers();
+        observer.redis_answers().tell(&observer);
         assert!(!changes.has_changed().expect("open"));
-        observer.redis_fails(&failure(FailureKind::Timeout));
+        observer
+            .redis_fails(&failure(FailureKind::Timeout))
+            .tell(&observer);
         assert!(changes.has_changed().expect("open"));
         let first = changes.borrow_and_update().clone();
-        observer.redis_fails(&failure(FailureKind::Disconnected));
+        observer
+            .redis_fails(&failure(FailureKind::Disconnected))
+            .tell(&observer);
         assert!(!changes.has_changed().expect("open"), "an outage is one");
         assert_eq!(observer.health(), first);
-        observer.redis_fails(&failure(FailureKind::Misconfigured));
+        observer
+            .redis_fails(&failure(FailureKind::Misconfigured))
+            .tell(&observer);
         let (
             Health::Degraded { since, .. },
             Health::Degraded {
@@ -361,7 +405,7 @@ mod tests {
             panic!("not degraded");
         };
         assert_eq!((later, reason), (since, FailureKind::Misconfigured));
-        observer.redis_answers();
+        observer.redis_answers().tell(&observer);
         assert_eq!(observer.health(), Health::Redis);
     }
 
@@ -413,8 +457,8 @@ mod tests {
             observer.misconfigured(&misconfigured(Some("mend the user")));
         }
         assert_eq!(advised(), 2);
-        observer.redis_fails(&misconfigured(None));
-        observer.redis_answers();
+        observer.redis_fails(&misconfigured(None)).tell(&observer);
+        observer.redis_answers().tell(&observer);
         assert_eq!(advised(), 0);
     }
 }

@@ -79,6 +79,12 @@ pub(crate) enum Outcome {
     Failed(Failure),
 }
 
+impl State {
+    fn is_told(&self) -> bool {
+        matches!(self.stage, Stage::Told(_))
+    }
+}
+
 impl Waiter {
     pub(crate) fn new(core: Arc<Core>, scopes: Scopes, max_wait_us: f64) -> Arc<Self> {
         Arc::new(Self {
@@ -173,8 +179,11 @@ impl Waiter {
         if matches!(state.stage, Stage::Gone) {
             return None;
         }
-        state.stage = stage;
-        Some(Wake(state.waker.take()))
+        let before = std::mem::replace(&mut state.stage, stage);
+        let wake = Wake(state.waker.take());
+        drop(state);
+        drop(before);
+        Some(wake)
     }
 
     /// A turn is promised; none where nobody listens any more. The caller is woken, because it
@@ -216,16 +225,22 @@ impl Waiter {
     }
 
     pub(crate) fn poll(&self, cx: &mut Context<'_>) -> Poll<Outcome> {
+        // Dropped after the lock: a waker may run anything where it is cloned or dropped.
+        let mut waker;
         let mut state = self.lock();
-        if let Stage::Told(_) = state.stage {
-            if let Stage::Told(outcome) = std::mem::replace(&mut state.stage, Stage::Gone) {
-                return Poll::Ready(outcome);
+        let known = state.waker.as_ref();
+        if !state.is_told() && known.is_none_or(|known| !known.will_wake(cx.waker())) {
+            drop(state);
+            waker = Some(cx.waker().clone());
+            state = self.lock();
+            if !state.is_told() {
+                std::mem::swap(&mut state.waker, &mut waker);
             }
-        } else {
-            match &mut state.waker {
-                Some(waker) => waker.clone_from(cx.waker()),
-                waker => *waker = Some(cx.waker().clone()),
-            }
+        }
+        if state.is_told()
+            && let Stage::Told(outcome) = std::mem::replace(&mut state.stage, Stage::Gone)
+        {
+            return Poll::Ready(outcome);
         }
         Poll::Pending
     }

@@ -2,7 +2,7 @@
 
 use std::sync::{
     Mutex, MutexGuard, PoisonError,
-    atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
+    atomic::{AtomicBool, AtomicI64, AtomicU64, AtomicUsize, Ordering},
 };
 
 use tokio::time::Instant;
@@ -105,6 +105,9 @@ pub(crate) struct MemoryStore {
     /// Whether any bucket may owe something.
     owing: AtomicBool,
     meter: Meter,
+    /// Changes of `scopes` and `overflow_names` that the meter is still to be told of, once no
+    /// lock is held: a recorder may run anything.
+    unmetered: AtomicI64,
 }
 
 #[derive(Default)]
@@ -139,6 +142,7 @@ impl MemoryStore {
             overflowed: AtomicU64::new(0),
             owing: AtomicBool::new(false),
             meter: Meter::new(),
+            unmetered: AtomicI64::new(0),
         }
     }
 
@@ -254,13 +258,17 @@ impl MemoryStore {
                 let most = self.max_scopes.saturating_add(RESERVED);
                 if !self.has_room(&mut buckets, now) && self.scopes.load(Ordering::Relaxed) >= most
                 {
+                    // What the sweep for room found is told with the next change.
                     return None;
                 }
                 self.scopes.fetch_add(1, Ordering::Relaxed);
                 self.insert(&mut buckets, hash, id.id().as_bytes(), now, terms)
             }
         };
-        Some(visit(buckets.table.value(place), now))
+        let result = visit(buckets.table.value(place), now);
+        drop(buckets);
+        self.tell_meter();
+        Some(result)
     }
 
     /// `visit` also learns whether the bucket is shared.
@@ -284,6 +292,26 @@ impl MemoryStore {
     /// As `visit`, where the bucket was not there a moment ago.
     #[cold]
     fn with_new<T>(
+        &self,
+        id: &Lookup<'_>,
+        hash: u64,
+        terms: Terms,
+        visit: impl FnOnce(&mut Held, f64, bool) -> T,
+    ) -> T {
+        let result = self.visit_new(id, hash, terms, visit);
+        self.tell_meter();
+        result
+    }
+
+    /// To be called without a lock.
+    fn tell_meter(&self) {
+        if self.unmetered.load(Ordering::Relaxed) != 0 {
+            let more = self.unmetered.swap(0, Ordering::Relaxed);
+            self.meter.scopes(more as f64);
+        }
+    }
+
+    fn visit_new<T>(
         &self,
         id: &Lookup<'_>,
         hash: u64,
@@ -362,6 +390,12 @@ impl MemoryStore {
 
     /// Takes from every bucket or none.
     pub(crate) fn take_all(&self, demands: &[Demand], max_wait: f64) -> TakenAll {
+        let taken = self.take_from_all(demands, max_wait);
+        self.tell_meter();
+        taken
+    }
+
+    fn take_from_all(&self, demands: &[Demand], max_wait: f64) -> TakenAll {
         // Each bucket is read and written under its own lock, all locks held in one order.
         let mut ids: Vec<Box<[u8]>> = Vec::with_capacity(demands.len());
         for demand in demands {
@@ -519,6 +553,7 @@ impl MemoryStore {
         for shard in (turn % TURNS..SHARDS).step_by(TURNS) {
             self.sweep(&mut self.shards[shard].lock(), now);
         }
+        self.tell_meter();
     }
 
     fn sweep(&self, shard: &mut Buckets, now: f64) {
@@ -531,7 +566,7 @@ impl MemoryStore {
         };
         shard.table.retain(keep, |id| self.hash_of(id));
         let gone = before - shard.table.len();
-        self.meter.scopes(-(gone as f64));
+        self.unmetered.fetch_sub(gone as i64, Ordering::Relaxed);
         self.scopes
             .fetch_sub(gone - overflow_gone, Ordering::Relaxed);
         self.overflow.fetch_sub(overflow_gone, Ordering::Relaxed);
@@ -541,7 +576,7 @@ impl MemoryStore {
 
     fn insert(&self, shard: &mut Buckets, hash: u64, id: &[u8], now: f64, terms: Terms) -> usize {
         let held = Held::full(now, terms);
-        self.meter.scopes(1.0);
+        self.unmetered.fetch_add(1, Ordering::Relaxed);
         shard.table.insert(hash, id, held, |id| self.hash_of(id))
     }
 }

@@ -237,7 +237,8 @@ impl Keeper {
                 .unwrap_or_else(PoisonError::into_inner)
         };
         if config.books.owes() {
-            payments().add(&config.books.settle(), Instant::now());
+            let owed = config.books.settle();
+            payments().add(&owed, Instant::now());
         }
         loop {
             let first = payments()

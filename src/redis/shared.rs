@@ -28,7 +28,6 @@ use crate::{
     clock::to_us,
     decision::{Failure, FailureKind},
     members::{Beat, SILENCE},
-    observe::Transition,
 };
 
 /// Without a beat for so long a limiter counts as cut off.
@@ -212,9 +211,9 @@ impl Shared {
         }
         state.stage = Stage::Down(failure.clone());
         state.tripped = Some(Instant::now());
-        let transition = self.config.observer.redis_fails(failure);
+        let noticed = self.config.observer.redis_fails(failure);
         drop(state);
-        transition.into_iter().for_each(Transition::tell);
+        noticed.tell(&self.config.observer);
         self.changed.send_replace(());
     }
 
@@ -230,8 +229,8 @@ impl Shared {
         }
         self.gives_up_starting(Duration::ZERO, failure);
         // Without a supervisor the next call connects, and ends what begins here.
-        let transition = self.config.observer.redis_fails(failure);
-        transition.into_iter().for_each(Transition::tell);
+        let noticed = self.config.observer.redis_fails(failure);
+        noticed.tell(&self.config.observer);
         self.config.observer.misconfigured(failure);
     }
 
@@ -469,9 +468,9 @@ impl Shared {
         state.tripped = Some(now);
         let down = Stage::Down(failure.clone());
         let up = std::mem::replace(&mut state.stage, down);
-        let transition = self.config.observer.redis_fails(&failure);
+        let noticed = self.config.observer.redis_fails(&failure);
         drop(state);
-        transition.into_iter().for_each(Transition::tell);
+        noticed.tell(&self.config.observer);
         self.changed.send_replace(());
         if let Stage::Up(live) = up {
             live.gone.send_replace(true);
@@ -498,7 +497,7 @@ impl Shared {
     /// The probe failed.
     pub(super) fn stays_down(&self, failure: Failure) {
         let mut state = self.lock();
-        let transition = self.config.observer.redis_fails(&failure);
+        let noticed = self.config.observer.redis_fails(&failure);
         let now = Instant::now();
         if let Act::Trip(pause) = state.breaker.on(Event::ProbeFailed, now) {
             state.pause = pause;
@@ -506,9 +505,11 @@ impl Shared {
         if !matches!(state.stage, Stage::Down(_)) {
             state.tripped = Some(now);
         }
-        state.stage = Stage::Down(failure.clone());
+        let down = Stage::Down(failure.clone());
+        let before = std::mem::replace(&mut state.stage, down);
         drop(state);
-        transition.into_iter().for_each(Transition::tell);
+        drop(before);
+        noticed.tell(&self.config.observer);
         self.config.observer.misconfigured(&failure);
         self.changed.send_replace(());
     }
@@ -541,10 +542,12 @@ impl Shared {
             let until = now + self.config.grace();
             self.config.members.expect_all_until(until, now);
         }
-        state.stage = Stage::Up(live.clone());
-        let transition = self.config.observer.redis_answers();
+        let up = Stage::Up(live.clone());
+        let before = std::mem::replace(&mut state.stage, up);
+        let noticed = self.config.observer.redis_answers();
         drop(state);
-        transition.into_iter().for_each(Transition::tell);
+        drop(before);
+        noticed.tell(&self.config.observer);
         self.changed.send_replace(());
         Some(live)
     }
