@@ -125,6 +125,7 @@ mod quota;
 #[cfg(feature = "redis")]
 mod redis;
 pub mod reply;
+mod runtime;
 mod scope;
 mod table;
 mod task;

@@ -86,13 +86,14 @@ fn shutting_down_with_a_refund_on_drop_does_not_deadlock() {
 }
 
 #[test]
-fn outside_a_runtime_it_does_not_hang() {
+fn outside_a_runtime_it_panics_and_does_not_hang() {
     let done = within(|| {
         let limiter = Limiter::redis("redis://127.0.0.1:1").unwrap();
         let s = Quota::per_second(1.0).scope("s");
-        let _ = futures_util_block(limiter.try_acquire(&s));
+        let asked = || drop(futures_util_block(limiter.try_acquire(&s)));
+        std::panic::catch_unwind(std::panic::AssertUnwindSafe(asked)).is_err()
     });
-    assert!(done.is_some(), "hangs without a runtime");
+    assert_eq!(done, Some(true), "it hangs, or does not panic");
 }
 fn futures_util_block<F: Future>(f: F) -> F::Output {
     struct T(std::thread::Thread);

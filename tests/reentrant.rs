@@ -13,7 +13,7 @@ use std::{
         atomic::{AtomicUsize, Ordering},
         mpsc,
     },
-    task::{Context, Poll, Wake, Waker},
+    task::{Context, Wake, Waker},
     thread,
     time::Duration,
 };
@@ -140,7 +140,8 @@ fn waker_may_use_the_limiter() {
             while woken.load(Ordering::Relaxed) < 2 {
                 let _ = acquire.as_mut().poll(&mut Context::from_waker(&waker));
                 tokio::time::sleep(SECOND / 100).await;
-                if let Poll::Ready(_) = acquire.as_mut().poll(&mut Context::from_waker(&waker)) {
+                let polled = acquire.as_mut().poll(&mut Context::from_waker(&waker));
+                if polled.is_ready() {
                     acquire = Box::pin(limiter.acquire(&scope, 60 * SECOND));
                 }
             }

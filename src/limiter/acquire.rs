@@ -5,13 +5,14 @@ use std::{
     future::Future,
     pin::Pin,
     sync::Arc,
-    task::{Context, Poll},
+    task::{Context, Poll, ready},
     time::Duration,
 };
 
 use tokio::time::Instant;
 
 use super::{
+    bound::Bound,
     core::Core,
     permit::{Origins, Permit, Taken},
     remote::{Mode, Remote},
@@ -21,7 +22,7 @@ use super::{
 };
 use crate::{
     clock::{LONGEST_WAIT, to_us},
-    decision::{Decision, Failure, Origin},
+    decision::{Decision, Failure, FailureKind, Origin},
     error::Rejected,
     observe::Outcome as End,
     scope::{Scope, Scopes},
@@ -72,6 +73,8 @@ pub struct Acquire {
     /// Where there have been any.
     steps: Option<Box<Steps>>,
     state: State,
+    /// Where it has been needed.
+    bound: Option<Box<Bound>>,
     /// The scope whose turn it has slept for.
     slept_for: Option<u32>,
     /// When the first of the tokens was to be used, unless that is now.
@@ -114,6 +117,7 @@ impl Acquire {
             deadline: None,
             steps: None,
             state: State::Start,
+            bound: None,
             slept_for: None,
             due: None,
             asked_again: false,
@@ -265,7 +269,7 @@ impl Acquire {
             }
         }
         let waiter = self.waiter(left, max_wait_us);
-        remote.take(waiter.clone());
+        waiter.set_mark(remote.take(waiter.clone()));
         self.state = State::Waiting(waiter);
         Poll::Pending
     }
@@ -292,7 +296,11 @@ impl Acquire {
                 let refused = Rejected::limited(&slice[which], retry_after, max_wait_us, degraded);
                 self.refuse(refused)
             }
-            wait @ Decision::Wait { .. } => {
+            wait @ Decision::Wait { which, .. } => {
+                let scope = &slice[which];
+                crate::runtime::require_or(|| {
+                    self.core().give_back(scope, scope.tokens(), origin);
+                });
                 let waiter = self.waiter(left, max_wait_us);
                 waiter.decide(Ok(wait), origin);
                 self.state = State::Waiting(waiter);
@@ -539,6 +547,18 @@ impl Acquire {
         }
     }
 
+    /// No task can be started any more: memory decides, if need be without a wait.
+    #[cold]
+    fn end(&mut self, fell_back: &mut bool) -> Poll<Result<Permit, Rejected>> {
+        let source = "the runtime that polls is being shut down";
+        let failure = Failure::new(FailureKind::Disconnected, source);
+        if self.core().remote.is_some() && !std::mem::replace(fell_back, true) {
+            return self.fall_back(&failure);
+        }
+        let refused = Rejected::unavailable(&self.scopes.as_slice()[0], Some(failure.source));
+        self.refuse(refused)
+    }
+
     /// What the waiter was told, as the next step.
     fn hear(&mut self, waiter: &Waiter, outcome: Outcome) -> Poll<Result<Permit, Rejected>> {
         match outcome {
@@ -586,7 +606,7 @@ impl Acquire {
                 steps.take(index, origin, turn);
                 self.proceed()
             }
-            Outcome::Missed => self.proceed(),
+            Outcome::Missed | Outcome::Abandoned => self.proceed(),
             Outcome::Refused {
                 told, retry_after, ..
             } if told.elapsed() > retry_after.max(TOLERANCE) && self.asks_again() => self.proceed(),
@@ -637,6 +657,7 @@ impl Future for Acquire {
 impl Acquire {
     #[inline(never)]
     fn poll_waiting(&mut self, cx: &mut Context<'_>) -> Poll<Result<Permit, Rejected>> {
+        let (mut asked, mut fell_back) = (matches!(self.state, State::Start), false);
         let mut next = match &self.state {
             State::Start => {
                 if !self.max_wait.is_zero() {
@@ -653,9 +674,13 @@ impl Acquire {
                 self.tell_refusal(result);
                 return next;
             }
-            if self.poll_reserved(cx) {
+            if let Some(missed) = self.poll_reserved(cx) {
                 if let State::Reserving = self.state {
-                    next = self.proceed();
+                    next = match missed && asked {
+                        false => self.proceed(),
+                        true => self.end(&mut fell_back),
+                    };
+                    asked = true;
                 }
                 continue;
             }
@@ -671,25 +696,37 @@ impl Acquire {
                 }
                 State::Start | State::Done => return Poll::Pending,
             };
-            next = match waiter.poll(cx) {
-                Poll::Ready(outcome) => {
-                    // From here on the waiter holds nothing.
-                    self.state = State::Reserving;
-                    self.hear(&waiter, outcome)
-                }
-                Poll::Pending if self.scopes.as_slice().len() == 1 => return Poll::Pending,
-                Poll::Pending => match waiter.reservation() {
-                    Some((_, due, Origin::Grace)) => {
-                        // Redis is asked after it.
-                        if let (Some(core), Some(steps)) = (&self.core, &mut self.steps) {
-                            steps.align(core, &self.scopes, due);
+            let outcome = match waiter.poll(cx) {
+                Poll::Ready(outcome) => outcome,
+                Poll::Pending => {
+                    let several = self.scopes.as_slice().len() > 1;
+                    match several.then(|| waiter.reservation()).flatten() {
+                        Some((_, due, Origin::Grace)) => {
+                            // Redis is asked after it.
+                            if let (Some(core), Some(steps)) = (&self.core, &mut self.steps) {
+                                steps.align(core, &self.scopes, due);
+                            }
                         }
-                        return Poll::Pending;
+                        Some((which, due, _)) => {
+                            next = self.reserve(waiter, which, due);
+                            asked = true;
+                            continue;
+                        }
+                        None => {}
                     }
-                    Some((which, due, _)) => self.reserve(waiter, which, due),
-                    None => return Poll::Pending,
-                },
+                    let core = self.core.as_ref().expect(POLLED_AGAIN);
+                    ready!(Bound::poll(&mut self.bound, core, &waiter, cx))
+                }
             };
+            // From here on the waiter holds nothing.
+            self.state = State::Reserving;
+            // A task that this poll has started has ended: its runtime is being shut down.
+            let ends = asked && matches!(outcome, Outcome::Missed | Outcome::Abandoned);
+            next = match ends {
+                false => self.hear(&waiter, outcome),
+                true => self.end(&mut fell_back),
+            };
+            asked = true;
         }
     }
 
@@ -707,18 +744,21 @@ impl Acquire {
         self.proceed()
     }
 
-    /// Whether the time of a reservation has come.
-    fn poll_reserved(&mut self, cx: &mut Context<'_>) -> bool {
+    /// Some where the time of a reservation has come: whether none could be used.
+    fn poll_reserved(&mut self, cx: &mut Context<'_>) -> Option<bool> {
         let (Some(core), Some(steps)) = (&self.core, &mut self.steps) else {
-            return false;
+            return None;
         };
         let before = steps.taken.len();
-        let changed = steps.poll_reserved(core, cx);
-        if let Some(last) = steps.taken.get(before..).and_then(<[_]>::last) {
+        if !steps.poll_reserved(core, cx) {
+            return None;
+        }
+        let last = steps.taken.get(before..).and_then(<[_]>::last);
+        if let Some(last) = last {
             // One of at most 128.
             self.slept_for = Some(last.index as u32);
         }
-        changed
+        Some(last.is_none())
     }
 }
 

@@ -28,9 +28,21 @@ use crate::{
 /// Every clone shares the same buckets. With Redis, so do all processes that use the same Redis
 /// and the same key prefix.
 ///
-/// What has to run in the background (the calls to Redis, the waking of those who wait) runs on
-/// the Tokio runtime that needed it first, which must therefore be driven for as long as the
-/// limiter is used. When that runtime is shut down, the next one takes over.
+/// # Runtimes
+///
+/// The background tasks (the calls to Redis, the waking of waiters) run on the Tokio runtime that
+/// needed them first, and need its timer and, for Redis, its I/O (`enable_all`). Another runtime
+/// may use the same limiter; it takes the tasks over
+///
+/// - at once, when their runtime is shut down;
+/// - when their runtime is not driven (a `current_thread` runtime outside of `block_on`, a thread
+///   that blocks): for calls to Redis, after it has done nothing for one and a half times
+///   [`redis_timeout`](LimiterBuilder::redis_timeout); for a waiter, 20 ms after its turn.
+///
+/// The new runtime connects to Redis anew. A call to Redis that is in flight at the shutdown of
+/// its runtime may have been executed: requests in it are made again, and what they took the
+/// first time is lost; its charges and pauses are delivered again, so that a charge counts twice
+/// at most; refunds in it are lost. Nothing is admitted twice.
 ///
 /// # Examples
 ///
@@ -125,6 +137,10 @@ impl Limiter {
     ///
     /// Nothing is lost: dropped at any point before it resolves, it gives back what it was
     /// granted.
+    ///
+    /// # Panics
+    ///
+    /// As [`acquire`](Self::acquire).
     #[inline]
     pub fn try_acquire(&self, scopes: impl IntoScopes) -> Acquire {
         self.acquire(scopes, Duration::ZERO)
@@ -165,7 +181,8 @@ impl Limiter {
     ///
     /// # Panics
     ///
-    /// When it is polled outside a Tokio runtime and has to wait or to ask Redis.
+    /// If it has to wait or to ask Redis and is polled outside a Tokio runtime with a timer
+    /// (`enable_time`, `enable_all`). In memory, what is decided at once needs no runtime.
     #[inline]
     pub fn acquire(&self, scopes: impl IntoScopes, max_wait: Duration) -> Acquire {
         Acquire::new(self.core.clone(), scopes.into_scopes(), max_wait)
@@ -186,6 +203,10 @@ impl Limiter {
     /// # Cancel safety
     ///
     /// Changes nothing.
+    ///
+    /// # Panics
+    ///
+    /// On Redis, if it is polled outside a Tokio runtime with a timer.
     pub async fn peek(&self, scope: &Scope) -> Level {
         let (tokens, degraded) = self.core.peek(scope).await;
         Level { tokens, degraded }
@@ -209,6 +230,10 @@ impl Limiter {
     /// # Cancel safety
     ///
     /// Once polled, the reset may happen even when this is dropped.
+    ///
+    /// # Panics
+    ///
+    /// On Redis, if it is polled outside a Tokio runtime with a timer.
     pub async fn reset(&self, scope: &Scope) {
         self.core.reset(scope).await;
     }
@@ -296,6 +321,10 @@ impl Limiter {
     /// # Cancel safety
     ///
     /// Once polled, the credit is given even when this is dropped.
+    ///
+    /// # Panics
+    ///
+    /// On Redis, if it is polled outside a Tokio runtime with a timer.
     pub async fn credit(&self, scope: &Scope, tokens: f64) -> Level {
         if tokens.is_finite() {
             self.core.credit(scope, tokens);
@@ -315,6 +344,9 @@ impl Limiter {
     }
 
     /// The transitions of [`health`](Self::health), the latest of them at least.
+    ///
+    /// A value that is borrowed from the receiver locks it: the background task that has another
+    /// to publish waits until it is returned. Decisions do not.
     ///
     /// ```
     /// # use tower_throttle::{Health, Limiter};
@@ -371,6 +403,10 @@ impl Limiter {
     /// # Cancel safety
     ///
     /// Dropped, the goodbye may or may not have been said.
+    ///
+    /// # Panics
+    ///
+    /// On Redis, if it is polled outside a Tokio runtime with a timer.
     pub async fn leave(&self) {
         if let Some(remote) = &self.core.remote {
             remote.leave().await;

@@ -1,6 +1,7 @@
 //! [`Limiter`]: chooses the store, and owns permits, turns and refunds.
 
 mod acquire;
+mod bound;
 mod builder;
 mod core;
 mod handle;

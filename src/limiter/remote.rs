@@ -27,6 +27,9 @@ pub(crate) enum Mode {
 }
 
 #[cfg(feature = "redis")]
+pub(crate) use crate::redis::Mark;
+
+#[cfg(feature = "redis")]
 pub(crate) struct Remote {
     batcher: redis::Batcher<Arc<Waiter>, redis::Link>,
     known: Arc<redis::Known>,
@@ -79,9 +82,20 @@ impl Remote {
         self.known.level(id)
     }
 
-    /// Queues a demand; the waiter is told in any case.
-    pub(crate) fn take(&self, waiter: Arc<Waiter>) {
-        self.batcher.take(waiter);
+    /// Queues a demand; the waiter is told in any case, as long as the marked runtime is driven.
+    pub(crate) fn take(&self, waiter: Arc<Waiter>) -> Option<Mark> {
+        self.batcher.take(waiter)
+    }
+
+    /// So long after it was asked, a runtime that is driven has done something.
+    pub(crate) fn patience(&self) -> Duration {
+        self.batcher.patience()
+    }
+
+    /// Redis is asked on the current runtime from here on, if the marked one has done nothing:
+    /// then none, and whoever waits asks again.
+    pub(crate) fn take_over(&self, mark: Mark) -> Option<Mark> {
+        self.batcher.take_over(mark)
     }
 
     pub(crate) fn give_back(&self, scope: &Scope, tokens: f64) {
@@ -134,6 +148,7 @@ impl Remote {
     }
 
     pub(crate) async fn leave(&self) {
+        crate::runtime::require();
         self.batcher.leave().await;
         self.batcher.wire().leave().await;
     }
@@ -194,10 +209,23 @@ impl redis::Asker for Arc<Waiter> {
     fn answer(self, answer: Result<crate::decision::Decision, Failure>) {
         Waiter::answer(&self, answer);
     }
+
+    fn ask_again(self) {
+        if let Some(wake) = self.abandon() {
+            wake.wake();
+        }
+    }
 }
 
 #[cfg(not(feature = "redis"))]
 pub(crate) enum Remote {}
+
+/// Who was asked.
+#[cfg(not(feature = "redis"))]
+#[derive(Clone, Copy, PartialEq)]
+pub(crate) struct Mark {
+    pub(crate) runtime: tokio::runtime::Id,
+}
 
 #[cfg(not(feature = "redis"))]
 impl Remote {
@@ -221,7 +249,15 @@ impl Remote {
         match *self {}
     }
 
-    pub(crate) fn take(&self, _: Arc<Waiter>) {
+    pub(crate) fn take(&self, _: Arc<Waiter>) -> Option<Mark> {
+        match *self {}
+    }
+
+    pub(crate) fn patience(&self) -> Duration {
+        match *self {}
+    }
+
+    pub(crate) fn take_over(&self, _: Mark) -> Option<Mark> {
         match *self {}
     }
 

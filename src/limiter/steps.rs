@@ -16,6 +16,7 @@ use std::{
 use tokio::time::{Instant, Sleep};
 
 use super::{
+    bound::Bound,
     core::Core,
     turns::TOLERANCE,
     waiter::{Outcome, Waiter},
@@ -63,6 +64,7 @@ struct Reserved {
     index: usize,
     waiter: Arc<Waiter>,
     due: Instant,
+    bound: Option<Box<Bound>>,
 }
 
 impl Steps {
@@ -71,7 +73,12 @@ impl Steps {
     }
 
     pub(super) fn reserve(&mut self, index: usize, waiter: Arc<Waiter>, due: Instant) {
-        self.reserved.push(Reserved { index, waiter, due });
+        self.reserved.push(Reserved {
+            index,
+            waiter,
+            due,
+            bound: None,
+        });
     }
 
     pub(super) fn has(&self, index: usize) -> bool {
@@ -183,12 +190,18 @@ impl Steps {
     }
 
     /// Takes the reservations whose time has come. Whether any of them has changed.
-    pub(super) fn poll_reserved(&mut self, core: &Core, cx: &mut Context<'_>) -> bool {
+    pub(super) fn poll_reserved(&mut self, core: &Arc<Core>, cx: &mut Context<'_>) -> bool {
         let before = self.reserved.len();
         let taken = &mut self.taken;
-        self.reserved.retain(|reserved| {
-            let Poll::Ready(outcome) = reserved.waiter.poll(cx) else {
-                return true;
+        self.reserved.retain_mut(|reserved| {
+            let outcome = match reserved.waiter.poll(cx) {
+                Poll::Ready(outcome) => outcome,
+                Poll::Pending => {
+                    match Bound::poll(&mut reserved.bound, core, &reserved.waiter, cx) {
+                        Poll::Ready(outcome) => outcome,
+                        Poll::Pending => return true,
+                    }
+                }
             };
             if let Outcome::Turn {
                 which,

@@ -3,6 +3,7 @@
 use std::{
     collections::{HashMap, VecDeque},
     hash::BuildHasher,
+    pin::pin,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicUsize, Ordering},
@@ -11,7 +12,7 @@ use std::{
 };
 
 use hashbrown::HashTable;
-use tokio::{sync::Notify, time::Instant};
+use tokio::{runtime::Id, sync::Notify, time::Instant};
 
 use super::{
     core::Core,
@@ -20,6 +21,7 @@ use super::{
 use crate::{
     bucket::Reservation,
     decision::{Failure, Origin},
+    runtime,
     scope::{BucketId, Lookup, Scope},
     table::Hashing,
     task::supervised,
@@ -77,6 +79,19 @@ struct State {
     /// Those of them who have not.
     present: usize,
     driven: bool,
+    /// The number of the last driver, those before which stop, and its runtime.
+    driver: u64,
+    runtime: Option<Id>,
+}
+
+impl State {
+    /// A driver is started: its number.
+    fn start(&mut self, runtime: Id) -> u64 {
+        self.driven = true;
+        self.driver += 1;
+        self.runtime = Some(runtime);
+        self.driver
+    }
 }
 
 impl State {
@@ -105,7 +120,7 @@ impl Line {
         drop(state);
         if is_empty {
             // Its driver has nothing to wait for.
-            self.earlier.notify_one();
+            self.earlier.notify_waiters();
         }
         self.undo(core, free);
     }
@@ -153,6 +168,7 @@ impl Turns {
         origin: Origin,
         turn: Turn,
     ) {
+        let here = runtime::current();
         let line = self.find_or_insert(core, scope, origin);
         let mut state = line.lock();
         let place = state.turns.partition_point(|other| other.at <= turn.at);
@@ -172,24 +188,34 @@ impl Turns {
             state.present += 1;
         }
         let free = state.free();
-        let starts = !std::mem::replace(&mut state.driven, true);
+        let starts = (!state.driven).then(|| state.start(here));
         drop(state);
         line.undo(core, free);
         if let Some(wake) = wake {
             wake.wake();
         }
-        if starts {
-            let driver = Driver {
-                core: core.clone(),
-                line,
-                finished: false,
-            };
-            let core = core.clone();
-            let panicked = move |failure: &Failure| core.task_panicked(failure);
-            tokio::spawn(supervised("wakes waiters", driver.run(), panicked));
+        if let Some(number) = starts {
+            Driver::spawn(core, line, number);
         } else if place == 0 {
-            line.earlier.notify_one();
+            line.earlier.notify_waiters();
         }
+    }
+
+    /// A turn of this line has come and nobody was woken: its driver's runtime is not driven. The
+    /// runtime of the caller drives it from here on.
+    pub(crate) fn take_over(&self, core: &Arc<Core>, line: &Arc<Line>) {
+        let here = runtime::current();
+        let mut state = line.lock();
+        if state.driven && state.runtime == Some(here) {
+            return;
+        }
+        let number = state.start(here);
+        let sleepers = state.sleepers.iter();
+        let nudged: Vec<_> = sleepers.map(|sleeper| sleeper.nudge()).collect();
+        drop(state);
+        // Those on other runtimes are to have timers of their own from here on.
+        nudged.into_iter().for_each(Wake::wake);
+        Driver::spawn(core, line.clone(), number);
     }
 
     fn find_or_insert(&self, core: &Core, scope: &Scope, origin: Origin) -> Arc<Line> {
@@ -243,7 +269,7 @@ impl Turns {
         let hash = self.hasher.hash_one(id);
         if let Some(bucket) = self.lock().find(hash, |bucket| *bucket.id == *id) {
             for line in bucket.lines.values() {
-                line.earlier.notify_one();
+                line.earlier.notify_waiters();
             }
         }
     }
@@ -282,6 +308,12 @@ impl Line {
         self.origin
     }
 
+    /// Whether the runtime that is current here wakes the sleepers.
+    pub(crate) fn is_driven_on(&self, here: Id) -> bool {
+        let state = self.lock();
+        state.driven && state.runtime == Some(here)
+    }
+
     pub(crate) fn serves(&self, scope: &Scope, salt: &[u8; 32]) -> bool {
         self.is(scope.id(salt).as_bytes(), scope, self.origin)
     }
@@ -299,13 +331,38 @@ impl Line {
 struct Driver {
     core: Arc<Core>,
     line: Arc<Line>,
+    number: u64,
     finished: bool,
 }
 
 impl Driver {
+    /// On the current runtime.
+    fn spawn(core: &Arc<Core>, line: Arc<Line>, number: u64) {
+        let driver = Self {
+            core: core.clone(),
+            line,
+            number,
+            finished: false,
+        };
+        let core = core.clone();
+        let panicked = move |failure: &Failure| core.task_panicked(failure);
+        tokio::spawn(supervised("wakes waiters", driver.run(), panicked));
+    }
+
     async fn run(mut self) {
+        let line = self.line.clone();
+        // Kept from one wait to the next, so that no wake-up between them is lost.
+        let mut earlier = pin!(line.earlier.notified());
         loop {
-            let first = self.line.lock().turns.front().map(|turn| turn.at);
+            let first = {
+                let state = line.lock();
+                // Another has taken over.
+                self.finished = state.driver != self.number;
+                state.turns.front().map(|turn| turn.at)
+            };
+            if self.finished {
+                return;
+            }
             let Some(turn) = first else {
                 if self.core.turns.remove(&self.line) {
                     self.finished = true;
@@ -316,7 +373,10 @@ impl Driver {
             let due = tokio::select! {
                 biased;
                 () = tokio::time::sleep_until(turn) => true,
-                () = self.line.earlier.notified() => false,
+                () = earlier.as_mut() => {
+                    earlier.set(line.earlier.notified());
+                    false
+                }
             };
             let id = Lookup::of(&self.line.id);
             let before = Instant::now();
@@ -435,6 +495,9 @@ impl Drop for Driver {
         // Shut down with its runtime: who sleeps on another one asks again.
         let mut woken = Vec::new();
         let mut state = self.line.lock();
+        if state.driver != self.number {
+            return;
+        }
         state.driven = false;
         let turns = std::mem::take(&mut state.turns);
         for sleeper in std::mem::take(&mut state.sleepers) {

@@ -9,6 +9,7 @@ use tokio::time::Instant;
 
 use super::{
     core::Core,
+    remote::Mark,
     turns::{Line, TOLERANCE, Turn},
 };
 use crate::{
@@ -26,7 +27,18 @@ pub(crate) struct Waiter {
 
 struct State {
     stage: Stage,
+    /// Who was asked.
+    mark: Option<Mark>,
     waker: Option<Waker>,
+}
+
+/// How far the demand is.
+pub(crate) enum Place {
+    /// Sent to whoever is marked.
+    Asked(Option<Mark>),
+    /// In this line, towards a turn that is not later than this.
+    Asleep(Arc<Line>, Instant),
+    Told,
 }
 
 /// ```text
@@ -71,6 +83,8 @@ pub(crate) enum Outcome {
     },
     /// The turn passed while the process stood still: ask again.
     Missed,
+    /// The runtime that was to answer was shut down, or is not driven: ask again.
+    Abandoned,
     Refused {
         which: usize,
         retry_after: std::time::Duration,
@@ -93,6 +107,7 @@ impl Waiter {
             max_wait_us,
             state: Mutex::new(State {
                 stage: Stage::Asked,
+                mark: None,
                 waker: None,
             }),
         })
@@ -117,6 +132,25 @@ impl Waiter {
 
     pub(crate) fn is_asleep(&self) -> bool {
         matches!(self.lock().stage, Stage::Asleep(..))
+    }
+
+    /// To be polled again, though nothing is decided.
+    pub(crate) fn nudge(&self) -> Wake {
+        Wake(self.lock().waker.take())
+    }
+
+    /// Who was asked.
+    pub(crate) fn set_mark(&self, mark: Option<Mark>) {
+        self.lock().mark = mark;
+    }
+
+    pub(crate) fn place(&self) -> Place {
+        let state = self.lock();
+        match &state.stage {
+            Stage::Asked => Place::Asked(state.mark),
+            Stage::Asleep(line, turn) => Place::Asleep(line.clone(), *turn),
+            Stage::Told(_) | Stage::Gone => Place::Told,
+        }
     }
 
     /// Redis has answered. What it granted to somebody who has gone away goes back, at once or
@@ -217,6 +251,12 @@ impl Waiter {
             turn,
             origin: line.origin(),
         }))
+    }
+
+    /// Nobody will answer; none where nobody listens any more.
+    #[cfg(feature = "redis")]
+    pub(crate) fn abandon(&self) -> Option<Wake> {
+        self.enter(Stage::Told(Outcome::Abandoned))
     }
 
     /// The turn has passed; none where nobody listens any more.

@@ -52,6 +52,12 @@ use crate::{
 /// # }
 /// ```
 ///
+/// # Panics
+///
+/// A service under this layer panics where [`Limiter::acquire`] does: if a request has to wait or
+/// Redis has to be asked, and it is polled outside a Tokio runtime with a timer. A layer in the
+/// [shadow](Self::shadow) counts nothing there.
+///
 /// [`Scope`]: crate::Scope
 #[must_use]
 #[derive(Clone)]

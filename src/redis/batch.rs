@@ -547,20 +547,27 @@ impl<A: Asker> Batch<A> {
     }
 
     /// Sends, and answers all askers. The failure, where there was one.
-    pub(super) async fn send<W: Wire>(
-        self,
-        shared: Arc<Shared<A, W>>,
+    async fn send<W: Wire>(
+        in_flight: &mut InFlight<A, W>,
         deadline: &mut Deadline,
     ) -> Option<Failure> {
-        let places = self.places.iter();
+        let InFlight {
+            batch,
+            shared,
+            sent: is_sent,
+        } = in_flight;
+        let this = batch.as_ref()?;
+        let places = this.places.iter();
         let keys = places.map(|place| shared.keyspace.bucket(place.id.as_bytes()));
-        let keys = keys.collect();
+        let keys: Vec<_> = keys.collect();
+        let (places, takes) = (keys.len(), this.takes + this.ahead.len());
+        let (length, argument) = (this.length, this.argument());
         let sent = Instant::now();
-        let result = shared.wire.call(keys, self.argument(), deadline).await;
-        shared.meter.call(self.length, sent.elapsed());
+        *is_sent = true;
+        let result = shared.wire.call(keys, argument, deadline).await;
+        shared.meter.call(length, sent.elapsed());
         let reply = result.as_ref().map_err(Clone::clone).and_then(|bytes| {
-            let takes = self.takes + self.ahead.len();
-            Reply::new(bytes, self.places.len(), takes).ok_or_else(|| {
+            Reply::new(bytes, places, takes).ok_or_else(|| {
                 let failure = Failure::new(
                     FailureKind::Misconfigured,
                     "the script's reply is of another length",
@@ -570,13 +577,14 @@ impl<A: Asker> Batch<A> {
                 failure
             })
         });
+        let this = batch.take()?;
         match reply {
             Ok(reply) => {
-                self.answer(&reply, &shared, sent);
+                this.answer(&reply, shared, sent);
                 None
             }
             Err(failure) => {
-                self.fail(&failure, &*shared.books);
+                this.undelivered(Some(&failure), failure.sent, &*shared.books);
                 Some(failure)
             }
         }
@@ -675,32 +683,67 @@ impl<A: Asker> Batch<A> {
         }
     }
 
-    fn fail(self, failure: &Failure, books: &dyn Books) {
+    /// The call failed, or, without a failure, its task ended under it; `sent` if Redis may have
+    /// executed it.
+    fn undelivered(self, failure: Option<&Failure>, sent: bool, books: &dyn Books) {
+        let tell = |asker: Pending<A>| match failure {
+            Some(failure) => asker.answer(Err(failure.clone())),
+            None => asker.abandon(),
+        };
         let firsts = self.places.into_iter().filter_map(|place| place.first);
-        for asker in firsts.flat_map(|first| first.askers) {
-            asker.answer(Err(failure.clone()));
-        }
+        firsts.flat_map(|first| first.askers).for_each(tell);
         for step in self.steps {
             match step {
-                Step::Take(_, demand) => {
-                    for asker in demand.askers {
-                        asker.answer(Err(failure.clone()));
-                    }
-                }
-                Step::TakeAll { asker, .. } => asker.answer(Err(failure.clone())),
+                Step::Take(_, demand) => demand.askers.into_iter().for_each(tell),
+                Step::TakeAll { asker, .. } => tell(asker),
                 Step::Reset(_, answer) | Step::Look(_, answer) => {
-                    let _ = answer.send(Err(failure.clone()));
+                    // Without an answer, whoever asks asks again.
+                    if let Some(failure) = failure {
+                        let _ = answer.send(Err(failure.clone()));
+                    }
                 }
                 // Perhaps it was executed: rather charged twice, and not given back twice.
                 Step::Charge(_, scope, tokens) => books.correct(&scope, tokens),
                 Step::HoldBack(_, scope, until) => books.hold_back(&scope, until),
-                Step::GiveBack(_, scope, tokens) if !failure.sent => {
+                Step::GiveBack(_, scope, tokens) if !sent => {
                     books.correct(&scope, -tokens);
                 }
-                Step::Undo(_, gone) if !failure.sent => books.undo(gone),
+                Step::Undo(_, gone) if !sent => books.undo(gone),
                 // The next answer of the upstream tells it anew.
                 Step::GiveBack(..) | Step::Undo(..) | Step::Lower(..) => {}
             }
+        }
+    }
+}
+
+/// A batch from when it is built until it is answered. Dropped before that, as the shutdown of a
+/// runtime does, its charges and holds go to the books: charged twice at most where Redis executed
+/// the call, never lost.
+pub(super) struct InFlight<A: Asker, W: Wire> {
+    batch: Option<Batch<A>>,
+    shared: Arc<Shared<A, W>>,
+    sent: bool,
+}
+
+impl<A: Asker, W: Wire> InFlight<A, W> {
+    pub(super) fn new(batch: Batch<A>, shared: Arc<Shared<A, W>>) -> Self {
+        Self {
+            batch: Some(batch),
+            shared,
+            sent: false,
+        }
+    }
+
+    /// Sends, and answers all askers. The failure, where there was one.
+    pub(super) async fn send(mut self, deadline: &mut Deadline) -> Option<Failure> {
+        Batch::send(&mut self, deadline).await
+    }
+}
+
+impl<A: Asker, W: Wire> Drop for InFlight<A, W> {
+    fn drop(&mut self) {
+        if let Some(batch) = self.batch.take() {
+            batch.undelivered(None, self.sent, &*self.shared.books);
         }
     }
 }

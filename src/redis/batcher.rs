@@ -4,26 +4,30 @@ use std::{
     collections::VecDeque,
     pin::pin,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
 };
 
 use futures_util::stream::{FuturesUnordered, StreamExt};
 use tokio::{
-    runtime::Handle,
+    runtime::Id,
     sync::{Notify, oneshot},
-    time::Instant,
+    time::{Instant, timeout},
 };
 
 use super::{
-    batch::{Batch, Index, terms_of},
-    command::{Asker, Books, Command, Deadline, Pending, Wire},
+    batch::{Batch, InFlight, Index, terms_of},
+    command::{Asker, Books, Command, Deadline, Pending, Wire, abandoned},
+    failure::timed_out,
     known::Known,
     leases::{COOLS, Leases},
     patience::Patience,
 };
 use crate::{
     bucket::Reservation,
+    clock::LONGEST_WAIT,
     decision::{Failure, FailureKind},
     observe::Meter,
+    runtime,
     scope::{Keyspace, Scope},
     task::supervised,
 };
@@ -38,6 +42,20 @@ const SECOND_CALL: usize = 128;
 const MOST_COOLED: usize = 64;
 
 const NEVER: usize = usize::MAX;
+
+/// How often one question is asked, of workers that end before they have answered.
+const MOST_ATTEMPTS: usize = 4;
+
+/// For how many times the patience one question waits for a worker that is driven.
+const MOST_ROUNDS: usize = 12;
+
+/// Which worker was given a command, and when in its life.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) struct Mark {
+    pub(crate) runtime: Id,
+    worker: u64,
+    turn: u64,
+}
 
 /// The queue in front of Redis, and the task that empties it.
 pub(crate) struct Batcher<A: Asker, W: Wire> {
@@ -61,7 +79,12 @@ struct Queue<A: Asker> {
     gathered: usize,
     /// With so many in it the worker is woken; until then it has no use for them.
     wake_at: usize,
-    running: bool,
+    /// The runtime of the worker that runs, if one does.
+    running: Option<Id>,
+    /// The number of the last worker; those before it stop.
+    worker: u64,
+    /// Counts what workers do: it stands still when their runtime is not driven.
+    turn: u64,
     closed: bool,
     /// How long the gauge says that this is.
     told: usize,
@@ -72,6 +95,14 @@ impl<A: Asker> Queue<A> {
     fn tell(&mut self) -> (usize, usize) {
         let now = self.commands.len() + self.gathered;
         (std::mem::replace(&mut self.told, now), now)
+    }
+
+    fn mark(&self) -> Option<Mark> {
+        Some(Mark {
+            runtime: self.running?,
+            worker: self.worker,
+            turn: self.turn,
+        })
     }
 }
 
@@ -89,7 +120,9 @@ impl<A: Asker, W: Wire> Batcher<A, W> {
                     commands: VecDeque::new(),
                     gathered: 0,
                     wake_at: NEVER,
-                    running: false,
+                    running: None,
+                    worker: 0,
+                    turn: 0,
                     closed: false,
                     told: 0,
                 }),
@@ -108,9 +141,48 @@ impl<A: Asker, W: Wire> Batcher<A, W> {
         &self.shared.wire
     }
 
-    /// Queues a demand; it is answered in any case.
-    pub(crate) fn take(&self, asker: A) {
-        self.push(Command::Take(Pending(Some(asker)), Instant::now()));
+    /// Queues a demand; it is answered in any case, as long as the marked runtime is driven.
+    ///
+    /// # Panics
+    ///
+    /// Outside a runtime with a timer, if a worker is to be started.
+    pub(crate) fn take(&self, asker: A) -> Option<Mark> {
+        self.push(Command::Take(Pending(Some(asker)), Instant::now()))
+    }
+
+    /// A worker that is driven has done something after so long.
+    pub(crate) fn patience(&self) -> Duration {
+        (self.wire().patience() * 3 / 2).min(LONGEST_WAIT)
+    }
+
+    /// Starts a worker on the current runtime if the one that was given a command has done nothing
+    /// since: then, and where it has been replaced already, none, and whoever waits asks again.
+    /// Else when in its life it is now.
+    pub(crate) fn take_over(&self, mark: Mark) -> Option<Mark> {
+        let here = runtime::current();
+        let mut queue = self.shared.lock();
+        if queue.worker != mark.worker {
+            return None;
+        }
+        if queue.turn != mark.turn || queue.running == Some(here) {
+            return queue.mark();
+        }
+        queue.running = None;
+        queue.worker += 1;
+        queue.gathered = 0;
+        // What an upstream said some time ago is of no use now.
+        let (abandoned, rest): (VecDeque<_>, VecDeque<_>) = std::mem::take(&mut queue.commands)
+            .into_iter()
+            .partition(|command| matches!(command, Command::Take(..) | Command::Lower(..)));
+        queue.commands = rest;
+        let (before, now) = queue.tell();
+        drop(queue);
+        self.shared.meter.queue(before, now);
+        self.shared.wire.abandon();
+        self.start();
+        // Outside the lock: whoever asks again queues something.
+        abandoned.into_iter().for_each(Command::abandon);
+        None
     }
 
     /// Gives back tokens that Redis granted and nobody used.
@@ -150,14 +222,14 @@ impl<A: Asker, W: Wire> Batcher<A, W> {
         let shared = &self.shared;
         let id = scope.id(shared.keyspace.secret());
         shared.known.fill(&id, terms_of(scope));
-        let scope = Box::new(scope.clone());
-        self.ask(|reply| Command::Reset(scope, reply)).await
+        self.ask(|reply| Command::Reset(Box::new(scope.clone()), reply))
+            .await
     }
 
     /// The level of a bucket.
     pub(crate) async fn look(&self, scope: &Scope) -> Result<f64, Failure> {
-        let scope = Box::new(scope.clone());
-        self.ask(|reply| Command::Look(scope, reply)).await
+        self.ask(|reply| Command::Look(Box::new(scope.clone()), reply))
+            .await
     }
 
     /// Asks for more of a lease that is half used.
@@ -185,21 +257,31 @@ impl<A: Asker, W: Wire> Batcher<A, W> {
         }
     }
 
+    /// As long as the worker may take, by a timer of the runtime that asks.
     async fn ask(
         &self,
-        command: impl FnOnce(oneshot::Sender<Result<f64, Failure>>) -> Command<A>,
+        command: impl Fn(oneshot::Sender<Result<f64, Failure>>) -> Command<A>,
     ) -> Result<f64, Failure> {
-        let (reply, answer) = oneshot::channel();
-        self.push(command(reply));
-        answer.await.unwrap_or_else(|_| {
-            Err(Failure::new(
-                FailureKind::Disconnected,
-                "the task that speaks to Redis was shut down",
-            ))
-        })
+        runtime::require();
+        for _ in 0..MOST_ATTEMPTS {
+            let (reply, mut answer) = oneshot::channel();
+            let mut mark = self.push(command(reply));
+            let mut rounds = 0;
+            while let Some(known) = mark {
+                match timeout(self.patience(), &mut answer).await {
+                    Ok(Ok(answer)) => return answer,
+                    Ok(Err(_)) => break,
+                    Err(_) if rounds == MOST_ROUNDS => return Err(timed_out()),
+                    Err(_) => mark = self.take_over(known),
+                }
+                rounds += 1;
+            }
+        }
+        Err(abandoned())
     }
 
-    fn push(&self, command: Command<A>) {
+    /// Which worker will do it; none where there is none, and so nobody will before one starts.
+    fn push(&self, command: Command<A>) -> Option<Mark> {
         let mut queue = self.shared.lock();
         // What gives back is bounded by what was granted; only demands are turned away.
         if queue.commands.len() + queue.gathered >= MOST_QUEUED
@@ -210,69 +292,83 @@ impl<A: Asker, W: Wire> Batcher<A, W> {
                 FailureKind::Overloaded,
                 "too many demands are queued for Redis",
             )));
-            return;
+            return None;
+        }
+        if queue.running.is_none() {
+            drop(queue);
+            let usable = match command {
+                Command::Take(..) => {
+                    runtime::require();
+                    true
+                }
+                // Its caller has made sure, or must not panic.
+                _ => runtime::is_usable(),
+            };
+            if !usable && !command.is_kept() {
+                return None;
+            }
+            queue = self.shared.lock();
+            if queue.running.is_none() {
+                queue.commands.push_back(command);
+                drop(queue);
+                return if usable { self.start() } else { None };
+            }
         }
         queue.commands.push_back(command);
-        if queue.running {
-            let wakes = queue.commands.len() >= queue.wake_at;
-            if wakes {
-                queue.wake_at = NEVER;
-            }
-            // Between two calls to Redis the gauge follows in such steps: each demand must not
-            // pay for it.
-            let length = queue.commands.len() + queue.gathered;
-            let told = length.is_power_of_two().then(|| queue.tell());
-            drop(queue);
-            if let Some((before, now)) = told {
-                self.shared.meter.queue(before, now);
-            }
-            if wakes {
-                self.shared.wake.notify_one();
-            }
-            return;
+        let wakes = queue.commands.len() >= queue.wake_at;
+        if wakes {
+            queue.wake_at = NEVER;
         }
-        let Ok(runtime) = Handle::try_current() else {
-            // Outside a runtime nobody can be asked. Corrections stay for the next.
-            let (kept, orphans): (VecDeque<_>, VecDeque<_>) = std::mem::take(&mut queue.commands)
-                .into_iter()
-                .partition(|command| {
-                    matches!(
-                        command,
-                        Command::GiveBack(..)
-                            | Command::Charge(..)
-                            | Command::HoldBack(..)
-                            | Command::Undo(..)
-                    )
-                });
-            queue.commands = kept;
-            drop(queue);
-            // Answered outside the lock: an answer may queue something.
-            drop(orphans);
-            return;
-        };
-        queue.running = true;
+        // Between two calls to Redis the gauge follows in such steps: each demand must not
+        // pay for it.
+        let length = queue.commands.len() + queue.gathered;
+        let told = length.is_power_of_two().then(|| queue.tell());
+        let mark = queue.mark();
         drop(queue);
-        let worker = Worker {
-            shared: self.shared.clone(),
-            gathered: VecDeque::new(),
-            index: Index::default(),
-            patience: Patience::default(),
-            crowded: false,
-            deadlines: Vec::new(),
-            cools: None,
-            cooled: Vec::new(),
-        };
-        // Outside the lock: a runtime that shuts down drops the worker here.
-        let shared = self.shared.clone();
-        let panicked = move |failure: &Failure| shared.wire.fails(failure);
-        runtime.spawn(supervised("calls Redis", worker.run(), panicked));
+        if let Some((before, now)) = told {
+            self.shared.meter.queue(before, now);
+        }
+        if wakes {
+            self.shared.wake.notify_waiters();
+        }
+        mark
+    }
+
+    /// Starts a worker on the current runtime, unless one runs.
+    fn start(&self) -> Option<Mark> {
+        let here = runtime::current();
+        let mut queue = self.shared.lock();
+        if queue.running.is_none() {
+            queue.running = Some(here);
+            queue.worker += 1;
+            let (number, mark) = (queue.worker, queue.mark());
+            drop(queue);
+            let worker = Worker {
+                shared: self.shared.clone(),
+                number,
+                stops: false,
+                gathered: VecDeque::new(),
+                index: Index::default(),
+                patience: Patience::default(),
+                crowded: false,
+                deadlines: Vec::new(),
+                cools: None,
+                cooled: Vec::new(),
+            };
+            // Outside the lock: a runtime that shuts down drops the worker here.
+            let shared = self.shared.clone();
+            let panicked = move |failure: &Failure| shared.wire.fails(failure);
+            tokio::spawn(supervised("calls Redis", worker.run(), panicked));
+            return mark;
+        }
+        queue.mark()
     }
 }
 
 impl<A: Asker, W: Wire> Drop for Batcher<A, W> {
     fn drop(&mut self) {
         self.shared.lock().closed = true;
-        self.shared.wake.notify_one();
+        self.shared.wake.notify_waiters();
     }
 }
 
@@ -307,6 +403,9 @@ async fn passed(deadline: Option<&mut Deadline>) {
 
 struct Worker<A: Asker, W: Wire> {
     shared: Arc<Shared<A, W>>,
+    number: u64,
+    /// Another has taken over, or nothing is left to do.
+    stops: bool,
     gathered: VecDeque<Command<A>>,
     index: Index,
     patience: Patience,
@@ -323,6 +422,9 @@ struct Worker<A: Asker, W: Wire> {
 impl<A: Asker, W: Wire> Worker<A, W> {
     async fn run(mut self) {
         let mut calls = pin!(FuturesUnordered::new());
+        let shared = self.shared.clone();
+        // Kept from one wait to the next, so that no wake-up between them is lost.
+        let mut wake = pin!(shared.wake.notified());
         loop {
             if let Some(waiting) = self.may_send(calls.len()) {
                 if waiting > 1 || self.crowded {
@@ -337,26 +439,28 @@ impl<A: Asker, W: Wire> Worker<A, W> {
                     &mut self.patience,
                     &self.shared,
                 );
-                let (before, now) = {
-                    let mut queue = self.shared.lock();
-                    queue.gathered = self.gathered.len();
-                    queue.tell()
-                };
-                self.shared.meter.queue(before, now);
+                self.tell_gathered();
                 if batch.is_empty() {
                     continue;
                 }
                 self.crowded = batch.len() > 1;
-                let shared = self.shared.clone();
+                let batch = InFlight::new(batch, self.shared.clone());
                 let mut deadline = self.deadlines.pop().unwrap_or_else(Deadline::new);
                 calls.push(async move {
-                    let failed = batch.send(shared, &mut deadline).await;
+                    let failed = batch.send(&mut deadline).await;
                     (failed, deadline)
                 });
                 continue;
             }
+            if self.stops {
+                // What is in flight may be answered still.
+                while calls.next().await.is_some() {}
+                return;
+            }
             if calls.is_empty() {
                 if self.is_over() {
+                    // A worker that was replaced may keep the wire alive.
+                    self.shared.wire.close();
                     return;
                 }
                 if !self.gathered.is_empty() || !self.cooled.is_empty() {
@@ -375,7 +479,7 @@ impl<A: Asker, W: Wire> Worker<A, W> {
                         self.turn_away(&failure);
                     }
                 }
-                () = self.shared.wake.notified() => {}
+                () = wake.as_mut() => wake.set(shared.wake.notified()),
                 () = passed(cools) => {
                     self.cools = Some(cooling());
                     self.cooled.extend(self.shared.leases.cool());
@@ -386,6 +490,9 @@ impl<A: Asker, W: Wire> Worker<A, W> {
 
     fn gather(&mut self) {
         let mut queue = self.shared.lock();
+        if queue.worker != self.number {
+            return;
+        }
         if self.gathered.is_empty() {
             std::mem::swap(&mut self.gathered, &mut queue.commands);
         } else {
@@ -403,8 +510,13 @@ impl<A: Asker, W: Wire> Worker<A, W> {
 
     /// How many wait, where they may go out beside so many calls in flight; else the worker is
     /// woken once there are enough.
-    fn may_send(&self, in_flight: usize) -> Option<usize> {
+    fn may_send(&mut self, in_flight: usize) -> Option<usize> {
         let mut queue = self.shared.lock();
+        queue.turn += 1;
+        if queue.worker != self.number {
+            self.stops = true;
+            return None;
+        }
         let cooled = self.cooled.len().min(MOST_COOLED);
         let waiting = self.gathered.len() + queue.commands.len() + cooled;
         let enough = match in_flight {
@@ -419,19 +531,26 @@ impl<A: Asker, W: Wire> Worker<A, W> {
         None
     }
 
+    fn tell_gathered(&self) {
+        let mut queue = self.shared.lock();
+        if queue.worker != self.number {
+            return;
+        }
+        queue.gathered = self.gathered.len();
+        let (before, now) = queue.tell();
+        drop(queue);
+        self.shared.meter.queue(before, now);
+    }
+
     /// Redis does not answer: nobody who waits behind the failed call shall find that out again.
     fn turn_away(&mut self, failure: &Failure) {
         self.gather();
-        let (before, now) = {
-            let mut queue = self.shared.lock();
-            queue.gathered = 0;
-            queue.tell()
-        };
-        self.shared.meter.queue(before, now);
+        let gathered = std::mem::take(&mut self.gathered);
+        self.tell_gathered();
         for (scope, tokens) in std::mem::take(&mut self.cooled) {
             self.shared.books.correct(&scope, -tokens);
         }
-        for command in std::mem::take(&mut self.gathered) {
+        for command in gathered {
             match command {
                 Command::Take(asker, _) => asker.answer(Err(failure.clone())),
                 Command::Reset(_, reply) | Command::Look(_, reply) => {
@@ -459,7 +578,8 @@ impl<A: Asker, W: Wire> Worker<A, W> {
         let mut queue = self.shared.lock();
         let over = queue.closed && queue.commands.is_empty() && self.gathered.is_empty();
         if over {
-            queue.running = false;
+            queue.running = None;
+            self.stops = true;
         }
         over
     }
@@ -467,25 +587,28 @@ impl<A: Asker, W: Wire> Worker<A, W> {
 
 impl<A: Asker, W: Wire> Drop for Worker<A, W> {
     fn drop(&mut self) {
-        let (orphans, (before, now)) = {
-            let mut queue = self.shared.lock();
-            queue.running = false;
+        let mut orphans = std::mem::take(&mut self.gathered);
+        let mut queue = self.shared.lock();
+        if queue.worker == self.number && !self.stops {
+            // Shut down with its runtime: so is what drives the connection.
+            queue.running = None;
             queue.gathered = 0;
-            (std::mem::take(&mut queue.commands), queue.tell())
-        };
-        self.shared.meter.queue(before, now);
-        // Outside the lock: an answer may queue something.
-        for orphan in orphans
-            .into_iter()
-            .chain(std::mem::take(&mut self.gathered))
-        {
+            orphans.append(&mut queue.commands);
+            let (before, now) = queue.tell();
+            drop(queue);
+            self.shared.meter.queue(before, now);
+            self.shared.wire.abandon();
+        } else {
+            drop(queue);
+        }
+        // Outside the lock: whoever asks again queues something.
+        for orphan in orphans {
             match orphan {
                 Command::GiveBack(scope, tokens) => self.shared.books.correct(&scope, -tokens),
                 Command::Charge(scope, tokens) => self.shared.books.correct(&scope, tokens),
                 Command::HoldBack(scope, until) => self.shared.books.hold_back(&scope, until),
                 Command::Undo(gone) => self.shared.books.undo(gone),
-                // Answered as they are dropped.
-                _ => {}
+                other => other.abandon(),
             }
         }
         // What is still in hand stays there: the next worker looks after it.

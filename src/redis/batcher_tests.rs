@@ -49,6 +49,7 @@ struct Scripted {
     away: Arc<AtomicBool>,
     /// Nothing can be taken ahead.
     scarce: Arc<AtomicBool>,
+    abandoned: Arc<AtomicBool>,
     takes: Duration,
     /// Some numbers of replies are replaced by others.
     garbles: Arc<Mutex<Option<Rng>>>,
@@ -92,6 +93,7 @@ impl Scripted {
             cuts: Arc::default(),
             away: Arc::default(),
             scarce: Arc::default(),
+            abandoned: Arc::default(),
             takes: Duration::ZERO,
             garbles: Arc::default(),
             nan_for: Arc::default(),
@@ -115,6 +117,12 @@ impl Wire for Scripted {
     fn is_calm(&self) -> bool {
         !self.away.load(Ordering::Relaxed)
     }
+
+    fn abandon(&self) {
+        self.abandoned.store(true, Ordering::Relaxed);
+    }
+
+    fn close(&self) {}
 
     fn call(
         &self,
@@ -198,10 +206,14 @@ impl Wire for Scripted {
 
 /// Corrections that Redis was not told of.
 #[derive(Default)]
-struct Ledger(Mutex<Vec<f64>>);
+struct Ledger(Mutex<Vec<f64>>, Mutex<Vec<String>>);
 
 impl Books for Ledger {
-    fn hold_back(&self, _: &Scope, _: Instant) {}
+    fn hold_back(&self, scope: &Scope, _: Instant) {
+        let mut holds = self.1.lock().expect("no panic");
+        holds.push(scope.name().to_owned());
+    }
+
     fn undo(&self, _: Box<(Scope, Reservation)>) {}
 
     fn tidy(&self, _: usize) {}
@@ -227,6 +239,7 @@ struct Caller {
     max_wait_us: f64,
     wanted: bool,
     answers: Answers,
+    asks_again: Arc<Mutex<Vec<usize>>>,
 }
 
 impl Asker for Caller {
@@ -249,6 +262,10 @@ impl Asker for Caller {
             .expect("no panic")
             .push((self.number, answer));
     }
+
+    fn ask_again(self) {
+        self.asks_again.lock().expect("no panic").push(self.number);
+    }
 }
 
 struct Setup {
@@ -256,6 +273,7 @@ struct Setup {
     known: Arc<Known>,
     wire: Scripted,
     answers: Answers,
+    asks_again: Arc<Mutex<Vec<usize>>>,
     books: Arc<Ledger>,
     asked: usize,
 }
@@ -278,6 +296,7 @@ impl Setup {
             wire,
             books,
             answers: Answers::default(),
+            asks_again: Arc::default(),
             asked: 0,
         }
     }
@@ -293,6 +312,7 @@ impl Setup {
             max_wait_us,
             wanted,
             answers: self.answers.clone(),
+            asks_again: self.asks_again.clone(),
         });
         self.asked += 1;
     }
@@ -758,7 +778,7 @@ async fn a_full_queue_turns_away_demands_but_takes_back_tokens() {
 }
 
 #[test]
-fn a_runtime_that_shuts_down_leaves_nobody_waiting() {
+fn a_runtime_that_shuts_down_has_everybody_ask_again() {
     let mut setup = Setup::new(Scripted::new(0));
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -771,9 +791,36 @@ fn a_runtime_that_shuts_down_leaves_nobody_waiting() {
         setup.ask([QUOTA.scope("a")]);
     });
     drop(runtime);
-    let answers = setup.answers.lock().expect("no panic").clone();
-    let gone = Err(FailureKind::Disconnected);
-    assert_eq!(answers, [(0, gone), (1, gone)]);
+    assert_eq!(setup.asks_again.lock().expect("no panic")[..], [0, 1]);
+    assert!(setup.answered().is_empty());
+    assert!(setup.wire.abandoned.load(Ordering::Relaxed));
+}
+
+/// Perhaps it was executed: a charge and a hold are made again, a refund is not.
+#[test]
+fn batch_in_flight_at_a_shutdown_goes_to_the_books() {
+    let mut setup = Setup::new(Scripted::new(0));
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .expect("a runtime");
+    runtime.block_on(async {
+        let scope = QUOTA.scope("a");
+        setup.batcher.charge(&scope, 5.0);
+        setup.batcher.give_back(&scope, 3.0);
+        setup.batcher.hold_back(&scope, Instant::now());
+        setup.ask([scope.clone()]);
+        while setup.wire.calls().is_empty() {
+            tokio::task::yield_now().await;
+        }
+        // Queued behind it, it is exact.
+        setup.batcher.give_back(&scope, 7.0);
+    });
+    drop(runtime);
+    assert_eq!(setup.wire.calls().len(), 1);
+    assert_eq!(setup.books.0.lock().expect("no panic")[..], [5.0, -7.0]);
+    assert_eq!(setup.books.1.lock().expect("no panic")[..], ["a"]);
+    assert_eq!(setup.asks_again.lock().expect("no panic")[..], [0]);
 }
 
 #[tokio::test(start_paused = true)]

@@ -31,6 +31,13 @@ pub(crate) trait Wire: Send + Sync + 'static {
     /// A background task has failed: Redis is left alone until it is connected anew.
     fn fails(&self, _failure: &Failure) {}
 
+    /// Gives the connection up, because the runtime that drives it is not driven, or is shut
+    /// down: the next call connects on its own runtime.
+    fn abandon(&self);
+
+    /// The limiter is gone, and all is sent.
+    fn close(&self);
+
     /// Runs the script, within the deadline of the limiter, at most once.
     fn call(
         &self,
@@ -95,6 +102,9 @@ pub(crate) trait Asker: Send + 'static {
     /// False once the answer would be thrown away.
     fn is_wanted(&self) -> bool;
     fn answer(self, answer: Result<Decision, Failure>);
+    /// Not decided, because the runtime of the batching task was shut down or is not driven: asks
+    /// again, if anybody still waits.
+    fn ask_again(self);
 }
 
 /// An asker that is answered in any case.
@@ -118,18 +128,32 @@ impl<A: Asker> Pending<A> {
             asker.answer(answer);
         }
     }
+
+    /// The batching task ends before it has decided.
+    pub(super) fn abandon(mut self) {
+        // One that panicked would panic again.
+        if !std::thread::panicking()
+            && let Some(asker) = self.0.take()
+        {
+            asker.ask_again();
+        }
+    }
 }
 
 impl<A: Asker> Drop for Pending<A> {
     fn drop(&mut self) {
         if let Some(asker) = self.0.take() {
-            // The runtime of the batching task was shut down under it.
-            asker.answer(Err(Failure::new(
-                FailureKind::Disconnected,
-                "the task that speaks to Redis was shut down",
-            )));
+            asker.answer(Err(abandoned()));
         }
     }
+}
+
+/// Nobody answers any more.
+pub(super) fn abandoned() -> Failure {
+    Failure::new(
+        FailureKind::Disconnected,
+        "the task that speaks to Redis has ended",
+    )
 }
 
 /// Those that are rare keep their scopes in a box, so that the queue stays small.
@@ -151,6 +175,21 @@ pub(super) enum Command<A: Asker> {
 }
 
 impl<A: Asker> Command<A> {
+    /// Whether it is of use even later, to a worker that is still to come.
+    pub(super) fn is_kept(&self) -> bool {
+        matches!(
+            self,
+            Self::GiveBack(..) | Self::Charge(..) | Self::HoldBack(..)
+        )
+    }
+
+    /// Whoever waits for it asks again.
+    pub(super) fn abandon(self) {
+        if let Self::Take(asker, _) = self {
+            asker.abandon();
+        }
+    }
+
     pub(super) fn scopes(&self) -> &[Scope] {
         match self {
             Self::Take(asker, _) => asker.scopes(),

@@ -2,6 +2,7 @@
 
 use std::{
     panic::AssertUnwindSafe,
+    pin::{Pin, pin},
     sync::{
         Arc, PoisonError, Weak,
         atomic::{AtomicBool, Ordering},
@@ -11,7 +12,7 @@ use std::{
 
 use futures_util::future::FutureExt;
 use tokio::{
-    sync::Notify,
+    sync::{Notify, futures::Notified},
     time::{Instant, sleep},
 };
 
@@ -21,7 +22,7 @@ use super::{
     heartbeat::Epoch,
     recovery::{Call, lower},
     script::{Argument, First},
-    shared::{Live, Shared, data_lost},
+    shared::{Live, Shared, data_lost, disconnected},
 };
 use crate::{bucket::Terms, decision::Failure, scope::Keyspace, task};
 
@@ -38,6 +39,8 @@ const PROBE: &str = "#probe";
 /// It holds the link only while it works, so that a limiter that is dropped ends it.
 pub(super) struct Keeper {
     shared: Weak<Shared>,
+    /// Those with a lower number are of no account.
+    number: u64,
     closed: Arc<Notify>,
     connect: Arc<dyn Connect>,
     keyspace: Keyspace,
@@ -47,9 +50,10 @@ pub(super) struct Keeper {
 }
 
 impl Keeper {
-    pub(super) fn spawn(shared: &Arc<Shared>) {
+    pub(super) fn spawn(shared: &Arc<Shared>, number: u64) {
         let keeper = Self {
             shared: Arc::downgrade(shared),
+            number,
             closed: shared.closed.clone(),
             connect: shared.config.connect.clone(),
             keyspace: shared.config.keyspace.clone(),
@@ -61,15 +65,20 @@ impl Keeper {
     }
 
     async fn run(&self) {
+        // Kept from one wait to the next, so that no wake-up between them is lost.
+        let mut closed = pin!(self.closed.notified());
         loop {
             // What panics here is the driver, or a bug: tried again as after any other failure.
-            let since = match AssertUnwindSafe(self.round()).catch_unwind().await {
+            let since = match AssertUnwindSafe(self.round(closed.as_mut()))
+                .catch_unwind()
+                .await
+            {
                 Ok(Some(since)) => since,
                 Ok(None) => return,
                 Err(panic) => {
                     let failure = task::failure("connects to Redis", &*panic);
                     if let Some(shared) = self.shared.upgrade() {
-                        shared.crashes(failure);
+                        shared.crashes(self.number, failure);
                     }
                     Instant::now()
                 }
@@ -87,17 +96,19 @@ impl Keeper {
     }
 
     /// One attempt to connect, and all that is done over the connection: from when the pause
-    /// before the next counts. None once the limiter is gone.
-    async fn round(&self) -> Option<Instant> {
+    /// before the next counts. None once the limiter is gone, or has another keeper.
+    async fn round<'a>(&'a self, closed: Pin<&mut Notified<'a>>) -> Option<Instant> {
         let shared = self.shared.upgrade()?;
         let start = Instant::now();
-        shared.probes();
+        if !shared.probes(self.number) {
+            return None;
+        }
         match self.attempt(&shared).await {
             Ok(session) => {
-                let live = shared.rises(session);
+                let live = shared.rises(self.number, session);
                 drop(shared);
                 if let Some(live) = live {
-                    if !self.keep(&live).await {
+                    if !self.keep(&live, closed).await {
                         return None;
                     }
                     self.counted.store(false, Ordering::Relaxed);
@@ -108,7 +119,7 @@ impl Keeper {
                 Some(Instant::now())
             }
             Err(failure) => {
-                shared.stays_down(failure);
+                shared.stays_down(self.number, failure);
                 Some(start)
             }
         }
@@ -141,6 +152,9 @@ impl Keeper {
                 config.members.expect_as_before(Instant::now());
             }
         }
+        if !shared.is_kept_by(self.number) {
+            return Err(disconnected());
+        }
         // Not before: an attempt that ends half way must not forget what it was about.
         shared.set_epoch(told);
         if shared.left.load(Ordering::Relaxed) {
@@ -154,7 +168,7 @@ impl Keeper {
     }
 
     /// Beats until the connection fails, or the limiter is gone: then false.
-    async fn keep(&self, live: &Live) -> bool {
+    async fn keep<'a>(&'a self, live: &Live, mut closed: Pin<&mut Notified<'a>>) -> bool {
         let mut gone = live.gone.subscribe();
         let mut turn = 0;
         loop {
@@ -175,10 +189,11 @@ impl Keeper {
             tokio::select! {
                 biased;
                 _ = gone.wait_for(|gone| *gone) => return true,
-                () = self.closed.notified() => {}
+                () = closed.as_mut() => closed.set(self.closed.notified()),
                 () = sleep(self.pause()) => {}
             }
-            match self.shared.upgrade() {
+            let shared = self.shared.upgrade();
+            match shared.filter(|shared| !shared.is_closed.load(Ordering::Relaxed)) {
                 Some(shared) if shared.left.load(Ordering::Relaxed) => {}
                 Some(shared) => self.beats(&shared, live).await,
                 None => {
@@ -204,7 +219,11 @@ impl Keeper {
     }
 
     async fn beats(&self, shared: &Shared, live: &Live) {
-        let failure = match shared.beat(&*live.session, self.timeout).await {
+        let beat = shared.beat(&*live.session, self.timeout).await;
+        if !shared.is_kept_by(self.number) {
+            return;
+        }
+        let failure = match beat {
             Ok(None) => return,
             Ok(Some((epoch, beat))) => {
                 let known = shared.epoch();
@@ -229,7 +248,7 @@ impl Keeper {
         back: f64,
     ) -> Result<(), Failure> {
         let config = &shared.config;
-        // Only the keeper pays, and there is only one.
+        // One that was replaced may pay still: each payment has a number and is charged once.
         let payments = || {
             shared
                 .payments
@@ -241,14 +260,15 @@ impl Keeper {
             payments().add(&owed, Instant::now());
         }
         loop {
-            let first = payments()
-                .first()
-                .map(|payment| payment.call(&config.keyspace, &shared.limiter, Instant::now()));
-            let Some(call) = first else {
+            let first = payments().first().map(|payment| {
+                let call = payment.call(&config.keyspace, &shared.limiter, Instant::now());
+                (payment.number(), call)
+            });
+            let Some((number, call)) = first else {
                 return Ok(());
             };
             send(shared, session, epoch, back, call).await?;
-            payments().confirm();
+            payments().confirm(number);
         }
     }
 
@@ -288,7 +308,7 @@ impl Drop for Keeper {
     fn drop(&mut self) {
         // Its runtime was shut down under it.
         if let Some(shared) = self.shared.upgrade() {
-            shared.is_abandoned();
+            shared.abandon(Some(self.number));
             shared.config.observer.reserves(0, 1.0);
         }
         if self.counted.load(Ordering::Relaxed) && self.connect.works_on_any_runtime() {

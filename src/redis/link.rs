@@ -26,6 +26,8 @@ use crate::{
 /// pause between probes and the time-outs around it, so that all have charged what they spent.
 const GRACE: Duration = Duration::from_secs(2);
 
+const STALLED: Duration = Duration::from_secs(5);
+
 pub(crate) struct LinkConfig {
     pub(crate) connect: Arc<dyn Connect>,
     pub(crate) keyspace: Keyspace,
@@ -45,6 +47,12 @@ pub(crate) struct LinkConfig {
 }
 
 impl LinkConfig {
+    /// A keeper that has begun no step for so long is not driven: longer than a pause, the steps of
+    /// a connect, and a call.
+    pub(super) fn stalled(&self) -> Duration {
+        STALLED + 4 * self.connect_timeout + 2 * self.timeout
+    }
+
     pub(super) fn grace(&self) -> Duration {
         // A pause, or an attempt that was under way and came to nothing; a connect and a log-in;
         // and a probe, a beat and a payment at their slowest.
@@ -63,7 +71,8 @@ impl LinkConfig {
 /// Starting => Down       it did not
 /// Up => Down             the breaker tripped: the connection is dropped
 /// Down => Up             the background task's call that writes succeeded
-/// Starting, Up, Down => Idle    the background task was shut down with its runtime
+/// Starting, Up, Down => Idle    the background task was shut down with its runtime, or that is
+///                               not driven
 /// ```
 pub(crate) struct Link {
     shared: Arc<Shared>,
@@ -97,6 +106,12 @@ impl Link {
         match &state.stage {
             // Not known yet: the first call finds out.
             Stage::Idle | Stage::Starting(_) => Mode::Passing,
+            // Nobody finds out that it is back: the next call does.
+            Stage::Down(_) if state.is_stalled(shared.config.stalled()) => {
+                drop(state);
+                shared.abandon(None);
+                Mode::Passing
+            }
             Stage::Down(failure) => Mode::Away(failure.clone()),
             Stage::Up(_) => {
                 if state.is_in(shared.config.grace()) {
@@ -141,7 +156,7 @@ impl Link {
 
 impl Drop for Link {
     fn drop(&mut self) {
-        self.shared.closed.notify_one();
+        self.close();
     }
 }
 
@@ -164,6 +179,15 @@ impl Wire for Link {
 
     fn fails(&self, failure: &Failure) {
         self.shared.fails(failure);
+    }
+
+    fn abandon(&self) {
+        self.shared.abandon(None);
+    }
+
+    fn close(&self) {
+        self.shared.is_closed.store(true, Ordering::Relaxed);
+        self.shared.closed.notify_waiters();
     }
 
     async fn call(

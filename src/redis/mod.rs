@@ -31,7 +31,7 @@ mod tls;
 mod twin;
 
 pub(crate) use self::{
-    batcher::Batcher,
+    batcher::{Batcher, Mark},
     command::{Asker, Books, Owed, Wire},
     connect::Connect,
     driver::Driver,

@@ -97,13 +97,23 @@ impl Payments {
         self.open.front()
     }
 
-    /// The first was confirmed.
-    pub(super) fn confirm(&mut self) {
-        self.open.pop_front();
+    /// This one was confirmed, if it is still the first.
+    pub(super) fn confirm(&mut self, number: u64) {
+        if self
+            .open
+            .front()
+            .is_some_and(|first| first.number == number)
+        {
+            self.open.pop_front();
+        }
     }
 }
 
 impl Payment {
+    pub(super) fn number(&self) -> u64 {
+        self.number
+    }
+
     pub(super) fn call(&self, keyspace: &Keyspace, limiter: &str, now: Instant) -> Call {
         let mut argument = Argument::default();
         // A bucket that is emptied by the payment, and full again when it is forgotten.
@@ -178,7 +188,7 @@ mod tests {
                 String::from_utf8(keys[0].clone()).expect("text"),
                 keys.len(),
             ));
-            payments.confirm();
+            payments.confirm(seen.len() as u64);
         }
         assert_eq!(
             seen,

@@ -63,12 +63,17 @@ pub(super) struct Shared {
     pub(super) counted: Arc<AtomicBool>,
     /// It has said goodbye, and no longer beats.
     pub(super) left: AtomicBool,
-    /// The limiter is gone.
+    /// The limiter is gone: told to those who wait, and kept.
     pub(super) closed: Arc<Notify>,
+    pub(super) is_closed: AtomicBool,
 }
 
 pub(super) struct State {
     pub(super) stage: Stage,
+    /// The number of the keeper that this state is of; what those before it do is of no account.
+    keeper: u64,
+    /// When it last began a step, or was given one.
+    active: Option<Instant>,
     breaker: Breaker,
     /// Before the next probe.
     pause: Duration,
@@ -83,6 +88,11 @@ pub(super) struct State {
 }
 
 impl State {
+    /// Whether the keeper does not do its next step, because its runtime is not driven.
+    pub(super) fn is_stalled(&self, after: Duration) -> bool {
+        self.active.is_some_and(|active| active.elapsed() > after)
+    }
+
     pub(super) fn is_in(&self, grace: Duration) -> bool {
         matches!(self.stage, Stage::Up(_)) && self.recovered.is_some_and(|at| at.elapsed() < grace)
     }
@@ -125,6 +135,8 @@ impl Shared {
             config,
             state: Mutex::new(State {
                 stage: Stage::Idle,
+                keeper: 0,
+                active: None,
                 breaker: Breaker::new(),
                 pause: Duration::ZERO,
                 epoch: None,
@@ -140,6 +152,7 @@ impl Shared {
             counted: Arc::default(),
             left: AtomicBool::new(false),
             closed: Arc::default(),
+            is_closed: AtomicBool::new(false),
         }
     }
 
@@ -174,19 +187,20 @@ impl Shared {
                 match &state.stage {
                     Stage::Up(live) => return Ok(live.clone()),
                     Stage::Down(failure) => return Err(failure.clone()),
-                    Stage::Starting(_) => false,
+                    Stage::Starting(_) => None,
                     // The keeper that this call had started is gone again.
                     Stage::Idle if started => return Err(disconnected()),
                     Stage::Idle => {
                         state.stage = Stage::Starting(Instant::now());
+                        state.keeper += 1;
                         started = true;
-                        true
+                        Some(state.keeper)
                     }
                 }
             };
-            if starts {
+            if let Some(number) = starts {
                 // Outside the lock: a runtime that shuts down drops the task here.
-                Keeper::spawn(self);
+                Keeper::spawn(self, number);
             }
             match timeout_at(deadline, changed.changed()).await {
                 Ok(Ok(())) => {}
@@ -274,6 +288,7 @@ impl Shared {
         keys: Vec<Vec<u8>>,
         argument: &[u8],
     ) -> Result<Vec<u8>, Failure> {
+        self.is_active();
         let run = self.run(session, epoch, back, keys, argument);
         timeout(self.config.timeout, run)
             .await
@@ -465,6 +480,7 @@ impl Shared {
         let failure = failure.cloned().unwrap_or_else(disconnected);
         self.calm.store(false, Ordering::Release);
         state.pause = pause;
+        state.active = Some(now);
         state.tripped = Some(now);
         let down = Stage::Down(failure.clone());
         let up = std::mem::replace(&mut state.stage, down);
@@ -482,8 +498,25 @@ impl Shared {
         self.lock().pause
     }
 
-    pub(super) fn probes(&self) {
-        self.lock().breaker.on(Event::PauseOver, Instant::now());
+    /// Whether nothing has replaced this keeper.
+    pub(super) fn is_kept_by(&self, keeper: u64) -> bool {
+        self.lock().keeper == keeper
+    }
+
+    /// False where another keeper has taken over, or the limiter is gone.
+    pub(super) fn probes(&self, keeper: u64) -> bool {
+        let mut state = self.lock();
+        if state.keeper != keeper || self.is_closed.load(Ordering::Relaxed) {
+            return false;
+        }
+        let now = Instant::now();
+        state.active = Some(now);
+        state.breaker.on(Event::PauseOver, now);
+        true
+    }
+
+    fn is_active(&self) {
+        self.lock().active = Some(Instant::now());
     }
 
     pub(super) fn epoch(&self) -> Option<Epoch> {
@@ -495,10 +528,14 @@ impl Shared {
     }
 
     /// The probe failed.
-    pub(super) fn stays_down(&self, failure: Failure) {
+    pub(super) fn stays_down(&self, keeper: u64, failure: Failure) {
         let mut state = self.lock();
+        if state.keeper != keeper {
+            return;
+        }
         let noticed = self.config.observer.redis_fails(&failure);
         let now = Instant::now();
+        state.active = Some(now);
         if let Act::Trip(pause) = state.breaker.on(Event::ProbeFailed, now) {
             state.pause = pause;
         }
@@ -515,17 +552,23 @@ impl Shared {
     }
 
     /// The supervisor panicked, and goes on.
-    pub(super) fn crashes(&self, failure: Failure) {
-        let is_up = matches!(self.lock().stage, Stage::Up(_));
+    pub(super) fn crashes(&self, keeper: u64, failure: Failure) {
+        let state = self.lock();
+        let (is_up, is_last) = (matches!(state.stage, Stage::Up(_)), state.keeper == keeper);
+        drop(state);
         match is_up {
+            _ if !is_last => {}
             true => self.fails(&failure),
-            false => self.stays_down(failure),
+            false => self.stays_down(keeper, failure),
         }
     }
 
     /// The probe was answered, and all that was owed is charged.
-    pub(super) fn rises(&self, session: Box<dyn Session>) -> Option<Arc<Live>> {
+    pub(super) fn rises(&self, keeper: u64, session: Box<dyn Session>) -> Option<Arc<Live>> {
         let mut state = self.lock();
+        if state.keeper != keeper {
+            return None;
+        }
         let now = Instant::now();
         let Act::Pass(generation) = state.breaker.on(Event::ProbeAnswered, now) else {
             return None;
@@ -552,10 +595,14 @@ impl Shared {
         Some(live)
     }
 
-    /// The keeper's runtime was shut down under it: the next call,
-    /// perhaps on another runtime, starts anew.
-    pub(super) fn is_abandoned(&self) {
+    /// The keeper's runtime was shut down under it, or is not driven, or the driver panicked: the
+    /// next call, perhaps on another runtime, starts anew. Nothing, where it is another keeper's.
+    pub(super) fn abandon(&self, keeper: Option<u64>) {
         let mut state = self.lock();
+        if keeper.is_some_and(|keeper| keeper != state.keeper) {
+            return;
+        }
+        state.keeper += 1;
         self.calm.store(false, Ordering::Release);
         state.breaker.abandon();
         let before = std::mem::replace(&mut state.stage, Stage::Idle);

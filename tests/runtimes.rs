@@ -1,0 +1,482 @@
+//! One limiter on several runtimes: each caller's wait is bounded by its own runtime, whatever the
+//! others do; and what a limiter does without a runtime.
+#![cfg(feature = "redis")]
+
+#[path = "support/mod.rs"]
+mod support;
+
+use std::{
+    panic::{AssertUnwindSafe, catch_unwind},
+    sync::mpsc,
+    thread,
+    time::Duration,
+};
+
+use futures_util::FutureExt;
+use support::{Proxy, RedisServer};
+use tokio::{
+    runtime::{Builder, Runtime},
+    time::{Instant, timeout},
+};
+use tower_throttle::{Health, Limiter, Quota, Scope};
+
+const MS: Duration = Duration::from_millis(1);
+const SECOND: Duration = Duration::from_secs(1);
+const PLENTY: Scope = Quota::per_day(1.0).burst(1e6).scope("plenty");
+
+fn current_thread() -> Runtime {
+    Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .expect("a runtime")
+}
+
+/// The result of `f` on a thread of its own, which may hang.
+fn within<T: Send + 'static>(bound: Duration, f: impl FnOnce() -> T + Send + 'static) -> Option<T> {
+    let (tell, hear) = mpsc::channel();
+    thread::spawn(move || tell.send(f()));
+    hear.recv_timeout(bound).ok()
+}
+
+/// A limiter whose background tasks are on a runtime that exists and that nobody drives.
+fn undriven(server: &RedisServer) -> (Limiter, Runtime) {
+    let limiter = Limiter::redis(&server.url()).expect("a URL");
+    let owner = current_thread();
+    let first = owner.block_on(limiter.try_acquire(PLENTY));
+    assert!(!first.expect("plenty").is_degraded());
+    (limiter, owner)
+}
+
+#[test]
+fn undriven_runtime_does_not_hold_up_another() {
+    let keep = Runtime::new().expect("a runtime");
+    let server = keep.block_on(RedisServer::start());
+    let (limiter, owner) = undriven(&server);
+    let (other, url) = (limiter.clone(), server.url());
+    let decided = within(20 * SECOND, move || {
+        current_thread().block_on(async {
+            let mut degraded = 0;
+            for _ in 0..100 {
+                let permit = other.try_acquire(PLENTY).await.expect("plenty");
+                degraded += usize::from(permit.is_degraded());
+            }
+            let fresh = Limiter::redis(&url).expect("a URL");
+            let level = fresh.peek(&PLENTY).await;
+            (degraded, level.tokens(), other.health())
+        })
+    });
+    let (degraded, level, health) = decided.expect("hangs on the runtime that is not driven");
+    assert_eq!(health, Health::Redis);
+    assert!(degraded <= 10, "{degraded} of 100 were decided from memory");
+    println!("{degraded} of 100 were decided from memory");
+    assert!(level <= 1e6 - 90.0, "{level}");
+    // The first runtime goes on where it stopped, beside the one that took over and is gone.
+    let permit = owner.block_on(async { timeout(5 * SECOND, limiter.try_acquire(PLENTY)).await });
+    assert!(permit.expect("hangs").is_ok());
+}
+
+async fn count(server: &RedisServer, command: &[&str]) -> usize {
+    let mut asks = redis::cmd(command[0]);
+    let mut connection = server.connection().await;
+    match asks.arg(&command[1..]).query_async(&mut connection).await {
+        Ok(redis::Value::Int(count)) => count as usize,
+        Ok(redis::Value::VerbatimString { text, .. }) => text.lines().count(),
+        Ok(redis::Value::BulkString(text)) => String::from_utf8_lossy(&text).lines().count(),
+        other => panic!("{other:?}"),
+    }
+}
+
+async fn until(what: &str, mut holds: impl AsyncFnMut() -> bool) {
+    let holds = async {
+        while !holds().await {
+            tokio::time::sleep(10 * MS).await;
+        }
+    };
+    assert!(timeout(15 * SECOND, holds).await.is_ok(), "never: {what}");
+}
+
+/// There is one connection again once the first runtime goes on, and none that stays behind when
+/// the limiter goes while it does not.
+#[test]
+fn owner_that_was_replaced_gives_way() {
+    let keep = Runtime::new().expect("a runtime");
+    let server = keep.block_on(RedisServer::start());
+    for is_driven_again in [true, false] {
+        let (limiter, owner) = undriven(&server);
+        let taken = keep.block_on(async { limiter.try_acquire(PLENTY).await });
+        assert!(!taken.expect("plenty").is_degraded());
+        // The one that counts them is one of them.
+        let clients = async || count(&server, &["CLIENT", "LIST", "TYPE", "NORMAL"]).await;
+        assert_eq!(keep.block_on(clients()), 3);
+        if is_driven_again {
+            owner.block_on(until("one connection", async || clients().await == 2));
+            let again = owner.block_on(limiter.try_acquire(PLENTY));
+            assert!(!again.expect("plenty").is_degraded());
+            assert_eq!(limiter.fallbacks(), 0);
+        }
+        let alive = async || count(&server, &["ZCARD", "throttle:v1:{#}limiters"]).await;
+        assert_eq!(keep.block_on(alive()), 1);
+        drop(limiter);
+        keep.block_on(until("a goodbye", async || alive().await == 0));
+        drop(owner);
+        keep.block_on(until("no connection", async || clients().await == 1));
+    }
+}
+
+#[test]
+fn undriven_runtime_does_not_hold_up_inspection() {
+    let keep = Runtime::new().expect("a runtime");
+    let server = keep.block_on(RedisServer::start());
+    let (limiter, _owner) = undriven(&server);
+    let decided = within(20 * SECOND, move || {
+        current_thread().block_on(async {
+            limiter.reset(&PLENTY).await;
+            let level = limiter.peek(&PLENTY).await;
+            limiter.leave().await;
+            level
+        })
+    });
+    let level = decided.expect("hangs on the runtime that is not driven");
+    assert!(!level.is_degraded());
+    assert_eq!(level.tokens(), 1e6);
+}
+
+/// The owner of the tasks of a limiter is not driven while somebody on it waits for a token.
+fn undriven_with_a_waiter(limiter: &Limiter, scope: &Scope) -> Runtime {
+    let owner = current_thread();
+    owner.block_on(async {
+        limiter.try_acquire(scope).await.expect("the first");
+        let waits = limiter.acquire(scope, 60 * SECOND);
+        tokio::spawn(waits);
+        // Until it is asleep.
+        while limiter.peek(scope).await.tokens() > -0.5 {
+            tokio::time::sleep(5 * MS).await;
+        }
+    });
+    owner
+}
+
+fn waits_beside_an_undriven_runtime(limiter: Limiter) {
+    let scope = Quota::per_second(2.0).burst(1.0).scope("slow");
+    let owner = undriven_with_a_waiter(&limiter, &scope);
+    let other = limiter.clone();
+    let waited = within(20 * SECOND, move || {
+        current_thread().block_on(async {
+            let start = Instant::now();
+            let permit = other.acquire(&scope, 10 * SECOND).await;
+            (permit.map(|permit| permit.is_degraded()), start.elapsed())
+        })
+    });
+    let (permit, waited) = waited.expect("the waiter hangs");
+    assert_eq!(permit.ok(), Some(false), "after {waited:?}");
+    assert!(waited < 10 * SECOND, "{waited:?}");
+    drop(owner);
+}
+
+#[test]
+fn undriven_runtime_does_not_hold_up_waiters_on_redis() {
+    let keep = Runtime::new().expect("a runtime");
+    let server = keep.block_on(RedisServer::start());
+    waits_beside_an_undriven_runtime(Limiter::redis(&server.url()).expect("a URL"));
+}
+
+#[test]
+fn undriven_runtime_does_not_hold_up_waiters_in_memory() {
+    waits_beside_an_undriven_runtime(Limiter::in_memory());
+}
+
+/// Those who stay while the runtime that woke them blocks its thread, many at once.
+#[test]
+fn undriven_runtime_keeps_the_rate_of_waiters_elsewhere() {
+    let limiter = Limiter::in_memory();
+    let scope = Quota::per_second(20.0).burst(1.0).scope("slow");
+    let owner = undriven_with_a_waiter(&limiter, &scope);
+    let served = within(30 * SECOND, move || {
+        current_thread().block_on(async {
+            let start = Instant::now();
+            let waits = (0..20).map(|_| limiter.acquire(&scope, 20 * SECOND));
+            let served = futures_util::future::join_all(waits).await;
+            (
+                served.iter().filter(|one| one.is_ok()).count(),
+                start.elapsed(),
+            )
+        })
+    });
+    let (served, took) = served.expect("the waiters hang");
+    assert_eq!(served, 20, "in {took:?}");
+    assert!(took > 900 * MS, "faster than the rate: {took:?}");
+    drop(owner);
+}
+
+/// The line goes from runtime to runtime, as each of them stops being driven.
+#[test]
+fn waiters_of_several_runtimes_are_served_when_others_stop() {
+    let limiter = Limiter::in_memory();
+    let scope = Quota::per_second(20.0).burst(1.0).scope("slow");
+    let owner = undriven_with_a_waiter(&limiter, &scope);
+    let served = within(30 * SECOND, move || {
+        let start = Instant::now();
+        let served: usize = thread::scope(|threads| {
+            let mut all = Vec::new();
+            for stops in [true, false, false] {
+                let (limiter, scope) = (limiter.clone(), scope.clone());
+                all.push(threads.spawn(move || {
+                    let own = current_thread();
+                    let waits = (0..10).map(|_| limiter.acquire(&scope, 20 * SECOND));
+                    let mut waits = Box::pin(futures_util::future::join_all(waits));
+                    let stopped = stops
+                        && own.block_on(async { timeout(SECOND / 5, &mut waits).await.is_err() });
+                    if stopped {
+                        // Its waiters are still in the line.
+                        return (0, Some((own, waits)));
+                    }
+                    let served = own.block_on(waits);
+                    (served.iter().filter(|one| one.is_ok()).count(), None)
+                }));
+            }
+            let all: Vec<_> = all
+                .into_iter()
+                .map(|one| one.join().expect("no panic"))
+                .collect();
+            all.iter().map(|(served, _)| served).sum()
+        });
+        (served, start.elapsed())
+    });
+    let (served, took) = served.expect("the waiters hang");
+    assert_eq!(served, 20, "in {took:?}");
+    drop(owner);
+}
+
+/// As tests do that share a static limiter.
+fn short_runtimes(threads: usize) -> (u64, f64) {
+    let keep = Runtime::new().expect("a runtime");
+    let server = keep.block_on(RedisServer::start());
+    let limiter = Limiter::redis(&server.url()).expect("a URL");
+    let own = limiter.clone();
+    let done = within(60 * SECOND, move || {
+        thread::scope(|scope| {
+            for _ in 0..threads {
+                scope.spawn(|| {
+                    for _ in 0..100 / threads {
+                        current_thread().block_on(async {
+                            for _ in 0..20 {
+                                own.try_acquire(PLENTY).await.expect("plenty");
+                            }
+                        });
+                    }
+                });
+            }
+        });
+    });
+    done.expect("hangs");
+    let level = current_thread().block_on(limiter.peek(&PLENTY));
+    assert!(!level.is_degraded());
+    println!("{} of 2,000 decided from memory", limiter.fallbacks());
+    (limiter.fallbacks(), level.tokens())
+}
+
+#[test]
+fn short_runtimes_one_after_the_other_are_served_by_redis() {
+    let (fallbacks, level) = short_runtimes(1);
+    assert!(fallbacks <= 20, "{fallbacks} of 2,000 decided from memory");
+    assert!(level <= 1e6 - 1_980.0, "{level}");
+}
+
+#[test]
+fn short_runtimes_side_by_side_are_served_by_redis() {
+    let (fallbacks, level) = short_runtimes(4);
+    assert!(fallbacks <= 20, "{fallbacks} of 2,000 decided from memory");
+    assert!(level <= 1e6 - 1_980.0, "{level}");
+}
+
+/// Charges, pauses and refunds of a call that has no answer yet.
+#[test]
+fn batch_in_flight_at_the_shutdown_of_its_runtime_is_delivered_later() {
+    let keep = Runtime::new().expect("a runtime");
+    let (server, proxy) = keep.block_on(async {
+        let server = RedisServer::start().await;
+        let proxy = Proxy::start(server.port()).await;
+        (server, proxy)
+    });
+    let limiter = Limiter::builder()
+        .redis(proxy.url())
+        .redis_timeout(20 * SECOND)
+        .build()
+        .expect("a URL");
+    let charged = Quota::per_day(1.0).burst(1_000.0).scope("charged");
+    let paused = Quota::per_day(86_400.0).burst(1_000.0).scope("paused");
+    let first = current_thread();
+    first.block_on(async {
+        let permit = limiter.try_acquire(&charged).await.expect("plenty");
+        limiter.try_acquire(&paused).await.expect("plenty");
+        proxy.stall();
+        permit.settle(101.0);
+        limiter.hold_back(&paused, 600 * SECOND);
+        // Until both are in flight, or behind what is.
+        tokio::time::sleep(200 * MS).await;
+    });
+    drop(first);
+    proxy.cut();
+    proxy.pass();
+    let fresh = Limiter::redis(&server.url()).expect("a URL");
+    keep.block_on(async {
+        let arrives = async {
+            loop {
+                let _ = limiter.try_acquire(&paused).await;
+                let level = fresh.peek(&charged).await.tokens();
+                let refused = fresh.try_acquire(&paused).await.err();
+                let wait = refused.and_then(|refused| refused.retry_after());
+                // Charged twice at most.
+                assert!(level > 1_000.0 - 202.0 - 0.5, "{level}");
+                if level < 1_000.0 - 100.5 && wait > Some(500 * SECOND) {
+                    break;
+                }
+                tokio::time::sleep(10 * MS).await;
+            }
+        };
+        let arrived = timeout(10 * SECOND, arrives).await;
+        let level = fresh.peek(&charged).await.tokens();
+        let refused = fresh.try_acquire(&paused).await.err();
+        assert!(arrived.is_ok(), "{level} are left, {refused:?}");
+    });
+}
+
+/// What it panics with.
+fn panics(f: impl FnOnce()) -> String {
+    let panic = catch_unwind(AssertUnwindSafe(f)).expect_err("it goes on");
+    match panic.downcast::<String>() {
+        Ok(text) => *text,
+        Err(panic) => (*panic.downcast::<&str>().expect("a text")).to_owned(),
+    }
+}
+
+fn limiters() -> [Limiter; 2] {
+    let redis = Limiter::redis("redis://127.0.0.1:1").expect("a URL");
+    [Limiter::in_memory(), redis]
+}
+
+#[test]
+fn without_a_runtime_it_panics_with_one_message() {
+    for limiter in limiters() {
+        let scope = Quota::per_day(1.0).burst(1.0).scope("s");
+        let waits = || {
+            for _ in 0..2 {
+                let _ = limiter.acquire(&scope, 200_000 * SECOND).now_or_never();
+            }
+        };
+        let message = panics(waits);
+        assert!(message.contains("Tokio runtime"), "{limiter:?}: {message}");
+        assert!(message.contains("tower-throttle"), "{limiter:?}: {message}");
+        assert_eq!(limiter.fallbacks(), 0);
+    }
+    let [_, redis] = limiters();
+    let scope = Quota::per_day(1.0).scope("s");
+    for message in [
+        panics(|| drop(redis.try_acquire(&scope).now_or_never())),
+        panics(|| _ = redis.peek(&scope).now_or_never()),
+        panics(|| _ = redis.reset(&scope).now_or_never()),
+        panics(|| _ = redis.credit(&scope, 1.0).now_or_never()),
+    ] {
+        assert!(message.contains("Tokio runtime"), "{message}");
+    }
+    // Where nobody is to be asked and nobody waits, none is needed.
+    let [memory, _] = limiters();
+    let taken = memory.try_acquire(&scope).now_or_never();
+    assert!(taken.expect("at once").is_ok());
+    let refused = memory.try_acquire(scope.cost(1.0)).now_or_never();
+    assert!(refused.expect("at once").is_err());
+}
+
+#[test]
+fn on_a_runtime_without_a_timer_it_panics_with_one_message() {
+    for limiter in limiters() {
+        let scope = Quota::per_day(1.0).burst(1.0).scope("s");
+        let runtime = Builder::new_current_thread().build().expect("a runtime");
+        let message = panics(|| {
+            runtime.block_on(async {
+                for _ in 0..2 {
+                    let _ = limiter.acquire(&scope, 200_000 * SECOND).now_or_never();
+                }
+            });
+        });
+        assert!(message.contains("enable_time"), "{limiter:?}: {message}");
+        assert_eq!(limiter.fallbacks(), 0, "{limiter:?}");
+    }
+}
+
+/// As a synchronous SDK does: the runtime is driven for each call, and for no longer.
+#[test]
+fn outage_ends_for_a_runtime_that_is_driven_by_calls_only() {
+    let keep = Runtime::new().expect("a runtime");
+    let mut server = keep.block_on(RedisServer::start());
+    let limiter = Limiter::redis(&server.url()).expect("a URL");
+    let other = limiter.clone();
+    let back = within(60 * SECOND, move || {
+        let own = current_thread();
+        let acquire = || own.block_on(other.try_acquire(PLENTY)).expect("plenty");
+        assert!(!acquire().is_degraded());
+        server.kill9();
+        while !acquire().is_degraded() || other.health() == Health::Redis {}
+        for _ in 0..10 {
+            acquire();
+        }
+        keep.block_on(server.restart());
+        let start = Instant::now();
+        while acquire().is_degraded() && start.elapsed() < 20 * SECOND {
+            keep.block_on(async { tokio::time::sleep(10 * MS).await });
+        }
+        start.elapsed()
+    });
+    let back = back.expect("hangs");
+    assert!(back < 20 * SECOND, "still from memory");
+    assert_eq!(limiter.health(), Health::Redis);
+}
+
+/// What is dropped by the shutdown of its runtime asks a limiter that can start no task there.
+fn asked_in_a_shutdown(limiter: Limiter, runtime: Runtime) {
+    struct Asks(Limiter, mpsc::Sender<usize>);
+
+    impl Drop for Asks {
+        fn drop(&mut self) {
+            let slow = Quota::per_second(1.0).burst(1.0).scope("slow");
+            let mut decided = 0;
+            for max_wait in [Duration::ZERO, 60 * SECOND] {
+                for _ in 0..3 {
+                    let acquire = self.0.acquire(&slow, max_wait);
+                    decided += usize::from(acquire.now_or_never().is_some());
+                }
+            }
+            self.1.send(decided).expect("a listener");
+        }
+    }
+
+    let done = within(20 * SECOND, move || {
+        let (tell, hear) = mpsc::channel();
+        let asks = Asks(limiter, tell);
+        runtime.block_on(async {
+            tokio::spawn(async move {
+                let _asks = asks;
+                std::future::pending::<()>().await
+            });
+            tokio::task::yield_now().await;
+        });
+        drop(runtime);
+        hear.recv().expect("it was dropped")
+    });
+    assert_eq!(done, Some(6), "hangs in the shutdown");
+}
+
+#[test]
+fn shutdown_holds_up_nobody_who_asks_memory_in_it() {
+    asked_in_a_shutdown(Limiter::in_memory(), current_thread());
+}
+
+#[test]
+fn shutdown_holds_up_nobody_who_asks_redis_in_it() {
+    let keep = Runtime::new().expect("a runtime");
+    let server = keep.block_on(RedisServer::start());
+    for runtime in [current_thread(), Runtime::new().expect("a runtime")] {
+        let limiter = Limiter::redis(&server.url()).expect("a URL");
+        asked_in_a_shutdown(limiter, runtime);
+    }
+}
