@@ -160,14 +160,16 @@ impl<A: Asker> Demand<A> {
 
     fn answer(self, taken: Taken, level: f64, terms: Terms, part: Part, time: Option<f64>) {
         let taken = self.bounded(taken, part);
-        let waits = (self.max_wait_us, part);
+        let waits = Waits {
+            max_wait_us: self.max_wait_us,
+            part,
+            time,
+        };
         for (k, asker) in self.askers.into_iter().enumerate() {
             let k = k as u32;
             let tightest = (0, level);
             let taken = as_asked(taken, &asker, self.max_wait_us);
-            asker.answer(Ok(decision(
-                taken, 0, k, self.cost, terms, waits, tightest, time,
-            )));
+            asker.answer(Ok(decision(taken, 0, k, self.cost, terms, waits, tightest)));
         }
     }
 }
@@ -194,6 +196,16 @@ fn bounded(taken: Taken, n: f64, max_wait_us: f64, part: Part) -> Taken {
     }
 }
 
+/// How the waits of a reply are read.
+#[derive(Clone, Copy)]
+struct Waits {
+    /// The wait that was sent.
+    max_wait_us: f64,
+    part: Part,
+    /// The server's time, from which on they count, if it is known.
+    time: Option<f64>,
+}
+
 /// What the `k`th of equal demands got, of buckets that refill by a part of the rate for a while:
 /// the script counts all waits by that, and here they become those of the rate that comes back.
 fn decision(
@@ -202,10 +214,14 @@ fn decision(
     k: u32,
     cost: f64,
     terms: Terms,
-    (max_wait_us, part): (f64, Part),
+    waits: Waits,
     (tightest, level): (usize, f64),
-    time: Option<f64>,
 ) -> Decision {
+    let Waits {
+        max_wait_us,
+        part,
+        time,
+    } = waits;
     let terms = terms.slower(part.of_rate);
     if f64::from(k) < taken.now {
         Decision::Now { tightest, level }
@@ -666,9 +682,13 @@ impl<A: Asker> Batch<A> {
                     let taken = bounded(taken, 1.0, max_wait_us, part);
                     let taken = as_asked(taken, &asker, max_wait_us);
                     let tightest = tightest(&from, &terms, &told);
-                    let waits = (max_wait_us, part);
+                    let waits = Waits {
+                        max_wait_us,
+                        part,
+                        time,
+                    };
                     let terms = terms[place];
-                    let decision = decision(taken, which, 0, cost, terms, waits, tightest, time);
+                    let decision = decision(taken, which, 0, cost, terms, waits, tightest);
                     asker.answer(Ok(decision));
                 }
                 Step::Look(place, answer) | Step::Reset(place, answer) => {
