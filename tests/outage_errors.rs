@@ -261,7 +261,7 @@ async fn stored_values_that_make_no_sense_concern_no_other_bucket() {
     let server = RedisServer::start().await;
     let limiter = limiter(server.url());
     let spoilt = Quota::per_day(1.0).burst(5.0).scope("spoilt");
-    let key = "throttle:v1:spoilt";
+    let key = "throttle:v1|spoilt";
     let (cap, rate) = (5.0, 5.0 / 86_400e6);
     let now: (f64, f64) = server.command(&["TIME"]).await;
     let now = now.0 * 1e6 + now.1;
@@ -336,7 +336,7 @@ async fn stored_values_that_make_no_sense_concern_no_other_bucket() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_stored_count_of_beats_that_makes_no_sense_is_begun_anew() {
     let server = RedisServer::start().await;
-    let key = "throttle:v1:{#}epoch";
+    let key = "throttle:v1|{#}epoch";
     for count in [f64::INFINITY, f64::NAN, -1.0, 1e300] {
         let value = [*b"identity", count.to_le_bytes()].concat();
         server.set_bytes(key, &value).await;

@@ -194,7 +194,7 @@ async fn no_right_to_the_keys() {
     server.acl_set_user("u", &rules).await;
     let (log, _guard) = Log::listen();
     let limiter = limiter(as_user(&server));
-    misconfigured(&limiter, &log, "allow ~throttle:v1:*").await;
+    misconfigured(&limiter, &log, "allow ~throttle:v1|*").await;
 }
 
 #[tokio::test]

@@ -23,7 +23,7 @@ use tower_throttle::{Limiter, Quota, Scope};
 use watch::{reason, until_back};
 
 const SECOND: Duration = Duration::from_secs(1);
-const MEMBERS: &str = "throttle:v1:{#}limiters";
+const MEMBERS: &str = "throttle:v1|{#}limiters";
 const RATE: f64 = 200.0;
 const CAP: f64 = 20.0;
 const API: Scope = Quota::per_second(RATE).burst(CAP).scope("api");

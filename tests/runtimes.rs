@@ -114,7 +114,7 @@ fn owner_that_was_replaced_gives_way() {
             assert!(!again.expect("plenty").is_degraded());
             assert_eq!(limiter.fallbacks(), 0);
         }
-        let alive = async || count(&server, &["ZCARD", "throttle:v1:{#}limiters"]).await;
+        let alive = async || count(&server, &["ZCARD", "throttle:v1|{#}limiters"]).await;
         assert_eq!(keep.block_on(alive()), 1);
         drop(limiter);
         keep.block_on(until("a goodbye", async || alive().await == 0));

@@ -626,16 +626,16 @@ async fn nothing_overtakes_a_correction_of_its_bucket() {
     let [_, first, second, third] = &calls[..] else {
         panic!("{calls:?}");
     };
-    assert_eq!(first.0, ["a", "b"]);
+    assert_eq!(first.0, ["|a", "|b"]);
     assert_eq!(first.1, [[1.0, 0.0, 1.0]; 2]);
     assert!(first.2.is_empty());
     // The charge, and whoever is behind it with this quota.
-    assert_eq!(second.0, ["a"]);
+    assert_eq!(second.0, ["|a"]);
     assert_eq!(
         commands(second),
         [&[2.0, 1.0, 3.0][..], &[0.0, 1.0, 0.0, 1.0, 1.0, 1.0],]
     );
-    assert_eq!(third.0, ["a", "b"]);
+    assert_eq!(third.0, ["|a", "|b"]);
     assert_eq!(third.1[0], [1.0, 0.0, 1.0]);
     assert_eq!(setup.answered(), [0, 1, 4, 5, 2, 3]);
 }
@@ -1150,7 +1150,7 @@ async fn replies_that_make_no_sense_are_bounded() {
 #[tokio::test(start_paused = true)]
 async fn one_number_that_makes_no_sense_concerns_its_own_bucket() {
     let mut setup = Setup::new(Scripted::new(9));
-    *setup.wire.nan_for.lock().expect("no panic") = Some("b".to_owned());
+    *setup.wire.nan_for.lock().expect("no panic") = Some("|b".to_owned());
     for name in ["a", "b", "c"] {
         setup.ask([QUOTA.scope(name)]);
     }

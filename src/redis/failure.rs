@@ -85,7 +85,7 @@ fn advice(error: &RedisError) -> &'static str {
     } else if (code == "NOPERM" || says("acl failure") || says("the user executing the script"))
         && says("access")
     {
-        "the user may not access the keys: allow ~throttle:v1:*, or the same with your key prefix"
+        "the user may not access the keys: allow ~throttle:v1|*, or the same with your key prefix"
     } else if code == "NOPERM" || says("acl failure") || says("the user executing the script") {
         "the user lacks rights: allow +evalsha +eval +time +get +mget +set +zadd +zrem \
          +zcount +zremrangebyscore +pexpire on the key prefix"

@@ -191,7 +191,7 @@ mod tests {
                     .await
                     .expect("a database");
                 let exists: bool = redis::cmd("EXISTS")
-                    .arg("throttle:v1:api")
+                    .arg("throttle:v1|api")
                     .query_async(&mut connection)
                     .await
                     .expect("an answer");

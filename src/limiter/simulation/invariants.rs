@@ -88,9 +88,15 @@ fn shares(plan: &Plan, story: &Story, wrong: &mut Vec<String>) {
         if spell.process >= plan.busy || seconds < 4.0 {
             continue;
         }
-        for (limit, Limit { capacity, rate, .. }) in plan.limits.iter().enumerate() {
+        for (limit, of_limit) in plan.limits.iter().enumerate() {
+            let Limit {
+                capacity,
+                rate,
+                strict,
+            } = of_limit;
             let mut roles = plan.roles.iter().filter(|role| role.concerns(limit));
-            if !roles.all(Role::is_plain) {
+            // A strict share that is smaller than the costs admits nothing.
+            if !roles.all(Role::is_plain) || (*strict && plan.largest(limit) > capacity / n) {
                 continue;
             }
             let its = story.record.admitted.iter().filter(|event| {

@@ -168,7 +168,12 @@ impl Caller {
         });
         let result = self.limiter.acquire(scopes, max_wait).await;
         let away = away && is_away();
-        let unavailable = |error: &Rejected| error.reason() == Reason::Unavailable;
+        // A strict share that is smaller than the cost admits nothing.
+        let over_share = of.iter().any(|(limit, cost)| {
+            let limit = &self.plan.limits[*limit];
+            limit.strict && *cost > limit.capacity / self.plan.processes as f64
+        });
+        let unavailable = |error: &Rejected| error.reason() == Reason::Unavailable && !over_share;
         self.note(|record| {
             record.asking.remove(&task);
             record.decided.push(Decided {
