@@ -138,12 +138,11 @@ fn waker_may_use_the_limiter() {
             limiter.try_acquire(&scope).await.expect("full");
             let mut acquire = Box::pin(limiter.acquire(&scope, 60 * SECOND));
             while woken.load(Ordering::Relaxed) < 2 {
-                let _ = acquire.as_mut().poll(&mut Context::from_waker(&waker));
-                tokio::time::sleep(SECOND / 100).await;
                 let polled = acquire.as_mut().poll(&mut Context::from_waker(&waker));
                 if polled.is_ready() {
                     acquire = Box::pin(limiter.acquire(&scope, 60 * SECOND));
                 }
+                tokio::time::sleep(SECOND / 100).await;
             }
         });
     });
