@@ -36,7 +36,7 @@ pub(crate) enum Origin {
     Nowhere,
 }
 
-/// Why Redis did not answer, in a word.
+/// Why Redis did not decide, in a word.
 ///
 /// # Examples
 ///

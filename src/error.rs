@@ -28,9 +28,11 @@ pub enum Reason {
     /// The bucket is short of tokens; it will have them after
     /// [`retry_after`](Rejected::retry_after).
     Limited,
-    /// The cost is more than the capacity, or no amount at all: it can never be granted.
+    /// The cost is more than the capacity, or no amount at all, or an acquisition has more than 128
+    /// scopes: it can never be granted.
     Impossible,
-    /// No store could be asked, and the policy is to refuse then.
+    /// Redis is unavailable, and the [`Fallback`](crate::Fallback) rejects requests then:
+    /// `Closed`, or `Strict` for a cost over the share.
     Unavailable,
 }
 

@@ -30,8 +30,11 @@ pub enum Fallback {
     /// share admits such a request once it is full.
     Share(Share),
     /// As [`Share`](Self::Share), but each share starts empty, and none admits more than it holds:
-    /// all processes together stay within the limit, as long as no more of them take part than
-    /// are counted. Until the shares have filled, requests are rejected. A request whose cost is
+    /// while Redis is unavailable to all processes, they stay within the limit together, as long as
+    /// no more of them take part than are counted. While only some of them are cut off, these admit
+    /// their shares in addition to what Redis admits: see
+    /// [`reserve_for`](crate::LimiterBuilder::reserve_for). Until the shares have filled, requests
+    /// are rejected. A request whose cost is
     /// over the share is rejected with [`Reason::Unavailable`](crate::Reason::Unavailable): with a
     /// capacity of 2 and five processes, that is every request.
     Strict(Share),

@@ -38,8 +38,8 @@ pub struct Peer(pub IpAddr);
 ///
 /// None where the server does not record it: under axum, enable the feature `axum` and serve with
 /// `into_make_service_with_connect_info::<SocketAddr>()`; under tonic, enable the feature `tonic`. A
-/// closure that uses `?` on it then limits nobody; [`Scope::by`](crate::Scope::by) asks what such
-/// requests take from, and logs one warning when it never finds an address.
+/// closure that uses `?` on it then limits nobody; [`Scope::by`](crate::Scope::by) requires an
+/// alternative for such requests, and logs one warning when none of the first 100 has an address.
 ///
 /// # Examples
 ///

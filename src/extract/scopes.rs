@@ -11,8 +11,8 @@ use crate::scope::{IntoScopes, LiveScope, Scope, Scopes};
 /// find, together or not at all; an `Option` that is `None` limits nobody.
 ///
 /// A request for which a closure returns `None`, or an empty `Vec`, is not limited: a `?` in it on
-/// what a client may leave out, or write so that it does not parse, is a way round the limit. Key
-/// by [`Scope::by`], which asks what such requests take from.
+/// what a client may leave out, or write so that it does not parse, is a way round the limit. Use
+/// [`Scope::by`] instead, which requires an alternative for such requests.
 ///
 /// # Examples
 ///

@@ -43,11 +43,12 @@ const POLLED_AGAIN: &str = "`Acquire` was polled after it had resolved";
 /// # Cancel safety
 ///
 /// Dropped at any point before it resolves, it gives back what it was granted: nothing before it
-/// is sent; in flight, as soon as the answer comes. While it waits for its turn, those behind it
-/// in this process move up, and the last reservation of them is undone: the bucket is as if it had
-/// never been made. Where callers of other processes stand behind that one, a newcomer may take its
-/// place, and else it comes back when it is due. Of those that nobody stands directly behind or
-/// before, a bucket remembers 64; the tokens of further ones come back by the refill.
+/// is sent; in flight, as soon as the answer comes. While it waits for its reservation, the waiters
+/// behind it in this process move up, and the last of their reservations is cancelled. If no other
+/// process has a later one, the bucket is then as if that reservation had never been made. Otherwise
+/// a newcomer may take its place, or its tokens are free when it is due. A bucket remembers 64
+/// cancelled reservations that are not adjacent to each other; the tokens of further ones are
+/// replaced by the refill only.
 ///
 /// # Examples
 ///

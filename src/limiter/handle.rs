@@ -146,8 +146,11 @@ impl Limiter {
         self.acquire(scopes, Duration::ZERO)
     }
 
-    /// Takes from all of `scopes`, waiting for its turn for up to `max_wait` (plus one round
-    /// trip; what the request is queued for before that counts).
+    /// Takes from all of `scopes`, waiting for a reservation for up to `max_wait`.
+    ///
+    /// The time in the queue for Redis counts towards `max_wait`; the call to Redis comes on top of
+    /// it. A request whose `max_wait` ends in the queue is sent all the same, without a wait: see
+    /// [`redis_timeout`](LimiterBuilder::redis_timeout) for how long it may be queued.
     ///
     /// Requests for one scope that go to Redis in one call are merged if their costs are equal
     /// and their waits are similar. The shortest of these waits counts for all of them, so it may
@@ -188,7 +191,8 @@ impl Limiter {
         Acquire::new(self.core.clone(), scopes.into_scopes(), max_wait)
     }
 
-    /// The level of a bucket, without taking from it.
+    /// The level of a bucket, without taking from it. Reservations that were cancelled do not lower
+    /// it.
     ///
     /// ```
     /// # use tower_throttle::{Limiter, Quota};

@@ -249,10 +249,9 @@ impl Permit {
 
     /// Gives all the tokens back; later settling does nothing.
     ///
-    /// A bucket never holds more than its capacity. While callers wait for it, what it needs for
-    /// the largest of their costs is part of that: of tokens that are given back then, those beyond
-    /// the capacity less that cost are lost, as in a bucket that overflows. Costs well below the
-    /// capacity leave room for corrections.
+    /// A bucket never holds more than its capacity. While callers wait for it, it holds at most the
+    /// capacity less the largest of their costs; tokens that are given back beyond that are lost. So
+    /// keep costs well below the capacity where corrections are expected.
     ///
     /// ```
     /// # use tower_throttle::{Limiter, Quota};

@@ -28,8 +28,8 @@ use crate::{
 /// A scope that is known ahead and may wait is acquired by `poll_ready`, so that readiness is
 /// backpressure while the limit is spent; anything else is acquired between `call` and the inner
 /// call. A service that was made ready and is called more than 100 ms later acquires again, in the
-/// response future, and waits for up to `max_wait` there. The inner service must be `Clone`: a caller that has to wait gives its place in it back
-/// for the time. One that is not goes behind a `Buffer` first.
+/// response future, and waits for up to `max_wait` there. The inner service must be `Clone`: a caller
+/// that has to wait gives its place in it back for the time. One that is not goes behind a `Buffer` first.
 ///
 /// # Examples
 ///
@@ -160,8 +160,9 @@ impl<K, T> RateLimitLayer<K, HttpReply<T>> {
 }
 
 impl<K, O> RateLimitLayer<K, O> {
-    /// How long a request may wait for its turn, plus the queue and one round trip; zero unless
-    /// said, cut to 30 years.
+    /// How long a request may wait for its reservation. Defaults to zero; at most 30 years. The time
+    /// in the queue for Redis counts towards it, the call to Redis comes on top:
+    /// see [`Limiter::acquire`].
     ///
     /// A timeout outside this layer does not cover a wait in `poll_ready`; this bound does.
     ///

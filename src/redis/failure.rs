@@ -95,7 +95,7 @@ fn advice(error: &RedisError) -> &'static str {
         "this server does not know a command of the script: it takes Redis 6.2 or later, with \
          none of the commands renamed"
     } else if code == "CROSSSLOT" || says("same slot") {
-        "the keys lie on different nodes: write a key prefix with a hash tag, such as {limits}:"
+        "the keys lie on different nodes: write a key prefix with a hash tag, such as {limits}"
     } else {
         "the server does not run the script: see the error"
     }

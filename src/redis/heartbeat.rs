@@ -29,7 +29,7 @@ pub(super) struct Epoch {
 }
 
 impl Epoch {
-    // Names that no scope can have, because `#` is escaped, with one hash tag for both.
+    // Names that no scope can have, because `{` is escaped, with one hash tag for both.
     pub(super) fn key(keyspace: &Keyspace) -> Vec<u8> {
         keyspace.own("{#}epoch")
     }

@@ -219,7 +219,8 @@ impl Keyspace {
         redis_key
     }
 
-    /// A key that is no bucket: it begins with `#` or `{`, as no name does.
+    /// A key that is no bucket: it begins with `{`, which is escaped in names, or with `#` and a
+    /// letter beyond `f`, where a hashed name has a hexadecimal digit.
     pub(crate) fn own(&self, name: &str) -> Vec<u8> {
         format!("{}{name}", self.prefix).into_bytes()
     }

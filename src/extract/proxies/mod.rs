@@ -185,8 +185,8 @@ impl TrustedProxies {
         self
     }
 
-    /// They are Amazon CloudFront, which tells by `cloudfront-viewer-address`: an address and a
-    /// port, without brackets around IPv6, such as `2001:db8:3b20:38::17e:7:46532`.
+    /// The proxies are Amazon CloudFront. The client's address is read from
+    /// `cloudfront-viewer-address`: an address and a port, without brackets around IPv6, such as `2001:db8:3b20:38::17e:7:46532`.
     ///
     /// CloudFront sends it where the origin request policy asks for it. Also trust what stands
     /// between CloudFront and this server, such as a load balancer, and let nobody else reach that.
@@ -199,7 +199,7 @@ impl TrustedProxies {
         self.single_header(walk::CLOUDFRONT)
     }
 
-    /// They are Cloudflare, which tells by `cf-connecting-ip`: one address.
+    /// The proxies are Cloudflare. The client's address is read from `cf-connecting-ip`.
     ///
     /// ```
     /// # use tower_throttle::extract::TrustedProxies;
@@ -212,7 +212,7 @@ impl TrustedProxies {
         self.single_header(walk::CLOUDFLARE)
     }
 
-    /// They are Fly.io's, which tell by `fly-client-ip`: one address.
+    /// The proxies are those of Fly.io. The client's address is read from `fly-client-ip`.
     ///
     /// ```
     /// # use tower_throttle::extract::TrustedProxies;
@@ -222,9 +222,9 @@ impl TrustedProxies {
         self.single_header(walk::FLY)
     }
 
-    /// They are Azure Front Door, which tells by `x-azure-socketip`: one address. Not by
-    /// `x-azure-clientip`, which repeats what the client has written into `X-Forwarded-For`. All of
-    /// its customers share its addresses: refuse requests whose `x-azure-fdid` is not yours.
+    /// The proxies are Azure Front Door. The client's address is read from `x-azure-socketip`, and not
+    /// from `x-azure-clientip`, which repeats what the client has written into `X-Forwarded-For`. All
+    /// customers of Front Door share its addresses: reject requests whose `x-azure-fdid` is not yours.
     ///
     /// ```
     /// # use tower_throttle::extract::TrustedProxies;
