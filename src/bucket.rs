@@ -382,7 +382,9 @@ impl Bucket {
     /// tokens come back when it is the last, or due; a newcomer may take its place.
     pub(crate) fn undo(&mut self, gone: Reservation, terms: Terms) {
         if gone.until <= self.at {
-            return self.give_back(gone.tokens, terms);
+            // What has refilled since may have been used by others.
+            let unused = gone.tokens - (self.at - gone.until) * terms.per_us;
+            return self.give_back(unused.max(0.0), terms);
         }
         // What is due in a pause has paid for it. Beyond the tail is what this bucket does not
         // know: it was reset or lost.
@@ -417,8 +419,12 @@ impl Bucket {
         }
     }
 
-    /// Keeps a cancelled reservation of the middle, as one with its neighbours.
+    /// Keeps a cancelled reservation of the middle, as one with its neighbours. One that is shorter
+    /// than a double can tell comes back by the refill.
     fn remember(&mut self, gone: Reservation) {
+        if gone.from >= gone.until {
+            return;
+        }
         let next = self.cancelled.partition_point(|gap| gap.until < gone.until);
         let joins = |before: &Reservation, after: &Reservation| {
             (after.from - before.until).abs() <= NEIGHBOURS_US
@@ -510,7 +516,8 @@ impl Bucket {
         self.held = self.held.max(self.at + us);
         if self.held > self.at {
             self.by = terms.per_us;
-            self.cancelled.clear();
+            // What is due in a pause pays for it.
+            self.cancelled.retain(|gap| gap.until > self.held);
             self.bind(terms);
         }
     }

@@ -228,6 +228,10 @@ impl Members {
             return Part::WHOLE;
         }
         let until = self.lock().reserved_until.unwrap_or(now);
+        if now > until + SILENCE {
+            // No heartbeat has found it over: this limiter sends none any more.
+            return Part::WHOLE;
+        }
         // It ends with the first beat that finds it over.
         let lasts = until.saturating_duration_since(now).max(BEAT);
         Part {

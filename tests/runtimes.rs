@@ -480,3 +480,36 @@ fn shutdown_holds_up_nobody_who_asks_redis_in_it() {
         asked_in_a_shutdown(limiter, runtime);
     }
 }
+
+/// Callers that wait on a runtime which ends do not keep their places in Redis.
+#[test]
+fn reservations_of_a_runtime_that_ends_delay_no_newcomer() {
+    let keep = Runtime::new().expect("a runtime");
+    let server = keep.block_on(RedisServer::start());
+    let limiter = Limiter::redis(&server.url()).expect("a URL");
+    let api = Quota::per_second(1.0).scope("api");
+    let ends = current_thread();
+    let start = ends.block_on(async {
+        limiter.try_acquire(PLENTY).await.expect("plenty");
+        limiter.try_acquire(&api).await.expect("full");
+        let start = Instant::now();
+        for _ in 0..5 {
+            tokio::spawn(limiter.acquire(&api, 60 * SECOND));
+        }
+        let reserved = async {
+            while limiter.peek(&api).await.tokens() > -4.0 {
+                tokio::time::sleep(5 * MS).await;
+            }
+        };
+        timeout(5 * SECOND, reserved).await.expect("reservations");
+        start
+    });
+    drop(ends);
+    let waited = current_thread().block_on(async {
+        let newcomer = limiter.acquire(&api, 60 * SECOND).await;
+        assert!(!newcomer.expect("its turn").is_degraded());
+        start.elapsed()
+    });
+    // The first token is due after 1 s, and a machine that stands still may be late.
+    assert!(waited < 4 * SECOND, "{waited:?}: behind those who are gone");
+}

@@ -31,6 +31,9 @@ use crate::{
 /// Scopes of one acquisition: Redis is never held up by a long script.
 const MOST_SCOPES: usize = 128;
 
+/// Answers to ask again, within one poll, after which nobody is there to answer.
+const MOST_MISSED: u32 = 3;
+
 const POLLED_AGAIN: &str = "`Acquire` was polled after it had resolved";
 
 /// Takes tokens; made by [`Limiter::try_acquire`](crate::Limiter::try_acquire) and
@@ -235,12 +238,8 @@ impl Acquire {
         let mode = remote.mode();
         if !matches!(mode, Mode::Away(_)) {
             // Before memory has its say, which may be that nobody is to ask Redis for long.
-            let (holds, cancelled) = core.shares.untold.take();
-            for (scope, until) in holds {
+            for (scope, until) in core.shares.untold.take() {
                 remote.hold_back(&scope, until);
-            }
-            for gone in cancelled {
-                remote.undo(Box::new(gone));
             }
         }
         match mode {
@@ -297,10 +296,13 @@ impl Acquire {
                 let refused = Rejected::limited(&slice[which], retry_after, max_wait_us, degraded);
                 self.refuse(refused)
             }
-            wait @ Decision::Wait { which, .. } => {
-                let scope = &slice[which];
+            wait @ Decision::Wait {
+                which, reservation, ..
+            } => {
                 crate::runtime::require_or(|| {
-                    self.core().give_back(scope, scope.tokens(), origin);
+                    if let Some(reservation) = reservation {
+                        self.core().undo(&slice[which], reservation, origin);
+                    }
                 });
                 let waiter = self.waiter(left, max_wait_us);
                 waiter.decide(Ok(wait), origin);
@@ -658,7 +660,9 @@ impl Future for Acquire {
 impl Acquire {
     #[inline(never)]
     fn poll_waiting(&mut self, cx: &mut Context<'_>) -> Poll<Result<Permit, Rejected>> {
-        let (mut asked, mut fell_back) = (matches!(self.state, State::Start), false);
+        // A task that this poll starts ends at once where its runtime is being shut down; that it
+        // comes too late by itself may happen once.
+        let (mut missed, mut fell_back) = (0, false);
         let mut next = match &self.state {
             State::Start => {
                 if !self.max_wait.is_zero() {
@@ -675,13 +679,13 @@ impl Acquire {
                 self.tell_refusal(result);
                 return next;
             }
-            if let Some(missed) = self.poll_reserved(cx) {
+            if let Some(none) = self.poll_reserved(cx) {
                 if let State::Reserving = self.state {
-                    next = match missed && asked {
-                        false => self.proceed(),
-                        true => self.end(&mut fell_back),
+                    missed += u32::from(none);
+                    next = match missed < MOST_MISSED {
+                        true => self.proceed(),
+                        false => self.end(&mut fell_back),
                     };
-                    asked = true;
                 }
                 continue;
             }
@@ -710,7 +714,6 @@ impl Acquire {
                         }
                         Some((which, due, _)) => {
                             next = self.reserve(waiter, which, due);
-                            asked = true;
                             continue;
                         }
                         None => {}
@@ -721,13 +724,11 @@ impl Acquire {
             };
             // From here on the waiter holds nothing.
             self.state = State::Reserving;
-            // A task that this poll has started has ended: its runtime is being shut down.
-            let ends = asked && matches!(outcome, Outcome::Missed | Outcome::Abandoned);
-            next = match ends {
-                false => self.hear(&waiter, outcome),
-                true => self.end(&mut fell_back),
+            missed += u32::from(matches!(outcome, Outcome::Missed | Outcome::Abandoned));
+            next = match missed < MOST_MISSED {
+                true => self.hear(&waiter, outcome),
+                false => self.end(&mut fell_back),
             };
-            asked = true;
         }
     }
 

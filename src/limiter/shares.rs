@@ -15,9 +15,11 @@ use crate::{
     scope::{BucketId, Scope},
 };
 
-/// Holds, and cancelled reservations, that Redis is to be told of once it is back; more of them are
-/// forgotten.
+/// Holds that Redis is to be told of once it is back; more of them are forgotten.
 const MOST_UNTOLD: usize = 1_024;
+
+/// Cancelled reservations that are kept for Redis; the tokens of more come back by the refill.
+const MOST_CANCELLED: usize = 16_384;
 
 /// The shares of this process: how large they are, what was taken from them, and what of it is
 /// owed to Redis.
@@ -56,10 +58,9 @@ impl Untold {
 
     pub(crate) fn undo(&self, gone: Cancelled) {
         let mut cancelled = self.lock_cancelled();
-        if cancelled.len() < MOST_UNTOLD {
+        if cancelled.len() < MOST_CANCELLED {
             cancelled.push(gone);
         }
-        self.any.store(true, Ordering::Release);
     }
 
     fn lock_cancelled(&self) -> MutexGuard<'_, Vec<Cancelled>> {
@@ -78,13 +79,12 @@ impl Untold {
     }
 
     /// All of them, which from here on are somebody else's to tell.
-    pub(crate) fn take(&self) -> (Vec<(Scope, Instant)>, Vec<Cancelled>) {
+    pub(crate) fn take(&self) -> Vec<(Scope, Instant)> {
         if !self.any.load(Ordering::Relaxed) || !self.any.swap(false, Ordering::AcqRel) {
-            return (Vec::new(), Vec::new());
+            return Vec::new();
         }
         let mut holds = self.holds.lock().unwrap_or_else(PoisonError::into_inner);
-        let holds = std::mem::take(&mut *holds);
-        (holds, std::mem::take(&mut *self.lock_cancelled()))
+        std::mem::take(&mut *holds)
     }
 }
 
@@ -240,6 +240,10 @@ impl crate::redis::Books for Shares {
 
     fn undo(&self, gone: Box<(Scope, Reservation)>) {
         self.untold.undo(*gone);
+    }
+
+    fn cancelled(&self) -> Vec<(Scope, Reservation)> {
+        std::mem::take(&mut *self.untold.lock_cancelled())
     }
 
     fn tidy(&self, turn: usize) {

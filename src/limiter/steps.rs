@@ -13,7 +13,10 @@ use std::{
     time::Duration,
 };
 
-use tokio::time::{Instant, Sleep};
+use tokio::{
+    runtime::Id,
+    time::{Instant, Sleep, sleep, sleep_until},
+};
 
 use super::{
     bound::Bound,
@@ -23,6 +26,7 @@ use super::{
 };
 use crate::{
     decision::Origin,
+    runtime,
     scope::{Scope, Scopes},
 };
 
@@ -45,8 +49,8 @@ pub(super) struct Steps {
     reserved: Vec<Reserved>,
     /// The scopes taken from memory beside Redis, as long as it has just come back.
     pub(super) beside: Vec<usize>,
-    /// When to see again whether the rest is to be asked for.
-    look: Option<Pin<Box<Sleep>>>,
+    /// When to see again whether the rest is to be asked for, and the runtime of this timer.
+    look: Option<(Pin<Box<Sleep>>, Id)>,
     /// When the rest was asked for.
     asked: Option<Instant>,
 }
@@ -178,15 +182,21 @@ impl Steps {
             pause = pause.min(lead).max(SHORTEST_PAUSE);
         }
         // In the last moments the rest is asked for when the time has come.
-        self.look = (until > ALIGNED).then(|| Box::pin(tokio::time::sleep(pause)));
+        self.look = (until > ALIGNED).then(|| (Box::pin(sleep(pause)), runtime::current()));
         Some(())
     }
 
     pub(super) fn poll_look(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        match &mut self.look {
-            Some(look) => look.as_mut().poll(cx),
-            None => Poll::Pending,
+        let Some((look, of)) = &mut self.look else {
+            return Poll::Pending;
+        };
+        let here = runtime::current();
+        if *of != here {
+            // The other one may not be driven any more.
+            *look = Box::pin(sleep_until(look.deadline()));
+            *of = here;
         }
+        look.as_mut().poll(cx)
     }
 
     /// Takes the reservations whose time has come. Whether any of them has changed.

@@ -185,7 +185,7 @@ for i = 1, nkeys do
         gaps[n + 1], gaps[n + 2], gaps[n + 3] = unpack_d('<ddd', value, at)
         local from, due, tokens = gaps[n + 1], gaps[n + 2], gaps[n + 3]
         if not (n < MOST_CANCELLED and from < due and from - from == 0 and due <= tail
-            and due > (gaps[n - 1] or -math.huge) and tokens > 0 and tokens <= most * 1e10) then
+            and due >= (gaps[n - 1] or -math.huge) and tokens > 0 and tokens <= most * 1e10) then
           by = -1
         end
       end
@@ -311,6 +311,7 @@ end
 
 -- Keeps a cancelled reservation of the middle, as one with its neighbours.
 local function remember(k, from, due, tokens)
+  if from >= due then return end
   local gaps = k.gaps or {}
   k.gaps = gaps
   local next = 1
@@ -336,7 +337,7 @@ end
 -- The last of the queue is undone as if it had never been made, and then the one before it, if
 -- that is cancelled as well.
 local function undo(k, tokens, due, from)
-  if due <= k.at then return give_back(k, tokens) end
+  if due <= k.at then return give_back(k, max(tokens - (k.at - due) * k.rate, 0)) end
   if due <= k.held or due > k.tail + NEIGHBOURS then return end
   if due < k.tail - NEIGHBOURS then
     if tokens <= k.cap then remember(k, from, due, tokens) end
@@ -416,7 +417,8 @@ while pos <= size do
       elseif op == 9 then
         k.held = max(k.held, k.at + x)
         if k.held > k.at then
-          k.level, k.pool, k.gaps = min(k.level, (k.at - k.held) * k.rate), 0, nil
+          while k.gaps and k.gaps[2] and k.gaps[2] <= k.held do remove_gap(k.gaps, 1) end
+          k.level, k.pool = min(k.level, (k.at - k.held) * k.rate), 0
         end
       elseif op == 1 then
         give_back(k, x)

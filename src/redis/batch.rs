@@ -151,15 +151,23 @@ impl<A: Asker> Demand<A> {
     }
 
     fn is_refused(&self, taken: Taken) -> bool {
-        self.bounded(taken, Part::WHOLE).granted < self.askers.len() as f64
+        self.bounded(taken, (Part::WHOLE, Part::WHOLE)).granted < self.askers.len() as f64
     }
 
-    fn bounded(&self, taken: Taken, part: Part) -> Taken {
-        bounded(taken, self.askers.len() as f64, self.max_wait_us, part)
+    fn bounded(&self, taken: Taken, parts: (Part, Part)) -> Taken {
+        bounded(taken, self.askers.len() as f64, self.max_wait_us, parts)
     }
 
-    fn answer(self, taken: Taken, level: f64, terms: Terms, part: Part, time: Option<f64>) {
-        let taken = self.bounded(taken, part);
+    fn answer(
+        self,
+        taken: Taken,
+        level: f64,
+        terms: Terms,
+        parts: (Part, Part),
+        time: Option<f64>,
+    ) {
+        let taken = self.bounded(taken, parts);
+        let (_, part) = parts;
         let waits = Waits {
             max_wait_us: self.max_wait_us,
             part,
@@ -184,14 +192,15 @@ fn as_asked<A: Asker>(taken: Taken, asker: &Pending<A>, sent_us: f64) -> Taken {
 }
 
 /// No more than `n` demands asked for, none of which waits over `max_wait_us`. What a healthy
-/// Redis replies is that already. When to come back is counted by the rate that comes back.
-fn bounded(taken: Taken, n: f64, max_wait_us: f64, part: Part) -> Taken {
+/// Redis replies is that already. When to come back is counted by the rate that comes back: the
+/// part by which the waits were sent, and the same of this bucket, which may be held back.
+fn bounded(taken: Taken, n: f64, max_wait_us: f64, (sent, part): (Part, Part)) -> Taken {
     // `max` takes the other, where one is no number.
     let granted = taken.granted.max(0.0).min(n).floor();
     Taken {
         now: taken.now.max(0.0).min(granted).floor(),
         granted,
-        last: taken.last.max(0.0).min(part.lengthen(max_wait_us)),
+        last: taken.last.max(0.0).min(sent.lengthen(max_wait_us)),
         retry_after: part.retry_after(taken.retry_after.max(1.0), max_wait_us),
     }
 }
@@ -627,7 +636,9 @@ impl<A: Asker> Batch<A> {
                     let answer = reply.answer(take);
                     let (place, _) = from[answer.which.min(from.len() - 1)];
                     refusing[place] |=
-                        bounded(answer.taken, 1.0, *max_wait_us, Part::WHOLE).granted < 1.0;
+                        bounded(answer.taken, 1.0, *max_wait_us, (Part::WHOLE, Part::WHOLE))
+                            .granted
+                            < 1.0;
                     take += 1;
                 }
                 _ => {}
@@ -657,7 +668,13 @@ impl<A: Asker> Batch<A> {
             if let Some(first) = place.first {
                 let part = self.part.held(told[index].held);
                 let taken = reply.first(index);
-                first.answer(taken, told[index].level, place.terms, part, time);
+                first.answer(
+                    taken,
+                    told[index].level,
+                    place.terms,
+                    (self.part, part),
+                    time,
+                );
             }
         }
         let mut take = 0;
@@ -666,7 +683,13 @@ impl<A: Asker> Batch<A> {
                 Step::Take(place, demand) => {
                     let taken = reply.answer(take).taken;
                     let part = self.part.held(told[place].held);
-                    demand.answer(taken, told[place].level, terms[place], part, time);
+                    demand.answer(
+                        taken,
+                        told[place].level,
+                        terms[place],
+                        (self.part, part),
+                        time,
+                    );
                     take += 1;
                 }
                 Step::TakeAll {
@@ -679,7 +702,7 @@ impl<A: Asker> Batch<A> {
                     let which = which.min(from.len() - 1);
                     let (place, cost) = from[which];
                     let part = self.part.held(told[place].held);
-                    let taken = bounded(taken, 1.0, max_wait_us, part);
+                    let taken = bounded(taken, 1.0, max_wait_us, (self.part, part));
                     let taken = as_asked(taken, &asker, max_wait_us);
                     let tightest = tightest(&from, &terms, &told);
                     let waits = Waits {

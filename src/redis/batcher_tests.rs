@@ -216,6 +216,10 @@ impl Books for Ledger {
 
     fn undo(&self, _: Box<(Scope, Reservation)>) {}
 
+    fn cancelled(&self) -> Vec<(Scope, Reservation)> {
+        Vec::new()
+    }
+
     fn tidy(&self, _: usize) {}
 
     fn correct(&self, _: &Scope, tokens: f64) {

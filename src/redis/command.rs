@@ -73,6 +73,8 @@ pub(crate) trait Books: Send + Sync + 'static {
     fn hold_back(&self, scope: &Scope, until: Instant);
     /// Redis was not told that the caller of a reservation has gone away.
     fn undo(&self, gone: Box<(Scope, Reservation)>);
+    /// All such reservations; from here on they are no longer in the books.
+    fn cancelled(&self) -> Vec<(Scope, Reservation)>;
     /// Forgets some of what has refilled; in some turns, all of it.
     fn tidy(&self, turn: usize);
     /// Whether anything is to be charged to Redis.
@@ -179,7 +181,7 @@ impl<A: Asker> Command<A> {
     pub(super) fn is_kept(&self) -> bool {
         matches!(
             self,
-            Self::GiveBack(..) | Self::Charge(..) | Self::HoldBack(..)
+            Self::GiveBack(..) | Self::Charge(..) | Self::HoldBack(..) | Self::Undo(..)
         )
     }
 

@@ -5,7 +5,7 @@ use std::{
     pin::{Pin, pin},
     sync::{
         Arc, PoisonError, Weak,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicU64, Ordering},
     },
     time::Duration,
 };
@@ -20,7 +20,7 @@ use super::{
     connect::{Connect, Session},
     deregister::Deregistration,
     heartbeat::Epoch,
-    recovery::{Call, lower},
+    recovery::{Call, lower, undo},
     script::{Argument, First},
     shared::{Live, Shared, data_lost, disconnected},
 };
@@ -46,7 +46,7 @@ pub(super) struct Keeper {
     keyspace: Keyspace,
     limiter: String,
     timeout: Duration,
-    counted: Arc<AtomicBool>,
+    counted: Arc<AtomicU64>,
 }
 
 impl Keeper {
@@ -61,7 +61,10 @@ impl Keeper {
             timeout: shared.config.timeout,
             counted: shared.counted.clone(),
         };
-        tokio::spawn(async move { keeper.run().await });
+        tokio::spawn(async move {
+            keeper.run().await;
+            keeper.uncount();
+        });
     }
 
     async fn run(&self) {
@@ -111,8 +114,9 @@ impl Keeper {
                     if !self.keep(&live, closed).await {
                         return None;
                     }
-                    self.counted.store(false, Ordering::Relaxed);
-                    if let Some(shared) = self.shared.upgrade() {
+                    if self.uncount()
+                        && let Some(shared) = self.shared.upgrade()
+                    {
                         shared.config.observer.reserves(0, 1.0);
                     }
                 }
@@ -136,7 +140,7 @@ impl Keeper {
         let bytes = argument.into_bytes();
         shared.probe(&*session, key, &bytes).await?;
         let within = shared.connect_timeout();
-        let beat = shared.beat(&*session, within).await?;
+        let beat = shared.beat(&*session, within, self.number).await?;
         let (known, told) = (shared.epoch(), beat.map(|(epoch, _)| epoch));
         let back = beat.map_or(1.0, |(_, beat)| config.members.back_before(beat));
         let kept = known
@@ -219,7 +223,7 @@ impl Keeper {
     }
 
     async fn beats(&self, shared: &Shared, live: &Live) {
-        let beat = shared.beat(&*live.session, self.timeout).await;
+        let beat = shared.beat(&*live.session, self.timeout, self.number).await;
         if !shared.is_kept_by(self.number) {
             return;
         }
@@ -255,6 +259,10 @@ impl Keeper {
                 .lock()
                 .unwrap_or_else(PoisonError::into_inner)
         };
+        let cancelled = config.books.cancelled();
+        for call in undo(&config.keyspace, &cancelled) {
+            send(shared, session, epoch, back, call).await?;
+        }
         if config.books.owes() {
             let owed = config.books.settle();
             payments().add(&owed, Instant::now());
@@ -273,9 +281,14 @@ impl Keeper {
     }
 
     async fn deregister(&self, live: &Live) {
-        if self.deregistration().over(&*live.session).await {
-            self.counted.store(false, Ordering::Relaxed);
-        }
+        self.deregistration().over(&*live.session).await;
+    }
+
+    /// The others count this limiter no longer, as far as this keeper is concerned. Whether they
+    /// did.
+    fn uncount(&self) -> bool {
+        let (counted, none) = (&self.counted, Ordering::Relaxed);
+        counted.compare_exchange(self.number, 0, none, none).is_ok()
     }
 
     fn deregistration(&self) -> Deregistration {
@@ -306,12 +319,15 @@ async fn send(
 
 impl Drop for Keeper {
     fn drop(&mut self) {
-        // Its runtime was shut down under it.
+        // Its runtime was shut down under it: where it has ended by itself, it is not counted.
+        let counted = self.uncount();
         if let Some(shared) = self.shared.upgrade() {
             shared.abandon(Some(self.number));
-            shared.config.observer.reserves(0, 1.0);
+            if counted {
+                shared.config.observer.reserves(0, 1.0);
+            }
         }
-        if self.counted.load(Ordering::Relaxed) && self.connect.works_on_any_runtime() {
+        if counted && self.connect.works_on_any_runtime() {
             self.deregistration().over_a_new_connection();
         }
     }

@@ -108,8 +108,9 @@ impl Link {
             Stage::Idle | Stage::Starting(_) => Mode::Passing,
             // Nobody finds out that it is back: the next call does.
             Stage::Down(_) if state.is_stalled(shared.config.stalled()) => {
+                let keeper = state.keeper;
                 drop(state);
-                shared.abandon(None);
+                shared.abandon(Some(keeper));
                 Mode::Passing
             }
             Stage::Down(failure) => Mode::Away(failure.clone()),

@@ -1,16 +1,24 @@
 //! What is told to a Redis that is back, before anybody is served by it: how low the buckets
 //! were, if it has lost them, and what memory granted meanwhile.
 
-use std::{collections::VecDeque, time::Duration};
+use std::{
+    collections::{HashMap, VecDeque},
+    time::Duration,
+};
 
 use tokio::time::Instant;
 
 use super::{
+    batch::terms_of,
     command::Owed,
     known::{Known, Remembered},
     script::{Argument, First, Reply},
 };
-use crate::{bucket::Terms, clock::from_us, scope::Keyspace};
+use crate::{
+    bucket::{Reservation, Terms},
+    clock::from_us,
+    scope::{BucketId, Keyspace, Scope},
+};
 
 /// Buckets in one call.
 const MOST_BUCKETS: usize = 127;
@@ -63,6 +71,45 @@ pub(super) fn lower(keyspace: &Keyspace, remembered: &[Remembered]) -> impl Iter
                 .collect(),
         }
     })
+}
+
+/// Undoes reservations whose callers have gone away while Redis could not be told. Where a call is
+/// lost, their tokens come back by the refill.
+pub(super) fn undo(keyspace: &Keyspace, gone: &[(Scope, Reservation)]) -> Vec<Call> {
+    let mut buckets: Vec<(BucketId, Terms, Vec<Reservation>)> = Vec::new();
+    let mut places: HashMap<Box<[u8]>, usize> = HashMap::new();
+    for (scope, reservation) in gone {
+        let id = scope.id(keyspace.secret());
+        let place = *places.entry(id.as_bytes().into()).or_insert_with(|| {
+            buckets.push((id, terms_of(scope), Vec::new()));
+            buckets.len() - 1
+        });
+        buckets[place].2.push(*reservation);
+    }
+    let calls = buckets.chunks(MOST_BUCKETS).map(|buckets| {
+        let mut argument = Argument::default();
+        for (_, terms, _) in buckets {
+            argument.key(*terms, First::NONE);
+        }
+        for (index, (.., reservations)) in buckets.iter().enumerate() {
+            // The last of a queue first, so that the one before it is the last then.
+            for reservation in reservations.iter().rev() {
+                argument.undo(index + 1, *reservation);
+            }
+        }
+        Call {
+            keys: buckets
+                .iter()
+                .map(|(id, ..)| keyspace.bucket(id.as_bytes()))
+                .collect(),
+            argument: argument.into_bytes(),
+            buckets: buckets
+                .iter()
+                .map(|(id, terms, _)| (id.as_bytes().into(), *terms))
+                .collect(),
+        }
+    });
+    calls.collect()
 }
 
 /// What is to be charged once, under a number of its own: charged again because no reply came,

@@ -60,7 +60,8 @@ pub(super) struct Shared {
     /// This client may not beat, and that was told.
     may_not_beat: AtomicBool,
     /// The other limiters count this one, over a connection that works.
-    pub(super) counted: Arc<AtomicBool>,
+    /// The number of the keeper whose heartbeat they have counted last; 0: none.
+    pub(super) counted: Arc<AtomicU64>,
     /// It has said goodbye, and no longer beats.
     pub(super) left: AtomicBool,
     /// The limiter is gone: told to those who wait, and kept.
@@ -71,7 +72,7 @@ pub(super) struct Shared {
 pub(super) struct State {
     pub(super) stage: Stage,
     /// The number of the keeper that this state is of; what those before it do is of no account.
-    keeper: u64,
+    pub(super) keeper: u64,
     /// When it last began a step, or was given one.
     active: Option<Instant>,
     breaker: Breaker,
@@ -391,6 +392,7 @@ impl Shared {
         &self,
         session: &dyn Session,
         within: Duration,
+        keeper: u64,
     ) -> Result<Option<(Epoch, Beat)>, Failure> {
         // An answer in time which says that the heartbeat was late: the server's clock was set.
         for _ in 0..2 {
@@ -410,7 +412,7 @@ impl Shared {
                     let mut state = self.lock();
                     state.counted_since = state.counted_since.or_else(|| Some(Instant::now()));
                     drop(state);
-                    self.counted.store(true, Ordering::Relaxed);
+                    self.counted.store(keeper, Ordering::Relaxed);
                     return Ok(Some((epoch, beat)));
                 }
                 Answer::None => return Ok(None),
@@ -428,7 +430,7 @@ impl Shared {
     ) -> Result<(), Failure> {
         let last = Heartbeat::last(&self.config.keyspace, &self.limiter);
         self.send(session, last, within).await?;
-        self.counted.store(false, Ordering::Relaxed);
+        self.counted.store(0, Ordering::Relaxed);
         Ok(())
     }
 
@@ -557,7 +559,7 @@ impl Shared {
         let (is_up, is_last) = (matches!(state.stage, Stage::Up(_)), state.keeper == keeper);
         drop(state);
         match is_up {
-            _ if !is_last => {}
+            _ if !is_last => self.config.observer.misconfigured(&failure),
             true => self.fails(&failure),
             false => self.stays_down(keeper, failure),
         }

@@ -280,7 +280,7 @@ impl Stored {
             && bucket.held - bucket.at <= 1e16
             && bucket.level >= -2.0 * widest.cap - 1e20 * (terms.per_us + bucket.by)
             && bucket.cancelled.len() <= 64
-            && bucket.cancelled.is_sorted_by(|a, b| a.until < b.until)
+            && bucket.cancelled.is_sorted_by(|a, b| a.until <= b.until)
             && bucket.cancelled.iter().all(|gap| {
                 gap.from < gap.until
                     && gap.until <= bucket.tail

@@ -161,8 +161,10 @@ impl Figures {
                 format!("{}: {:.1} over, {over:.1} allowed", kind.name, of.excess),
             );
             if let Some(share) = of.share.filter(|_| row.expect.share) {
+                // A share starts lower by its part of what callers of other processes have
+                // reserved, which may be 24 tokens here, of 200 in the shortest time that counts.
                 check(
-                    share >= 0.9,
+                    share >= 0.85,
                     format!("{}: {share:.2} of the share", kind.name),
                 );
             }

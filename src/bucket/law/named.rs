@@ -526,3 +526,35 @@ fn a_pause_takes_cancelled_reservations_with_it() {
     bucket.hold_back(5.0 * SECOND, terms);
     assert!(bucket.quote(1.0, terms) >= 5.0 * SECOND);
 }
+
+#[test]
+fn what_others_may_have_used_since_it_was_due_does_not_come_back() {
+    let terms = Terms::new(10.0, 1.0);
+    let mut bucket = Bucket::full(1.7e15, terms);
+    bucket.take(10.0, 1, 0.0, terms);
+    let wait = bucket.take(4.0, 1, 1e12, terms).last;
+    let gone = Reservation::due(bucket.at + wait, 4.0, terms);
+    for (late, comes_back) in [(0.0, 4.0), (1.0, 3.0), (9.0, 0.0)] {
+        let mut bucket = bucket.clone();
+        bucket.visit(gone.until + late * SECOND, terms);
+        let before = bucket.level;
+        bucket.undo(gone, terms);
+        assert_near(bucket.level - before, comes_back);
+    }
+}
+
+#[test]
+fn a_pause_keeps_cancelled_reservations_that_are_due_after_it() {
+    let terms = Terms::new(1.0, 1.0);
+    let mut bucket = Bucket::full(1.7e15, terms);
+    bucket.take(1.0, 1, 0.0, terms);
+    let at = bucket.at;
+    let mut reserve = || Reservation::due(at + bucket.take(1.0, 1, 1e12, terms).last, 1.0, terms);
+    let reserved: Vec<_> = (0..9).map(|_| reserve()).collect();
+    // Due after 2 s, and after 8 s.
+    bucket.undo(reserved[1], terms);
+    bucket.undo(reserved[7], terms);
+    bucket.hold_back(5.0 * SECOND, terms);
+    assert_eq!(bucket.cancelled, [reserved[7]]);
+    assert_eq!(bucket.quote(1.0, terms), 8.0 * SECOND);
+}

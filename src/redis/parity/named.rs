@@ -2,7 +2,7 @@
 
 use redis::aio::MultiplexedConnection;
 
-use crate::bucket::Terms;
+use crate::bucket::{Reservation, Terms};
 use crate::redis::script::{ACQUIRE, Answer, Reply};
 use crate::redis::twin::{Call, Command};
 
@@ -394,4 +394,30 @@ async fn a_payment_is_charged_once_and_a_bound_lowers() {
         let answered = call(&mut connection, &one(slow, command)).await;
         assert!((answered.levels[0].0 - level).abs() < 1e-3);
     }
+}
+
+/// Reservations of a fast quota are due in the same microsecond; what the script writes of them is
+/// what it reads.
+#[tokio::test]
+async fn cancelled_reservations_that_are_due_together_are_remembered() {
+    let server = RedisServer::start().await;
+    let mut connection = server.connection().await;
+    let fast = Terms::new(1e9, 1e7);
+    let mut reserved = Vec::new();
+    for cost in [1e9, 1e9, 1.0, 1.0, 1.0, 1e9] {
+        let answered = call(&mut connection, &one(fast, take(cost, 1e12))).await;
+        let due = answered.time + answered.takes[0].taken.last;
+        reserved.push(Reservation::due(due, cost, fast));
+    }
+    // The first was taken at once, and the last stands behind the others.
+    for gone in &reserved[1..5] {
+        call(&mut connection, &one(fast, Command::Undo(0, *gone))).await;
+    }
+    let looked = call(&mut connection, &one(fast, Command::Look(0))).await;
+    let (level, _) = looked.levels[0];
+    assert!((-1.1e9..0.0).contains(&level), "{level}");
+    assert!(
+        value(&mut connection).await.len() > 10,
+        "none is remembered"
+    );
 }
