@@ -404,7 +404,7 @@ async fn cancelled_reservations_that_are_due_together_are_remembered() {
     let mut connection = server.connection().await;
     let fast = Terms::new(1e9, 1e7);
     let mut reserved = Vec::new();
-    for cost in [1e9, 1e9, 1.0, 1.0, 1.0, 1e9] {
+    for cost in [1e9, 1e9, 3.0, 3.0, 3.0, 1e9] {
         let answered = call(&mut connection, &one(fast, take(cost, 1e12))).await;
         let due = answered.time + answered.takes[0].taken.last;
         reserved.push(Reservation::due(due, cost, fast));
