@@ -660,8 +660,8 @@ impl Future for Acquire {
 impl Acquire {
     #[inline(never)]
     fn poll_waiting(&mut self, cx: &mut Context<'_>) -> Poll<Result<Permit, Rejected>> {
-        // A task that this poll starts ends at once where its runtime is being shut down; that it
-        // comes too late by itself may happen once.
+        // Where its runtime is being shut down, each task that this poll starts ends at once. An
+        // answer that comes too late on a slow machine is not as frequent within one poll.
         let (mut missed, mut fell_back) = (0, false);
         let mut next = match &self.state {
             State::Start => {
