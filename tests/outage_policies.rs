@@ -268,3 +268,40 @@ async fn strict_shares_are_never_more_than_the_whole() {
     let fits = large.clone().cost(1.0);
     assert!(strict.acquire(&fits, SECOND).await.is_ok());
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn waiters_that_are_cancelled_in_an_outage_do_not_lower_the_share() {
+    let mut server = RedisServer::start().await;
+    let limiter = limiter(&server, Fallback::Share(Share::Auto));
+    let api = Quota::per_second(1.0).scope("api");
+    limiter.try_acquire(&api).await.expect("full");
+    let mut waiters = Vec::new();
+    for _ in 0..30 {
+        let mut waiter = Box::pin(limiter.acquire(&api, 60 * SECOND));
+        assert!(futures_util::poll!(&mut waiter).is_pending());
+        waiters.push(waiter);
+    }
+    let reserved = async {
+        while limiter.peek(&api).await.tokens() > -25.0 {
+            tokio::time::sleep(SECOND / 100).await;
+        }
+    };
+    let reserved = tokio::time::timeout(10 * SECOND, reserved).await;
+    reserved.expect("reservations");
+    server.kill9();
+    let noticed = async {
+        while !limiter
+            .try_acquire(PLENTY)
+            .await
+            .expect("plenty")
+            .is_degraded()
+        {
+            tokio::time::sleep(SECOND / 100).await;
+        }
+    };
+    let noticed = tokio::time::timeout(10 * SECOND, noticed).await;
+    noticed.expect("the outage is noticed");
+    drop(waiters);
+    let permit = limiter.acquire(&api, 10 * SECOND).await;
+    assert!(permit.expect("nobody else waits").is_degraded());
+}

@@ -323,6 +323,8 @@ impl Core {
             Origin::Redis => {
                 let gone = (scope.clone(), gone);
                 if is_away {
+                    // Nor does the share start lower by what nobody waits for any more.
+                    remote.raise_known(scope, gone.1.tokens);
                     self.shares.untold.undo(gone);
                 } else {
                     remote.undo(Box::new(gone));

@@ -106,6 +106,13 @@ impl Remote {
         self.batcher.charge(scope, tokens);
     }
 
+    /// As far as is known, a bucket has so many tokens more.
+    pub(crate) fn raise_known(&self, scope: &Scope, tokens: f64) {
+        let quota = scope.quota();
+        let terms = Terms::new(quota.capacity(), quota.rate());
+        self.known.raise(&scope.id(&self.salt), terms, tokens);
+    }
+
     /// Undoes a reservation whose caller has gone away.
     pub(crate) fn undo(&self, gone: Box<(Scope, Reservation)>) {
         self.batcher.undo(gone);
@@ -270,6 +277,10 @@ impl Remote {
     }
 
     pub(crate) fn undo(&self, _: Box<(Scope, Reservation)>) {
+        match *self {}
+    }
+
+    pub(crate) fn raise_known(&self, _: &Scope, _: f64) {
         match *self {}
     }
 
