@@ -401,30 +401,26 @@ impl Driver {
     /// The bucket is held back: whose turn comes before that is over asks again. The turns are
     /// not given back, because what they have taken pays for the hold.
     fn miss_before(&self, until: Instant) {
-        let mut woken = Vec::new();
-        let mut state = self.line.lock();
-        while state.turns.front().is_some_and(|turn| turn.at < until) {
-            state.turns.pop_front();
-            while let Some(sleeper) = state.sleepers.pop_front() {
-                if let Some(wake) = sleeper.miss_turn() {
-                    state.present -= 1;
-                    woken.push(wake);
-                    break;
-                }
-            }
-        }
-        drop(state);
+        let (_, woken) = self.miss(|turn| turn.at < until);
         woken.into_iter().for_each(Wake::wake);
     }
 
     /// Whose turn has come asks again, and is answered by the share.
     fn move_to_share(&self, now: Instant) {
-        let mut woken = Vec::new();
-        let mut moved = 0;
+        let (moved, woken) = self.miss(|turn| turn.at <= now);
+        for _ in 0..moved {
+            self.core.shares.forgo(&self.line.scope);
+        }
+        woken.into_iter().for_each(Wake::wake);
+    }
+
+    /// Takes these first turns from the line: how many there were, and who is to ask again.
+    fn miss(&self, is_missed: impl Fn(&Turn) -> bool) -> (usize, Vec<Wake>) {
+        let (mut missed, mut woken) = (0, Vec::new());
         let mut state = self.line.lock();
-        while state.turns.front().is_some_and(|turn| turn.at <= now) {
+        while state.turns.front().is_some_and(&is_missed) {
             state.turns.pop_front();
-            moved += 1;
+            missed += 1;
             while let Some(sleeper) = state.sleepers.pop_front() {
                 if let Some(wake) = sleeper.miss_turn() {
                     state.present -= 1;
@@ -433,11 +429,7 @@ impl Driver {
                 }
             }
         }
-        drop(state);
-        for _ in 0..moved {
-            self.core.shares.forgo(&self.line.scope);
-        }
-        woken.into_iter().for_each(Wake::wake);
+        (missed, woken)
     }
 
     /// Turns that have come are used, those that are late by more than the tolerance and what a
