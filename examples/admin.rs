@@ -71,7 +71,7 @@ async fn main() -> Result<(), Error> {
             let _ = tokio::signal::ctrl_c().await;
         })
         .await?;
-    limiter.leave().await;
+    limiter.deregister().await;
     Ok(())
 }
 

@@ -20,15 +20,15 @@ const MAX_TTL_MS: f64 = 9_007_199_254_740_992.0;
 
 /// A quota in the law's units: tokens, and tokens per microsecond.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub(crate) struct Terms {
-    pub(crate) cap: f64,
+pub(crate) struct BucketParams {
+    pub(crate) capacity: f64,
     pub(crate) per_us: f64,
 }
 
-impl Terms {
+impl BucketParams {
     pub(crate) fn new(capacity: f64, rate: f64) -> Self {
         Self {
-            cap: capacity,
+            capacity,
             per_us: rate / 1e6,
         }
     }
@@ -46,7 +46,7 @@ impl Terms {
     /// rate, and of the capacity, but not less than one token where the whole has one.
     pub(crate) fn share(self, n: f64) -> Self {
         Self {
-            cap: (self.cap / n).max(self.cap.min(1.0)),
+            capacity: (self.capacity / n).max(self.capacity.min(1.0)),
             per_us: self.per_us / n,
         }
     }
@@ -55,7 +55,7 @@ impl Terms {
     /// leaves less than a token to each.
     pub(crate) fn strict_share(self, n: f64) -> Self {
         Self {
-            cap: self.cap / n,
+            capacity: self.capacity / n,
             per_us: self.per_us / n,
         }
     }
@@ -67,17 +67,17 @@ impl Terms {
     /// at the earliest: 570 years at a million a second. The level from which a cost vanishes
     /// shrinks with the cost, and so does the error, once the burst is used.
     pub(crate) fn can_grant(self, cost: f64) -> bool {
-        cost >= 0.0 && cost <= self.cap
+        cost >= 0.0 && cost <= self.capacity
     }
 }
 
 /// Reservations that end this close to each other, in microseconds, are neighbours: a due time is
 /// rounded up to a whole microsecond, and the rest of the next one is counted from the level.
-const NEIGHBOURS_US: f64 = 2.0;
+const ADJACENT_US: f64 = 2.0;
 
 /// A bucket remembers so many cancelled reservations that others stand behind. The tokens of
 /// further ones come back only by the refill.
-const MOST_CANCELLED: usize = 64;
+const MAX_GAPS: usize = 64;
 
 /// Tokens that were reserved for a later time: those that refill from `from` until `until`, when
 /// they are due, in the bucket's time.
@@ -90,9 +90,9 @@ pub(crate) struct Reservation {
 
 impl Reservation {
     /// `tokens` that are due at `until`.
-    pub(crate) fn due(until: f64, tokens: f64, terms: Terms) -> Self {
+    pub(crate) fn due(until: f64, tokens: f64, params: BucketParams) -> Self {
         Self {
-            from: until - tokens.min(terms.cap) / terms.per_us,
+            from: until - tokens.min(params.capacity) / params.per_us,
             until,
             tokens,
         }
@@ -107,18 +107,18 @@ pub(crate) struct Bucket {
     /// When the level was that.
     pub(crate) at: f64,
     /// The last promised turn.
-    pub(crate) tail: f64,
+    pub(crate) last_due: f64,
     /// The largest cost among the sleepers.
-    pub(crate) big: f64,
+    pub(crate) largest_cost: f64,
     /// Given back while others sleep.
-    pub(crate) pool: f64,
+    pub(crate) returned: f64,
     /// Until when nobody is granted anything; zero: it is not held back.
-    pub(crate) held: f64,
+    pub(crate) paused_until: f64,
     /// By which rate the level counts the rest of the hold, in tokens per microsecond.
-    pub(crate) by: f64,
+    pub(crate) pause_rate: f64,
     /// Cancelled reservations that others stand behind, in the order of their due times. Their
     /// tokens are part of the debt.
-    pub(crate) cancelled: Vec<Reservation>,
+    pub(crate) gaps: Vec<Reservation>,
 }
 
 /// What `n` equal demands got, in their order.
@@ -136,34 +136,34 @@ pub(crate) struct Taken {
 
 impl Taken {
     /// The wait of the `k`th granted demand of cost `c`, counted from zero.
-    pub(crate) fn wait(&self, k: u32, c: f64, terms: Terms) -> f64 {
+    pub(crate) fn wait(&self, k: u32, c: f64, params: BucketParams) -> f64 {
         let k = f64::from(k);
         if k < self.now {
             0.0
         } else {
-            (self.last - (self.granted - 1.0 - k) * c / terms.per_us).max(0.0)
+            (self.last - (self.granted - 1.0 - k) * c / params.per_us).max(0.0)
         }
     }
 }
 
 impl Bucket {
-    pub(crate) fn full(now: f64, terms: Terms) -> Self {
+    pub(crate) fn full(now: f64, params: BucketParams) -> Self {
         Self {
-            level: terms.cap,
+            level: params.capacity,
             at: now,
-            tail: 0.0,
-            big: 0.0,
-            pool: 0.0,
-            held: 0.0,
-            by: 0.0,
-            cancelled: Vec::new(),
+            last_due: 0.0,
+            largest_cost: 0.0,
+            returned: 0.0,
+            paused_until: 0.0,
+            pause_rate: 0.0,
+            gaps: Vec::new(),
         }
     }
 
     /// Brings the bucket to `now`. True where the clock was mended, which must be kept even
     /// when nothing else changes.
-    pub(crate) fn visit(&mut self, now: f64, terms: Terms) -> bool {
-        self.visit_by(now, terms, 1.0)
+    pub(crate) fn advance(&mut self, now: f64, params: BucketParams) -> bool {
+        self.advance_in_recovery(now, params, 1.0)
     }
 
     /// As `visit`, after an outage from which only the part `back` of all processes is back.
@@ -171,78 +171,83 @@ impl Bucket {
     /// The others will charge what they spent of their shares, so the bucket still holds the
     /// tokens of those. Once these shares are full they do not refill, and must not refill what
     /// the others spend, or were promised: from there on the bucket refills in part.
-    pub(crate) fn visit_by(&mut self, now: f64, terms: Terms, back: f64) -> bool {
+    pub(crate) fn advance_in_recovery(
+        &mut self,
+        now: f64,
+        params: BucketParams,
+        back: f64,
+    ) -> bool {
         let mended = self.at > now + CLOCK_SLACK_US;
         if mended {
             let step = self.at - now;
-            self.tail -= step;
-            self.held -= step;
-            for gap in &mut self.cancelled {
+            self.last_due -= step;
+            self.paused_until -= step;
+            for gap in &mut self.gaps {
                 gap.from -= step;
                 gap.until -= step;
             }
             self.at = now;
         }
         // A hold is as long by any rate.
-        if self.held > self.at && self.by != terms.per_us {
-            self.level += (self.held - self.at) * (self.by - terms.per_us);
-            self.by = terms.per_us;
+        if self.paused_until > self.at && self.pause_rate != params.per_us {
+            self.level += (self.paused_until - self.at) * (self.pause_rate - params.per_us);
+            self.pause_rate = params.per_us;
         }
         let n = self.at.max(now);
         let mut us = n - self.at;
         if back < 1.0 {
-            let promised = (self.tail - self.at).max(0.0) * terms.per_us * back;
-            let to_full = (1.0 - back) * terms.cap - promised - self.level;
-            let at_whole = us.min((to_full / (terms.per_us * (1.0 - back))).max(0.0));
+            let promised = (self.last_due - self.at).max(0.0) * params.per_us * back;
+            let to_full = (1.0 - back) * params.capacity - promised - self.level;
+            let at_whole = us.min((to_full / (params.per_us * (1.0 - back))).max(0.0));
             us = at_whole + (us - at_whole) * back;
         }
-        self.level = terms.cap.min(self.level + us * terms.per_us);
+        self.level = params.capacity.min(self.level + us * params.per_us);
         self.at = n;
         // What is due and was cancelled is given back.
-        let due = self.cancelled.partition_point(|gap| gap.until <= n);
-        for gap in self.cancelled.drain(..due) {
-            self.pool += gap.tokens;
+        let due = self.gaps.partition_point(|gap| gap.until <= n);
+        for gap in self.gaps.drain(..due) {
+            self.returned += gap.tokens;
         }
         // The room is that of the time when the last reservation was due, if it was.
-        let since = (n - self.tail).max(0.0) * terms.per_us * back;
-        self.pool = self.pool.min(self.room(self.level - since, terms));
-        if self.tail <= n {
-            self.end_queue(terms);
+        let since = (n - self.last_due).max(0.0) * params.per_us * back;
+        self.returned = self.returned.min(self.room(self.level - since, params));
+        if self.last_due <= n {
+            self.end_queue(params);
         }
-        if self.held > n {
-            self.bind(terms);
+        if self.paused_until > n {
+            self.bind(params);
         } else {
-            self.held = 0.0;
-            self.by = 0.0;
+            self.paused_until = 0.0;
+            self.pause_rate = 0.0;
         }
         mended
     }
 
     /// No reservation is outstanding.
-    fn end_queue(&mut self, terms: Terms) {
-        for gap in self.cancelled.drain(..) {
-            self.pool += gap.tokens;
+    fn end_queue(&mut self, params: BucketParams) {
+        for gap in self.gaps.drain(..) {
+            self.returned += gap.tokens;
         }
-        self.level = terms.cap.min(self.level + self.pool);
-        self.tail = 0.0;
-        self.pool = 0.0;
-        self.big = 0.0;
+        self.level = params.capacity.min(self.level + self.returned);
+        self.last_due = 0.0;
+        self.returned = 0.0;
+        self.largest_cost = 0.0;
     }
 
     /// How much may be given back at this level, without crowding those who wait.
-    fn room(&self, level: f64, terms: Terms) -> f64 {
-        (terms.cap - self.big - level.max(0.0)).max(0.0)
+    fn room(&self, level: f64, params: BucketParams) -> f64 {
+        (params.capacity - self.largest_cost - level.max(0.0)).max(0.0)
     }
 
     /// How long a demand of `c` would wait now, in microseconds.
-    pub(crate) fn quote(&self, c: f64, terms: Terms) -> f64 {
-        let need = c.min(terms.cap);
-        if self.level >= need || self.pool >= c {
+    pub(crate) fn quote(&self, c: f64, params: BucketParams) -> f64 {
+        let need = c.min(params.capacity);
+        if self.level >= need || self.returned >= c {
             0.0
-        } else if let Some((_, start, length)) = self.gap_for(c, terms) {
+        } else if let Some((_, start, length)) = self.gap_for(c, params) {
             self.wait_until(start + length)
         } else {
-            ((need - self.level) / terms.per_us).ceil()
+            ((need - self.level) / params.per_us).ceil()
         }
     }
 
@@ -252,14 +257,14 @@ impl Bucket {
 
     /// The first cancelled reservation that has room for `c`: which, from when on, and for how
     /// long.
-    fn gap_for(&self, c: f64, terms: Terms) -> Option<(usize, f64, f64)> {
-        if c > terms.cap {
+    fn gap_for(&self, c: f64, params: BucketParams) -> Option<(usize, f64, f64)> {
+        if c > params.capacity {
             return None;
         }
-        self.cancelled.iter().enumerate().find_map(|(index, gap)| {
+        self.gaps.iter().enumerate().find_map(|(index, gap)| {
             let length = (gap.until - gap.from) * (c / gap.tokens);
-            let start = if self.held > self.at {
-                gap.from.max(self.held)
+            let start = if self.paused_until > self.at {
+                gap.from.max(self.paused_until)
             } else {
                 gap.from.max(self.at - length)
             };
@@ -271,23 +276,23 @@ impl Bucket {
 
     /// Reserves `c` in place of a cancelled reservation: the wait, if there is one that fits and
     /// is due within `max_wait`.
-    fn fill_gap(&mut self, c: f64, max_wait: f64, terms: Terms) -> Option<f64> {
-        let (index, start, length) = self.gap_for(c, terms)?;
+    fn fill_gap(&mut self, c: f64, max_wait: f64, params: BucketParams) -> Option<f64> {
+        let (index, start, length) = self.gap_for(c, params)?;
         let wait = self.wait_until(start + length);
         if wait > max_wait {
             return None;
         }
-        let gap = &mut self.cancelled[index];
+        let gap = &mut self.gaps[index];
         let passed = gap.tokens * ((start - gap.from) / (gap.until - gap.from));
         gap.tokens -= c + passed;
         gap.from = start + length;
         if gap.tokens <= 0.0 || gap.from >= gap.until {
-            self.cancelled.remove(index);
+            self.gaps.remove(index);
         }
-        if passed > 0.0 && self.held <= self.at {
-            self.pool = (self.pool + passed).min(self.room(self.level, terms));
+        if passed > 0.0 && self.paused_until <= self.at {
+            self.returned = (self.returned + passed).min(self.room(self.level, params));
         }
-        self.big = self.big.max(c);
+        self.largest_cost = self.largest_cost.max(c);
         Some(wait)
     }
 
@@ -295,7 +300,7 @@ impl Bucket {
     ///
     /// A demand over the whole capacity goes when the bucket is full, into debt: where this
     /// bucket is a process's share of a larger one, it would else be locked out.
-    pub(crate) fn take(&mut self, c: f64, n: u32, max_wait: f64, terms: Terms) -> Taken {
+    pub(crate) fn take(&mut self, c: f64, n: u32, max_wait: f64, params: BucketParams) -> Taken {
         let n = f64::from(n);
         // Zero takes nothing; divided by, it would leave what is no number.
         if c <= 0.0 {
@@ -305,15 +310,15 @@ impl Bucket {
                 ..Taken::default()
             };
         }
-        let over = (c - terms.cap).max(0.0);
+        let over = (c - params.capacity).max(0.0);
         let ready = if over > 0.0 {
-            f64::from(u8::from(self.level >= terms.cap))
+            f64::from(u8::from(self.level >= params.capacity))
         } else {
             whole(self.level, c).min(n)
         };
         self.level -= ready * c;
-        let pooled = whole(self.pool, c).min(n - ready);
-        self.pool -= pooled * c;
+        let pooled = whole(self.returned, c).min(n - ready);
+        self.returned -= pooled * c;
         let mut taken = Taken {
             now: ready + pooled,
             granted: ready + pooled,
@@ -324,7 +329,7 @@ impl Bucket {
             return taken;
         }
         if n == 1.0
-            && let Some(wait) = self.fill_gap(c, max_wait, terms)
+            && let Some(wait) = self.fill_gap(c, max_wait, params)
         {
             return Taken {
                 now: f64::from(u8::from(wait <= 0.0)),
@@ -334,8 +339,8 @@ impl Bucket {
             };
         }
         let level = self.level;
-        let wait_of = |j: f64| ((j * c - over - level) / terms.per_us).ceil();
-        let mut later = ((level + over + max_wait * terms.per_us) / c)
+        let wait_of = |j: f64| ((j * c - over - level) / params.per_us).ceil();
+        let mut later = ((level + over + max_wait * params.per_us) / c)
             .floor()
             .max(0.0)
             .min(left);
@@ -349,13 +354,13 @@ impl Bucket {
             taken.granted += later;
             taken.last = wait_of(later);
             self.level -= later * c;
-            self.tail = self.tail.max(self.at + taken.last);
-            self.big = self.big.max(c.min(terms.cap));
+            self.last_due = self.last_due.max(self.at + taken.last);
+            self.largest_cost = self.largest_cost.max(c.min(params.capacity));
         }
         if later < left {
             let mut wait = wait_of(later + 1.0);
             if n == 1.0
-                && let Some((_, start, length)) = self.gap_for(c, terms)
+                && let Some((_, start, length)) = self.gap_for(c, params)
             {
                 wait = wait.min(self.wait_until(start + length));
             }
@@ -365,13 +370,13 @@ impl Bucket {
     }
 
     /// Gives back `c` tokens that were taken and not used.
-    pub(crate) fn give_back(&mut self, c: f64, terms: Terms) {
-        if self.held > self.at {
+    pub(crate) fn give_back(&mut self, c: f64, params: BucketParams) {
+        if self.paused_until > self.at {
             // It would pull the end of the hold forward, or go out as a burst after it.
-        } else if self.tail <= self.at {
-            self.level = terms.cap.min(self.level + c);
+        } else if self.last_due <= self.at {
+            self.level = params.capacity.min(self.level + c);
         } else {
-            self.pool = (self.pool + c).min(self.room(self.level, terms));
+            self.returned = (self.returned + c).min(self.room(self.level, params));
         }
     }
 
@@ -380,42 +385,42 @@ impl Bucket {
     /// The last of the queue is undone as if it had never been made, and then the one before it,
     /// if that is cancelled as well. Others stand behind one in the middle, and rely on it: its
     /// tokens come back when it is the last, or due; a newcomer may take its place.
-    pub(crate) fn undo(&mut self, gone: Reservation, terms: Terms) {
+    pub(crate) fn undo(&mut self, gone: Reservation, params: BucketParams) {
         if gone.until <= self.at {
             // What has refilled since may have been used by others.
-            let unused = gone.tokens - (self.at - gone.until) * terms.per_us;
-            return self.give_back(unused.max(0.0), terms);
+            let unused = gone.tokens - (self.at - gone.until) * params.per_us;
+            return self.give_back(unused.max(0.0), params);
         }
         // What is due in a pause has paid for it. Beyond the tail is what this bucket does not
         // know: it was reset or lost.
-        if gone.until <= self.held || gone.until > self.tail + NEIGHBOURS_US {
+        if gone.until <= self.paused_until || gone.until > self.last_due + ADJACENT_US {
             return;
         }
-        if gone.until < self.tail - NEIGHBOURS_US {
+        if gone.until < self.last_due - ADJACENT_US {
             // One over the capacity refills in part after it is due.
-            if gone.tokens <= terms.cap {
+            if gone.tokens <= params.capacity {
                 self.remember(gone);
             }
             return;
         }
         let mut last = gone;
         loop {
-            self.level = terms.cap.min(self.level + last.tokens);
-            self.tail = last.from;
-            match self.cancelled.pop() {
-                Some(next) if next.until >= self.tail - NEIGHBOURS_US => last = next,
+            self.level = params.capacity.min(self.level + last.tokens);
+            self.last_due = last.from;
+            match self.gaps.pop() {
+                Some(next) if next.until >= self.last_due - ADJACENT_US => last = next,
                 Some(next) => {
-                    self.cancelled.push(next);
+                    self.gaps.push(next);
                     break;
                 }
                 None => break,
             }
         }
-        if self.tail <= self.at + NEIGHBOURS_US {
-            self.end_queue(terms);
+        if self.last_due <= self.at + ADJACENT_US {
+            self.end_queue(params);
         }
-        if self.held > self.at {
-            self.bind(terms);
+        if self.paused_until > self.at {
+            self.bind(params);
         }
     }
 
@@ -425,35 +430,32 @@ impl Bucket {
         if gone.from >= gone.until {
             return;
         }
-        let next = self.cancelled.partition_point(|gap| gap.until < gone.until);
+        let next = self.gaps.partition_point(|gap| gap.until < gone.until);
         let joins = |before: &Reservation, after: &Reservation| {
-            (after.from - before.until).abs() <= NEIGHBOURS_US
+            (after.from - before.until).abs() <= ADJACENT_US
         };
         let before = next.checked_sub(1);
-        let before = before.filter(|&before| joins(&self.cancelled[before], &gone));
-        let after = self
-            .cancelled
-            .get(next)
-            .is_some_and(|after| joins(&gone, after));
+        let before = before.filter(|&before| joins(&self.gaps[before], &gone));
+        let after = self.gaps.get(next).is_some_and(|after| joins(&gone, after));
         match (before, after) {
             (Some(before), true) => {
-                let after = self.cancelled.remove(next);
-                let gap = &mut self.cancelled[before];
+                let after = self.gaps.remove(next);
+                let gap = &mut self.gaps[before];
                 gap.until = after.until;
                 gap.tokens += gone.tokens + after.tokens;
             }
             (Some(before), false) => {
-                let gap = &mut self.cancelled[before];
+                let gap = &mut self.gaps[before];
                 gap.until = gone.until;
                 gap.tokens += gone.tokens;
             }
             (None, true) => {
-                let gap = &mut self.cancelled[next];
+                let gap = &mut self.gaps[next];
                 gap.from = gone.from;
                 gap.tokens += gone.tokens;
             }
-            (None, false) if self.cancelled.len() < MOST_CANCELLED => {
-                self.cancelled.insert(next, gone);
+            (None, false) if self.gaps.len() < MAX_GAPS => {
+                self.gaps.insert(next, gone);
             }
             (None, false) => {}
         }
@@ -461,7 +463,7 @@ impl Bucket {
 
     /// The level without what is reserved by nobody any more: at most so much is free.
     pub(crate) fn free(&self) -> f64 {
-        self.cancelled
+        self.gaps
             .iter()
             .fold(self.level, |level, gap| level + gap.tokens)
     }
@@ -469,11 +471,11 @@ impl Bucket {
     /// Charges `x` tokens that were used without having been taken. The debt is bounded by one
     /// capacity beyond what sleepers were promised, so that no single charge blocks a scope for
     /// ever.
-    pub(crate) fn charge(&mut self, x: f64, terms: Terms) {
-        let from_pool = self.pool.min(x);
-        self.pool -= from_pool;
-        let promised = (self.tail - self.at).max(0.0) * terms.per_us;
-        let floor = -terms.cap - promised;
+    pub(crate) fn charge(&mut self, x: f64, params: BucketParams) {
+        let from_pool = self.returned.min(x);
+        self.returned -= from_pool;
+        let promised = (self.last_due - self.at).max(0.0) * params.per_us;
+        let floor = -params.capacity - promised;
         self.level = self.level.min((self.level - (x - from_pool)).max(floor));
     }
 
@@ -481,70 +483,72 @@ impl Bucket {
     /// promised to sleepers, the largest of cost `big`, for turns that come within `wait`: so no
     /// bound may forget them.
     #[cfg(test)]
-    pub(crate) fn pay(&mut self, x: f64, wait: f64, big: f64) {
-        let from_pool = self.pool.min(x);
-        self.pool -= from_pool;
+    pub(crate) fn write_back(&mut self, x: f64, wait: f64, big: f64) {
+        let from_pool = self.returned.min(x);
+        self.returned -= from_pool;
         self.level = self.level.min(self.level - (x - from_pool));
         if wait > 0.0 {
-            self.tail = self.tail.max(self.at + wait);
-            self.big = self.big.max(big);
+            self.last_due = self.last_due.max(self.at + wait);
+            self.largest_cost = self.largest_cost.max(big);
         }
     }
 
     /// Takes up to `x` tokens ahead of any demand, of what is over half the capacity, while nobody
     /// sleeps. How many.
     #[cfg(test)]
-    pub(crate) fn lease(&mut self, x: f64, terms: Terms) -> f64 {
-        if self.tail > self.at {
+    pub(crate) fn lease(&mut self, x: f64, params: BucketParams) -> f64 {
+        if self.last_due > self.at {
             return 0.0;
         }
-        let ahead = x.min((self.level - terms.cap / 2.0).floor()).max(0.0);
+        let ahead = x.min((self.level - params.capacity / 2.0).floor()).max(0.0);
         self.level -= ahead;
         ahead
     }
 
     /// Leaves no more than `x` tokens.
-    pub(crate) fn lower(&mut self, x: f64) {
+    pub(crate) fn cap_level(&mut self, x: f64) {
         self.level = self.level.min(x);
-        self.pool = self.pool.min(x.max(0.0));
+        self.returned = self.returned.min(x.max(0.0));
     }
 
     /// Grants nobody anything for `us` microseconds, whoever was promised a turn in that time:
     /// what such turns have taken pays for the hold, so they are not given back. After it the
     /// rate goes on, without a burst. A hold is never shortened by another.
-    pub(crate) fn hold_back(&mut self, us: f64, terms: Terms) {
-        self.held = self.held.max(self.at + us);
-        if self.held > self.at {
-            self.by = terms.per_us;
+    pub(crate) fn pause(&mut self, us: f64, params: BucketParams) {
+        self.paused_until = self.paused_until.max(self.at + us);
+        if self.paused_until > self.at {
+            self.pause_rate = params.per_us;
             // What is due in a pause pays for it.
-            self.cancelled.retain(|gap| gap.until > self.held);
-            self.bind(terms);
+            self.gaps.retain(|gap| gap.until > self.paused_until);
+            self.bind(params);
         }
     }
 
     /// At the end of the hold the bucket is empty at most.
-    fn bind(&mut self, terms: Terms) {
-        self.level = self.level.min((self.at - self.held) * terms.per_us);
-        self.pool = 0.0;
+    fn bind(&mut self, params: BucketParams) {
+        self.level = self
+            .level
+            .min((self.at - self.paused_until) * params.per_us);
+        self.returned = 0.0;
     }
 
     /// For how long nobody is granted anything, in microseconds.
     #[cfg(test)]
-    pub(crate) fn held_for(&self) -> f64 {
-        (self.held - self.at).max(0.0)
+    pub(crate) fn pause_left(&self) -> f64 {
+        (self.paused_until - self.at).max(0.0)
     }
 
     /// When the bucket equals an absent one, counted from its `at`, in microseconds.
-    pub(crate) fn full_in(&self, terms: Terms) -> f64 {
-        ((terms.cap - self.level) / terms.per_us).max(self.tail - self.at)
+    pub(crate) fn full_in(&self, params: BucketParams) -> f64 {
+        ((params.capacity - self.level) / params.per_us).max(self.last_due - self.at)
     }
 
     /// For how many milliseconds Redis is told to remember this bucket: twice as long as needed,
     /// because an expiry costs as much as a value. None while `left`, in microseconds, is enough
     /// and not too much. What the script must say.
     #[cfg(test)]
-    pub(crate) fn ttl_ms(&self, now: f64, left: f64, terms: Terms) -> Option<f64> {
-        let us = self.at - now + self.full_in(terms);
+    pub(crate) fn ttl_ms(&self, now: f64, left: f64, params: BucketParams) -> Option<f64> {
+        let us = self.at - now + self.full_in(params);
         let anew = left < us || left > 4.0 * us;
         anew.then(|| (2.0 * us / 1_000.0).ceil().clamp(1.0, MAX_TTL_MS))
     }
@@ -568,15 +572,15 @@ pub(crate) fn take_at_once(
     at: &mut f64,
     now: f64,
     c: f64,
-    terms: Terms,
+    params: BucketParams,
 ) -> AtOnce {
     let n = at.max(now);
-    let refilled = terms.cap.min(*level + (n - *at) * terms.per_us);
+    let refilled = params.capacity.min(*level + (n - *at) * params.per_us);
     if *at > now + CLOCK_SLACK_US {
         return AtOnce::Mends;
     }
     if refilled < c {
-        return AtOnce::Short(ceil((c - refilled) / terms.per_us).max(1.0));
+        return AtOnce::Short(ceil((c - refilled) / params.per_us).max(1.0));
     }
     *level = refilled - c;
     *at = n;
@@ -606,37 +610,37 @@ pub(crate) enum TakenAll {
         reservation: Reservation,
     },
     /// Nothing was taken.
-    Refused { which: usize, retry_after: f64 },
+    Rejected { which: usize, retry_after: f64 },
 }
 
 /// Takes from several different buckets, all or none.
 pub(crate) fn take_all<'a>(
-    buckets: impl Iterator<Item = (&'a mut Bucket, f64, Terms)>,
+    buckets: impl Iterator<Item = (&'a mut Bucket, f64, BucketParams)>,
     max_wait: f64,
 ) -> TakenAll {
     let mut buckets: Vec<_> = buckets.collect();
     let (mut which, mut wait) = (0, -1.0);
-    for (index, (bucket, c, terms)) in buckets.iter().enumerate() {
-        let quoted = bucket.quote(*c, *terms);
+    for (index, (bucket, c, params)) in buckets.iter().enumerate() {
+        let quoted = bucket.quote(*c, *params);
         if quoted > wait {
             (which, wait) = (index, quoted);
         }
     }
     if wait <= 0.0 {
-        for (bucket, c, terms) in &mut buckets {
-            bucket.take(*c, 1, 0.0, *terms);
+        for (bucket, c, params) in &mut buckets {
+            bucket.take(*c, 1, 0.0, *params);
         }
         TakenAll::All
     } else if wait <= max_wait {
-        let (bucket, c, terms) = &mut buckets[which];
-        bucket.take(*c, 1, max_wait, *terms);
+        let (bucket, c, params) = &mut buckets[which];
+        bucket.take(*c, 1, max_wait, *params);
         TakenAll::Slowest {
             which,
             wait,
-            reservation: Reservation::due(bucket.at + wait, *c, *terms),
+            reservation: Reservation::due(bucket.at + wait, *c, *params),
         }
     } else {
-        TakenAll::Refused {
+        TakenAll::Rejected {
             which,
             retry_after: (wait - max_wait).max(1.0),
         }

@@ -17,23 +17,23 @@ pub(crate) enum Decision {
         reservation: Option<Reservation>,
     },
     /// None was taken.
-    Refused { which: usize, retry_after: Duration },
+    Rejected { which: usize, retry_after: Duration },
 }
 
 /// Which store took the tokens, and so takes them back.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(crate) enum Origin {
+pub(crate) enum DecidedBy {
     /// This process.
     Memory,
     /// This process, with its share of a limit whose store is away.
-    Share,
+    LocalShare,
     /// This process, with its share, though Redis decides as well: it has just come back, and
     /// what others spent meanwhile may not be charged yet.
-    Grace,
+    DualAdmission,
     /// Redis.
     Redis,
     /// None: the policy lets all pass while the store is away.
-    Nowhere,
+    Unmetered,
 }
 
 /// Why Redis did not decide, in a word.

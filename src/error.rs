@@ -30,7 +30,7 @@ pub enum Reason {
     Limited,
     /// The cost is more than the capacity, or no amount at all, or an acquisition has more than 128
     /// scopes: it can never be granted.
-    Impossible,
+    ExceedsCapacity,
     /// Redis is unavailable, and the [`Fallback`](crate::Fallback) rejects requests then:
     /// `Closed`, or `Strict` for a cost over the share.
     Unavailable,
@@ -49,7 +49,7 @@ pub enum Reason {
 /// let limiter = Limiter::in_memory();
 /// let too_much = Quota::per_second(10.0).scope("api").cost(11.0);
 /// let refused = limiter.try_acquire(too_much).await.unwrap_err();
-/// assert_eq!(refused.reason(), Reason::Impossible);
+/// assert_eq!(refused.reason(), Reason::ExceedsCapacity);
 /// assert_eq!(refused.scope(), "api");
 /// assert_eq!(refused.retry_after(), None);
 /// # }
@@ -94,11 +94,11 @@ impl Rejected {
         degraded: bool,
     ) -> Self {
         let retry_after = retry_after.max(Duration::from_micros(1));
-        let wanted = scope.tokens() - max_wait_us * scope.quota().per_us();
+        let wanted = scope.tokens() - max_wait_us * scope.params().per_us;
         Self::new(Why::Limited(retry_after, wanted), scope, degraded)
     }
 
-    pub(crate) fn impossible(scope: &Scope) -> Self {
+    pub(crate) fn exceeds_capacity(scope: &Scope) -> Self {
         Self::new(Why::Impossible(scope.tokens()), scope, false)
     }
 
@@ -149,7 +149,7 @@ impl Rejected {
     pub fn reason(&self) -> Reason {
         match self.why {
             Why::Limited(..) => Reason::Limited,
-            Why::Impossible(_) => Reason::Impossible,
+            Why::Impossible(_) => Reason::ExceedsCapacity,
             Why::Unavailable(_) => Reason::Unavailable,
         }
     }
@@ -252,7 +252,7 @@ impl Rejected {
         let Why::Limited(retry_after, wanted) = self.why else {
             return None;
         };
-        let missing = crate::clock::to_us(retry_after) * self.quota.per_us();
+        let missing = crate::clock::to_us(retry_after) * self.quota.params().per_us;
         // Refused, so not all of the whole tokens that were wanted are there.
         let level = (wanted - missing).min(wanted.ceil() - 1.0);
         (!self.degraded).then_some(level)
@@ -354,6 +354,6 @@ mod tests {
         // Less than a token short.
         assert_eq!(level(Duration::ZERO, 0.0, false), Some(4.0));
         assert_eq!(level(second, 0.0, true), None, "of a share, nobody knows");
-        assert_eq!(Rejected::impossible(&scope).level(), None);
+        assert_eq!(Rejected::exceeds_capacity(&scope).level(), None);
     }
 }

@@ -11,9 +11,9 @@ use crate::error::ConfigError;
 /// ```
 /// use tower_throttle::{Fallback, Limiter, Quota, Scope};
 ///
-/// const LOGIN: Scope = Quota::per_minute(5.0).scope("login").fallback(Fallback::Closed);
+/// const LOGIN: Scope = Quota::per_minute(5.0).scope("login").fallback(Fallback::FailClosed);
 ///
-/// let limiter = Limiter::builder().fallback(Fallback::Open).build()?;
+/// let limiter = Limiter::builder().fallback(Fallback::FailOpen).build()?;
 /// # let _ = LOGIN;
 /// # Ok::<_, tower_throttle::ConfigError>(())
 /// ```
@@ -28,7 +28,7 @@ pub enum Fallback {
     /// share, where the others did not know how low the bucket was, and, where a share is less
     /// than one token or than the cost of a request, `n` of these less the capacity, because a
     /// share admits such a request once it is full.
-    Share(Share),
+    LocalShare(Share),
     /// As [`Share`](Self::Share), but each share starts empty, and none admits more than it holds:
     /// while Redis is unavailable to all processes, they stay within the limit together, as long as
     /// no more of them take part than are counted. While only some of them are cut off, these admit
@@ -37,19 +37,19 @@ pub enum Fallback {
     /// are rejected. A request whose cost is
     /// over the share is rejected with [`Reason::Unavailable`](crate::Reason::Unavailable): with a
     /// capacity of 2 and five processes, that is every request.
-    Strict(Share),
+    StrictShare(Share),
     /// Nothing: everybody passes. Such permits say that they are degraded.
-    Open,
+    FailOpen,
     /// Nothing: everybody is refused with [`Reason::Unavailable`](crate::Reason::Unavailable).
-    Closed,
+    FailClosed,
 }
 
 impl Fallback {
     /// The share that memory holds, if it does.
     pub(crate) const fn share(self) -> Option<Share> {
         match self {
-            Self::Share(share) | Self::Strict(share) => Some(share),
-            Self::Open | Self::Closed => None,
+            Self::LocalShare(share) | Self::StrictShare(share) => Some(share),
+            Self::FailOpen | Self::FailClosed => None,
         }
     }
 
@@ -84,7 +84,7 @@ const fn is_part(part: f64) -> bool {
 /// use tower_throttle::{Fallback, Limiter, Share};
 ///
 /// let limiter = Limiter::builder()
-///     .fallback(Fallback::Share(Share::Fixed(0.25)))
+///     .fallback(Fallback::LocalShare(Share::Fixed(0.25)))
 ///     .build()?;
 /// # Ok::<_, tower_throttle::ConfigError>(())
 /// ```

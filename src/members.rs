@@ -21,14 +21,14 @@ pub(crate) const REMEMBERED: Duration = Duration::from_secs(60);
 pub(crate) const SILENCE: Duration = Duration::from_secs(3);
 
 /// Those who reach Redis keep at least this part of each limit, however many are missing.
-pub(crate) const FLOOR: f64 = 0.25;
+pub(crate) const MIN_PART: f64 = 0.25;
 
 /// Between heartbeats, at most: a count is this old.
 const BEAT: Duration = Duration::from_secs(1);
 
 /// What the heartbeat told.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub(crate) struct Beat {
+pub(crate) struct HeartbeatReply {
     /// Limiters heard within the last three seconds, this one included.
     pub(crate) alive: u32,
     /// Those last heard longer ago, for as long as a share is reserved for them, that had lived for
@@ -38,15 +38,15 @@ pub(crate) struct Beat {
 
 /// What a limiter that reaches Redis leaves to those who are missing.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub(crate) struct Part {
+pub(crate) struct RatePart {
     /// The part of each rate that is left to those who reach Redis.
     pub(crate) of_rate: f64,
     /// In microseconds from now, the whole rate is theirs again.
     pub(crate) lasts_us: f64,
 }
 
-impl Part {
-    pub(crate) const WHOLE: Self = Self {
+impl RatePart {
+    pub(crate) const FULL: Self = Self {
         of_rate: 1.0,
         lasts_us: 0.0,
     };
@@ -70,7 +70,7 @@ impl Part {
     }
 
     /// The same of a bucket that is held back for so long, which no rate shortens.
-    pub(crate) fn held(self, us: f64) -> Self {
+    pub(crate) fn with_pause(self, us: f64) -> Self {
         Self {
             lasts_us: self.lasts_us.max(us),
             ..self
@@ -88,7 +88,7 @@ impl Part {
 
 /// The limiters on one Redis and prefix.
 #[derive(Debug)]
-pub(crate) struct Members {
+pub(crate) struct Peers {
     hint: u32,
     /// For how long a share is reserved for a limiter that is missing.
     pub(crate) reserve_for: Duration,
@@ -101,7 +101,7 @@ pub(crate) struct Members {
 struct Heard {
     /// Counts, each larger than all later ones, with when each was last heard.
     largest: VecDeque<(Instant, u32)>,
-    last: Option<(Instant, Beat)>,
+    last: Option<(Instant, HeartbeatReply)>,
     grace_until: Option<Instant>,
     /// On a Redis that has lost its data, so many are expected until then.
     lost: Option<(Instant, u32)>,
@@ -110,7 +110,7 @@ struct Heard {
     reserved_until: Option<Instant>,
 }
 
-impl Members {
+impl Peers {
     pub(crate) fn new(hint: u32, reserve_for: Duration) -> Self {
         Self {
             hint,
@@ -125,7 +125,7 @@ impl Members {
         self.heard.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    pub(crate) fn hear(&self, beat: Beat, now: Instant) {
+    pub(crate) fn record(&self, beat: HeartbeatReply, now: Instant) {
         let mut heard = self.lock();
         match heard.last {
             // Those who come back first see few others: an outage ages no count.
@@ -198,7 +198,7 @@ impl Members {
     }
 
     /// The part of all that was back before the limiter that sends this beat.
-    pub(crate) fn back_before(&self, beat: Beat) -> f64 {
+    pub(crate) fn back_before(&self, beat: HeartbeatReply) -> f64 {
         let expected = (beat.alive + beat.lapsed).max(self.count(&self.lock()));
         f64::from(beat.alive.saturating_sub(1)) / f64::from(expected.max(1))
     }
@@ -217,24 +217,24 @@ impl Members {
     }
 
     /// The part of all that reach Redis; the others live from their shares.
-    pub(crate) fn back(&self) -> f64 {
+    pub(crate) fn recovered(&self) -> f64 {
         f64::from_bits(self.back.load(Ordering::Relaxed))
     }
 
     /// What is left to those who reach Redis.
-    pub(crate) fn part(&self, now: Instant) -> Part {
-        let of_rate = self.back().max(FLOOR);
+    pub(crate) fn part(&self, now: Instant) -> RatePart {
+        let of_rate = self.recovered().max(MIN_PART);
         if of_rate >= 1.0 {
-            return Part::WHOLE;
+            return RatePart::FULL;
         }
         let until = self.lock().reserved_until.unwrap_or(now);
         if now > until + SILENCE {
             // No heartbeat has found it over: this limiter sends none any more.
-            return Part::WHOLE;
+            return RatePart::FULL;
         }
         // It ends with the first beat that finds it over.
         let lasts = until.saturating_duration_since(now).max(BEAT);
-        Part {
+        RatePart {
             of_rate,
             lasts_us: to_us(lasts),
         }
@@ -261,19 +261,19 @@ mod tests {
     const SECOND: Duration = Duration::from_secs(1);
     const RESERVE: Duration = Duration::from_secs(5);
 
-    fn beat(alive: u32, lapsed: u32) -> Beat {
-        Beat { alive, lapsed }
+    fn beat(alive: u32, lapsed: u32) -> HeartbeatReply {
+        HeartbeatReply { alive, lapsed }
     }
 
     #[tokio::test(start_paused = true)]
     async fn the_largest_count_of_the_last_minute_of_contact() {
         let start = Instant::now();
-        let members = Members::new(3, RESERVE);
+        let members = Peers::new(3, RESERVE);
         assert_eq!(members.processes(), 3.0, "the hint, before any contact");
         // A beat each second, of so many, until then.
         let hear = |seconds: std::ops::RangeInclusive<u32>, alive, processes| {
             for at in seconds.clone() {
-                members.hear(beat(alive, 0), start + at * SECOND);
+                members.record(beat(alive, 0), start + at * SECOND);
             }
             assert_eq!(members.processes(), processes, "after {seconds:?}");
         };
@@ -290,93 +290,93 @@ mod tests {
         hear(3_695..=3_754, 1, 2.0);
         hear(3_755..=3_755, 1, 1.0);
         // The hint holds for a minute too.
-        let members = Members::new(3, RESERVE);
+        let members = Peers::new(3, RESERVE);
         for at in 0..=61 {
-            members.hear(beat(1, 0), start + at * SECOND);
+            members.record(beat(1, 0), start + at * SECOND);
             let processes = if at <= 60 { 3.0 } else { 1.0 };
             assert_eq!(members.processes(), processes, "at {at} s");
         }
-        let members = Members::new(1, RESERVE);
-        members.hear(beat(8, 0), start);
+        let members = Peers::new(1, RESERVE);
+        members.record(beat(8, 0), start);
         assert_eq!(members.processes(), 8.0, "without contact nothing ages");
     }
 
     #[tokio::test(start_paused = true)]
     async fn those_who_reach_redis_leave_room_for_the_others() {
         let start = Instant::now();
-        let members = Members::new(1, RESERVE);
-        assert_eq!(members.part(Instant::now()), Part::WHOLE);
-        members.hear(beat(4, 0), start);
-        assert_eq!(members.part(Instant::now()), Part::WHOLE);
-        members.hear(beat(1, 3), start);
+        let members = Peers::new(1, RESERVE);
+        assert_eq!(members.part(Instant::now()), RatePart::FULL);
+        members.record(beat(4, 0), start);
+        assert_eq!(members.part(Instant::now()), RatePart::FULL);
+        members.record(beat(1, 3), start);
         assert_eq!(members.part(Instant::now()).of_rate, 0.25);
-        members.hear(beat(3, 1), start);
+        members.record(beat(3, 1), start);
         assert_eq!(
             (members.part(Instant::now()).of_rate, members.missing()),
             (0.75, 1)
         );
         // The first to come back, on a Redis that has lost its data, sees nobody else.
         members.expect_all_until(start + 2 * SECOND, start);
-        members.hear(beat(1, 0), start + SECOND);
-        assert_eq!(members.back(), 0.25);
-        members.hear(beat(1, 0), start + 2 * SECOND);
-        assert_eq!(members.part(Instant::now()), Part::WHOLE);
+        members.record(beat(1, 0), start + SECOND);
+        assert_eq!(members.recovered(), 0.25);
+        members.record(beat(1, 0), start + 2 * SECOND);
+        assert_eq!(members.part(Instant::now()), RatePart::FULL);
     }
 
     #[tokio::test(start_paused = true)]
     async fn survivors_keep_the_floor() {
-        let members = Members::new(1, RESERVE);
-        members.hear(beat(1, 99), Instant::now());
-        assert_eq!(members.back(), 0.01);
-        assert_eq!(members.part(Instant::now()).of_rate, FLOOR);
+        let members = Peers::new(1, RESERVE);
+        members.record(beat(1, 99), Instant::now());
+        assert_eq!(members.recovered(), 0.01);
+        assert_eq!(members.part(Instant::now()).of_rate, MIN_PART);
     }
 
     #[tokio::test(start_paused = true)]
     async fn reservation_ends_after_its_time() {
-        let members = Members::new(1, RESERVE);
-        let left = |members: &Members| members.part(Instant::now()).lasts_us / 1e6;
-        members.hear(beat(3, 1), Instant::now());
+        let members = Peers::new(1, RESERVE);
+        let left = |members: &Peers| members.part(Instant::now()).lasts_us / 1e6;
+        members.record(beat(3, 1), Instant::now());
         assert_eq!(left(&members), 5.0);
         tokio::time::advance(2 * SECOND).await;
-        members.hear(beat(3, 1), Instant::now());
+        members.record(beat(3, 1), Instant::now());
         assert_eq!(left(&members), 3.0);
         // Another one, so the last of them ends later.
-        members.hear(beat(2, 2), Instant::now());
+        members.record(beat(2, 2), Instant::now());
         assert_eq!(left(&members), 5.0);
-        members.hear(beat(2, 1), Instant::now());
+        members.record(beat(2, 1), Instant::now());
         assert_eq!(left(&members), 5.0);
         tokio::time::advance(9 * SECOND / 2).await;
         assert_eq!(left(&members), 1.0, "until the next beat");
-        members.hear(beat(2, 0), Instant::now());
-        assert_eq!(members.part(Instant::now()), Part::WHOLE);
+        members.record(beat(2, 0), Instant::now());
+        assert_eq!(members.part(Instant::now()), RatePart::FULL);
     }
 
     #[tokio::test(start_paused = true)]
     async fn data_loss_expects_those_of_the_last_beat_only() {
-        let members = Members::new(1, RESERVE);
+        let members = Peers::new(1, RESERVE);
         // A deployment: four more within the last minute, which have said goodbye.
-        members.hear(beat(8, 0), Instant::now());
+        members.record(beat(8, 0), Instant::now());
         tokio::time::advance(SECOND).await;
-        members.hear(beat(4, 0), Instant::now());
+        members.record(beat(4, 0), Instant::now());
         members.expect_as_before(Instant::now());
-        members.hear(beat(1, 0), Instant::now());
+        members.record(beat(1, 0), Instant::now());
         assert_eq!(members.part(Instant::now()).of_rate, 0.25);
-        members.hear(beat(4, 0), Instant::now());
-        assert_eq!(members.part(Instant::now()), Part::WHOLE);
+        members.record(beat(4, 0), Instant::now());
+        assert_eq!(members.part(Instant::now()), RatePart::FULL);
         tokio::time::advance(SECOND).await;
         // Twice in a row, it is still the same four.
-        members.hear(beat(1, 0), Instant::now());
+        members.record(beat(1, 0), Instant::now());
         members.expect_as_before(Instant::now());
-        members.hear(beat(2, 0), Instant::now());
+        members.record(beat(2, 0), Instant::now());
         assert_eq!(members.part(Instant::now()).of_rate, 0.5);
         tokio::time::advance(SILENCE + RESERVE).await;
-        members.hear(beat(2, 0), Instant::now());
-        assert_eq!(members.part(Instant::now()), Part::WHOLE);
+        members.record(beat(2, 0), Instant::now());
+        assert_eq!(members.part(Instant::now()), RatePart::FULL);
     }
 
     #[test]
     fn waits_are_those_of_a_rate_that_comes_back() {
-        let part = Part {
+        let part = RatePart {
             of_rate: 0.25,
             lasts_us: 5e6,
         };
@@ -387,16 +387,16 @@ mod tests {
         for us in [0.0, 1.0, 4e6, 5e6, 6e6, day] {
             assert!((part.shorten(part.lengthen(us)) - us).abs() < 1e-3, "{us}");
             assert!(part.shorten(us) <= us);
-            assert_eq!(Part::WHOLE.shorten(us), us);
-            assert_eq!(Part::WHOLE.lengthen(us), us);
+            assert_eq!(RatePart::FULL.shorten(us), us);
+            assert_eq!(RatePart::FULL.lengthen(us), us);
         }
         let max_wait = 2e6;
         let refused = 4.0 * day - part.lengthen(max_wait);
         let retry_after = part.retry_after(refused, max_wait);
         assert!((retry_after + max_wait - real).abs() < 1e-3);
-        assert_eq!(Part::WHOLE.retry_after(7e6, max_wait), 7e6);
+        assert_eq!(RatePart::FULL.retry_after(7e6, max_wait), 7e6);
         // While a bucket is held back, no rate is behind its waits.
-        assert_eq!(part.held(60e6).shorten(61e6), 60.25e6);
-        assert_eq!(part.held(2e6).shorten(9e6), 6e6);
+        assert_eq!(part.with_pause(60e6).shorten(61e6), 60.25e6);
+        assert_eq!(part.with_pause(2e6).shorten(9e6), 6e6);
     }
 }

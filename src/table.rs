@@ -45,7 +45,7 @@ impl BuildHasher for Hashing {
 /// A hash table of places in a list that grows by a sixteenth: a table of whole entries is between
 /// an eighth and nine sixteenths empty, which with a million entries is a hundred bytes each.
 #[derive(Debug)]
-pub(crate) struct Table<T> {
+pub(crate) struct PackedMap<T> {
     index: HashTable<u32>,
     entries: Vec<Entry<T>>,
 }
@@ -88,7 +88,7 @@ impl<T> Entry<T> {
     }
 }
 
-impl<T> Default for Table<T> {
+impl<T> Default for PackedMap<T> {
     fn default() -> Self {
         Self {
             index: HashTable::new(),
@@ -97,7 +97,7 @@ impl<T> Default for Table<T> {
     }
 }
 
-impl<T> Table<T> {
+impl<T> PackedMap<T> {
     pub(crate) fn len(&self) -> usize {
         self.entries.len()
     }
@@ -201,7 +201,7 @@ mod tests {
         let hasher = RandomState::new();
         // Few hashes, so that entries meet.
         let hash_of = |id: &[u8]| hasher.hash_one(id) % 97;
-        let (mut table, mut map) = (Table::default(), HashMap::new());
+        let (mut table, mut map) = (PackedMap::default(), HashMap::new());
         let mut state = 1u64;
         for step in 0..20_000u32 {
             state = state

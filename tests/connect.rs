@@ -193,7 +193,7 @@ mod rights {
             limiter.hold_back(&API, SECOND / 10);
             limiter.peek(&API).await;
             limiter.reset(&API).await;
-            limiter.leave().await;
+            limiter.deregister().await;
             assert_eq!(limiter.fallbacks(), 0, "{rest}");
             assert_eq!(log.counts(), [0, 0, 0], "{rest}");
             assert_eq!(denials(&server).await, [], "{rest}");
@@ -215,7 +215,7 @@ mod rights {
             let advised = loop {
                 let _ = limiter.try_acquire(PLENTY).await;
                 if right == "zrem" {
-                    limiter.leave().await;
+                    limiter.deregister().await;
                 }
                 if let Some(line) = log.lines(Level::ERROR).pop() {
                     break line;

@@ -312,7 +312,7 @@ async fn whoever_says_goodbye_gives_back_what_it_holds() {
         level(&staying, &scope).await < 92_000.0,
         "nothing was leased"
     );
-    going.leave().await;
+    going.deregister().await;
     assert_eq!(level(&staying, &scope).await.floor(), 92_000.0);
     // It goes on limiting.
     demand(&going, &scope, 8_000).await;

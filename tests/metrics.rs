@@ -29,7 +29,10 @@ const KEY: &str = "sk-of-a-customer-17";
 
 const DAY: Quota = Quota::per_day(1.0);
 const TENANT: Scope = DAY.burst(2.0).scope("tenant");
-const LOGIN: Scope = DAY.burst(10.0).scope("login").fallback(Fallback::Closed);
+const LOGIN: Scope = DAY
+    .burst(10.0)
+    .scope("login")
+    .fallback(Fallback::FailClosed);
 const TRIED: Scope = DAY.scope("tried");
 const LOCAL: Scope = DAY.scope("local");
 const TOKENS: Scope = Quota::per_day(10_000.0).scope("tokens").cost(100.0);

@@ -256,11 +256,11 @@ async fn open_lets_all_pass_and_closed_none() {
             .expect("a URL")
     };
     let one = Quota::per_day(1.0).scope("one");
-    let open = build(Fallback::Open);
+    let open = build(Fallback::FailOpen);
     for _ in 0..10 {
         assert!(open.try_acquire(&one).await.expect("open").is_degraded());
     }
-    let closed = build(Fallback::Closed);
+    let closed = build(Fallback::FailClosed);
     let refused = closed.try_acquire(&one).await.expect_err("closed");
     assert_eq!(refused.reason(), Reason::Unavailable);
     assert_eq!(refused.retry_after(), None);
@@ -292,7 +292,7 @@ async fn a_process_holds_its_share() {
             .await
             .expect_err("never")
             .reason(),
-        Reason::Impossible
+        Reason::ExceedsCapacity
     );
 }
 
@@ -411,7 +411,7 @@ async fn limiters_are_counted_and_say_goodbye() {
             }
         };
         count(4).await;
-        limiters[3].leave().await;
+        limiters[3].deregister().await;
         count(3).await;
     };
     tokio::time::timeout(10 * SECOND, counted)
@@ -435,9 +435,11 @@ async fn scopes_say_what_decides_for_them() {
     let limiter = Limiter::redis(&server.url()).expect("a URL");
     let mut changes = limiter.health_changes();
     let one = Quota::per_day(1.0);
-    let open = one.scope("open").fallback(Fallback::Open);
-    let closed = one.scope("closed").fallback(Fallback::Closed);
-    let strict = one.scope("strict").fallback(Fallback::Strict(Share::Auto));
+    let open = one.scope("open").fallback(Fallback::FailOpen);
+    let closed = one.scope("closed").fallback(Fallback::FailClosed);
+    let strict = one
+        .scope("strict")
+        .fallback(Fallback::StrictShare(Share::Auto));
     for _ in 0..3 {
         assert!(
             limiter

@@ -57,7 +57,7 @@ async fn request(
 #[tokio::test(flavor = "multi_thread")]
 async fn closed_refuses_everybody_and_says_why() {
     let mut server = RedisServer::start().await;
-    let limiter = limiter(&server, Fallback::Closed);
+    let limiter = limiter(&server, Fallback::FailClosed);
     for _ in 0..10 {
         limiter.try_acquire(API).await.expect("Redis decides");
     }
@@ -97,7 +97,7 @@ async fn closed_refuses_everybody_and_says_why() {
 #[tokio::test(flavor = "multi_thread")]
 async fn open_lets_everybody_pass_and_pays_nothing() {
     let mut server = RedisServer::start().await;
-    let limiter = limiter(&server, Fallback::Open);
+    let limiter = limiter(&server, Fallback::FailOpen);
     for _ in 0..10 {
         limiter.try_acquire(API).await.expect("Redis decides");
     }
@@ -125,8 +125,8 @@ async fn open_lets_everybody_pass_and_pays_nothing() {
 #[tokio::test(flavor = "multi_thread")]
 async fn one_closed_scope_among_others() {
     let mut server = RedisServer::start().await;
-    let limiter = limiter(&server, Fallback::Open);
-    let login = PLENTY.fallback(Fallback::Closed);
+    let limiter = limiter(&server, Fallback::FailOpen);
+    let login = PLENTY.fallback(Fallback::FailClosed);
     limiter.try_acquire(&login).await.expect("Redis decides");
     server.kill9();
     assert_eq!(request(&limiter, SECOND, "text/plain").await.status(), 200);
@@ -212,11 +212,14 @@ async fn until_processes(server: &RedisServer, expected: i64) {
 #[tokio::test(flavor = "multi_thread")]
 async fn reservations_made_before_an_outage_are_part_of_the_share() {
     let api = Quota::per_second(20.0).scope("waited-for");
-    for fallback in [Fallback::Strict(Share::Auto), Fallback::Share(Share::Auto)] {
+    for fallback in [
+        Fallback::StrictShare(Share::Auto),
+        Fallback::LocalShare(Share::Auto),
+    ] {
         let (admitted, took) = admitted_without_redis(&api, fallback).await;
         // Of four processes that did not know how low the bucket was.
         let unknown = match fallback {
-            Fallback::Strict(_) => 0.0,
+            Fallback::StrictShare(_) => 0.0,
             _ => 4.0 / 5.0 * 20.0,
         };
         // What was due in the moment of the kill, and a turn that is up to 100 ms late.
@@ -241,8 +244,8 @@ async fn strict_shares_are_never_more_than_the_whole() {
             .build()
             .expect("a URL")
     };
-    let strict = build(Fallback::Strict(Share::Auto));
-    let shared = build(Fallback::Share(Share::Auto));
+    let strict = build(Fallback::StrictShare(Share::Auto));
+    let shared = build(Fallback::LocalShare(Share::Auto));
     // A fifth of it is less than a token.
     let small = Quota::per_second(50.0).burst(2.0).scope("small");
     let large = Quota::per_second(50.0)
@@ -272,7 +275,7 @@ async fn strict_shares_are_never_more_than_the_whole() {
 #[tokio::test(flavor = "multi_thread")]
 async fn waiters_that_are_cancelled_in_an_outage_do_not_lower_the_share() {
     let mut server = RedisServer::start().await;
-    let limiter = limiter(&server, Fallback::Share(Share::Auto));
+    let limiter = limiter(&server, Fallback::LocalShare(Share::Auto));
     let api = Quota::per_second(1.0).scope("api");
     limiter.try_acquire(&api).await.expect("full");
     let mut waiters = Vec::new();

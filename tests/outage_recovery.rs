@@ -57,7 +57,7 @@ async fn a_payment_whose_reply_is_lost_is_made_once() {
     let told: f64 = {
         let other = connect(&server.url());
         let level = other.peek(&API).await.tokens();
-        other.leave().await;
+        other.deregister().await;
         level
     };
     assert!((49.9..50.1).contains(&told), "{told}: not charged yet");
@@ -200,7 +200,7 @@ async fn one_that_left_one_that_was_dropped_and_one_that_may_not_beat() {
         take(limiter, 10, false).await;
     }
     members(&server, 2).await;
-    left.leave().await;
+    left.deregister().await;
     members(&server, 1).await;
     drop(dropped);
     members(&server, 0).await;
@@ -218,6 +218,6 @@ async fn one_that_left_one_that_was_dropped_and_one_that_may_not_beat() {
     sleep(3 * SECOND / 2).await;
     members(&server, 0).await;
     assert_eq!(spend(&left, &API).await + spend(&silent, &API).await, 40);
-    let done = timeout(SECOND, left.leave()).await;
+    let done = timeout(SECOND, left.deregister()).await;
     assert!(done.is_ok(), "a second goodbye is no more than a first");
 }

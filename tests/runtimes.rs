@@ -132,7 +132,7 @@ fn undriven_runtime_does_not_hold_up_inspection() {
         current_thread().block_on(async {
             limiter.reset(&PLENTY).await;
             let level = limiter.peek(&PLENTY).await;
-            limiter.leave().await;
+            limiter.deregister().await;
             level
         })
     });

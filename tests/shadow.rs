@@ -149,7 +149,7 @@ async fn the_impossible_is_let_through() {
     let told = Metrics::default();
     let _guard = metrics::set_default_local_recorder(&told);
     let refused = limiter.try_acquire(DAY.cost(4.0)).await.unwrap_err();
-    assert_eq!(refused.reason(), Reason::Impossible);
+    assert_eq!(refused.reason(), Reason::ExceedsCapacity);
     let layer = RateLimitLayer::new(&limiter, DAY.cost(4.0)).shadow(true);
     let service = layer.layer(service_fn(async |n: u32| Ok::<_, Infallible>(n)));
     assert_eq!(service.oneshot(7).await.unwrap(), 7);

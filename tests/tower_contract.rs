@@ -875,7 +875,7 @@ async fn impossible_costs_are_refused_for_good() {
                 ready(&mut service).await.unwrap();
                 let error = service.call("a").await.unwrap_err();
                 let rejected = rejected(&error);
-                assert_eq!(rejected.reason(), Reason::Impossible, "{mode}, {cost}");
+                assert_eq!(rejected.reason(), Reason::ExceedsCapacity, "{mode}, {cost}");
                 assert_eq!(rejected.retry_after(), None, "{mode}, {cost}");
             }
             assert_eq!(inner.calls(), 0, "{mode}, {cost}");
@@ -911,7 +911,7 @@ async fn the_same_bucket_twice_is_one_demand_of_both_costs() {
         let mut service = layer(&limiter, too_much, max_wait).layer(Strict::new());
         ready(&mut service).await.unwrap();
         let error = service.call("a").await.unwrap_err();
-        assert_eq!(rejected(&error).reason(), Reason::Impossible);
+        assert_eq!(rejected(&error).reason(), Reason::ExceedsCapacity);
         close(level(&limiter, &DAY).await, 5.0, "six of five");
     }
 }

@@ -14,25 +14,25 @@ use tokio::time::Instant;
 use super::{
     bound::Bound,
     core::Core,
-    permit::{Origins, Permit, Taken},
-    remote::{Mode, Remote},
+    permit::{Charged, Origins, Permit},
+    remote::{Mode, RedisBackend},
     steps::{Step, Steps},
     turns::TOLERANCE,
     waiter::{Outcome, Waiter},
 };
 use crate::{
     clock::{LONGEST_WAIT, to_us},
-    decision::{Decision, Failure, FailureKind, Origin},
+    decision::{DecidedBy, Decision, Failure, FailureKind},
     error::Rejected,
     observe::Outcome as End,
     scope::{Scope, Scopes},
 };
 
 /// Scopes of one acquisition: Redis is never held up by a long script.
-const MOST_SCOPES: usize = 128;
+const MAX_SCOPES: usize = 128;
 
 /// Answers to ask again, within one poll, after which nobody is there to answer.
-const MOST_MISSED: u32 = 3;
+const MAX_MISSED: u32 = 3;
 
 const POLLED_AGAIN: &str = "`Acquire` was polled after it had resolved";
 
@@ -104,7 +104,7 @@ pub(crate) enum Progress {
     /// Not decided yet.
     Asking,
     /// Its turn comes later.
-    Asleep,
+    Reserved,
 }
 
 impl Acquire {
@@ -114,7 +114,7 @@ impl Acquire {
             core: Some(core),
             scopes: match scopes.as_slice().len() {
                 // To merge compares each with each; more than `MOST_SCOPES` are rejected by `ask`.
-                2..=MOST_SCOPES => scopes.merged(),
+                2..=MAX_SCOPES => scopes.merged(),
                 _ => scopes,
             },
             max_wait: max_wait.min(LONGEST_WAIT),
@@ -143,7 +143,7 @@ impl Acquire {
         self.steps.as_ref().map_or(&[], |steps| &steps.taken)
     }
 
-    fn beside(&self) -> &[usize] {
+    fn dual(&self) -> &[usize] {
         self.steps.as_ref().map_or(&[], |steps| &steps.beside)
     }
 
@@ -155,8 +155,8 @@ impl Acquire {
 
     pub(crate) fn progress(&self) -> Progress {
         match &self.state {
-            _ if self.is_reserving() => Progress::Asleep,
-            State::Waiting(waiter) if waiter.is_asleep() => Progress::Asleep,
+            _ if self.is_reserving() => Progress::Reserved,
+            State::Waiting(waiter) if waiter.is_reserved() => Progress::Reserved,
             _ => Progress::Asking,
         }
     }
@@ -181,14 +181,14 @@ impl Acquire {
 
     /// Decides at once, where that takes neither Redis nor a wait; else nothing has happened.
     pub(crate) fn decide_now(&mut self) -> Option<Result<Permit, Rejected>> {
-        let waits = self.core().remote.is_some() || !self.max_wait.is_zero();
+        let waits = self.core().redis.is_some() || !self.max_wait.is_zero();
         if waits && !self.scopes.as_slice().is_empty() {
             return None;
         }
         match self.ask() {
             Poll::Ready(result) => {
                 self.state = State::Done;
-                self.tell_refusal(&result);
+                self.count_rejection(&result);
                 Some(result)
             }
             Poll::Pending => None,
@@ -198,20 +198,20 @@ impl Acquire {
     /// Starts, or asks for what is left. Ready when it is decided without waiting.
     fn ask(&mut self) -> Poll<Result<Permit, Rejected>> {
         if let [scope, ..] = self.scopes.as_slice()
-            && self.scopes.as_slice().len() > MOST_SCOPES
+            && self.scopes.as_slice().len() > MAX_SCOPES
         {
             // Nothing was taken yet. The scopes are not listed: a reply would write all of them.
-            return Poll::Ready(Err(Rejected::impossible(scope)));
+            return Poll::Ready(Err(Rejected::exceeds_capacity(scope)));
         }
         let impossible = self.scopes.iter().find(|scope| {
             !self
                 .core()
-                .terms(scope, Origin::Memory)
+                .params(scope, DecidedBy::Memory)
                 .can_grant(scope.tokens())
         });
         if let Some(scope) = impossible {
-            let refused = Rejected::impossible(scope);
-            return self.refuse(refused);
+            let refused = Rejected::exceeds_capacity(scope);
+            return self.reject(refused);
         }
         let left = self.left();
         if left.as_slice().is_empty() {
@@ -220,7 +220,7 @@ impl Acquire {
                 return Poll::Pending;
             }
             // Nothing, or all that was to be taken in several steps.
-            let home = self.core().home();
+            let home = self.core().primary();
             return Poll::Ready(Ok(self.permit(None, home)));
         }
         if let Some(steps) = &mut self.steps {
@@ -232,23 +232,23 @@ impl Acquire {
         };
         // Kept alive beside `self`, which the steps change.
         let core = self.core().clone();
-        let Some(remote) = &core.remote else {
-            return self.ask_memory(left, max_wait, Origin::Memory);
+        let Some(remote) = &core.redis else {
+            return self.ask_memory(left, max_wait, DecidedBy::Memory);
         };
         let mode = remote.mode();
-        if !matches!(mode, Mode::Away(_)) {
+        if !matches!(mode, Mode::Unavailable(_)) {
             // Before memory has its say, which may be that nobody is to ask Redis for long.
-            for (scope, until) in core.shares.untold.take() {
-                remote.hold_back(&scope, until);
+            for (scope, until) in core.shares.pending.take() {
+                remote.pause(&scope, until);
             }
         }
         match mode {
             Mode::Passing => {}
-            Mode::Away(failure) => return self.fall_back(&failure),
-            Mode::Grace => {
+            Mode::Unavailable(failure) => return self.fall_back(&failure),
+            Mode::Recovering => {
                 let first = self.to_take_beside();
                 if !first.as_slice().is_empty() {
-                    return self.ask_memory(first, max_wait, Origin::Grace);
+                    return self.ask_memory(first, max_wait, DecidedBy::DualAdmission);
                 }
             }
         }
@@ -257,15 +257,15 @@ impl Acquire {
 
     fn ask_redis(
         &mut self,
-        remote: &Remote,
+        remote: &RedisBackend,
         left: Scopes,
         max_wait: Duration,
     ) -> Poll<Result<Permit, Rejected>> {
         let max_wait_us = to_us(max_wait);
         for scope in &left {
-            if let Some(retry_after) = remote.refuses(scope, max_wait_us) {
+            if let Some(retry_after) = remote.rejects(scope, max_wait_us) {
                 let refused = Rejected::limited(scope, retry_after, max_wait_us, false);
-                return self.refuse(refused);
+                return self.reject(refused);
             }
         }
         let waiter = self.waiter(left, max_wait_us);
@@ -278,23 +278,23 @@ impl Acquire {
         &mut self,
         left: Scopes,
         max_wait: Duration,
-        origin: Origin,
+        origin: DecidedBy,
     ) -> Poll<Result<Permit, Rejected>> {
         let max_wait_us = to_us(max_wait);
         let slice = left.as_slice();
         match self.core().take_from_memory(slice, max_wait_us, origin) {
             Decision::Now { tightest, level } => {
-                if origin == Origin::Grace {
+                if origin == DecidedBy::DualAdmission {
                     let beside: Vec<_> = slice.iter().map(|scope| self.index_of(scope)).collect();
                     self.steps.get_or_insert_default().beside.extend(beside);
                     return self.ask();
                 }
                 self.granted(slice, (tightest, level), origin, Instant::now())
             }
-            Decision::Refused { which, retry_after } => {
-                let degraded = origin != Origin::Memory;
+            Decision::Rejected { which, retry_after } => {
+                let degraded = origin != DecidedBy::Memory;
                 let refused = Rejected::limited(&slice[which], retry_after, max_wait_us, degraded);
-                self.refuse(refused)
+                self.reject(refused)
             }
             wait @ Decision::Wait {
                 which, reservation, ..
@@ -325,31 +325,31 @@ impl Acquire {
             // this without regard to what Redis had promised beside it.
             if self.taken().iter().all(|taken| taken.index != index) {
                 let scope = &self.scopes.as_slice()[index];
-                core.give_back(scope, scope.tokens(), Origin::Grace);
+                core.give_back(scope, scope.tokens(), DecidedBy::DualAdmission);
             }
         }
         let left = self.left();
-        let closed = left.iter().find(|scope| core.shares.is_closed(scope));
+        let closed = left.iter().find(|scope| core.shares.fails_closed(scope));
         if let Some(scope) = closed {
             let refused = Rejected::unavailable(scope, Some(failure.source.clone()));
-            return self.refuse(refused);
+            return self.reject(refused);
         }
-        for scope in left.iter().filter(|scope| !core.shares.holds(scope)) {
+        for scope in left.iter().filter(|scope| !core.shares.has_share(scope)) {
             let index = self.index_of(scope);
             let steps = self.steps.get_or_insert_default();
-            steps.take(index, Origin::Nowhere, Instant::now());
+            steps.take(index, DecidedBy::Unmetered, Instant::now());
         }
         let left = self.left();
         if left.as_slice().is_empty() {
             if self.is_reserving() {
                 return self.proceed();
             }
-            return Poll::Ready(Ok(self.permit(None, Origin::Share)));
+            return Poll::Ready(Ok(self.permit(None, DecidedBy::LocalShare)));
         }
         let max_wait = self.deadline.map_or(self.max_wait, |deadline| {
             deadline.saturating_duration_since(Instant::now())
         });
-        self.ask_memory(left, max_wait, Origin::Share)
+        self.ask_memory(left, max_wait, DecidedBy::LocalShare)
     }
 
     /// The scopes of which memory must admit first, as long as others may have spent what Redis
@@ -359,7 +359,7 @@ impl Acquire {
         let first: Vec<_> = left
             .iter()
             .filter(|scope| {
-                self.core().shares.holds(scope) && !self.beside().contains(&self.index_of(scope))
+                self.core().shares.has_share(scope) && !self.dual().contains(&self.index_of(scope))
             })
             .cloned()
             .collect();
@@ -395,7 +395,7 @@ impl Acquire {
     }
 
     /// All were taken, the last of them from `origin`.
-    fn permit(&mut self, tightest: Option<(usize, f64)>, origin: Origin) -> Permit {
+    fn permit(&mut self, tightest: Option<(usize, f64)>, origin: DecidedBy) -> Permit {
         let taken = self.taken();
         // Whoever waits for a turn finds the bucket empty behind it.
         let slept_for = self.slept_for.map(|index| index as usize);
@@ -416,13 +416,13 @@ impl Acquire {
             self.due = Some(self.due.map_or(oldest, |due| due.min(oldest)));
         }
         self.state = State::Done;
-        self.tell_admission(&origins);
+        self.count_admission(&origins);
         let scopes = std::mem::take(&mut self.scopes);
         let core = self.core.take().expect(POLLED_AGAIN);
-        Permit::new(Taken::new(core, scopes, origins), tightest)
+        Permit::new(Charged::new(core, scopes, origins), tightest)
     }
 
-    fn tell_admission(&self, origins: &Origins) {
+    fn count_admission(&self, origins: &Origins) {
         let meter = self.core().observer.meter;
         for (index, scope) in self.scopes.iter().enumerate() {
             meter.admitted(scope, origins.get(index).into());
@@ -436,25 +436,25 @@ impl Acquire {
         }
     }
 
-    fn tell_refusal(&self, result: &Result<Permit, Rejected>) {
+    fn count_rejection(&self, result: &Result<Permit, Rejected>) {
         if let (Err(rejected), Some(core)) = (result, &self.core) {
             core.observer
-                .refused(rejected, core.home().into(), self.shadow);
+                .refused(rejected, core.primary().into(), self.shadow);
         }
     }
 
     #[cold]
-    fn tell_cancellation(&self) {
+    fn count_cancellation(&self) {
         let core = self.core();
         for scope in &self.scopes {
-            let home = core.home().into();
+            let home = core.primary().into();
             core.observer
                 .meter
                 .ended(scope.name(), End::Cancelled, home);
         }
     }
 
-    fn refuse(&mut self, refused: Rejected) -> Poll<Result<Permit, Rejected>> {
+    fn reject(&mut self, refused: Rejected) -> Poll<Result<Permit, Rejected>> {
         self.give_back();
         Poll::Ready(Err(refused.with_scopes(&self.scopes)))
     }
@@ -469,7 +469,7 @@ impl Acquire {
 
     /// Whether scopes that were taken in earlier steps are held back by now; they are to be taken
     /// again, and what they took pays for the hold.
-    fn forfeits_held(&mut self) -> bool {
+    fn forfeits_paused(&mut self) -> bool {
         let (Some(core), Some(steps)) = (&self.core, &mut self.steps) else {
             return false;
         };
@@ -477,7 +477,7 @@ impl Acquire {
         let before = steps.taken.len();
         steps.taken.retain(|step| {
             let id = scopes[step.index].id(&core.salt);
-            core.held_until(&id.lookup(), step.origin).is_none()
+            core.paused_until(&id.lookup(), step.origin).is_none()
         });
         steps.taken.len() < before
     }
@@ -504,7 +504,7 @@ impl Acquire {
         &mut self,
         scopes: &[Scope],
         (tightest, level): (usize, f64),
-        origin: Origin,
+        origin: DecidedBy,
         told: Instant,
     ) -> Poll<Result<Permit, Rejected>> {
         let tightest = self.index_of(&scopes[tightest]);
@@ -532,8 +532,11 @@ impl Acquire {
         let early = steps.align(&core, &self.scopes, time);
         let left = self.left();
         if !self.is_reserving() {
-            if left.as_slice().is_empty() && !(self.forfeits_held() | self.drops_old()) {
-                let origin = self.taken().last().map_or(core.home(), |step| step.origin);
+            if left.as_slice().is_empty() && !(self.forfeits_paused() | self.drops_old()) {
+                let origin = self
+                    .taken()
+                    .last()
+                    .map_or(core.primary(), |step| step.origin);
                 return Poll::Ready(Ok(self.permit(None, origin)));
             }
             return self.ask();
@@ -555,15 +558,15 @@ impl Acquire {
     fn end(&mut self, fell_back: &mut bool) -> Poll<Result<Permit, Rejected>> {
         let source = "the runtime that polls is being shut down";
         let failure = Failure::new(FailureKind::Disconnected, source);
-        if self.core().remote.is_some() && !std::mem::replace(fell_back, true) {
+        if self.core().redis.is_some() && !std::mem::replace(fell_back, true) {
             return self.fall_back(&failure);
         }
         let refused = Rejected::unavailable(&self.scopes.as_slice()[0], Some(failure.source));
-        self.refuse(refused)
+        self.reject(refused)
     }
 
     /// What the waiter was told, as the next step.
-    fn hear(&mut self, waiter: &Waiter, outcome: Outcome) -> Poll<Result<Permit, Rejected>> {
+    fn on_answer(&mut self, waiter: &Waiter, outcome: Outcome) -> Poll<Result<Permit, Rejected>> {
         match outcome {
             Outcome::Now {
                 tightest,
@@ -583,9 +586,9 @@ impl Acquire {
                 }
                 self.granted(waiter.scopes(), (tightest, level), origin, told)
             }
-            Outcome::Turn {
+            Outcome::Due {
                 which,
-                turn,
+                due: turn,
                 origin,
             } => {
                 let scope = &waiter.scopes()[which];
@@ -595,7 +598,7 @@ impl Acquire {
                     return self.proceed();
                 }
                 let index = self.index_of(scope);
-                if origin == Origin::Grace {
+                if origin == DecidedBy::DualAdmission {
                     self.steps.get_or_insert_default().beside.push(index);
                     return self.ask();
                 }
@@ -610,15 +613,15 @@ impl Acquire {
                 self.proceed()
             }
             Outcome::Missed | Outcome::Abandoned => self.proceed(),
-            Outcome::Refused {
+            Outcome::Rejected {
                 told, retry_after, ..
             } if told.elapsed() > retry_after.max(TOLERANCE) && self.asks_again() => self.proceed(),
-            Outcome::Refused {
+            Outcome::Rejected {
                 which, retry_after, ..
             } => {
                 let scope = &waiter.scopes()[which];
                 let refused = Rejected::limited(scope, retry_after, waiter.max_wait_us(), false);
-                self.refuse(refused)
+                self.reject(refused)
             }
             Outcome::Failed(failure) => self.fall_back(&failure),
         }
@@ -634,10 +637,10 @@ impl Future for Acquire {
         // Written where it is returned: a permit is large, and each move of it would tell.
         if let (State::Start, Some(core), [scope]) =
             (&this.state, &this.core, this.scopes.as_slice())
-            && let Some(decision) = core.decide(scope, this.max_wait.is_zero())
+            && let Some(decision) = core.decide_locally(scope, this.max_wait.is_zero())
         {
             this.state = State::Done;
-            core.tell_at_once(scope, decision, this.shadow);
+            core.count_local_decision(scope, decision, this.shadow);
             match decision {
                 Ok(level) => {
                     if let Some(core) = this.core.take() {
@@ -676,13 +679,13 @@ impl Acquire {
         loop {
             if let Poll::Ready(result) = &next {
                 self.state = State::Done;
-                self.tell_refusal(result);
+                self.count_rejection(result);
                 return next;
             }
             if let Some(none) = self.poll_reserved(cx) {
                 if let State::Reserving = self.state {
                     missed += u32::from(none);
-                    next = match missed < MOST_MISSED {
+                    next = match missed < MAX_MISSED {
                         true => self.proceed(),
                         false => self.end(&mut fell_back),
                     };
@@ -706,7 +709,7 @@ impl Acquire {
                 Poll::Pending => {
                     let several = self.scopes.as_slice().len() > 1;
                     match several.then(|| waiter.reservation()).flatten() {
-                        Some((_, due, Origin::Grace)) => {
+                        Some((_, due, DecidedBy::DualAdmission)) => {
                             // Redis is asked after it.
                             if let (Some(core), Some(steps)) = (&self.core, &mut self.steps) {
                                 steps.align(core, &self.scopes, due);
@@ -725,8 +728,8 @@ impl Acquire {
             // From here on the waiter holds nothing.
             self.state = State::Reserving;
             missed += u32::from(matches!(outcome, Outcome::Missed | Outcome::Abandoned));
-            next = match missed < MOST_MISSED {
-                true => self.hear(&waiter, outcome),
+            next = match missed < MAX_MISSED {
+                true => self.on_answer(&waiter, outcome),
                 false => self.end(&mut fell_back),
             };
         }
@@ -768,10 +771,10 @@ impl Drop for Acquire {
     #[inline]
     fn drop(&mut self) {
         if let State::Waiting(waiter) = &self.state {
-            waiter.leave();
+            waiter.cancel();
         }
         if let State::Waiting(_) | State::Reserving = &self.state {
-            self.tell_cancellation();
+            self.count_cancellation();
         }
         self.give_back();
     }

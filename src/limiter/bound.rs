@@ -17,7 +17,7 @@ use tokio::{
 use super::{
     core::Core,
     remote::Mark,
-    waiter::{Outcome, Place, Waiter},
+    waiter::{Outcome, Waiter, Whereabouts},
 };
 use crate::{
     decision::{Failure, FailureKind},
@@ -82,17 +82,17 @@ impl Bound {
         loop {
             match waiter.place() {
                 // It was woken meanwhile.
-                Place::Told => return Poll::Pending,
+                Whereabouts::Answered => return Poll::Pending,
                 // Where this is polled, so is the worker, or the driver of the line.
-                Place::Asked(mark) if mark.is_none_or(|mark| mark.runtime == here) => {
+                Whereabouts::Asked(mark) if mark.is_none_or(|mark| mark.runtime == here) => {
                     if let Some(this) = bound {
                         this.timer = None;
                     }
                     return Poll::Pending;
                 }
-                Place::Asked(mark) => {
+                Whereabouts::Asked(mark) => {
                     let this = bound.get_or_insert_default();
-                    let Some((remote, mark)) = core.remote.as_ref().zip(mark) else {
+                    let Some((remote, mark)) = core.redis.as_ref().zip(mark) else {
                         return Poll::Pending;
                     };
                     let end = || Instant::now() + remote.patience();
@@ -101,7 +101,7 @@ impl Bound {
                         waiter.set_mark(Some(later));
                         continue;
                     }
-                    waiter.leave();
+                    waiter.cancel();
                     this.asked_again += 1;
                     if this.asked_again < MOST_ASKED {
                         return Poll::Ready(Outcome::Abandoned);
@@ -111,25 +111,25 @@ impl Bound {
                         "no runtime that speaks to Redis is driven",
                     )));
                 }
-                Place::Asleep(line, _) if line.is_driven_on(here) => {
+                Whereabouts::Reserved(line, _) if line.is_served_on(here) => {
                     if let Some(this) = bound {
                         this.timer = None;
                     }
                     return Poll::Pending;
                 }
-                Place::Asleep(line, turn) => {
+                Whereabouts::Reserved(line, turn) => {
                     let this = bound.get_or_insert_default();
                     this.asked_again = 0;
                     // Once: of two runtimes that are both late, neither keeps the line otherwise.
                     if this.taken_over != Some(turn) {
                         ready!(this.poll_timer(Of::Turn(turn), || turn + LATE, here, cx));
-                        core.turns.take_over(core, &line);
+                        core.queues.take_over(core, &line);
                         this.taken_over = Some(turn);
                         continue;
                     }
                     let end = || Instant::now() + SERVED;
                     ready!(this.poll_timer(Of::Served(turn), end, here, cx));
-                    waiter.leave();
+                    waiter.cancel();
                     return Poll::Ready(Outcome::Missed);
                 }
             }

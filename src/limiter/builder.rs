@@ -8,13 +8,13 @@ use std::{
 use super::{
     core::Core,
     handle::Limiter,
-    shares::{Shares, Untold},
-    turns::Turns,
+    shares::{LocalShares, PendingCorrections},
+    turns::WaitQueues,
 };
 use crate::{
     error::ConfigError,
     fallback::{Fallback, Share},
-    members::Members,
+    members::Peers,
     memory::MemoryStore,
     observe::{Health, Observer},
     scope::PREFIX_END,
@@ -84,7 +84,7 @@ impl LimiterBuilder {
             secret: None,
             timeout: DEFAULT_TIMEOUT,
             connect_timeout: DEFAULT_CONNECT_TIMEOUT,
-            fallback: Fallback::Share(Share::Auto),
+            fallback: Fallback::LocalShare(Share::Auto),
             replicas: 1,
             reserve_for: DEFAULT_RESERVE,
             instance: None,
@@ -179,12 +179,12 @@ impl LimiterBuilder {
         self
     }
 
-    /// What decides while Redis cannot be asked: [`Fallback::Share`] with [`Share::Auto`] unless
+    /// What decides while Redis cannot be asked: [`Fallback::LocalShare`] with [`Share::Auto`] unless
     /// said. A scope may say otherwise for itself: [`Scope::fallback`](crate::Scope::fallback).
     ///
     /// ```
     /// # use tower_throttle::{Fallback, Limiter};
-    /// let limiter = Limiter::builder().fallback(Fallback::Open).build()?;
+    /// let limiter = Limiter::builder().fallback(Fallback::FailOpen).build()?;
     /// # Ok::<_, tower_throttle::ConfigError>(())
     /// ```
     pub fn fallback(mut self, fallback: Fallback) -> Self {
@@ -209,7 +209,7 @@ impl LimiterBuilder {
     /// 5 s.
     ///
     /// A limiter sends a heartbeat once a second. One whose last heartbeat is 3 s old is missing:
-    /// it has ended without [`leave`](crate::Limiter::leave), or it is cut off from Redis and admits
+    /// it has ended without [`leave`](crate::Limiter::deregister), or it is cut off from Redis and admits
     /// its share from memory. From then on, for this time, the others use only `alive / (alive +
     /// missing)` of each rate, but never less than a quarter. Nothing is reserved for limiters that
     /// lived for less than 5 s, that deregistered, or that were [replaced](Self::instance).
@@ -295,7 +295,7 @@ impl LimiterBuilder {
     /// with their demands, of what the bucket holds above half its capacity, and only while
     /// nobody waits for a turn and no outage is on: where tokens are scarce there are no leases.
     /// What was not used for a second goes back, and all of it by
-    /// [`leave`](crate::Limiter::leave), or when the last clone of the limiter is dropped, while
+    /// [`leave`](crate::Limiter::deregister), or when the last clone of the limiter is dropped, while
     /// its runtime still runs. Acquisitions of several scopes at once take no part, nor do those
     /// that cost more than a lease may hold.
     ///
@@ -383,7 +383,7 @@ impl LimiterBuilder {
         self.fallback.check()?;
         #[cfg(feature = "redis")]
         if let Some(url) = &self.url {
-            let driver = crate::redis::Driver::new(&url.0, self.connect_timeout)?;
+            let driver = crate::redis::RedisTransport::new(&url.0, self.connect_timeout)?;
             return Ok(self.connected_by(driver, random()));
         }
         Ok(self.into_memory())
@@ -396,26 +396,26 @@ impl LimiterBuilder {
 
     /// Over connections of any make.
     #[cfg(feature = "redis")]
-    pub(crate) fn connected_by(self, connect: impl crate::redis::Connect, seed: u64) -> Limiter {
+    pub(crate) fn connected_by(self, connect: impl crate::redis::Transport, seed: u64) -> Limiter {
         let mut core = self.core(Health::Redis);
-        let config = crate::redis::LinkConfig {
+        let config = crate::redis::ConnectionConfig {
             connect: Arc::new(connect),
             keyspace: crate::scope::Keyspace::new(&self.prefix, core.salt),
             timeout: self.timeout,
             connect_timeout: self.connect_timeout,
-            known: Arc::new(crate::redis::Known::new(self.max_scopes)),
+            levels: Arc::new(crate::redis::LevelCache::new(self.max_scopes)),
             leases: Arc::new(crate::redis::Leases::new(
                 self.lease,
                 self.max_scopes,
                 self.lease_ahead.unwrap_or(crate::redis::AHEAD),
             )),
-            members: core.shares.members.clone(),
+            peers: core.shares.members.clone(),
             instance: self.instance,
-            books: core.shares.clone(),
+            ledger: core.shares.clone(),
             observer: core.observer.clone(),
             seed,
         };
-        core.remote = Some(super::remote::Remote::new(config, core.salt));
+        core.redis = Some(super::remote::RedisBackend::new(config, core.salt));
         Limiter::from_core(core)
     }
 
@@ -423,18 +423,18 @@ impl LimiterBuilder {
         let secret = self.secret.as_ref().map_or("", |secret| &secret.0);
         let salt = blake3::derive_key("tower-throttle 2026 bucket names", secret.as_bytes());
         let memory = Arc::new(MemoryStore::new(self.max_scopes));
-        let shares = Shares {
+        let shares = LocalShares {
             memory: memory.clone(),
-            members: Arc::new(Members::new(self.replicas, self.reserve_for)),
+            members: Arc::new(Peers::new(self.replicas, self.reserve_for)),
             salt,
             fallback: self.fallback,
-            untold: Untold::default(),
+            pending: PendingCorrections::default(),
         };
         Core {
             memory,
             shares: Arc::new(shares),
-            remote: None,
-            turns: Turns::default(),
+            redis: None,
+            queues: WaitQueues::default(),
             observer: Arc::new(Observer::new(health)),
             salt,
             heeds_holds: AtomicBool::new(false),

@@ -11,28 +11,28 @@ use std::{
 use tokio::time::Instant;
 
 use super::{
-    remote::{Mode, Remote},
-    shares::{Shares, whole},
-    turns::{TOLERANCE, Turns},
+    remote::{Mode, RedisBackend},
+    shares::LocalShares,
+    turns::{TOLERANCE, WaitQueues},
 };
 use crate::{
-    bucket::{Bucket, Reservation, TakenAll, Terms},
+    bucket::{Bucket, BucketParams, Reservation, TakenAll},
     clock::{LONGEST_WAIT, from_us, to_us},
-    decision::{Decision, Failure, Origin},
+    decision::{DecidedBy, Decision, Failure},
     fallback::Fallback,
-    memory::{Demand, MemoryStore, StandIn},
+    memory::{MemoryStore, Request, ShareBounds},
     observe::Observer,
     scope::{BucketId, Hashes, Lookup, Scope},
 };
 
 /// For so long a process trusts that a bucket is not held back, once it has heard so.
-const HEARD_LATELY: Duration = Duration::from_millis(25);
+const PAUSE_NEWS_AGE: Duration = Duration::from_millis(25);
 
 pub(crate) struct Core {
     pub(crate) memory: Arc<MemoryStore>,
-    pub(crate) shares: Arc<Shares>,
-    pub(crate) remote: Option<Remote>,
-    pub(crate) turns: Turns,
+    pub(crate) shares: Arc<LocalShares>,
+    pub(crate) redis: Option<RedisBackend>,
+    pub(crate) queues: WaitQueues,
     pub(crate) observer: Arc<Observer>,
     pub(crate) salt: [u8; 32],
     /// Whether anybody may hold buckets back, so that a turn promised earlier is not to be
@@ -43,60 +43,64 @@ pub(crate) struct Core {
 impl Core {
     /// Who decides unless Redis is away.
     #[inline]
-    pub(crate) fn home(&self) -> Origin {
-        match self.remote {
-            Some(_) => Origin::Redis,
-            None => Origin::Memory,
+    pub(crate) fn primary(&self) -> DecidedBy {
+        match self.redis {
+            Some(_) => DecidedBy::Redis,
+            None => DecidedBy::Memory,
         }
     }
 
     /// A background task has panicked: it is logged, and a limiter on Redis is degraded until it
     /// has connected anew.
     pub(crate) fn task_panicked(&self, failure: &Failure) {
-        match &self.remote {
-            Some(remote) => remote.fails(failure),
+        match &self.redis {
+            Some(remote) => remote.fail(failure),
             None => self.observer.misconfigured(failure),
         }
     }
 
     /// By which numbers a store holds this scope.
-    pub(crate) fn terms(&self, scope: &Scope, origin: Origin) -> Terms {
+    pub(crate) fn params(&self, scope: &Scope, origin: DecidedBy) -> BucketParams {
         match origin {
-            Origin::Share | Origin::Grace => self.shares.terms(scope),
-            _ => whole(scope),
+            DecidedBy::LocalShare | DecidedBy::DualAdmission => self.shares.params(scope),
+            _ => scope.params(),
         }
     }
 
     /// How memory stands in for Redis on this scope.
-    fn stand_in(&self, scope: &Scope, id: &BucketId, origin: Origin) -> Option<StandIn> {
+    fn share_bounds(&self, scope: &Scope, id: &BucketId, origin: DecidedBy) -> Option<ShareBounds> {
         let owes = match origin {
-            Origin::Share => true,
-            Origin::Grace => false,
+            DecidedBy::LocalShare => true,
+            DecidedBy::DualAdmission => false,
             _ => return None,
         };
         let (mut most, mut known) = (f64::INFINITY, f64::INFINITY);
-        if let Some(remote) = &self.remote {
+        if let Some(remote) = &self.redis {
             let (tripped, recovered) = remote.last_outage();
             // What Redis told after the outage, memory need not follow: it spends beside it.
             let tells = |at| owes || recovered.is_none_or(|recovered| at < recovered);
-            if let Some((level, at)) = remote.known_level(id)
+            if let Some((level, at)) = remote.last_level(id)
                 && tells(at)
             {
                 // The callers of this process whose turns are still to come ask the share as well:
                 // what they have reserved must not count twice.
-                let reserved = self.turns.reserved(id, Origin::Redis);
+                let reserved = self.queues.reserved(id, DecidedBy::Redis);
                 let level = (level + reserved).min(scope.quota().capacity());
                 known = level / self.shares.divisor(scope);
             }
-            if let Fallback::Strict(_) = self.shares.policy(scope) {
-                let since = if owes { remote.away_since() } else { tripped };
+            if let Fallback::StrictShare(_) = self.shares.policy(scope) {
+                let since = if owes {
+                    remote.unavailable_since()
+                } else {
+                    tripped
+                };
                 // Redis is there, only too slow for this one: nothing is granted beside it.
                 let filled = since.map_or(0.0, |since| to_us(since.elapsed()));
-                most = most.min(filled * self.shares.terms(scope).per_us);
+                most = most.min(filled * self.shares.params(scope).per_us);
             }
         }
-        Some(StandIn {
-            whole: whole(scope),
+        Some(ShareBounds {
+            full_quota: scope.params(),
             most,
             known,
             owes,
@@ -106,24 +110,28 @@ impl Core {
     /// Decides on one scope at once, where that takes neither a call to Redis nor a wait: the
     /// level after it was granted, or when to come back. Else nothing has happened.
     #[inline]
-    pub(crate) fn decide(&self, scope: &Scope, at_once: bool) -> Option<Result<f64, Duration>> {
-        let (terms, cost) = (whole(scope), scope.tokens());
-        if cost <= 0.0 || !terms.can_grant(cost) {
+    pub(crate) fn decide_locally(
+        &self,
+        scope: &Scope,
+        at_once: bool,
+    ) -> Option<Result<f64, Duration>> {
+        let (params, cost) = (scope.params(), scope.tokens());
+        if cost <= 0.0 || !params.can_grant(cost) {
             return None;
         }
         let mut hashes = Hashes::default();
         let id = scope.lookup(&self.salt, &mut hashes);
-        if let Some(remote) = &self.remote {
+        if let Some(remote) = &self.redis {
             if remote.has_leased()
-                && self.has_heard_of_holds(remote, &id)
-                && let Some(level) = remote.take_leased(scope, &id, terms)
+                && self.knows_of_pauses(remote, &id)
+                && let Some(level) = remote.take_leased(scope, &id, params)
             {
                 return Some(Ok(level));
             }
-            let retry_after = at_once.then(|| remote.refuses_now(&id, terms, cost));
+            let retry_after = at_once.then(|| remote.rejects_now(&id, params, cost));
             return retry_after.flatten().map(Err);
         }
-        match self.memory.take(&id, terms, cost) {
+        match self.memory.take(&id, params, cost) {
             Ok(level) => Some(Ok(level)),
             Err(retry_after) => at_once.then(|| Err(from_us(retry_after))),
         }
@@ -131,13 +139,13 @@ impl Core {
 
     /// Counts such a decision.
     #[inline]
-    pub(crate) fn tell_at_once(
+    pub(crate) fn count_local_decision(
         &self,
         scope: &Scope,
         decision: Result<f64, Duration>,
         shadow: bool,
     ) {
-        let home = self.home().into();
+        let home = self.primary().into();
         match decision {
             Ok(_) => self.observer.meter.admitted(scope, home),
             Err(retry_after) => {
@@ -152,23 +160,23 @@ impl Core {
         &self,
         scopes: &[Scope],
         max_wait_us: f64,
-        origin: Origin,
+        origin: DecidedBy,
     ) -> Decision {
         match scopes {
             [scope] => {
-                let terms = self.terms(scope, origin);
+                let params = self.params(scope, origin);
                 let cost = scope.tokens();
                 let id = scope.id(&self.salt);
                 let take = |bucket: &mut Bucket| {
-                    let taken = bucket.take(cost, 1, max_wait_us, terms);
+                    let taken = bucket.take(cost, 1, max_wait_us, params);
                     (taken, bucket.free(), bucket.at)
                 };
-                let (taken, level, at) = match self.stand_in(scope, &id, origin) {
-                    None => self.memory.with(&id.lookup(), terms, take),
+                let (taken, level, at) = match self.share_bounds(scope, &id, origin) {
+                    None => self.memory.with(&id.lookup(), params, take),
                     Some(stand_in) => {
                         let owes = stand_in.owes;
                         self.memory
-                            .with_stand_in(&id, terms, stand_in, |bucket, owed| {
+                            .with_share(&id, params, stand_in, |bucket, owed| {
                                 let took = take(bucket);
                                 if owes && took.0.granted > 0.0 {
                                     *owed += cost;
@@ -183,10 +191,10 @@ impl Core {
                     Decision::Wait {
                         which: 0,
                         wait: from_us(taken.last),
-                        reservation: Some(Reservation::due(at + taken.last, cost, terms)),
+                        reservation: Some(Reservation::due(at + taken.last, cost, params)),
                     }
                 } else {
-                    Decision::Refused {
+                    Decision::Rejected {
                         which: 0,
                         retry_after: from_us(taken.retry_after),
                     }
@@ -197,11 +205,11 @@ impl Core {
                     .iter()
                     .map(|scope| {
                         let id = scope.id(&self.salt);
-                        Demand {
+                        Request {
                             id,
                             cost: scope.tokens(),
-                            terms: self.terms(scope, origin),
-                            stand_in: self.stand_in(scope, &id, origin),
+                            params: self.params(scope, origin),
+                            share: self.share_bounds(scope, &id, origin),
                         }
                     })
                     .collect();
@@ -219,7 +227,7 @@ impl Core {
                         wait: from_us(wait),
                         reservation: Some(reservation),
                     },
-                    TakenAll::Refused { which, retry_after } => Decision::Refused {
+                    TakenAll::Rejected { which, retry_after } => Decision::Rejected {
                         which,
                         retry_after: from_us(retry_after),
                     },
@@ -232,34 +240,34 @@ impl Core {
     pub(crate) fn quote(&self, scope: &Scope) -> Option<Duration> {
         let id = scope.id(&self.salt);
         let away = self
-            .remote
+            .redis
             .as_ref()
-            .map(|remote| remote.away_since().is_some());
-        let (terms, bucket) = match (&self.remote, away) {
+            .map(|remote| remote.unavailable_since().is_some());
+        let (params, bucket) = match (&self.redis, away) {
             (Some(remote), Some(false)) => {
-                let (level, _) = remote.known_level(&id)?;
-                let terms = whole(scope);
+                let (level, _) = remote.last_level(&id)?;
+                let params = scope.params();
                 (
-                    terms,
+                    params,
                     Bucket {
                         level,
-                        ..Bucket::full(0.0, terms)
+                        ..Bucket::full(0.0, params)
                     },
                 )
             }
             (_, away) => {
-                let origin = away.map_or(Origin::Memory, |_| Origin::Share);
+                let origin = away.map_or(DecidedBy::Memory, |_| DecidedBy::LocalShare);
                 (
-                    self.terms(scope, origin),
+                    self.params(scope, origin),
                     self.bucket_in_memory(scope, origin),
                 )
             }
         };
-        let wait = bucket.quote(scope.tokens(), terms);
+        let wait = bucket.quote(scope.tokens(), params);
         (wait > 0.0).then(|| from_us(wait))
     }
 
-    fn tightest_in_memory(&self, scopes: &[Scope], origin: Origin) -> (usize, f64) {
+    fn tightest_in_memory(&self, scopes: &[Scope], origin: DecidedBy) -> (usize, f64) {
         let mut tightest = (0, f64::INFINITY, 0.0);
         for (which, scope) in scopes.iter().enumerate() {
             let level = self.level_in_memory(scope, origin);
@@ -271,78 +279,80 @@ impl Core {
         (tightest.0, tightest.2)
     }
 
-    fn level_in_memory(&self, scope: &Scope, origin: Origin) -> f64 {
+    fn level_in_memory(&self, scope: &Scope, origin: DecidedBy) -> f64 {
         self.bucket_in_memory(scope, origin).free()
     }
 
-    fn bucket_in_memory(&self, scope: &Scope, origin: Origin) -> Bucket {
-        let (id, terms) = (scope.id(&self.salt), self.terms(scope, origin));
-        match self.stand_in(scope, &id, origin) {
+    fn bucket_in_memory(&self, scope: &Scope, origin: DecidedBy) -> Bucket {
+        let (id, params) = (scope.id(&self.salt), self.params(scope, origin));
+        match self.share_bounds(scope, &id, origin) {
             None => self
                 .memory
-                .with(&id.lookup(), terms, |bucket| bucket.clone()),
+                .with(&id.lookup(), params, |bucket| bucket.clone()),
             Some(stand_in) => {
                 let read = |bucket: &mut Bucket, _: &mut f64| bucket.clone();
-                self.memory.with_stand_in(&id, terms, stand_in, read)
+                self.memory.with_share(&id, params, stand_in, read)
             }
         }
     }
 
     /// Gives back what `origin` granted and nobody used.
-    pub(crate) fn give_back(&self, scope: &Scope, tokens: f64, origin: Origin) {
+    pub(crate) fn give_back(&self, scope: &Scope, tokens: f64, origin: DecidedBy) {
         if tokens <= 0.0 {
             return;
         }
-        match (origin, &self.remote) {
-            (Origin::Memory, _) => {
-                let terms = whole(scope);
+        match (origin, &self.redis) {
+            (DecidedBy::Memory, _) => {
+                let params = scope.params();
                 self.memory
-                    .with(&scope.id(&self.salt).lookup(), terms, |bucket| {
-                        bucket.give_back(tokens, terms);
+                    .with(&scope.id(&self.salt).lookup(), params, |bucket| {
+                        bucket.give_back(tokens, params);
                     });
             }
-            (Origin::Grace, _) => self.shares.give_back_unowed(scope),
+            (DecidedBy::DualAdmission, _) => self.shares.give_back_without_debt(scope),
             // What a share granted is charged to Redis as soon as that is back.
-            (Origin::Redis | Origin::Share, Some(remote)) => match remote.away_since() {
-                None => remote.give_back(scope, tokens),
-                Some(_) => self.shares.correct(scope, -tokens),
-            },
-            (Origin::Redis | Origin::Share, None) | (Origin::Nowhere, _) => {}
+            (DecidedBy::Redis | DecidedBy::LocalShare, Some(remote)) => {
+                match remote.unavailable_since() {
+                    None => remote.give_back(scope, tokens),
+                    Some(_) => self.shares.correct(scope, -tokens),
+                }
+            }
+            (DecidedBy::Redis | DecidedBy::LocalShare, None) | (DecidedBy::Unmetered, _) => {}
         }
     }
 
     /// Undoes a reservation that `origin` made, whose caller has gone away before it was due.
-    pub(crate) fn undo(&self, scope: &Scope, gone: Reservation, origin: Origin) {
-        let Some(remote) = &self.remote else {
-            let (id, terms) = (scope.id(&self.salt), whole(scope));
-            let undo = |bucket: &mut Bucket| bucket.undo(gone, terms);
-            return self.memory.with(&id.lookup(), terms, undo);
+    pub(crate) fn undo(&self, scope: &Scope, gone: Reservation, origin: DecidedBy) {
+        let Some(remote) = &self.redis else {
+            let (id, params) = (scope.id(&self.salt), scope.params());
+            let undo = |bucket: &mut Bucket| bucket.undo(gone, params);
+            return self.memory.with(&id.lookup(), params, undo);
         };
-        let is_away = remote.away_since().is_some();
+        let is_away = remote.unavailable_since().is_some();
         match origin {
-            Origin::Redis => {
+            DecidedBy::Redis => {
                 let gone = (scope.clone(), gone);
                 if is_away {
                     // Nor does the share start lower by what nobody waits for any more.
-                    remote.raise_known(scope, gone.1.tokens);
-                    self.shares.untold.undo(gone);
+                    remote.raise_level(scope, gone.1.tokens);
+                    self.shares.pending.undo(gone);
                 } else {
                     remote.undo(Box::new(gone));
                 }
             }
-            Origin::Share if is_away => self.shares.undo(scope, gone, true),
-            Origin::Grace => self.shares.undo(scope, gone, false),
+            DecidedBy::LocalShare if is_away => self.shares.undo(scope, gone, true),
+            DecidedBy::DualAdmission => self.shares.undo(scope, gone, false),
             // What a share reserved was charged to Redis when that came back, and refills there.
-            Origin::Share | Origin::Memory | Origin::Nowhere => {}
+            DecidedBy::LocalShare | DecidedBy::Memory | DecidedBy::Unmetered => {}
         }
     }
 
     /// Whether Redis is away, and what it reserved earlier is to be asked of the share: the other
     /// processes, who live from their shares, do not know of that debt.
-    pub(crate) fn lives_from_share(&self, scope: &Scope) -> bool {
-        let remote = self.remote.as_ref();
-        let is_away = remote.is_some_and(|remote| remote.away_since().is_some());
-        is_away && self.shares.holds(scope)
+    pub(crate) fn spends_local_share(&self, scope: &Scope) -> bool {
+        let remote = self.redis.as_ref();
+        let is_away = remote.is_some_and(|remote| remote.unavailable_since().is_some());
+        is_away && self.shares.has_share(scope)
     }
 
     /// Gives back what `origin` granted of a scope for a time that may have passed.
@@ -350,131 +360,134 @@ impl Core {
     /// Unused, a token leaves room in its bucket only until that has refilled: more than the
     /// bucket lacked is not kept. What it refilled since, others may have used already, so that
     /// much of an old token is lost.
-    pub(crate) fn give_back_late(&self, scope: &Scope, origin: Origin, due: Instant) {
+    pub(crate) fn give_back_late(&self, scope: &Scope, origin: DecidedBy, due: Instant) {
         let tokens = unused(scope, due);
         self.give_back(scope, tokens, origin);
     }
 
     /// Charges what was used beyond what `origin` granted.
-    pub(crate) fn charge(&self, scope: &Scope, tokens: f64, origin: Origin) {
+    pub(crate) fn charge(&self, scope: &Scope, tokens: f64, origin: DecidedBy) {
         if tokens <= 0.0 {
             return;
         }
-        match (origin, &self.remote) {
-            (Origin::Memory, _) => {
-                let terms = whole(scope);
+        match (origin, &self.redis) {
+            (DecidedBy::Memory, _) => {
+                let params = scope.params();
                 self.memory
-                    .with(&scope.id(&self.salt).lookup(), terms, |bucket| {
-                        bucket.charge(tokens, terms);
+                    .with(&scope.id(&self.salt).lookup(), params, |bucket| {
+                        bucket.charge(tokens, params);
                     });
             }
-            (Origin::Redis | Origin::Share | Origin::Grace, Some(remote)) => {
-                match remote.away_since() {
+            (DecidedBy::Redis | DecidedBy::LocalShare | DecidedBy::DualAdmission, Some(remote)) => {
+                match remote.unavailable_since() {
                     None => remote.charge(scope, tokens),
                     Some(_) => self.shares.correct(scope, tokens),
                 }
             }
-            (Origin::Redis | Origin::Share | Origin::Grace, None) | (Origin::Nowhere, _) => {}
+            (DecidedBy::Redis | DecidedBy::LocalShare | DecidedBy::DualAdmission, None)
+            | (DecidedBy::Unmetered, _) => {}
         }
     }
 
     /// Grants nobody anything of this bucket for so long; in this process from now on.
-    pub(crate) fn hold_back(&self, scope: &Scope, hold: Duration) {
+    pub(crate) fn pause(&self, scope: &Scope, hold: Duration) {
         self.heeds_holds.store(true, Ordering::Relaxed);
         let (us, id) = (to_us(hold), scope.id(&self.salt));
-        match &self.remote {
+        match &self.redis {
             None => {
-                let terms = whole(scope);
-                let hold_back = |bucket: &mut Bucket| bucket.hold_back(us, terms);
-                self.memory.with_own(&id.lookup(), terms, hold_back);
+                let params = scope.params();
+                let hold_back = |bucket: &mut Bucket| bucket.pause(us, params);
+                self.memory.with_own(&id.lookup(), params, hold_back);
             }
             Some(remote) => {
-                self.shares.hold_back(scope, us);
-                remote.hold_back(scope, Instant::now() + hold.min(LONGEST_WAIT));
+                self.shares.pause(scope, us);
+                remote.pause(scope, Instant::now() + hold.min(LONGEST_WAIT));
             }
         }
-        self.turns.look_again(id.as_bytes());
+        self.queues.recheck(id.as_bytes());
     }
 
     /// Leaves no more than so many tokens in this bucket.
-    pub(crate) fn lower(&self, scope: &Scope, tokens: f64) {
+    pub(crate) fn cap_level(&self, scope: &Scope, tokens: f64) {
         let id = scope.id(&self.salt);
-        match &self.remote {
+        match &self.redis {
             None => {
-                let lower = |bucket: &mut Bucket| bucket.lower(tokens);
-                self.memory.with_own(&id.lookup(), whole(scope), lower);
+                let lower = |bucket: &mut Bucket| bucket.cap_level(tokens);
+                self.memory.with_own(&id.lookup(), scope.params(), lower);
             }
             // What is known to be lower need not be said.
             Some(remote) => {
                 let full = scope.quota().capacity();
-                let known = remote.known_level(&id).map_or(full, |(level, _)| level);
+                let known = remote.last_level(&id).map_or(full, |(level, _)| level);
                 if tokens < known {
-                    remote.lower(scope, tokens);
+                    remote.cap_level(scope, tokens);
                 }
             }
         }
     }
 
     /// Until when a bucket is held back, as far as this process has heard.
-    pub(crate) fn held_until(&self, id: &Lookup<'_>, origin: Origin) -> Option<Instant> {
-        let remote = self.remote.as_ref();
+    pub(crate) fn paused_until(&self, id: &Lookup<'_>, origin: DecidedBy) -> Option<Instant> {
+        let remote = self.redis.as_ref();
         let heard = remote
-            .and_then(|remote| remote.heard(id))
+            .and_then(|remote| remote.pause_view(id))
             .and_then(|(_, held)| held);
         match origin {
-            Origin::Redis | Origin::Nowhere => heard,
-            Origin::Memory | Origin::Share | Origin::Grace => heard.max(self.memory.held_until(id)),
+            DecidedBy::Redis | DecidedBy::Unmetered => heard,
+            DecidedBy::Memory | DecidedBy::LocalShare | DecidedBy::DualAdmission => {
+                heard.max(self.memory.paused_until(id))
+            }
         }
     }
 
     /// Whether a hold that another process may have made would be known here.
-    fn has_heard_of_holds(&self, remote: &Remote, id: &Lookup<'_>) -> bool {
+    fn knows_of_pauses(&self, remote: &RedisBackend, id: &Lookup<'_>) -> bool {
         if !self.heeds_holds.load(Ordering::Relaxed) {
             return true;
         }
-        let heard = remote.heard(id);
-        heard.is_some_and(|(at, _)| at.elapsed() <= HEARD_LATELY)
+        let heard = remote.pause_view(id);
+        heard.is_some_and(|(at, _)| at.elapsed() <= PAUSE_NEWS_AGE)
     }
 
     /// Hears of a hold that another process may have made since this one heard last.
-    pub(crate) async fn hear_of_holds(&self, scope: &Scope, id: &Lookup<'_>) {
-        let Some(remote) = &self.remote else {
+    pub(crate) async fn refresh_pause(&self, scope: &Scope, id: &Lookup<'_>) {
+        let Some(remote) = &self.redis else {
             return;
         };
-        if !self.has_heard_of_holds(remote, id) && !matches!(remote.mode(), Mode::Away(_)) {
+        if !self.knows_of_pauses(remote, id) && !matches!(remote.mode(), Mode::Unavailable(_)) {
             // Where Redis does not answer, what was promised stands.
             let _ = remote.look(scope).await;
         }
     }
 
     pub(crate) async fn peek(&self, scope: &Scope) -> (f64, bool) {
-        match &self.remote {
-            None => (self.level_in_memory(scope, Origin::Memory), false),
+        match &self.redis {
+            None => (self.level_in_memory(scope, DecidedBy::Memory), false),
             Some(remote) => match remote.mode() {
-                Mode::Away(_) => (self.level_in_memory(scope, Origin::Share), true),
-                Mode::Passing | Mode::Grace => match remote.look(scope).await {
+                Mode::Unavailable(_) => (self.level_in_memory(scope, DecidedBy::LocalShare), true),
+                Mode::Passing | Mode::Recovering => match remote.look(scope).await {
                     Ok(level) => (level, false),
-                    Err(_) => (self.level_in_memory(scope, Origin::Share), true),
+                    Err(_) => (self.level_in_memory(scope, DecidedBy::LocalShare), true),
                 },
             },
         }
     }
 
     /// Gives tokens to a bucket, at most as many as make it full, or, below zero, charges them.
-    pub(crate) fn credit(&self, scope: &Scope, tokens: f64) {
+    pub(crate) fn adjust(&self, scope: &Scope, tokens: f64) {
         // From its deepest debt to full, or back: more would only be lost in the rounding.
         let most = 2.0 * scope.quota().capacity();
         let tokens = tokens.clamp(-most, most);
-        match &self.remote {
+        match &self.redis {
             None => {
-                let (id, terms) = (scope.id(&self.salt), whole(scope));
+                let (id, params) = (scope.id(&self.salt), scope.params());
                 let credit = |bucket: &mut Bucket| match tokens >= 0.0 {
-                    true => bucket.give_back(tokens, terms),
-                    false => bucket.charge(-tokens, terms),
+                    true => bucket.give_back(tokens, params),
+                    false => bucket.charge(-tokens, params),
                 };
-                self.memory.with_own(&id.lookup(), terms, credit);
+                self.memory.with_own(&id.lookup(), params, credit);
             }
-            Some(remote) if remote.away_since().is_some() => {
+            Some(remote) if remote.unavailable_since().is_some() => {
                 self.shares.correct_own(scope, -tokens);
             }
             Some(remote) if tokens > 0.0 => remote.give_back(scope, tokens),
@@ -484,13 +497,13 @@ impl Core {
     }
 
     pub(crate) async fn reset(&self, scope: &Scope) {
-        let terms = match self.remote {
-            None => whole(scope),
-            Some(_) => self.shares.terms(scope),
+        let params = match self.redis {
+            None => scope.params(),
+            Some(_) => self.shares.params(scope),
         };
-        self.memory.reset(&scope.id(&self.salt), terms);
-        self.shares.untold.forget(scope);
-        if let Some(remote) = &self.remote {
+        self.memory.reset(&scope.id(&self.salt), params);
+        self.shares.pending.forget(scope);
+        if let Some(remote) = &self.redis {
             // Without Redis there is nothing to tell; the memory was reset.
             let _ = remote.reset(scope).await;
         }
@@ -498,17 +511,21 @@ impl Core {
 
     /// Whether somebody here waits for one of these scopes, or Redis is known to refuse it.
     pub(crate) fn is_scarce(&self, scopes: &[Scope], max_wait_us: f64) -> bool {
-        let origins = match self.remote {
-            None => &[Origin::Memory][..],
-            Some(_) => &[Origin::Redis, Origin::Share, Origin::Grace],
+        let origins = match self.redis {
+            None => &[DecidedBy::Memory][..],
+            Some(_) => &[
+                DecidedBy::Redis,
+                DecidedBy::LocalShare,
+                DecidedBy::DualAdmission,
+            ],
         };
         scopes.iter().any(|scope| {
-            let sleeps = |origin: &Origin| self.turns.has_sleepers(self, scope, *origin);
+            let sleeps = |origin: &DecidedBy| self.queues.has_waiters(self, scope, *origin);
             origins.iter().any(sleeps)
                 || self
-                    .remote
+                    .redis
                     .as_ref()
-                    .is_some_and(|remote| remote.refuses(scope, max_wait_us).is_some())
+                    .is_some_and(|remote| remote.rejects(scope, max_wait_us).is_some())
         })
     }
 }

@@ -12,7 +12,7 @@ use super::{
     acquire::Acquire,
     builder::LimiterBuilder,
     core::Core,
-    permit::{Origins, Permit, Taken},
+    permit::{Charged, Origins, Permit},
 };
 #[cfg(feature = "redis")]
 use crate::error::ConfigError;
@@ -119,7 +119,7 @@ impl Limiter {
 
     /// Takes from all of `scopes` now, or from none: [`Reason::Limited`](crate::Reason) says when to
     /// come back. More than 128 scopes, counted before equal ones are merged, are
-    /// [`Reason::Impossible`](crate::Reason).
+    /// [`Reason::ExceedsCapacity`](crate::Reason).
     ///
     /// ```
     /// # use tower_throttle::{Limiter, Quota};
@@ -266,7 +266,7 @@ impl Limiter {
     /// # }
     /// ```
     pub fn hold_back(&self, scope: &Scope, hold: Duration) {
-        self.core.hold_back(scope, hold);
+        self.core.pause(scope, hold);
     }
 
     /// Leaves no more than `level` tokens in this bucket: what an upstream says that remains.
@@ -285,7 +285,7 @@ impl Limiter {
     /// ```
     pub fn lower_to(&self, scope: &Scope, level: f64) {
         if level.is_finite() {
-            self.core.lower(scope, level.max(0.0));
+            self.core.cap_level(scope, level.max(0.0));
         }
     }
 
@@ -331,7 +331,7 @@ impl Limiter {
     /// On Redis, if it is polled outside a Tokio runtime with a timer.
     pub async fn credit(&self, scope: &Scope, tokens: f64) -> Level {
         if tokens.is_finite() {
-            self.core.credit(scope, tokens);
+            self.core.adjust(scope, tokens);
         }
         self.peek(scope).await
     }
@@ -377,7 +377,7 @@ impl Limiter {
     /// assert_eq!(Limiter::in_memory().reserved(), 0.0);
     /// ```
     pub fn reserved(&self) -> f64 {
-        match (&self.core.remote, self.health()) {
+        match (&self.core.redis, self.health()) {
             (Some(remote), Health::Redis) => remote.reserved(),
             _ => 0.0,
         }
@@ -400,7 +400,7 @@ impl Limiter {
     /// # #[tokio::main(flavor = "current_thread")] async fn main() {
     /// let limiter = Limiter::in_memory();
     /// // … serve until the signal to stop comes, then:
-    /// limiter.leave().await;
+    /// limiter.deregister().await;
     /// # }
     /// ```
     ///
@@ -411,9 +411,9 @@ impl Limiter {
     /// # Panics
     ///
     /// On Redis, if it is polled outside a Tokio runtime with a timer.
-    pub async fn leave(&self) {
-        if let Some(remote) = &self.core.remote {
-            remote.leave().await;
+    pub async fn deregister(&self) {
+        if let Some(remote) = &self.core.redis {
+            remote.deregister().await;
         }
     }
 
@@ -466,22 +466,22 @@ impl Limiter {
     /// Decides on one scope at once, where that takes neither a call to Redis nor a wait: the
     /// level after it was granted, or when to come back. Else nothing has happened.
     #[inline]
-    pub(crate) fn decide(
+    pub(crate) fn decide_locally(
         &self,
         scope: &Scope,
         max_wait: Duration,
         shadow: bool,
     ) -> Option<Result<f64, Duration>> {
         let core = &*self.core;
-        let decision = core.decide(scope, max_wait.is_zero())?;
-        core.tell_at_once(scope, decision, shadow);
+        let decision = core.decide_locally(scope, max_wait.is_zero())?;
+        core.count_local_decision(scope, decision, shadow);
         Some(decision)
     }
 
     /// What stands for no decision at all.
-    pub(crate) fn no_permit(&self) -> Permit {
-        let origins = Origins::All(self.core.home());
-        let taken = Taken::new(self.core.clone(), Scopes::default(), origins);
+    pub(crate) fn unmetered_permit(&self) -> Permit {
+        let origins = Origins::All(self.core.primary());
+        let taken = Charged::new(self.core.clone(), Scopes::default(), origins);
         Permit::new(taken, None)
     }
 

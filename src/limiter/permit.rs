@@ -12,7 +12,7 @@ use tokio::time::Instant;
 
 use super::core::{Core, unused};
 use crate::{
-    decision::Origin,
+    decision::DecidedBy,
     observe::Cost,
     scope::{Scope, Scopes},
 };
@@ -62,16 +62,16 @@ pub struct Permit {
 /// ```
 #[derive(Clone)]
 pub struct PermitHandle {
-    taken: Arc<Taken>,
+    taken: Arc<Charged>,
 }
 
 enum Charge {
-    Own(Taken),
-    Shared(Arc<Taken>),
+    Own(Charged),
+    Shared(Arc<Charged>),
 }
 
 /// What was taken, from where, and what it was corrected to.
-pub(crate) struct Taken {
+pub(crate) struct Charged {
     pub(crate) core: Arc<Core>,
     pub(crate) scopes: Scopes,
     pub(crate) origin: Origins,
@@ -83,13 +83,13 @@ pub(crate) struct Taken {
 /// Where the tokens of each scope came from.
 #[derive(Clone, Debug)]
 pub(crate) enum Origins {
-    All(Origin),
+    All(DecidedBy),
     /// In the order of the scopes.
-    Each(Box<[Origin]>),
+    Each(Box<[DecidedBy]>),
 }
 
 impl Origins {
-    pub(super) fn get(&self, index: usize) -> Origin {
+    pub(super) fn get(&self, index: usize) -> DecidedBy {
         match self {
             Self::All(origin) => *origin,
             Self::Each(origins) => origins[index],
@@ -97,7 +97,8 @@ impl Origins {
     }
 
     fn is_degraded(&self) -> bool {
-        let degraded = |origin: &Origin| matches!(origin, Origin::Share | Origin::Nowhere);
+        let degraded =
+            |origin: &DecidedBy| matches!(origin, DecidedBy::LocalShare | DecidedBy::Unmetered);
         match self {
             Self::All(origin) => degraded(origin),
             Self::Each(origins) => origins.iter().any(degraded),
@@ -105,7 +106,7 @@ impl Origins {
     }
 }
 
-impl Taken {
+impl Charged {
     #[inline]
     pub(crate) fn new(core: Arc<Core>, scopes: Scopes, origin: Origins) -> Self {
         Self {
@@ -185,7 +186,7 @@ impl Taken {
 
 impl Permit {
     #[inline]
-    pub(crate) fn new(taken: Taken, tightest: Option<(usize, f64)>) -> Self {
+    pub(crate) fn new(taken: Charged, tightest: Option<(usize, f64)>) -> Self {
         Self {
             charge: Charge::Own(taken),
             tightest: tightest.map(|(which, level)| (which as u32, level)),
@@ -195,12 +196,12 @@ impl Permit {
     /// Decided without a call to Redis, for one scope.
     #[inline]
     pub(super) fn at_once(core: Arc<Core>, scopes: Scopes, level: f64) -> Self {
-        let origin = match core.remote {
-            Some(_) => Origin::Redis,
-            None => Origin::Memory,
+        let origin = match core.redis {
+            Some(_) => DecidedBy::Redis,
+            None => DecidedBy::Memory,
         };
         Self {
-            charge: Charge::Own(Taken {
+            charge: Charge::Own(Charged {
                 core,
                 scopes,
                 origin: Origins::All(origin),
@@ -210,7 +211,7 @@ impl Permit {
         }
     }
 
-    fn taken(&self) -> &Taken {
+    fn taken(&self) -> &Charged {
         match &self.charge {
             Charge::Own(taken) => taken,
             Charge::Shared(taken) => taken,
@@ -219,19 +220,19 @@ impl Permit {
 
     /// Holds one of the scopes back, for all processes.
     #[cfg(feature = "learn")]
-    pub(crate) fn hold_back(&self, which: usize, hold: std::time::Duration) {
+    pub(crate) fn pause(&self, which: usize, hold: std::time::Duration) {
         let taken = self.taken();
         if let Some(scope) = self.scopes().get(which) {
-            taken.core.hold_back(scope, hold);
+            taken.core.pause(scope, hold);
         }
     }
 
     /// Leaves no more than so many tokens of one of the scopes.
     #[cfg(feature = "learn")]
-    pub(crate) fn lower(&self, which: usize, tokens: f64) {
+    pub(crate) fn cap_level(&self, which: usize, tokens: f64) {
         let taken = self.taken();
         if let Some(scope) = self.scopes().get(which) {
-            taken.core.lower(scope, tokens);
+            taken.core.cap_level(scope, tokens);
         }
     }
 
@@ -302,7 +303,7 @@ impl Permit {
         let taken = match &self.charge {
             Charge::Shared(taken) => taken.clone(),
             Charge::Own(own) => {
-                let shared = Arc::new(Taken {
+                let shared = Arc::new(Charged {
                     core: own.core.clone(),
                     scopes: own.scopes.clone(),
                     origin: own.origin.clone(),

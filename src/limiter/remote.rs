@@ -10,7 +10,7 @@ use crate::clock::to_us;
 #[cfg(feature = "redis")]
 use crate::redis;
 use crate::{
-    bucket::{Reservation, Terms},
+    bucket::{BucketParams, Reservation},
     decision::Failure,
     scope::{BucketId, Lookup, Scope},
 };
@@ -21,65 +21,65 @@ pub(crate) enum Mode {
     /// It decides.
     Passing,
     /// It decides, but memory must admit as well.
-    Grace,
+    Recovering,
     /// It is left alone.
-    Away(Failure),
+    Unavailable(Failure),
 }
 
 #[cfg(feature = "redis")]
 pub(crate) use crate::redis::Mark;
 
 #[cfg(feature = "redis")]
-pub(crate) struct Remote {
-    batcher: redis::Batcher<Arc<Waiter>, redis::Link>,
-    known: Arc<redis::Known>,
+pub(crate) struct RedisBackend {
+    batcher: redis::Batcher<Arc<Waiter>, redis::RedisConnection>,
+    levels: Arc<redis::LevelCache>,
     leases: Arc<redis::Leases>,
     salt: [u8; 32],
 }
 
 #[cfg(feature = "redis")]
-impl Remote {
-    pub(crate) fn new(config: redis::LinkConfig, salt: [u8; 32]) -> Self {
+impl RedisBackend {
+    pub(crate) fn new(config: redis::ConnectionConfig, salt: [u8; 32]) -> Self {
         let keyspace = config.keyspace.clone();
-        let known = config.known.clone();
+        let known = config.levels.clone();
         let leases = config.leases.clone();
-        let books = config.books.clone();
-        let link = redis::Link::new(config);
+        let books = config.ledger.clone();
+        let link = redis::RedisConnection::new(config);
         Self {
             batcher: redis::Batcher::new(link, keyspace, known.clone(), leases.clone(), books),
-            known,
+            levels: known,
             leases,
             salt,
         }
     }
 
     pub(crate) fn mode(&self) -> Mode {
-        match self.batcher.wire().mode() {
+        match self.batcher.connection().mode() {
             redis::Mode::Passing => Mode::Passing,
-            redis::Mode::Grace => Mode::Grace,
-            redis::Mode::Away(failure) => Mode::Away(failure),
+            redis::Mode::Recovering => Mode::Recovering,
+            redis::Mode::Unavailable(failure) => Mode::Unavailable(failure),
         }
     }
 
     /// A background task has failed.
-    pub(crate) fn fails(&self, failure: &Failure) {
-        redis::Wire::fails(self.batcher.wire(), failure);
+    pub(crate) fn fail(&self, failure: &Failure) {
+        redis::Connection::fail(self.batcher.connection(), failure);
     }
 
     /// Since when Redis is away, if it is.
-    pub(crate) fn away_since(&self) -> Option<Instant> {
-        self.batcher.wire().tripped()
+    pub(crate) fn unavailable_since(&self) -> Option<Instant> {
+        self.batcher.connection().unavailable_since()
     }
 
     /// The last outage: when it began, and when it was over.
     pub(crate) fn last_outage(&self) -> (Option<Instant>, Option<Instant>) {
-        self.batcher.wire().last_outage()
+        self.batcher.connection().last_outage()
     }
 
     /// The level that was told last, refilled since then, if that is less than full; and when
     /// it was told.
-    pub(crate) fn known_level(&self, id: &BucketId) -> Option<(f64, Instant)> {
-        self.known.level(id)
+    pub(crate) fn last_level(&self, id: &BucketId) -> Option<(f64, Instant)> {
+        self.levels.level(id)
     }
 
     /// Queues a demand; the waiter is told in any case, as long as the marked runtime is driven.
@@ -89,7 +89,7 @@ impl Remote {
 
     /// So long after it was asked, a runtime that is driven has done something.
     pub(crate) fn patience(&self) -> Duration {
-        self.batcher.patience()
+        self.batcher.max_silence()
     }
 
     /// Redis is asked on the current runtime from here on, if the marked one has done nothing:
@@ -107,10 +107,9 @@ impl Remote {
     }
 
     /// As far as is known, a bucket has so many tokens more.
-    pub(crate) fn raise_known(&self, scope: &Scope, tokens: f64) {
-        let quota = scope.quota();
-        let terms = Terms::new(quota.capacity(), quota.rate());
-        self.known.raise(&scope.id(&self.salt), terms, tokens);
+    pub(crate) fn raise_level(&self, scope: &Scope, tokens: f64) {
+        let id = scope.id(&self.salt);
+        self.levels.raise(&id, scope.params(), tokens);
     }
 
     /// Undoes a reservation whose caller has gone away.
@@ -119,31 +118,30 @@ impl Remote {
     }
 
     /// Grants nobody anything before `until`; in this process from now on.
-    pub(crate) fn hold_back(&self, scope: &Scope, until: Instant) {
-        let (quota, id) = (scope.quota(), scope.id(&self.salt));
-        let terms = Terms::new(quota.capacity(), quota.rate());
+    pub(crate) fn pause(&self, scope: &Scope, until: Instant) {
+        let (params, id) = (scope.params(), scope.id(&self.salt));
         let left = until.saturating_duration_since(Instant::now());
-        self.known.hold_back(&id, terms, to_us(left));
+        self.levels.pause(&id, params, to_us(left));
         self.leases.forget(&id);
-        self.batcher.hold_back(scope, until);
+        self.batcher.pause(scope, until);
     }
 
     /// Leaves no more than so many tokens.
-    pub(crate) fn lower(&self, scope: &Scope, tokens: f64) {
+    pub(crate) fn cap_level(&self, scope: &Scope, tokens: f64) {
         self.leases.forget(&scope.id(&self.salt));
-        self.batcher.lower(scope, tokens);
+        self.batcher.cap_level(scope, tokens);
     }
 
     /// When this process heard last of a bucket, and until when it is held back.
-    pub(crate) fn heard(&self, id: &Lookup<'_>) -> Option<(Instant, Option<Instant>)> {
-        let heard = self.known.heard(id)?;
-        Some((heard.at, heard.held))
+    pub(crate) fn pause_view(&self, id: &Lookup<'_>) -> Option<(Instant, Option<Instant>)> {
+        let heard = self.levels.pause_view(id)?;
+        Some((heard.at, heard.paused_until))
     }
 
     /// The part of each rate that is reserved for those who are missing.
     pub(crate) fn reserved(&self) -> f64 {
-        use redis::Wire;
-        1.0 - self.batcher.wire().part().of_rate
+        use redis::Connection;
+        1.0 - self.batcher.connection().part().of_rate
     }
 
     pub(crate) async fn look(&self, scope: &Scope) -> Result<f64, Failure> {
@@ -154,18 +152,17 @@ impl Remote {
         self.batcher.reset(scope).await
     }
 
-    pub(crate) async fn leave(&self) {
+    pub(crate) async fn deregister(&self) {
         crate::runtime::require();
-        self.batcher.leave().await;
-        self.batcher.wire().leave().await;
+        self.batcher.return_leases().await;
+        self.batcher.connection().deregister().await;
     }
 
     /// When to come back, where earlier replies tell that Redis would refuse.
-    pub(crate) fn refuses(&self, scope: &Scope, max_wait_us: f64) -> Option<Duration> {
-        let quota = scope.quota();
-        self.known.refuses(
+    pub(crate) fn rejects(&self, scope: &Scope, max_wait_us: f64) -> Option<Duration> {
+        self.levels.rejects(
             &scope.lookup(&self.salt, &mut crate::scope::Hashes::default()),
-            Terms::new(quota.capacity(), quota.rate()),
+            scope.params(),
             scope.tokens(),
             max_wait_us,
         )
@@ -180,11 +177,16 @@ impl Remote {
     /// Takes from what this process has taken ahead, as long as Redis alone decides: the level
     /// that is left.
     #[inline]
-    pub(crate) fn take_leased(&self, scope: &Scope, id: &Lookup<'_>, terms: Terms) -> Option<f64> {
+    pub(crate) fn take_leased(
+        &self,
+        scope: &Scope,
+        id: &Lookup<'_>,
+        params: BucketParams,
+    ) -> Option<f64> {
         if self.leases.is_empty() || !matches!(self.mode(), Mode::Passing) {
             return None;
         }
-        let leased = self.leases.take(id, terms, scope.tokens())?;
+        let leased = self.leases.take(id, params, scope.tokens())?;
         if leased.more {
             self.batcher.lease(scope);
         }
@@ -193,14 +195,19 @@ impl Remote {
 
     /// The same for somebody who does not wait, as long as Redis alone decides.
     #[inline]
-    pub(crate) fn refuses_now(&self, id: &Lookup<'_>, terms: Terms, cost: f64) -> Option<Duration> {
-        let retry_after = self.known.refuses(id, terms, cost, 0.0)?;
+    pub(crate) fn rejects_now(
+        &self,
+        id: &Lookup<'_>,
+        params: BucketParams,
+        cost: f64,
+    ) -> Option<Duration> {
+        let retry_after = self.levels.rejects(id, params, cost, 0.0)?;
         matches!(self.mode(), Mode::Passing).then_some(retry_after)
     }
 }
 
 #[cfg(feature = "redis")]
-impl redis::Asker for Arc<Waiter> {
+impl redis::Requester for Arc<Waiter> {
     fn scopes(&self) -> &[Scope] {
         Waiter::scopes(self)
     }
@@ -217,7 +224,7 @@ impl redis::Asker for Arc<Waiter> {
         Waiter::answer(&self, answer);
     }
 
-    fn ask_again(self) {
+    fn retry(self) {
         if let Some(wake) = self.abandon() {
             wake.wake();
         }
@@ -235,7 +242,7 @@ pub(crate) struct Mark {
 }
 
 #[cfg(not(feature = "redis"))]
-impl Remote {
+impl RedisBackend {
     pub(crate) fn mode(&self) -> Mode {
         match *self {}
     }
@@ -320,11 +327,11 @@ impl Remote {
         match *self {}
     }
 
-    pub(crate) fn take_leased(&self, _: &Scope, _: &Lookup<'_>, _: Terms) -> Option<f64> {
+    pub(crate) fn take_leased(&self, _: &Scope, _: &Lookup<'_>, _: BucketParams) -> Option<f64> {
         match *self {}
     }
 
-    pub(crate) fn refuses_now(&self, _: &Lookup<'_>, _: Terms, _: f64) -> Option<Duration> {
+    pub(crate) fn refuses_now(&self, _: &Lookup<'_>, _: BucketParams, _: f64) -> Option<Duration> {
         match *self {}
     }
 }

@@ -25,7 +25,7 @@ use super::{
     waiter::{Outcome, Waiter},
 };
 use crate::{
-    decision::Origin,
+    decision::DecidedBy,
     runtime,
     scope::{Scope, Scopes},
 };
@@ -59,7 +59,7 @@ pub(super) struct Steps {
 #[derive(Clone, Copy)]
 pub(super) struct Step {
     pub(super) index: usize,
-    pub(super) origin: Origin,
+    pub(super) origin: DecidedBy,
     /// When it is to be used.
     pub(super) due: Instant,
 }
@@ -72,7 +72,7 @@ struct Reserved {
 }
 
 impl Steps {
-    pub(super) fn take(&mut self, index: usize, origin: Origin, due: Instant) {
+    pub(super) fn take(&mut self, index: usize, origin: DecidedBy, due: Instant) {
         self.taken.push(Step { index, origin, due });
     }
 
@@ -143,7 +143,7 @@ impl Steps {
         self.reserved.retain(|reserved| {
             let keep = fits(reserved.due);
             if !keep {
-                reserved.waiter.leave();
+                reserved.waiter.cancel();
             }
             keep
         });
@@ -213,9 +213,9 @@ impl Steps {
                     }
                 }
             };
-            if let Outcome::Turn {
+            if let Outcome::Due {
                 which,
-                turn,
+                due: turn,
                 origin,
             } = outcome
             {
@@ -234,14 +234,14 @@ impl Steps {
 
     pub(super) fn give_back_all(self, core: &Core, scopes: &Scopes) {
         for reserved in &self.reserved {
-            reserved.waiter.leave();
+            reserved.waiter.cancel();
         }
         for step in &self.taken {
             step.give_back(core, scopes);
         }
         for index in self.beside {
             let scope = &scopes.as_slice()[index];
-            core.give_back(scope, scope.tokens(), Origin::Grace);
+            core.give_back(scope, scope.tokens(), DecidedBy::DualAdmission);
         }
     }
 }
@@ -249,7 +249,7 @@ impl Steps {
 impl Step {
     /// Whether there is a bucket behind it.
     fn is_metered(&self) -> bool {
-        self.origin != Origin::Nowhere
+        self.origin != DecidedBy::Unmetered
     }
 
     fn give_back(&self, core: &Core, scopes: &Scopes) {

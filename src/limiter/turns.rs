@@ -20,7 +20,7 @@ use super::{
 };
 use crate::{
     bucket::Reservation,
-    decision::{Failure, Origin},
+    decision::{DecidedBy, Failure},
     runtime,
     scope::{BucketId, Lookup, Scope},
     table::Hashing,
@@ -33,29 +33,29 @@ pub(crate) const TOLERANCE: Duration = Duration::from_millis(100);
 
 /// What it takes to look for a hold does not count as late, up to this: where Redis is far away,
 /// every other turn would be missed.
-const LONGEST_LOOK: Duration = Duration::from_millis(500);
+const MAX_CHECK: Duration = Duration::from_millis(500);
 
 /// The lines of this process: one per bucket, cost and store.
 ///
 /// Turns belong to the line, not to the sleeper: when one goes away, those behind it move up, and
 /// the reservation of the last turn is undone.
 #[derive(Default)]
-pub(crate) struct Turns {
-    lines: Mutex<HashTable<OfBucket>>,
+pub(crate) struct WaitQueues {
+    queues: Mutex<HashTable<BucketQueues>>,
     hasher: Hashing,
     count: AtomicUsize,
 }
 
 /// The lines of one bucket: what is said of the bucket is said to all of them.
-struct OfBucket {
+struct BucketQueues {
     id: Box<[u8]>,
     /// By cost, which callers choose, and store.
-    lines: HashMap<(u64, Origin), Arc<Line>, Hashing>,
+    queues: HashMap<(u64, DecidedBy), Arc<WaitQueue>, Hashing>,
 }
 
-pub(crate) struct Line {
+pub(crate) struct WaitQueue {
     scope: Scope,
-    origin: Origin,
+    origin: DecidedBy,
     id: Box<[u8]>,
     state: Mutex<State>,
     /// An earlier turn than the first has come.
@@ -64,8 +64,8 @@ pub(crate) struct Line {
 
 /// When a sleeper may go.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Turn {
-    pub(crate) at: Instant,
+pub(crate) struct QueuedReservation {
+    pub(crate) due: Instant,
     /// What undoes it; none where the store's clock was set back.
     pub(crate) reservation: Option<Reservation>,
 }
@@ -73,12 +73,12 @@ pub(crate) struct Turn {
 #[derive(Default)]
 struct State {
     /// In order, one for each sleeper.
-    turns: VecDeque<Turn>,
+    reservations: VecDeque<QueuedReservation>,
     /// In order; some may have gone away.
-    sleepers: VecDeque<Arc<Waiter>>,
+    waiters: VecDeque<Arc<Waiter>>,
     /// Those of them who have not.
     present: usize,
-    driven: bool,
+    is_served: bool,
     /// The number of the last driver, those before which stop, and its runtime.
     driver: u64,
     runtime: Option<Id>,
@@ -87,7 +87,7 @@ struct State {
 impl State {
     /// A driver is started: its number.
     fn start(&mut self, runtime: Id) -> u64 {
-        self.driven = true;
+        self.is_served = true;
         self.driver += 1;
         self.runtime = Some(runtime);
         self.driver
@@ -96,27 +96,27 @@ impl State {
 
 impl State {
     /// A turn that nobody sleeps for.
-    fn free(&mut self) -> Option<Turn> {
-        let is_free = self.turns.len() > self.present;
-        is_free.then(|| self.turns.pop_back()).flatten()
+    fn free(&mut self) -> Option<QueuedReservation> {
+        let is_free = self.reservations.len() > self.present;
+        is_free.then(|| self.reservations.pop_back()).flatten()
     }
 }
 
-impl Line {
+impl WaitQueue {
     fn lock(&self) -> MutexGuard<'_, State> {
         // No user code runs under this lock.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// A sleeper goes away: the last turn is undone.
-    pub(crate) fn leave(&self, core: &Core) {
+    pub(crate) fn cancel(&self, core: &Core) {
         let mut state = self.lock();
         state.present -= 1;
-        if state.sleepers.len() > 2 * state.present + 16 {
-            state.sleepers.retain(|sleeper| sleeper.is_wanted());
+        if state.waiters.len() > 2 * state.present + 16 {
+            state.waiters.retain(|sleeper| sleeper.is_wanted());
         }
         let free = state.free();
-        let is_empty = state.turns.is_empty();
+        let is_empty = state.reservations.is_empty();
         drop(state);
         if is_empty {
             // Its driver has nothing to wait for.
@@ -125,16 +125,16 @@ impl Line {
         self.undo(core, free);
     }
 
-    fn undo(&self, core: &Core, turn: Option<Turn>) {
+    fn undo(&self, core: &Core, turn: Option<QueuedReservation>) {
         if let Some(reservation) = turn.and_then(|turn| turn.reservation) {
             core.undo(&self.scope, reservation, self.origin);
         }
     }
 }
 
-impl Turns {
-    fn lock(&self) -> MutexGuard<'_, HashTable<OfBucket>> {
-        self.lines.lock().unwrap_or_else(PoisonError::into_inner)
+impl WaitQueues {
+    fn lock(&self) -> MutexGuard<'_, HashTable<BucketQueues>> {
+        self.queues.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Whether nobody sleeps at all, at a glance.
@@ -142,7 +142,7 @@ impl Turns {
         self.count.load(Ordering::Relaxed) == 0
     }
 
-    fn find(&self, core: &Core, scope: &Scope, origin: Origin) -> Option<Arc<Line>> {
+    fn find(&self, core: &Core, scope: &Scope, origin: DecidedBy) -> Option<Arc<WaitQueue>> {
         if self.is_empty() {
             return None;
         }
@@ -150,11 +150,11 @@ impl Turns {
         let id = id.as_bytes();
         self.lock()
             .find(self.hasher.hash_one(id), |bucket| *bucket.id == *id)
-            .and_then(|bucket| bucket.lines.get(&(scope.tokens().to_bits(), origin)))
+            .and_then(|bucket| bucket.queues.get(&(scope.tokens().to_bits(), origin)))
             .cloned()
     }
 
-    pub(crate) fn has_sleepers(&self, core: &Core, scope: &Scope, origin: Origin) -> bool {
+    pub(crate) fn has_waiters(&self, core: &Core, scope: &Scope, origin: DecidedBy) -> bool {
         self.find(core, scope, origin)
             .is_some_and(|line| line.lock().present > 0)
     }
@@ -165,37 +165,39 @@ impl Turns {
         core: &Arc<Core>,
         waiter: &Arc<Waiter>,
         scope: &Scope,
-        origin: Origin,
-        turn: Turn,
+        origin: DecidedBy,
+        turn: QueuedReservation,
     ) {
         let here = runtime::current();
         let line = self.find_or_insert(core, scope, origin);
         let mut state = line.lock();
-        let place = state.turns.partition_point(|other| other.at <= turn.at);
-        state.turns.insert(place, turn);
-        let wake = waiter.fall_asleep(&line, turn.at);
+        let place = state
+            .reservations
+            .partition_point(|other| other.due <= turn.due);
+        state.reservations.insert(place, turn);
+        let wake = waiter.reserve(&line, turn.due);
         if wake.is_some() {
             // Those before it keep their order, and none gets a later turn than its own.
-            if place < state.present && state.present < state.sleepers.len() {
-                state.sleepers.retain(|sleeper| sleeper.is_wanted());
+            if place < state.present && state.present < state.waiters.len() {
+                state.waiters.retain(|sleeper| sleeper.is_wanted());
             }
             let at = if place < state.present {
-                place.min(state.sleepers.len())
+                place.min(state.waiters.len())
             } else {
-                state.sleepers.len()
+                state.waiters.len()
             };
-            state.sleepers.insert(at, waiter.clone());
+            state.waiters.insert(at, waiter.clone());
             state.present += 1;
         }
         let free = state.free();
-        let starts = (!state.driven).then(|| state.start(here));
+        let starts = (!state.is_served).then(|| state.start(here));
         drop(state);
         line.undo(core, free);
         if let Some(wake) = wake {
             wake.wake();
         }
         if let Some(number) = starts {
-            Driver::spawn(core, line, number);
+            Server::spawn(core, line, number);
         } else if place == 0 {
             line.earlier.notify_waiters();
         }
@@ -203,37 +205,37 @@ impl Turns {
 
     /// A turn of this line has come and nobody was woken: its driver's runtime is not driven. The
     /// runtime of the caller drives it from here on.
-    pub(crate) fn take_over(&self, core: &Arc<Core>, line: &Arc<Line>) {
+    pub(crate) fn take_over(&self, core: &Arc<Core>, line: &Arc<WaitQueue>) {
         let here = runtime::current();
         let mut state = line.lock();
-        if state.driven && state.runtime == Some(here) {
+        if state.is_served && state.runtime == Some(here) {
             return;
         }
         let number = state.start(here);
-        let sleepers = state.sleepers.iter();
+        let sleepers = state.waiters.iter();
         let nudged: Vec<_> = sleepers.map(|sleeper| sleeper.nudge()).collect();
         drop(state);
         // Those on other runtimes are to have timers of their own from here on.
         nudged.into_iter().for_each(Wake::wake);
-        Driver::spawn(core, line.clone(), number);
+        Server::spawn(core, line.clone(), number);
     }
 
-    fn find_or_insert(&self, core: &Core, scope: &Scope, origin: Origin) -> Arc<Line> {
+    fn find_or_insert(&self, core: &Core, scope: &Scope, origin: DecidedBy) -> Arc<WaitQueue> {
         let id = scope.id(&core.salt);
         let id = id.as_bytes();
         let mut lines = self.lock();
-        let is_it = |bucket: &OfBucket| *bucket.id == *id;
-        let hash_of = |bucket: &OfBucket| self.hasher.hash_one(&*bucket.id);
+        let is_it = |bucket: &BucketQueues| *bucket.id == *id;
+        let hash_of = |bucket: &BucketQueues| self.hasher.hash_one(&*bucket.id);
         let bucket = lines
             .entry(self.hasher.hash_one(id), is_it, hash_of)
-            .or_insert_with(|| OfBucket {
+            .or_insert_with(|| BucketQueues {
                 id: id.into(),
-                lines: HashMap::with_hasher(self.hasher.clone()),
+                queues: HashMap::with_hasher(self.hasher.clone()),
             })
             .into_mut();
         let new = || {
             self.count.fetch_add(1, Ordering::Relaxed);
-            Arc::new(Line {
+            Arc::new(WaitQueue {
                 scope: scope.clone(),
                 origin,
                 id: id.into(),
@@ -242,11 +244,11 @@ impl Turns {
             })
         };
         let line = (scope.tokens().to_bits(), origin);
-        bucket.lines.entry(line).or_insert_with(new).clone()
+        bucket.queues.entry(line).or_insert_with(new).clone()
     }
 
     /// What the callers of this process have reserved of a bucket, in tokens.
-    pub(crate) fn reserved(&self, id: &BucketId, origin: Origin) -> f64 {
+    pub(crate) fn reserved(&self, id: &BucketId, origin: DecidedBy) -> f64 {
         if self.is_empty() {
             return 0.0;
         }
@@ -255,39 +257,39 @@ impl Turns {
         let Some(bucket) = all.find(self.hasher.hash_one(id), |bucket| *bucket.id == *id) else {
             return 0.0;
         };
-        let lines = bucket.lines.values().filter(|line| line.origin == origin);
+        let lines = bucket.queues.values().filter(|line| line.origin == origin);
         lines
-            .map(|line| line.scope.tokens() * line.lock().turns.len() as f64)
+            .map(|line| line.scope.tokens() * line.lock().reservations.len() as f64)
             .sum()
     }
 
     /// This process has heard that a bucket is held back.
-    pub(crate) fn look_again(&self, id: &[u8]) {
+    pub(crate) fn recheck(&self, id: &[u8]) {
         if self.is_empty() {
             return;
         }
         let hash = self.hasher.hash_one(id);
         if let Some(bucket) = self.lock().find(hash, |bucket| *bucket.id == *id) {
-            for line in bucket.lines.values() {
+            for line in bucket.queues.values() {
                 line.earlier.notify_waiters();
             }
         }
     }
 
     /// Forgets a line that has no turns left; false where one has just come.
-    fn remove(&self, line: &Arc<Line>) -> bool {
+    fn remove(&self, line: &Arc<WaitQueue>) -> bool {
         let hash = self.hasher.hash_one(&*line.id);
         // Both locks, in the order in which `add` takes them one after the other: whoever holds
         // this line from `find_or_insert` finds `driven` false and starts a driver of its own.
         let mut lines = self.lock();
         let mut state = line.lock();
-        if !state.turns.is_empty() {
+        if !state.reservations.is_empty() {
             return false;
         }
-        state.driven = false;
+        state.is_served = false;
         if let Ok(mut bucket) = lines.find_entry(hash, |bucket| *bucket.id == *line.id) {
             let key = (line.scope.tokens().to_bits(), line.origin);
-            let of_bucket = &mut bucket.get_mut().lines;
+            let of_bucket = &mut bucket.get_mut().queues;
             if of_bucket
                 .get(&key)
                 .is_some_and(|other| Arc::ptr_eq(other, line))
@@ -303,22 +305,22 @@ impl Turns {
     }
 }
 
-impl Line {
-    pub(crate) fn origin(&self) -> Origin {
+impl WaitQueue {
+    pub(crate) fn origin(&self) -> DecidedBy {
         self.origin
     }
 
     /// Whether the runtime that is current here wakes the sleepers.
-    pub(crate) fn is_driven_on(&self, here: Id) -> bool {
+    pub(crate) fn is_served_on(&self, here: Id) -> bool {
         let state = self.lock();
-        state.driven && state.runtime == Some(here)
+        state.is_served && state.runtime == Some(here)
     }
 
     pub(crate) fn serves(&self, scope: &Scope, salt: &[u8; 32]) -> bool {
         self.is(scope.id(salt).as_bytes(), scope, self.origin)
     }
 
-    fn is(&self, id: &[u8], scope: &Scope, origin: Origin) -> bool {
+    fn is(&self, id: &[u8], scope: &Scope, origin: DecidedBy) -> bool {
         *self.id == *id
             && self.origin == origin
             && self.scope.tokens().to_bits() == scope.tokens().to_bits()
@@ -328,19 +330,19 @@ impl Line {
 /// The task that wakes the sleepers of one line; it ends when no turn is left.
 ///
 /// A task, not the first sleeper's own timer: a future that nobody polls must block nobody.
-struct Driver {
+struct Server {
     core: Arc<Core>,
-    line: Arc<Line>,
+    queue: Arc<WaitQueue>,
     number: u64,
     finished: bool,
 }
 
-impl Driver {
+impl Server {
     /// On the current runtime.
-    fn spawn(core: &Arc<Core>, line: Arc<Line>, number: u64) {
+    fn spawn(core: &Arc<Core>, line: Arc<WaitQueue>, number: u64) {
         let driver = Self {
             core: core.clone(),
-            line,
+            queue: line,
             number,
             finished: false,
         };
@@ -350,7 +352,7 @@ impl Driver {
     }
 
     async fn run(mut self) {
-        let line = self.line.clone();
+        let line = self.queue.clone();
         // Kept from one wait to the next, so that no wake-up between them is lost.
         let mut earlier = pin!(line.earlier.notified());
         loop {
@@ -358,13 +360,13 @@ impl Driver {
                 let state = line.lock();
                 // Another has taken over.
                 self.finished = state.driver != self.number;
-                state.turns.front().map(|turn| turn.at)
+                state.reservations.front().map(|turn| turn.due)
             };
             if self.finished {
                 return;
             }
             let Some(turn) = first else {
-                if self.core.turns.remove(&self.line) {
+                if self.core.queues.remove(&self.queue) {
                     self.finished = true;
                     return;
                 }
@@ -378,22 +380,24 @@ impl Driver {
                     false
                 }
             };
-            let id = Lookup::of(&self.line.id);
+            let id = Lookup::of(&self.queue.id);
             let before = Instant::now();
-            if due && self.line.origin == Origin::Redis {
-                self.core.hear_of_holds(&self.line.scope, &id).await;
+            if due && self.queue.origin == DecidedBy::Redis {
+                self.core.refresh_pause(&self.queue.scope, &id).await;
             }
-            if let Some(until) = self.core.held_until(&id, self.line.origin) {
+            if let Some(until) = self.core.paused_until(&id, self.queue.origin) {
                 self.miss_before(until);
             }
             if !due {
                 continue;
             }
             let now = Instant::now();
-            if self.line.origin == Origin::Redis && self.core.lives_from_share(&self.line.scope) {
+            if self.queue.origin == DecidedBy::Redis
+                && self.core.spends_local_share(&self.queue.scope)
+            {
                 self.move_to_share(now);
             } else {
-                self.serve(now, (now - before).min(LONGEST_LOOK));
+                self.serve(now, (now - before).min(MAX_CHECK));
             }
         }
     }
@@ -401,28 +405,28 @@ impl Driver {
     /// The bucket is held back: whose turn comes before that is over asks again. The turns are
     /// not given back, because what they have taken pays for the hold.
     fn miss_before(&self, until: Instant) {
-        let (_, woken) = self.miss(|turn| turn.at < until);
+        let (_, woken) = self.miss(|turn| turn.due < until);
         woken.into_iter().for_each(Wake::wake);
     }
 
     /// Whose turn has come asks again, and is answered by the share.
     fn move_to_share(&self, now: Instant) {
-        let (moved, woken) = self.miss(|turn| turn.at <= now);
+        let (moved, woken) = self.miss(|turn| turn.due <= now);
         for _ in 0..moved {
-            self.core.shares.forgo(&self.line.scope);
+            self.core.shares.credit_reservation(&self.queue.scope);
         }
         woken.into_iter().for_each(Wake::wake);
     }
 
     /// Takes these first turns from the line: how many there were, and who is to ask again.
-    fn miss(&self, is_missed: impl Fn(&Turn) -> bool) -> (usize, Vec<Wake>) {
+    fn miss(&self, is_missed: impl Fn(&QueuedReservation) -> bool) -> (usize, Vec<Wake>) {
         let (mut missed, mut woken) = (0, Vec::new());
-        let mut state = self.line.lock();
-        while state.turns.front().is_some_and(&is_missed) {
-            state.turns.pop_front();
+        let mut state = self.queue.lock();
+        while state.reservations.front().is_some_and(&is_missed) {
+            state.reservations.pop_front();
             missed += 1;
-            while let Some(sleeper) = state.sleepers.pop_front() {
-                if let Some(wake) = sleeper.miss_turn() {
+            while let Some(sleeper) = state.waiters.pop_front() {
+                if let Some(wake) = sleeper.miss() {
                     state.present -= 1;
                     woken.push(wake);
                     break;
@@ -437,23 +441,23 @@ impl Driver {
     fn serve(&self, now: Instant, look: Duration) {
         let mut unused = 0;
         let mut woken = Vec::new();
-        let mut state = self.line.lock();
+        let mut state = self.queue.lock();
         while let Some(turn) = state
-            .turns
+            .reservations
             .front()
-            .map(|turn| turn.at)
+            .map(|turn| turn.due)
             .filter(|turn| *turn <= now)
         {
-            state.turns.pop_front();
+            state.reservations.pop_front();
             let late = now - turn > TOLERANCE + look;
             let wake = loop {
-                let Some(sleeper) = state.sleepers.pop_front() else {
+                let Some(sleeper) = state.waiters.pop_front() else {
                     break None;
                 };
                 let wake = if late {
-                    sleeper.miss_turn()
+                    sleeper.miss()
                 } else {
-                    sleeper.take_turn(&self.line, turn + look)
+                    sleeper.serve(&self.queue, turn + look)
                 };
                 if wake.is_some() {
                     state.present -= 1;
@@ -471,7 +475,7 @@ impl Driver {
     }
 
     fn give_back(&self, turns: usize) {
-        let line = &self.line;
+        let line = &self.queue;
         for _ in 0..turns {
             self.core
                 .give_back(&line.scope, line.scope.tokens(), line.origin);
@@ -479,29 +483,29 @@ impl Driver {
     }
 }
 
-impl Drop for Driver {
+impl Drop for Server {
     fn drop(&mut self) {
         if self.finished {
             return;
         }
         // Shut down with its runtime: who sleeps on another one asks again.
         let mut woken = Vec::new();
-        let mut state = self.line.lock();
+        let mut state = self.queue.lock();
         if state.driver != self.number {
             return;
         }
-        state.driven = false;
-        let turns = std::mem::take(&mut state.turns);
-        for sleeper in std::mem::take(&mut state.sleepers) {
-            if let Some(wake) = sleeper.miss_turn() {
+        state.is_served = false;
+        let turns = std::mem::take(&mut state.reservations);
+        for sleeper in std::mem::take(&mut state.waiters) {
+            if let Some(wake) = sleeper.miss() {
                 state.present -= 1;
                 woken.push(wake);
             }
         }
         drop(state);
-        self.core.turns.remove(&self.line);
+        self.core.queues.remove(&self.queue);
         for turn in turns.into_iter().rev() {
-            self.line.undo(&self.core, Some(turn));
+            self.queue.undo(&self.core, Some(turn));
         }
         woken.into_iter().for_each(Wake::wake);
     }

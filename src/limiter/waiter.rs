@@ -10,10 +10,10 @@ use tokio::time::Instant;
 use super::{
     core::Core,
     remote::Mark,
-    turns::{Line, TOLERANCE, Turn},
+    turns::{QueuedReservation, TOLERANCE, WaitQueue},
 };
 use crate::{
-    decision::{Decision, Failure, Origin},
+    decision::{DecidedBy, Decision, Failure},
     scope::{Scope, Scopes},
 };
 
@@ -33,12 +33,12 @@ struct State {
 }
 
 /// How far the demand is.
-pub(crate) enum Place {
+pub(crate) enum Whereabouts {
     /// Sent to whoever is marked.
     Asked(Option<Mark>),
     /// In this line, towards a turn that is not later than this.
-    Asleep(Arc<Line>, Instant),
-    Told,
+    Reserved(Arc<WaitQueue>, Instant),
+    Answered,
 }
 
 /// ```text
@@ -50,8 +50,8 @@ pub(crate) enum Place {
 enum Stage {
     Asked,
     /// Until then, or until an earlier turn that another has left.
-    Asleep(Arc<Line>, Instant),
-    Told(Outcome),
+    Reserved(Arc<WaitQueue>, Instant),
+    Answered(Outcome),
     Gone,
 }
 
@@ -73,19 +73,19 @@ pub(crate) enum Outcome {
     Now {
         tightest: usize,
         level: f64,
-        origin: Origin,
+        origin: DecidedBy,
         told: Instant,
     },
-    Turn {
+    Due {
         which: usize,
-        turn: Instant,
-        origin: Origin,
+        due: Instant,
+        origin: DecidedBy,
     },
     /// The turn passed while the process stood still: ask again.
     Missed,
     /// The runtime that was to answer was shut down, or is not driven: ask again.
     Abandoned,
-    Refused {
+    Rejected {
         which: usize,
         retry_after: std::time::Duration,
         told: Instant,
@@ -94,8 +94,8 @@ pub(crate) enum Outcome {
 }
 
 impl State {
-    fn is_told(&self) -> bool {
-        matches!(self.stage, Stage::Told(_))
+    fn is_answered(&self) -> bool {
+        matches!(self.stage, Stage::Answered(_))
     }
 }
 
@@ -130,8 +130,8 @@ impl Waiter {
         !matches!(self.lock().stage, Stage::Gone)
     }
 
-    pub(crate) fn is_asleep(&self) -> bool {
-        matches!(self.lock().stage, Stage::Asleep(..))
+    pub(crate) fn is_reserved(&self) -> bool {
+        matches!(self.lock().stage, Stage::Reserved(..))
     }
 
     /// To be polled again, though nothing is decided.
@@ -144,22 +144,22 @@ impl Waiter {
         self.lock().mark = mark;
     }
 
-    pub(crate) fn place(&self) -> Place {
+    pub(crate) fn place(&self) -> Whereabouts {
         let state = self.lock();
         match &state.stage {
-            Stage::Asked => Place::Asked(state.mark),
-            Stage::Asleep(line, turn) => Place::Asleep(line.clone(), *turn),
-            Stage::Told(_) | Stage::Gone => Place::Told,
+            Stage::Asked => Whereabouts::Asked(state.mark),
+            Stage::Reserved(line, turn) => Whereabouts::Reserved(line.clone(), *turn),
+            Stage::Answered(_) | Stage::Gone => Whereabouts::Answered,
         }
     }
 
     /// Redis has answered. What it granted to somebody who has gone away goes back, at once or
     /// when its turn comes.
     pub(crate) fn answer(self: &Arc<Self>, answer: Result<Decision, Failure>) {
-        self.decide(answer, Origin::Redis);
+        self.decide(answer, DecidedBy::Redis);
     }
 
-    pub(crate) fn decide(self: &Arc<Self>, answer: Result<Decision, Failure>, origin: Origin) {
+    pub(crate) fn decide(self: &Arc<Self>, answer: Result<Decision, Failure>, origin: DecidedBy) {
         let outcome = match answer {
             Ok(Decision::Wait {
                 which,
@@ -167,16 +167,16 @@ impl Waiter {
                 reservation,
             }) => {
                 let scope = &self.scopes()[which];
-                let turn = Turn {
-                    at: Instant::now() + wait,
+                let turn = QueuedReservation {
+                    due: Instant::now() + wait,
                     reservation,
                 };
-                self.core.turns.add(&self.core, self, scope, origin, turn);
+                self.core.queues.add(&self.core, self, scope, origin, turn);
                 return;
             }
             Ok(Decision::Now { tightest, level }) => {
                 let told = Instant::now();
-                if !self.tell(Outcome::Now {
+                if !self.deliver(Outcome::Now {
                     tightest,
                     level,
                     origin,
@@ -186,25 +186,27 @@ impl Waiter {
                 }
                 return;
             }
-            Ok(Decision::Refused { which, retry_after }) => Outcome::Refused {
+            Ok(Decision::Rejected { which, retry_after }) => Outcome::Rejected {
                 which,
                 retry_after,
                 told: Instant::now(),
             },
             Err(failure) => Outcome::Failed(failure),
         };
-        self.tell(outcome);
+        self.deliver(outcome);
     }
 
-    fn give_back_all(&self, origin: Origin, told: Instant) {
+    fn give_back_all(&self, origin: DecidedBy, told: Instant) {
         for scope in self.scopes() {
             self.core.give_back_late(scope, origin, told);
         }
     }
 
     /// False where nobody listens any more.
-    fn tell(&self, outcome: Outcome) -> bool {
-        self.enter(Stage::Told(outcome)).map(Wake::wake).is_some()
+    fn deliver(&self, outcome: Outcome) -> bool {
+        self.enter(Stage::Answered(outcome))
+            .map(Wake::wake)
+            .is_some()
     }
 
     /// None where nobody listens any more.
@@ -222,19 +224,19 @@ impl Waiter {
 
     /// A turn is promised; none where nobody listens any more. The caller is woken, because it
     /// may hold something that it should not hold in its sleep.
-    pub(crate) fn fall_asleep(&self, line: &Arc<Line>, turn: Instant) -> Option<Wake> {
-        self.enter(Stage::Asleep(line.clone(), turn))
+    pub(crate) fn reserve(&self, line: &Arc<WaitQueue>, turn: Instant) -> Option<Wake> {
+        self.enter(Stage::Reserved(line.clone(), turn))
     }
 
     /// Which of the scopes is reserved, for when at the latest, and where.
-    pub(crate) fn reservation(&self) -> Option<(usize, Instant, Origin)> {
+    pub(crate) fn reservation(&self) -> Option<(usize, Instant, DecidedBy)> {
         match &self.lock().stage {
-            Stage::Asleep(line, turn) => Some((self.position(line)?, *turn, line.origin())),
+            Stage::Reserved(line, turn) => Some((self.position(line)?, *turn, line.origin())),
             _ => None,
         }
     }
 
-    fn position(&self, line: &Line) -> Option<usize> {
+    fn position(&self, line: &WaitQueue) -> Option<usize> {
         match self.scopes() {
             [_] => Some(0),
             scopes => scopes
@@ -244,11 +246,11 @@ impl Waiter {
     }
 
     /// The turn on `line` has come; none where nobody listens any more.
-    pub(crate) fn take_turn(&self, line: &Line, turn: Instant) -> Option<Wake> {
+    pub(crate) fn serve(&self, line: &WaitQueue, turn: Instant) -> Option<Wake> {
         let which = self.position(line)?;
-        self.enter(Stage::Told(Outcome::Turn {
+        self.enter(Stage::Answered(Outcome::Due {
             which,
-            turn,
+            due: turn,
             origin: line.origin(),
         }))
     }
@@ -256,12 +258,12 @@ impl Waiter {
     /// Nobody will answer; none where nobody listens any more.
     #[cfg(feature = "redis")]
     pub(crate) fn abandon(&self) -> Option<Wake> {
-        self.enter(Stage::Told(Outcome::Abandoned))
+        self.enter(Stage::Answered(Outcome::Abandoned))
     }
 
     /// The turn has passed; none where nobody listens any more.
-    pub(crate) fn miss_turn(&self) -> Option<Wake> {
-        self.enter(Stage::Told(Outcome::Missed))
+    pub(crate) fn miss(&self) -> Option<Wake> {
+        self.enter(Stage::Answered(Outcome::Missed))
     }
 
     pub(crate) fn poll(&self, cx: &mut Context<'_>) -> Poll<Outcome> {
@@ -269,16 +271,16 @@ impl Waiter {
         let mut waker;
         let mut state = self.lock();
         let known = state.waker.as_ref();
-        if !state.is_told() && known.is_none_or(|known| !known.will_wake(cx.waker())) {
+        if !state.is_answered() && known.is_none_or(|known| !known.will_wake(cx.waker())) {
             drop(state);
             waker = Some(cx.waker().clone());
             state = self.lock();
-            if !state.is_told() {
+            if !state.is_answered() {
                 std::mem::swap(&mut state.waker, &mut waker);
             }
         }
-        if state.is_told()
-            && let Stage::Told(outcome) = std::mem::replace(&mut state.stage, Stage::Gone)
+        if state.is_answered()
+            && let Stage::Answered(outcome) = std::mem::replace(&mut state.stage, Stage::Gone)
         {
             return Poll::Ready(outcome);
         }
@@ -289,19 +291,19 @@ impl Waiter {
     /// a refusal that no longer holds.
     pub(crate) fn has_missed(&self) -> bool {
         match &self.lock().stage {
-            Stage::Told(Outcome::Now { told: turn, .. } | Outcome::Turn { turn, .. }) => {
+            Stage::Answered(Outcome::Now { told: turn, .. } | Outcome::Due { due: turn, .. }) => {
                 turn.elapsed() > TOLERANCE
             }
-            Stage::Told(Outcome::Refused {
+            Stage::Answered(Outcome::Rejected {
                 retry_after, told, ..
             }) => told.elapsed() > TOLERANCE.max(*retry_after),
-            Stage::Told(Outcome::Missed) => true,
+            Stage::Answered(Outcome::Missed) => true,
             _ => false,
         }
     }
 
     /// The caller goes away.
-    pub(crate) fn leave(&self) {
+    pub(crate) fn cancel(&self) {
         let (stage, waker) = {
             let mut state = self.lock();
             let stage = std::mem::replace(&mut state.stage, Stage::Gone);
@@ -312,17 +314,17 @@ impl Waiter {
         match stage {
             // Whoever answers sees that nobody listens.
             Stage::Asked | Stage::Gone => {}
-            Stage::Asleep(line, _) => line.leave(&self.core),
-            Stage::Told(Outcome::Now { origin, told, .. }) => self.give_back_all(origin, told),
-            Stage::Told(Outcome::Turn {
+            Stage::Reserved(line, _) => line.cancel(&self.core),
+            Stage::Answered(Outcome::Now { origin, told, .. }) => self.give_back_all(origin, told),
+            Stage::Answered(Outcome::Due {
                 which,
-                turn,
+                due: turn,
                 origin,
             }) => {
                 let scope = &self.scopes()[which];
                 self.core.give_back_late(scope, origin, turn);
             }
-            Stage::Told(_) => {}
+            Stage::Answered(_) => {}
         }
     }
 }

@@ -1,9 +1,9 @@
 //! One bucket as memory keeps it: small, because there may be millions.
 
-use crate::bucket::{AtOnce, Bucket, Reservation, Terms, take_at_once};
+use crate::bucket::{AtOnce, Bucket, BucketParams, Reservation, take_at_once};
 
 #[derive(Debug)]
-pub(super) struct Held {
+pub(super) struct PackedBucket {
     level: f64,
     at: f64,
     /// It is full when it is full for these.
@@ -29,21 +29,21 @@ struct Rare {
     cancelled: Vec<Reservation>,
     owed: f64,
     /// The largest capacity and the slowest rate since something is owed or promised.
-    widest: Terms,
-    whole: Option<Terms>,
+    widest: BucketParams,
+    whole: Option<BucketParams>,
 }
 
 impl Widest {
-    fn new(terms: Terms) -> Self {
-        let (cap, per_us) = (terms.cap as f32, terms.per_us as f32);
+    fn new(params: BucketParams) -> Self {
+        let (cap, per_us) = (params.capacity as f32, params.per_us as f32);
         // Away from what was said, where it has no such number: forgotten later, never earlier.
         Self {
-            cap: if f64::from(cap) < terms.cap {
+            cap: if f64::from(cap) < params.capacity {
                 cap.next_up()
             } else {
                 cap
             },
-            per_us: if f64::from(per_us) > terms.per_us {
+            per_us: if f64::from(per_us) > params.per_us {
                 per_us.next_down()
             } else {
                 per_us
@@ -52,28 +52,28 @@ impl Widest {
     }
 
     #[inline]
-    fn widen(&mut self, terms: Terms) {
-        if terms.cap > f64::from(self.cap) || terms.per_us < f64::from(self.per_us) {
-            let other = Self::new(terms);
+    fn widen(&mut self, params: BucketParams) {
+        if params.capacity > f64::from(self.cap) || params.per_us < f64::from(self.per_us) {
+            let other = Self::new(params);
             self.cap = self.cap.max(other.cap);
             self.per_us = self.per_us.min(other.per_us);
         }
     }
 
-    fn terms(self) -> Terms {
-        Terms {
-            cap: f64::from(self.cap),
+    fn params(self) -> BucketParams {
+        BucketParams {
+            capacity: f64::from(self.cap),
             per_us: f64::from(self.per_us),
         }
     }
 }
 
-impl Held {
-    pub(super) fn full(now: f64, terms: Terms) -> Self {
+impl PackedBucket {
+    pub(super) fn full(now: f64, params: BucketParams) -> Self {
         Self {
-            level: terms.cap,
+            level: params.capacity,
             at: now,
-            widest: Widest::new(terms),
+            widest: Widest::new(params),
             rare: None,
         }
     }
@@ -83,17 +83,18 @@ impl Held {
         let mut bucket = Bucket {
             level: self.level,
             at: self.at,
-            tail: 0.0,
-            big: 0.0,
-            pool: 0.0,
-            held: 0.0,
-            by: 0.0,
-            cancelled: Vec::new(),
+            last_due: 0.0,
+            largest_cost: 0.0,
+            returned: 0.0,
+            paused_until: 0.0,
+            pause_rate: 0.0,
+            gaps: Vec::new(),
         };
         if let Some(rare) = &self.rare {
-            (bucket.tail, bucket.big, bucket.pool) = (rare.tail, rare.big, rare.pool);
-            (bucket.held, bucket.by) = (rare.held, rare.by);
-            bucket.cancelled.clone_from(&rare.cancelled);
+            (bucket.last_due, bucket.largest_cost, bucket.returned) =
+                (rare.tail, rare.big, rare.pool);
+            (bucket.paused_until, bucket.pause_rate) = (rare.held, rare.by);
+            bucket.gaps.clone_from(&rare.cancelled);
         }
         bucket
     }
@@ -104,19 +105,19 @@ impl Held {
     pub(super) fn take_at_once(
         &mut self,
         now: f64,
-        terms: Terms,
+        params: BucketParams,
         cost: f64,
     ) -> Option<Result<f64, f64>> {
         if self.rare.is_some() {
             return None;
         }
-        match take_at_once(&mut self.level, &mut self.at, now, cost, terms) {
+        match take_at_once(&mut self.level, &mut self.at, now, cost, params) {
             AtOnce::Taken => {
-                self.widest.widen(terms);
+                self.widest.widen(params);
                 Some(Ok(self.level))
             }
             AtOnce::Short(wait) => {
-                self.widest.widen(terms);
+                self.widest.widen(params);
                 Some(Err(wait))
             }
             AtOnce::Mends => None,
@@ -124,31 +125,31 @@ impl Held {
     }
 
     #[inline]
-    pub(super) fn owed(&self) -> f64 {
+    pub(super) fn debt(&self) -> f64 {
         self.rare.as_ref().map_or(0.0, |rare| rare.owed)
     }
 
     #[inline]
-    pub(super) fn store(&mut self, bucket: &Bucket, owed: f64, terms: Terms) {
+    pub(super) fn store(&mut self, bucket: &Bucket, owed: f64, params: BucketParams) {
         self.level = bucket.level;
         self.at = bucket.at;
-        self.widest.widen(terms);
-        if bucket.tail <= bucket.at && bucket.held <= bucket.at && owed == 0.0 {
+        self.widest.widen(params);
+        if bucket.last_due <= bucket.at && bucket.paused_until <= bucket.at && owed == 0.0 {
             self.rare = None;
             return;
         }
-        self.store_rare(bucket, owed, terms);
+        self.store_rare(bucket, owed, params);
     }
 
     #[cold]
-    fn store_rare(&mut self, bucket: &Bucket, owed: f64, terms: Terms) {
-        let (tail, big, pool) = if bucket.tail > bucket.at {
-            (bucket.tail, bucket.big, bucket.pool)
+    fn store_rare(&mut self, bucket: &Bucket, owed: f64, params: BucketParams) {
+        let (tail, big, pool) = if bucket.last_due > bucket.at {
+            (bucket.last_due, bucket.largest_cost, bucket.returned)
         } else {
             (0.0, 0.0, 0.0)
         };
-        let (held, by) = if bucket.held > bucket.at {
-            (bucket.held, bucket.by)
+        let (held, by) = if bucket.paused_until > bucket.at {
+            (bucket.paused_until, bucket.pause_rate)
         } else {
             (0.0, 0.0)
         };
@@ -159,11 +160,11 @@ impl Held {
             pool,
             held,
             by,
-            cancelled: bucket.cancelled.clone(),
+            cancelled: bucket.gaps.clone(),
             owed,
-            widest: known.map_or(terms, |rare| Terms {
-                cap: rare.widest.cap.max(terms.cap),
-                per_us: rare.widest.per_us.min(terms.per_us),
+            widest: known.map_or(params, |rare| BucketParams {
+                capacity: rare.widest.capacity.max(params.capacity),
+                per_us: rare.widest.per_us.min(params.per_us),
             }),
             whole: known.and_then(|rare| rare.whole),
         };
@@ -173,7 +174,7 @@ impl Held {
         }
     }
 
-    pub(super) fn stands_in_for(&mut self, whole: Terms) {
+    pub(super) fn stands_in_for(&mut self, whole: BucketParams) {
         if let Some(rare) = &mut self.rare {
             rare.whole = Some(whole);
         }
@@ -181,47 +182,47 @@ impl Held {
 
     /// Runs `f` on the bucket, brought to now, and keeps what it leaves.
     #[inline]
-    pub(super) fn visit<T>(
+    pub(super) fn advance<T>(
         &mut self,
         now: f64,
-        terms: Terms,
+        params: BucketParams,
         f: impl FnOnce(&mut Bucket) -> T,
     ) -> T {
         let mut bucket = self.bucket();
-        bucket.visit(now, terms);
+        bucket.advance(now, params);
         let result = f(&mut bucket);
-        let owed = still_owed(self.owed(), &bucket, terms);
-        self.store(&bucket, owed, terms);
+        let owed = remaining_debt(self.debt(), &bucket, params);
+        self.store(&bucket, owed, params);
         result
     }
 
     /// What is owed, which from here on is no longer; the bucket; and what it stands in for.
-    pub(super) fn settle(&mut self, now: f64) -> Option<(f64, Bucket, Option<Terms>)> {
+    pub(super) fn drain_debt(&mut self, now: f64) -> Option<(f64, Bucket, Option<BucketParams>)> {
         let rare = self.rare.as_ref().filter(|rare| rare.owed != 0.0)?;
         let (widest, whole) = (rare.widest, rare.whole);
         let mut bucket = self.bucket();
-        bucket.visit(now, widest);
-        let tokens = still_owed(self.owed(), &bucket, widest);
+        bucket.advance(now, widest);
+        let tokens = remaining_debt(self.debt(), &bucket, widest);
         self.store(&bucket, 0.0, widest);
         Some((tokens, bucket, whole))
     }
 
     pub(super) fn is_full(&self, now: f64) -> bool {
         // What is to be given back is kept until the other store is told.
-        self.owed() >= 0.0 && self.at + self.bucket().full_in(self.widest.terms()) <= now
+        self.debt() >= 0.0 && self.at + self.bucket().full_in(self.widest.params()) <= now
     }
 }
 
 /// What is still owed of a bucket that has refilled meanwhile: no more than it lacks. The other
 /// store's bucket has refilled as well, and both stand as if nothing had been taken.
 #[inline]
-pub(super) fn still_owed(owed: f64, bucket: &Bucket, terms: Terms) -> f64 {
+pub(super) fn remaining_debt(owed: f64, bucket: &Bucket, params: BucketParams) -> f64 {
     if owed <= 0.0 {
         // To be given back: how full this share is says nothing of the other store's bucket.
         owed
-    } else if bucket.level >= terms.cap {
+    } else if bucket.level >= params.capacity {
         0.0
     } else {
-        owed.min(terms.cap - bucket.level)
+        owed.min(params.capacity - bucket.level)
     }
 }

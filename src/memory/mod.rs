@@ -3,4 +3,4 @@
 mod held;
 mod store;
 
-pub(crate) use self::store::{Demand, MemoryStore, StandIn};
+pub(crate) use self::store::{MemoryStore, Request, ShareBounds};

@@ -7,13 +7,13 @@ use std::sync::{
 
 use tokio::time::Instant;
 
-use super::held::{Held, still_owed};
+use super::held::{PackedBucket, remaining_debt};
 use crate::{
-    bucket::{Bucket, TakenAll, Terms, take_all},
+    bucket::{Bucket, BucketParams, TakenAll, take_all},
     clock::Clock,
     observe::Meter,
     scope::{BucketId, Lookup},
-    table::{Entry, Hashing, Table},
+    table::{Entry, Hashing, PackedMap},
 };
 
 /// A power of two, well above the number of cores.
@@ -26,7 +26,7 @@ const SMALLEST_SWEEP: usize = 64;
 const SWEEP_PAUSE_US: f64 = 1_000_000.0;
 
 /// In so many turns of `tidy` all shards are swept.
-const TURNS: usize = 8;
+const SWEEP_STEPS: usize = 8;
 
 /// Overflow buckets of each name. Whoever wants to empty them has to come as many times as often as
 /// for one, and cannot choose among them.
@@ -44,19 +44,19 @@ const OVERFLOW_MARK: u8 = 0xFD;
 
 /// One bucket's part in an acquisition.
 #[derive(Clone, Copy)]
-pub(crate) struct Demand {
+pub(crate) struct Request {
     pub(crate) id: BucketId,
     pub(crate) cost: f64,
-    pub(crate) terms: Terms,
+    pub(crate) params: BucketParams,
     /// Where the bucket is a share of one that another store holds.
-    pub(crate) stand_in: Option<StandIn>,
+    pub(crate) share: Option<ShareBounds>,
 }
 
 /// A bucket that stands in for one that another store holds.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct StandIn {
+pub(crate) struct ShareBounds {
     /// The quota of that one.
-    pub(crate) whole: Terms,
+    pub(crate) full_quota: BucketParams,
     /// The level must not be above this, whatever was left here from earlier.
     pub(crate) most: f64,
     /// The last known level of this very bucket, which says nothing of one that is shared.
@@ -65,7 +65,7 @@ pub(crate) struct StandIn {
     pub(crate) owes: bool,
 }
 
-impl StandIn {
+impl ShareBounds {
     fn most(&self, shared: bool) -> f64 {
         match shared {
             true => self.most,
@@ -78,7 +78,7 @@ impl StandIn {
 #[derive(Clone, Debug)]
 pub(crate) struct Debt {
     pub(crate) id: Box<[u8]>,
-    pub(crate) whole: Terms,
+    pub(crate) whole: BucketParams,
     /// Tokens; below zero: to be given back.
     pub(crate) tokens: f64,
     /// Until the last turn that was promised of them, in microseconds.
@@ -117,7 +117,7 @@ struct Shard {
 
 #[derive(Default)]
 struct Buckets {
-    table: Table<Held>,
+    table: PackedMap<PackedBucket>,
     sweep_at: usize,
     swept: f64,
 }
@@ -156,10 +156,15 @@ impl MemoryStore {
         self.overflowed.load(Ordering::Relaxed)
     }
 
-    /// Takes `cost`, which the terms can grant, at once: the level after that, or in how many
+    /// Takes `cost`, which the params can grant, at once: the level after that, or in how many
     /// microseconds to come back.
     #[inline]
-    pub(crate) fn take(&self, id: &Lookup<'_>, terms: Terms, cost: f64) -> Result<f64, f64> {
+    pub(crate) fn take(
+        &self,
+        id: &Lookup<'_>,
+        params: BucketParams,
+        cost: f64,
+    ) -> Result<f64, f64> {
         let hash = id.hash(&self.hasher);
         let shard = self.shard(hash);
         let mut guard = shard.lock();
@@ -167,87 +172,89 @@ impl MemoryStore {
         let now = self.clock.now_us();
         if let Some(place) = buckets.table.find(hash, id) {
             let held = buckets.table.value(place);
-            let taken = match held.take_at_once(now, terms, cost) {
+            let taken = match held.take_at_once(now, params, cost) {
                 Some(taken) => taken,
-                None => held.visit(now, terms, |bucket| take(bucket, terms, cost)),
+                None => held.advance(now, params, |bucket| take(bucket, params, cost)),
             };
             return taken;
         }
         drop(guard);
-        let take = |bucket: &mut Bucket| take(bucket, terms, cost);
-        self.with_new(id, hash, terms, |held, now, _| held.visit(now, terms, take))
+        let take = |bucket: &mut Bucket| take(bucket, params, cost);
+        self.with_new(id, hash, params, |held, now, _| {
+            held.advance(now, params, take)
+        })
     }
 
     /// Runs `f` on the bucket, brought to now, and keeps what it leaves.
     pub(crate) fn with<T>(
         &self,
         id: &Lookup<'_>,
-        terms: Terms,
+        params: BucketParams,
         f: impl FnOnce(&mut Bucket) -> T,
     ) -> T {
-        self.visit(id, terms, |held, now, _| held.visit(now, terms, f))
+        self.visit(id, params, |held, now, _| held.advance(now, params, f))
     }
 
     /// As `with`, on a bucket that is not shared. None where it would be, and nothing was done.
     pub(crate) fn with_own<T>(
         &self,
         id: &Lookup<'_>,
-        terms: Terms,
+        params: BucketParams,
         f: impl FnOnce(&mut Bucket) -> T,
     ) -> Option<T> {
-        self.visit_own(id, terms, |held, now| held.visit(now, terms, f))
+        self.visit_own(id, params, |held, now| held.advance(now, params, f))
     }
 
     /// As `with`, on a bucket that stands in for another; `f` also changes what is owed.
-    pub(crate) fn with_stand_in<T>(
+    pub(crate) fn with_share<T>(
         &self,
         id: &BucketId,
-        terms: Terms,
-        stand_in: StandIn,
+        params: BucketParams,
+        stand_in: ShareBounds,
         f: impl FnOnce(&mut Bucket, &mut f64) -> T,
     ) -> T {
-        self.visit(&id.lookup(), terms, |held, now, shared| {
-            self.visit_stand_in(held, now, shared, terms, stand_in, f)
+        self.visit(&id.lookup(), params, |held, now, shared| {
+            self.visit_share(held, now, shared, params, stand_in, f)
         })
     }
 
     /// As `with_stand_in`, on a bucket that is not shared. None where it would be, and nothing was
     /// done.
-    pub(crate) fn with_own_stand_in<T>(
+    pub(crate) fn with_own_share<T>(
         &self,
         id: &BucketId,
-        terms: Terms,
-        stand_in: StandIn,
+        params: BucketParams,
+        stand_in: ShareBounds,
         f: impl FnOnce(&mut Bucket, &mut f64) -> T,
     ) -> Option<T> {
-        self.visit_own(&id.lookup(), terms, |held, now| {
-            self.visit_stand_in(held, now, false, terms, stand_in, f)
+        self.visit_own(&id.lookup(), params, |held, now| {
+            self.visit_share(held, now, false, params, stand_in, f)
         })
     }
 
-    fn visit_stand_in<T>(
+    fn visit_share<T>(
         &self,
-        held: &mut Held,
+        held: &mut PackedBucket,
         now: f64,
         shared: bool,
-        terms: Terms,
-        stand_in: StandIn,
+        params: BucketParams,
+        stand_in: ShareBounds,
         f: impl FnOnce(&mut Bucket, &mut f64) -> T,
     ) -> T {
         let mut bucket = held.bucket();
-        bucket.visit(now, terms);
-        let mut owed = still_owed(held.owed(), &bucket, terms);
-        bucket.lower(stand_in.most(shared));
+        bucket.advance(now, params);
+        let mut owed = remaining_debt(held.debt(), &bucket, params);
+        bucket.cap_level(stand_in.most(shared));
         let result = f(&mut bucket, &mut owed);
-        self.store(held, &bucket, owed, terms, stand_in.whole);
+        self.store(held, &bucket, owed, params, stand_in.full_quota);
         result
     }
 
     fn visit_own<T>(
         &self,
         id: &Lookup<'_>,
-        terms: Terms,
-        visit: impl FnOnce(&mut Held, f64) -> T,
+        params: BucketParams,
+        visit: impl FnOnce(&mut PackedBucket, f64) -> T,
     ) -> Option<T> {
         let hash = id.hash(&self.hasher);
         let mut buckets = self.shard(hash).lock();
@@ -262,12 +269,12 @@ impl MemoryStore {
                     return None;
                 }
                 self.scopes.fetch_add(1, Ordering::Relaxed);
-                self.insert(&mut buckets, hash, id.id().as_bytes(), now, terms)
+                self.insert(&mut buckets, hash, id.id().as_bytes(), now, params)
             }
         };
         let result = visit(buckets.table.value(place), now);
         drop(buckets);
-        self.tell_meter();
+        self.record_scopes();
         Some(result)
     }
 
@@ -275,8 +282,8 @@ impl MemoryStore {
     fn visit<T>(
         &self,
         id: &Lookup<'_>,
-        terms: Terms,
-        visit: impl FnOnce(&mut Held, f64, bool) -> T,
+        params: BucketParams,
+        visit: impl FnOnce(&mut PackedBucket, f64, bool) -> T,
     ) -> T {
         let hash = id.hash(&self.hasher);
         let shard = self.shard(hash);
@@ -286,7 +293,7 @@ impl MemoryStore {
             return visit(buckets.table.value(place), now, false);
         }
         drop(buckets);
-        self.with_new(id, hash, terms, visit)
+        self.with_new(id, hash, params, visit)
     }
 
     /// As `visit`, where the bucket was not there a moment ago.
@@ -295,16 +302,16 @@ impl MemoryStore {
         &self,
         id: &Lookup<'_>,
         hash: u64,
-        terms: Terms,
-        visit: impl FnOnce(&mut Held, f64, bool) -> T,
+        params: BucketParams,
+        visit: impl FnOnce(&mut PackedBucket, f64, bool) -> T,
     ) -> T {
-        let result = self.visit_new(id, hash, terms, visit);
-        self.tell_meter();
+        let result = self.visit_new(id, hash, params, visit);
+        self.record_scopes();
         result
     }
 
     /// To be called without a lock.
-    fn tell_meter(&self) {
+    fn record_scopes(&self) {
         if self.unmetered.load(Ordering::Relaxed) != 0 {
             let more = self.unmetered.swap(0, Ordering::Relaxed);
             self.meter.scopes(more as f64);
@@ -315,8 +322,8 @@ impl MemoryStore {
         &self,
         id: &Lookup<'_>,
         hash: u64,
-        terms: Terms,
-        visit: impl FnOnce(&mut Held, f64, bool) -> T,
+        params: BucketParams,
+        visit: impl FnOnce(&mut PackedBucket, f64, bool) -> T,
     ) -> T {
         let mut buckets = self.shard(hash).lock();
         let now = self.clock.now_us();
@@ -325,7 +332,7 @@ impl MemoryStore {
         }
         if self.has_room(&mut buckets, now) {
             self.scopes.fetch_add(1, Ordering::Relaxed);
-            let place = self.insert(&mut buckets, hash, id.id().as_bytes(), now, terms);
+            let place = self.insert(&mut buckets, hash, id.id().as_bytes(), now, params);
             return visit(buckets.table.value(place), now, false);
         }
         drop(buckets);
@@ -337,7 +344,7 @@ impl MemoryStore {
         let now = self.clock.now_us();
         let place = buckets.table.find(hash, id).unwrap_or_else(|| {
             self.overflow.fetch_add(1, Ordering::Relaxed);
-            self.insert(&mut buckets, hash, &overflow, now, terms)
+            self.insert(&mut buckets, hash, &overflow, now, params)
         });
         visit(buckets.table.value(place), now, true)
     }
@@ -347,8 +354,15 @@ impl MemoryStore {
         self.meter.overflowed(id.name());
     }
 
-    fn store(&self, held: &mut Held, bucket: &Bucket, owed: f64, terms: Terms, whole: Terms) {
-        held.store(bucket, owed, terms);
+    fn store(
+        &self,
+        held: &mut PackedBucket,
+        bucket: &Bucket,
+        owed: f64,
+        params: BucketParams,
+        whole: BucketParams,
+    ) {
+        held.store(bucket, owed, params);
         held.stands_in_for(whole);
         if owed != 0.0 {
             self.owing.store(true, Ordering::Release);
@@ -356,18 +370,18 @@ impl MemoryStore {
     }
 
     /// Whether any bucket may owe something.
-    pub(crate) fn owes(&self) -> bool {
+    pub(crate) fn has_debt(&self) -> bool {
         self.owing.load(Ordering::Acquire)
     }
 
     /// What is owed, which from here on is no longer.
-    pub(crate) fn settle(&self) -> Vec<Debt> {
+    pub(crate) fn drain_debts(&self) -> Vec<Debt> {
         self.owing.store(false, Ordering::Release);
         let now = self.clock.now_us();
         let mut debts = Vec::new();
         for shard in &self.shards {
             for entry in shard.lock().table.iter_mut() {
-                let Some((tokens, bucket, whole)) = entry.value.settle(now) else {
+                let Some((tokens, bucket, whole)) = entry.value.drain_debt(now) else {
                     continue;
                 };
                 // Of what strangers took together, nobody knows whose it was.
@@ -379,8 +393,8 @@ impl MemoryStore {
                         id: entry.id().into(),
                         whole,
                         tokens,
-                        wait_us: (bucket.tail - bucket.at).max(0.0),
-                        big: bucket.big,
+                        wait_us: (bucket.last_due - bucket.at).max(0.0),
+                        big: bucket.largest_cost,
                     });
                 }
             }
@@ -389,13 +403,13 @@ impl MemoryStore {
     }
 
     /// Takes from every bucket or none.
-    pub(crate) fn take_all(&self, demands: &[Demand], max_wait: f64) -> TakenAll {
+    pub(crate) fn take_all(&self, demands: &[Request], max_wait: f64) -> TakenAll {
         let taken = self.take_from_all(demands, max_wait);
-        self.tell_meter();
+        self.record_scopes();
         taken
     }
 
-    fn take_from_all(&self, demands: &[Demand], max_wait: f64) -> TakenAll {
+    fn take_from_all(&self, demands: &[Request], max_wait: f64) -> TakenAll {
         // Each bucket is read and written under its own lock, all locks held in one order.
         let mut ids: Vec<Box<[u8]>> = Vec::with_capacity(demands.len());
         for demand in demands {
@@ -417,11 +431,11 @@ impl MemoryStore {
             let table = &mut guards[guard_of(*hash)].table;
             let mut bucket = match table.find(*hash, &Lookup::of(id)) {
                 Some(place) => table.value(place).bucket(),
-                None => Bucket::full(now, demand.terms),
+                None => Bucket::full(now, demand.params),
             };
-            bucket.visit(now, demand.terms);
-            if let Some(stand_in) = demand.stand_in {
-                bucket.lower(stand_in.most(is_overflow(id)));
+            bucket.advance(now, demand.params);
+            if let Some(stand_in) = demand.share {
+                bucket.cap_level(stand_in.most(is_overflow(id)));
             }
             buckets.push(bucket);
         }
@@ -429,10 +443,10 @@ impl MemoryStore {
             buckets
                 .iter_mut()
                 .zip(demands)
-                .map(|(bucket, demand)| (bucket, demand.cost, demand.terms)),
+                .map(|(bucket, demand)| (bucket, demand.cost, demand.params)),
             max_wait,
         );
-        if matches!(taken, TakenAll::Refused { .. }) {
+        if matches!(taken, TakenAll::Rejected { .. }) {
             return taken;
         }
         let took = |index| match taken {
@@ -450,21 +464,21 @@ impl MemoryStore {
                         false => &self.scopes,
                     };
                     count.fetch_add(1, Ordering::Relaxed);
-                    self.insert(shard, *hash, id, now, demand.terms)
+                    self.insert(shard, *hash, id, now, demand.params)
                 }
             };
             let held = shard.table.value(place);
             let mut before = held.bucket();
-            before.visit(now, demand.terms);
-            let mut owed = still_owed(held.owed(), &before, demand.terms);
-            match demand.stand_in {
+            before.advance(now, demand.params);
+            let mut owed = remaining_debt(held.debt(), &before, demand.params);
+            match demand.share {
                 Some(stand_in) => {
                     if took(at) && stand_in.owes {
                         owed += demand.cost;
                     }
-                    self.store(held, bucket, owed, demand.terms, stand_in.whole);
+                    self.store(held, bucket, owed, demand.params, stand_in.full_quota);
                 }
-                None => held.store(bucket, owed, demand.terms),
+                None => held.store(bucket, owed, demand.params),
             }
         }
         taken
@@ -508,18 +522,18 @@ impl MemoryStore {
     }
 
     /// Until when a bucket is held back, if it is.
-    pub(crate) fn held_until(&self, id: &Lookup<'_>) -> Option<Instant> {
+    pub(crate) fn paused_until(&self, id: &Lookup<'_>) -> Option<Instant> {
         let hash = id.hash(&self.hasher);
         let mut shard = self.shard(hash).lock();
         let place = shard.table.find(hash, id)?;
-        let held = shard.table.value(place).bucket().held;
+        let held = shard.table.value(place).bucket().paused_until;
         (held > self.clock.now_us()).then(|| self.clock.at_us(held))
     }
 
     /// Full again. The bucket keeps its place, or gets one.
-    pub(crate) fn reset(&self, id: &BucketId, terms: Terms) {
-        self.visit_own(&id.lookup(), terms, |held, now| {
-            *held = Held::full(now, terms);
+    pub(crate) fn reset(&self, id: &BucketId, params: BucketParams) {
+        self.visit_own(&id.lookup(), params, |held, now| {
+            *held = PackedBucket::full(now, params);
         });
     }
 
@@ -548,18 +562,18 @@ impl MemoryStore {
 
     /// Drops what is full in some of the shards; in eight turns, in all of them. Where nobody
     /// comes any more, nothing else would.
-    pub(crate) fn tidy(&self, turn: usize) {
+    pub(crate) fn sweep_step(&self, turn: usize) {
         let now = self.clock.now_us();
-        for shard in (turn % TURNS..SHARDS).step_by(TURNS) {
+        for shard in (turn % SWEEP_STEPS..SHARDS).step_by(SWEEP_STEPS) {
             self.sweep(&mut self.shards[shard].lock(), now);
         }
-        self.tell_meter();
+        self.record_scopes();
     }
 
     fn sweep(&self, shard: &mut Buckets, now: f64) {
         let before = shard.table.len();
         let mut overflow_gone = 0;
-        let keep = |entry: &Entry<Held>| {
+        let keep = |entry: &Entry<PackedBucket>| {
             let keep = !entry.value.is_full(now);
             overflow_gone += usize::from(!keep && is_overflow(entry.id()));
             keep
@@ -574,8 +588,15 @@ impl MemoryStore {
         shard.swept = now;
     }
 
-    fn insert(&self, shard: &mut Buckets, hash: u64, id: &[u8], now: f64, terms: Terms) -> usize {
-        let held = Held::full(now, terms);
+    fn insert(
+        &self,
+        shard: &mut Buckets,
+        hash: u64,
+        id: &[u8],
+        now: f64,
+        params: BucketParams,
+    ) -> usize {
+        let held = PackedBucket::full(now, params);
         self.unmetered.fetch_add(1, Ordering::Relaxed);
         shard.table.insert(hash, id, held, |id| self.hash_of(id))
     }
@@ -588,8 +609,8 @@ impl Drop for MemoryStore {
     }
 }
 
-fn take(bucket: &mut Bucket, terms: Terms, cost: f64) -> Result<f64, f64> {
-    let taken = bucket.take(cost, 1, 0.0, terms);
+fn take(bucket: &mut Bucket, params: BucketParams, cost: f64) -> Result<f64, f64> {
+    let taken = bucket.take(cost, 1, 0.0, params);
     if taken.now > 0.0 {
         Ok(bucket.level)
     } else {
@@ -612,16 +633,16 @@ mod tests {
         Quota::per_second(1.0).scope("s").key(key).id(&[0; 32])
     }
 
-    fn take(store: &MemoryStore, key: usize, terms: Terms) -> bool {
-        store.with(&id(key).lookup(), terms, |bucket| {
-            bucket.take(1.0, 1, 0.0, terms).now > 0.0
+    fn take(store: &MemoryStore, key: usize, params: BucketParams) -> bool {
+        store.with(&id(key).lookup(), params, |bucket| {
+            bucket.take(1.0, 1, 0.0, params).now > 0.0
         })
     }
 
     #[tokio::test(start_paused = true)]
     async fn full_buckets_are_forgotten_and_spent_ones_are_not() {
         let store = MemoryStore::new(1_000_000);
-        let (fast, slow) = (Terms::new(1.0, 10.0), Terms::new(1.0, 0.001));
+        let (fast, slow) = (BucketParams::new(1.0, 10.0), BucketParams::new(1.0, 0.001));
         for key in 0..100 {
             assert!(take(&store, key, slow));
         }
@@ -648,14 +669,14 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn in_so_many_turns_all_that_is_full_is_forgotten() {
         let store = MemoryStore::new(1_000_000);
-        let (fast, slow) = (Terms::new(1.0, 10.0), Terms::new(1.0, 0.001));
+        let (fast, slow) = (BucketParams::new(1.0, 10.0), BucketParams::new(1.0, 0.001));
         for key in 0..10_000 {
             assert!(take(&store, key, if key < 10 { slow } else { fast }));
         }
         tokio::time::advance(Duration::from_secs(1)).await;
         assert!(store.scopes() > 1_000);
-        for turn in 5..5 + TURNS {
-            store.tidy(turn);
+        for turn in 5..5 + SWEEP_STEPS {
+            store.sweep_step(turn);
         }
         assert_eq!(store.scopes(), 10);
     }
@@ -663,25 +684,28 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn past_the_limit_strangers_share_and_the_known_keep_theirs() {
         let store = MemoryStore::new(1_000);
-        let terms = Terms::new(5.0, 0.001);
+        let params = BucketParams::new(5.0, 0.001);
         for key in 0..1_000 {
-            assert!(take(&store, key, terms));
+            assert!(take(&store, key, params));
         }
         let admitted = (1_000..50_000)
-            .filter(|key| take(&store, *key, terms))
+            .filter(|key| take(&store, *key, params))
             .count();
         // Each of the shared buckets has about 48 callers.
         assert_eq!(admitted, 5 * 1_024);
         assert_eq!(store.scopes(), 1_000 + 1_024);
         assert_eq!(store.overflowed(), 49_000);
         for _ in 0..4 {
-            assert!(take(&store, 7, terms), "a known scope keeps its own bucket");
+            assert!(
+                take(&store, 7, params),
+                "a known scope keeps its own bucket"
+            );
         }
-        assert!(!take(&store, 7, terms));
+        assert!(!take(&store, 7, params));
         // Once the known ones are full again, strangers get buckets of their own.
         tokio::time::advance(Duration::from_secs(10_000)).await;
-        assert!(take(&store, 60_000, terms));
-        assert!(take(&store, 60_001, terms));
+        assert!(take(&store, 60_000, params));
+        assert!(take(&store, 60_001, params));
         assert_eq!(store.overflowed(), 49_000);
     }
 
@@ -689,27 +713,27 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn overflow_buckets_of_many_names_are_bounded() {
         let store = MemoryStore::new(10);
-        let terms = Terms::new(5.0, 0.001);
+        let params = BucketParams::new(5.0, 0.001);
         for n in 0..200_000 {
             let name = format!("name-{}", n % 1_000);
             let scope = crate::scope::Scope::new(name, Quota::per_second(1.0));
             let id = scope.key(n).id(&[0; 32]);
-            store.with(&id.lookup(), terms, |bucket| {
-                bucket.take(1.0, 1, 0.0, terms)
+            store.with(&id.lookup(), params, |bucket| {
+                bucket.take(1.0, 1, 0.0, params)
             });
         }
         let shared = store.scopes() - 10;
         assert!((60_000..=64 * 1_024).contains(&shared), "{shared}");
-        let pair = [1, 2].map(|key| Demand {
+        let pair = [1, 2].map(|key| Request {
             id: id(key),
             cost: 1.0,
-            terms,
-            stand_in: None,
+            params,
+            share: None,
         });
         store.take_all(&pair, 0.0);
         assert!(store.scopes() - 10 <= 64 * 1_024);
         tokio::time::advance(Duration::from_secs(10_000)).await;
-        (0..TURNS).for_each(|turn| store.tidy(turn));
+        (0..SWEEP_STEPS).for_each(|turn| store.sweep_step(turn));
         assert_eq!(store.scopes(), 0);
     }
 
@@ -717,16 +741,16 @@ mod tests {
     /// it; the bound of a whole scope does.
     #[tokio::test(start_paused = true)]
     async fn a_known_level_does_not_lower_a_shared_bucket() {
-        let terms = Terms::new(5.0, 0.001);
-        let stand_in = |known, most| StandIn {
-            whole: terms,
+        let params = BucketParams::new(5.0, 0.001);
+        let stand_in = |known, most| ShareBounds {
+            full_quota: params,
             most,
             known,
             owes: true,
         };
         let take = |store: &MemoryStore, key, stand_in| {
-            store.with_stand_in(&id(key), terms, stand_in, |bucket, _| {
-                bucket.take(1.0, 1, 0.0, terms).now > 0.0
+            store.with_share(&id(key), params, stand_in, |bucket, _| {
+                bucket.take(1.0, 1, 0.0, params).now > 0.0
             })
         };
         let full = |known| {
@@ -740,7 +764,7 @@ mod tests {
         let store = full(0.0);
         for key in 10..10_000 {
             let spent = stand_in(0.0, f64::INFINITY);
-            store.with_stand_in(&id(key), terms, spent, |bucket, _| bucket.level);
+            store.with_share(&id(key), params, spent, |bucket, _| bucket.level);
         }
         let newcomer = stand_in(f64::INFINITY, f64::INFINITY);
         let admitted = (10_000..11_000).filter(|key| take(&store, *key, newcomer));
@@ -753,7 +777,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_smaller_quota_does_not_forget_the_debt_of_a_larger_one() {
         let store = MemoryStore::new(1_000_000);
-        let (large, small) = (Terms::new(100.0, 1.0), Terms::new(10.0, 1.0));
+        let (large, small) = (BucketParams::new(100.0, 1.0), BucketParams::new(10.0, 1.0));
         let drain = |n| {
             store.with(&id(0).lookup(), large, |bucket| {
                 bucket.take(1.0, n, 0.0, large).granted

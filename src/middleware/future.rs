@@ -13,7 +13,7 @@ use tokio::time::{Instant, Sleep};
 use tower_service::Service;
 
 use super::{
-    service::{HOLD, InHand},
+    service::{HOLD, HeldPermit},
     shadow::Watched,
 };
 use crate::{
@@ -88,7 +88,7 @@ enum Step {
     },
     Readying {
         /// None once it was given back.
-        permit: Option<InHand>,
+        permit: Option<HeldPermit>,
         hold: Pin<Box<Sleep>>,
         scopes: Scopes,
     },
@@ -99,12 +99,15 @@ where
     S: Service<Req> + Clone,
 {
     /// Until there is a permit and the inner service is ready, or no permit.
-    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Result<Result<InHand, Rejected>, S::Error>> {
+    fn poll(
+        &mut self,
+        cx: &mut Context<'_>,
+    ) -> Poll<Result<Result<HeldPermit, Rejected>, S::Error>> {
         loop {
             self.step = match &mut self.step {
                 Step::Acquiring { acquire, ready } => match Pin::new(&mut *acquire).poll(cx) {
                     Poll::Pending => {
-                        if *ready && acquire.progress() == Progress::Asleep {
+                        if *ready && acquire.progress() == Progress::Reserved {
                             // Never sleep for a token while holding a place in the inner
                             // service that others could use.
                             self.inner = self.inner.clone();
@@ -113,7 +116,7 @@ where
                         return Poll::Pending;
                     }
                     Poll::Ready(Ok(permit)) => {
-                        let permit = InHand::new(permit, acquire.due());
+                        let permit = HeldPermit::new(permit, acquire.due());
                         if *ready {
                             return Poll::Ready(Ok(Ok(permit)));
                         }

@@ -71,7 +71,7 @@ enum State {
         offered: bool,
     },
     Held {
-        permit: InHand,
+        permit: HeldPermit,
         until: Instant,
         /// Set while the inner service is not ready.
         hold: Option<Pin<Box<Sleep>>>,
@@ -92,7 +92,7 @@ impl State {
     fn decided(result: Result<Permit, Rejected>, due: Instant, until: Instant) -> Self {
         match result {
             Ok(permit) => Self::Held {
-                permit: InHand::new(permit, due),
+                permit: HeldPermit::new(permit, due),
                 until,
                 hold: None,
             },
@@ -108,7 +108,7 @@ impl State {
         matches!(
             self,
             Self::Acquiring { acquire, offered: false, .. }
-                if acquire.progress() == Progress::Asleep
+                if acquire.progress() == Progress::Reserved
         )
     }
 
@@ -150,13 +150,13 @@ fn is_current(rejected: &Rejected, at: Instant) -> bool {
 
 /// A permit that is not spent yet: dropped, it is given back.
 #[derive(Debug)]
-pub(super) struct InHand {
+pub(super) struct HeldPermit {
     permit: Option<Permit>,
     /// When its tokens were to be used.
     due: Instant,
 }
 
-impl InHand {
+impl HeldPermit {
     pub(super) fn new(permit: Permit, due: Instant) -> Self {
         let permit = Some(permit);
         Self { permit, due }
@@ -181,7 +181,7 @@ impl InHand {
     }
 }
 
-impl Drop for InHand {
+impl Drop for HeldPermit {
     fn drop(&mut self) {
         if let Some(permit) = self.permit.take() {
             permit.give_back_late(self.due);
@@ -374,7 +374,7 @@ where
             None => extracted.insert(layer.scopes(&req)).as_slice(),
         };
         if let [scope] = scopes
-            && let Some(decision) = layer.limiter.decide(scope, layer.max_wait, false)
+            && let Some(decision) = layer.limiter.decide_locally(scope, layer.max_wait, false)
         {
             return match decision {
                 Ok(level) => {
@@ -437,7 +437,7 @@ impl<S, K, O> RateLimit<S, K, O> {
         let scopes = layer.scopes(&req);
         let uses = reply.uses_permit();
         let watched = Watched::decide(&layer.limiter, scopes, layer.max_wait, uses);
-        let stands_in = uses.then(|| layer.limiter.no_permit());
+        let stands_in = uses.then(|| layer.limiter.unmetered_permit());
         ResponseFuture::watched(&mut self.inner, reply, watched, stands_in, req)
     }
 

@@ -29,7 +29,7 @@ impl Watched {
         kept: bool,
     ) -> Self {
         if let [scope] = scopes.as_slice()
-            && let Some(decision) = limiter.decide(scope, max_wait, true)
+            && let Some(decision) = limiter.decide_locally(scope, max_wait, true)
         {
             return match decision {
                 Ok(level) if kept => Self::Granted(Box::new(limiter.permit(scope, level))),

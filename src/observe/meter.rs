@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use crate::{
-    decision::{FailureKind, Origin},
+    decision::{DecidedBy, FailureKind},
     error::Reason,
     scope::Scope,
 };
@@ -40,7 +40,7 @@ impl Outcome {
         match reason {
             _ if shadow => Self::ShadowRejected,
             Reason::Limited => Self::Rejected,
-            Reason::Impossible => Self::Impossible,
+            Reason::ExceedsCapacity => Self::Impossible,
             Reason::Unavailable => Self::Unavailable,
         }
     }
@@ -61,12 +61,12 @@ impl Backend {
     pub(super) const ALL: [&str; 3] = ["redis", "memory", "share"];
 }
 
-impl From<Origin> for Backend {
-    fn from(origin: Origin) -> Self {
+impl From<DecidedBy> for Backend {
+    fn from(origin: DecidedBy) -> Self {
         match origin {
-            Origin::Redis | Origin::Grace => Self::Redis,
-            Origin::Memory => Self::Memory,
-            Origin::Share | Origin::Nowhere => Self::Share,
+            DecidedBy::Redis | DecidedBy::DualAdmission => Self::Redis,
+            DecidedBy::Memory => Self::Memory,
+            DecidedBy::LocalShare | DecidedBy::Unmetered => Self::Share,
         }
     }
 }

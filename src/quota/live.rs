@@ -9,7 +9,6 @@ use std::{
 };
 
 use super::Quota;
-use crate::scope::LiveScope;
 
 /// A [`Quota`] that can be changed while it is used; every clone changes the same one.
 ///
@@ -92,22 +91,6 @@ impl LiveQuota {
     /// ```
     pub fn get(&self) -> Quota {
         self.cell.get()
-    }
-
-    /// A scope that is limited by whatever holds when it is asked for.
-    ///
-    /// ```
-    /// # use tower_throttle::{Limiter, LiveQuota, Quota, RateLimitLayer};
-    /// let quota = LiveQuota::new(Quota::per_second(500.0));
-    /// let layer = RateLimitLayer::new(&Limiter::in_memory(), quota.scope("site"));
-    /// quota.set(Quota::per_second(100.0)); // from the next request on
-    /// ```
-    ///
-    /// # Panics
-    ///
-    /// If `name` is empty.
-    pub fn scope(&self, name: impl Into<String>) -> LiveScope {
-        LiveScope::new(self.clone(), name.into())
     }
 }
 

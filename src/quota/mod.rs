@@ -11,7 +11,7 @@ use std::{
 
 pub use self::{live::LiveQuota, text::ParseQuotaError};
 
-use crate::scope::Scope;
+use crate::bucket::BucketParams;
 
 const NANOS_PER_SEC: u64 = 1_000_000_000;
 
@@ -176,22 +176,6 @@ impl Quota {
         }
     }
 
-    /// Names this limit: a [`Scope`] with one bucket, until it is given a key.
-    ///
-    /// ```
-    /// # use tower_throttle::{Quota, Scope};
-    /// const SITE: Scope = Quota::per_second(500.0).scope("site");
-    /// assert_eq!(SITE.name(), "site");
-    /// ```
-    ///
-    /// # Panics
-    ///
-    /// If `name` is empty; in a `const`, a compile error.
-    #[track_caller]
-    pub const fn scope(self, name: &'static str) -> Scope {
-        Scope::fixed(name, self)
-    }
-
     /// Most tokens that may go at once.
     ///
     /// ```
@@ -212,10 +196,13 @@ impl Quota {
         rate(self.tokens, self.period_ns)
     }
 
-    /// Tokens per microsecond.
+    /// The parameters of its buckets.
     #[inline]
-    pub(crate) const fn per_us(&self) -> f64 {
-        self.per_us
+    pub(crate) const fn params(&self) -> BucketParams {
+        BucketParams {
+            capacity: self.capacity,
+            per_us: self.per_us,
+        }
     }
 
     #[track_caller]
@@ -344,7 +331,7 @@ mod tests {
                 assert_ne!(quota.capacity() - 1.0, quota.capacity(), "{quota}");
                 // However long it refills, or is held back.
                 let longest = crate::clock::to_us(Duration::MAX);
-                assert!((quota.per_us() * longest).is_finite(), "{quota}");
+                assert!((quota.per_us * longest).is_finite(), "{quota}");
                 assert_eq!(read(&quota.to_string()), quota);
             }
         }
@@ -354,7 +341,7 @@ mod tests {
     /// for damage.
     #[test]
     fn the_smallest_rate_refills() {
-        assert!(Quota::per_second(1e-300).per_us().is_normal());
+        assert!(Quota::per_second(1e-300).per_us.is_normal());
         for tokens in [1e-302, 1e-318, f64::MIN_POSITIVE] {
             assert!(std::panic::catch_unwind(|| Quota::per_second(tokens)).is_err());
             assert!(format!("{tokens}/s").parse::<Quota>().is_err());

@@ -7,17 +7,17 @@ use tokio::{sync::oneshot, time::Instant};
 
 use super::{
     batcher::Shared,
-    command::{Asker, Books, Command, Deadline, Pending, Wire},
-    known::Told,
-    leases::{Asked, Leases},
-    patience::Patience,
+    command::{Command, Connection, Deadline, Ledger, PendingRequest, Requester},
+    known::BucketState,
+    leases::{LeaseRequest, Leases},
+    patience::QueueTime,
     script::{Answer, Argument, First, Reply},
 };
 use crate::{
-    bucket::{Reservation, Taken, Terms},
+    bucket::{BucketParams, Reservation, Taken},
     clock::{from_us, to_us},
     decision::{Decision, Failure, FailureKind},
-    members::Part,
+    members::RatePart,
     scope::{BucketId, Scope},
     table::Hashing,
 };
@@ -42,9 +42,9 @@ const MOST_POSTPONED: usize = 1_024;
 const SIMILAR_WAIT: f64 = 1.0 / 64.0;
 
 /// What goes out as one call.
-pub(super) struct Batch<A: Asker> {
+pub(super) struct Batch<A: Requester> {
     /// Of each rate, as long as some processes live from their shares.
-    part: Part,
+    part: RatePart,
     places: Vec<Place<A>>,
     /// All but the first demands, in their order.
     steps: Vec<Step<A>>,
@@ -54,20 +54,20 @@ pub(super) struct Batch<A: Asker> {
     /// Places of which a lease is half used.
     half_used: Vec<usize>,
     /// What is taken ahead, after all demands.
-    ahead: Vec<(usize, Asked)>,
+    ahead: Vec<(usize, LeaseRequest)>,
     /// Of how many commands it is made.
     length: usize,
 }
 
 /// A bucket of this call.
-struct Place<A: Asker> {
+struct Place<A: Requester> {
     /// One that names it; by it the next is compared, which on a hot scope is the same again.
     scope: Scope,
     id: BucketId,
     /// The whole quota.
-    terms: Terms,
+    params: BucketParams,
     /// Without anything before it in this call, it commutes with all else.
-    first: Option<Demand<A>>,
+    first: Option<MergedTake<A>>,
     open: Open,
     /// The step that gives tokens back, as long as there have been only demands since. What is
     /// given back later joins it: these tokens are free already, and those who give back a late
@@ -91,39 +91,39 @@ enum Open {
 }
 
 /// Demands on one bucket of equal cost and similar waits, in their order.
-struct Demand<A: Asker> {
+struct MergedTake<A: Requester> {
     cost: f64,
     /// The shortest of their waits, which counts for all.
     max_wait_us: f64,
     /// The longest of them.
     longest_us: f64,
-    askers: Vec<Pending<A>>,
+    requesters: Vec<PendingRequest<A>>,
 }
 
-enum Step<A: Asker> {
-    Take(usize, Demand<A>),
+enum Step<A: Requester> {
+    Take(usize, MergedTake<A>),
     TakeAll {
-        asker: Pending<A>,
+        asker: PendingRequest<A>,
         max_wait_us: f64,
         /// Bucket and cost.
         from: Vec<(usize, f64)>,
     },
     GiveBack(usize, Box<Scope>, f64),
     Charge(usize, Box<Scope>, f64),
-    HoldBack(usize, Box<Scope>, Instant),
+    Pause(usize, Box<Scope>, Instant),
     Undo(usize, Box<(Scope, Reservation)>),
-    Lower(usize, f64),
+    CapLevel(usize, f64),
     Reset(usize, oneshot::Sender<Result<f64, Failure>>),
     Look(usize, oneshot::Sender<Result<f64, Failure>>),
 }
 
-impl<A: Asker> Demand<A> {
-    fn new(cost: f64, max_wait_us: f64, asker: Pending<A>) -> Self {
+impl<A: Requester> MergedTake<A> {
+    fn new(cost: f64, max_wait_us: f64, asker: PendingRequest<A>) -> Self {
         Self {
             cost,
             max_wait_us,
             longest_us: max_wait_us,
-            askers: vec![asker],
+            requesters: vec![asker],
         }
     }
 
@@ -135,35 +135,37 @@ impl<A: Asker> Demand<A> {
         self.cost == cost && longest - shortest <= longest * SIMILAR_WAIT
     }
 
-    fn push(&mut self, asker: Pending<A>, max_wait_us: f64) {
+    fn push(&mut self, asker: PendingRequest<A>, max_wait_us: f64) {
         self.max_wait_us = self.max_wait_us.min(max_wait_us);
         self.longest_us = self.longest_us.max(max_wait_us);
-        self.askers.push(asker);
+        self.requesters.push(asker);
     }
 
     fn first(&self) -> First {
         First {
             cost: self.cost,
             // At most `MOST_COMMANDS`.
-            n: self.askers.len() as u32,
+            n: self.requesters.len() as u32,
             max_wait_us: self.max_wait_us,
         }
     }
 
     fn is_refused(&self, taken: Taken) -> bool {
-        self.bounded(taken, (Part::WHOLE, Part::WHOLE)).granted < self.askers.len() as f64
+        self.bounded(taken, (RatePart::FULL, RatePart::FULL))
+            .granted
+            < self.requesters.len() as f64
     }
 
-    fn bounded(&self, taken: Taken, parts: (Part, Part)) -> Taken {
-        bounded(taken, self.askers.len() as f64, self.max_wait_us, parts)
+    fn bounded(&self, taken: Taken, parts: (RatePart, RatePart)) -> Taken {
+        bounded(taken, self.requesters.len() as f64, self.max_wait_us, parts)
     }
 
     fn answer(
         self,
         taken: Taken,
         level: f64,
-        terms: Terms,
-        parts: (Part, Part),
+        params: BucketParams,
+        parts: (RatePart, RatePart),
         time: Option<f64>,
     ) {
         let taken = self.bounded(taken, parts);
@@ -173,17 +175,19 @@ impl<A: Asker> Demand<A> {
             part,
             time,
         };
-        for (k, asker) in self.askers.into_iter().enumerate() {
+        for (k, asker) in self.requesters.into_iter().enumerate() {
             let k = k as u32;
             let tightest = (0, level);
             let taken = as_asked(taken, &asker, self.max_wait_us);
-            asker.answer(Ok(decision(taken, 0, k, self.cost, terms, waits, tightest)));
+            asker.answer(Ok(decision(
+                taken, 0, k, self.cost, params, waits, tightest,
+            )));
         }
     }
 }
 
 /// Redis counts `retry_after` from the wait that was sent, the caller from the one it asked with.
-fn as_asked<A: Asker>(taken: Taken, asker: &Pending<A>, sent_us: f64) -> Taken {
+fn as_asked<A: Requester>(taken: Taken, asker: &PendingRequest<A>, sent_us: f64) -> Taken {
     let longer = asker.max_wait_us() - sent_us;
     Taken {
         retry_after: (taken.retry_after - longer).max(1.0),
@@ -194,7 +198,7 @@ fn as_asked<A: Asker>(taken: Taken, asker: &Pending<A>, sent_us: f64) -> Taken {
 /// No more than `n` demands asked for, none of which waits over `max_wait_us`. What a healthy
 /// Redis replies is that already. When to come back is counted by the rate that comes back: the
 /// part by which the waits were sent, and the same of this bucket, which may be held back.
-fn bounded(taken: Taken, n: f64, max_wait_us: f64, (sent, part): (Part, Part)) -> Taken {
+fn bounded(taken: Taken, n: f64, max_wait_us: f64, (sent, part): (RatePart, RatePart)) -> Taken {
     // `max` takes the other, where one is no number.
     let granted = taken.granted.max(0.0).min(n).floor();
     Taken {
@@ -210,7 +214,7 @@ fn bounded(taken: Taken, n: f64, max_wait_us: f64, (sent, part): (Part, Part)) -
 struct Waits {
     /// The wait that was sent.
     max_wait_us: f64,
-    part: Part,
+    part: RatePart,
     /// The server's time, from which on they count, if it is known.
     time: Option<f64>,
 }
@@ -222,7 +226,7 @@ fn decision(
     which: usize,
     k: u32,
     cost: f64,
-    terms: Terms,
+    params: BucketParams,
     waits: Waits,
     (tightest, level): (usize, f64),
 ) -> Decision {
@@ -231,19 +235,19 @@ fn decision(
         part,
         time,
     } = waits;
-    let terms = terms.slower(part.of_rate);
+    let params = params.slower(part.of_rate);
     if f64::from(k) < taken.now {
         Decision::Now { tightest, level }
     } else if f64::from(k) < taken.granted {
-        let wait = taken.wait(k, cost, terms);
+        let wait = taken.wait(k, cost, params);
         Decision::Wait {
             which,
             wait: from_us(part.shorten(wait).min(max_wait_us)),
             // The queue in Redis is that of the lower rate.
-            reservation: time.map(|time| Reservation::due(time + wait, cost, terms)),
+            reservation: time.map(|time| Reservation::due(time + wait, cost, params)),
         }
     } else {
-        Decision::Refused {
+        Decision::Rejected {
             which,
             retry_after: from_us(taken.retry_after),
         }
@@ -263,15 +267,15 @@ enum Unfit {
     Never,
 }
 
-impl<A: Asker> Batch<A> {
-    pub(super) fn build<W: Wire>(
+impl<A: Requester> Batch<A> {
+    pub(super) fn build<W: Connection>(
         commands: &mut VecDeque<Command<A>>,
         index: &mut Index,
-        patience: &mut Patience,
+        patience: &mut QueueTime,
         shared: &Shared<A, W>,
     ) -> Self {
         let mut batch = Self {
-            part: shared.wire.part(),
+            part: shared.connection.part(),
             places: Vec::with_capacity(commands.len().min(MOST_BUCKETS)),
             steps: Vec::new(),
             takes: 0,
@@ -281,10 +285,10 @@ impl<A: Asker> Batch<A> {
             length: 0,
         };
         index.clear();
-        let (now, timeout) = (Instant::now(), shared.wire.patience());
+        let (now, timeout) = (Instant::now(), shared.connection.call_timeout());
         let mut longest = None;
         let mut postponed = Vec::new();
-        let leases = shared.leases.are_on() && shared.wire.is_calm();
+        let leases = shared.leases.are_on() && shared.connection.is_steady();
         while batch.length < MOST_COMMANDS
             && let Some(command) = commands.pop_front()
         {
@@ -336,29 +340,29 @@ impl<A: Asker> Batch<A> {
     }
 
     fn take_ahead(&mut self, leases: &Arc<Leases>) {
-        let demanded = |demand: &Demand<A>, terms| {
+        let demanded = |demand: &MergedTake<A>, params| {
             // What no lease can pay is none of its demand.
-            if demand.cost > leases.most_of(terms) {
+            if demand.cost > leases.max_for(params) {
                 return (0.0, 0.0);
             }
-            let callers = demand.askers.len() as f64;
+            let callers = demand.requesters.len() as f64;
             (demand.cost * callers, callers)
         };
         let mut demands = vec![(0.0, 0.0); self.places.len()];
         for (place, demands) in self.places.iter().zip(&mut demands) {
             let first = place.first.as_ref();
-            *demands = first.map_or((0.0, 0.0), |first| demanded(first, place.terms));
+            *demands = first.map_or((0.0, 0.0), |first| demanded(first, place.params));
         }
         for step in &self.steps {
             if let Step::Take(place, demand) = step {
-                let (tokens, callers) = demanded(demand, self.places[*place].terms);
+                let (tokens, callers) = demanded(demand, self.places[*place].params);
                 demands[*place].0 += tokens;
                 demands[*place].1 += callers;
             }
         }
         for (index, (place, demand)) in self.places.iter().zip(demands).enumerate() {
             if (demand.1 > 0.0 || self.half_used.contains(&index))
-                && let Some(asked) = leases.ask(&place.scope, &place.id, place.terms, demand)
+                && let Some(asked) = leases.ask(&place.scope, &place.id, place.params, demand)
             {
                 self.ahead.push((index, asked));
             }
@@ -405,9 +409,9 @@ impl<A: Asker> Batch<A> {
                 Some(Step::Charge(_, _, sum)) => *sum += tokens,
                 _ => self.step(place, Step::Charge(place, scope, tokens)),
             },
-            Command::Lower(_, tokens) => self.step(place, Step::Lower(place, tokens)),
-            Command::HoldBack(scope, until) => {
-                self.step(place, Step::HoldBack(place, scope, until));
+            Command::CapLevel(_, tokens) => self.step(place, Step::CapLevel(place, tokens)),
+            Command::Pause(scope, until) => {
+                self.step(place, Step::Pause(place, scope, until));
             }
             Command::Undo(gone) => self.step(place, Step::Undo(place, gone)),
             Command::Reset(_, reply) => self.step(place, Step::Reset(place, reply)),
@@ -461,7 +465,12 @@ impl<A: Asker> Batch<A> {
     }
 
     /// Gives it back where it would be one step too many.
-    fn take(&mut self, at: usize, asker: Pending<A>, max_wait_us: f64) -> Result<(), Pending<A>> {
+    fn take(
+        &mut self,
+        at: usize,
+        asker: PendingRequest<A>,
+        max_wait_us: f64,
+    ) -> Result<(), PendingRequest<A>> {
         let cost = asker.scopes()[0].tokens();
         let has_no_room = self.has_no_room(1);
         let place = &mut self.places[at];
@@ -480,7 +489,7 @@ impl<A: Asker> Batch<A> {
         if has_no_room && !matches!(place.open, Open::Untouched) {
             return Err(asker);
         }
-        let demand = Demand::new(cost, max_wait_us, asker);
+        let demand = MergedTake::new(cost, max_wait_us, asker);
         if let Open::Untouched = place.open {
             place.open = Open::First;
             place.first = Some(demand);
@@ -536,9 +545,9 @@ impl<A: Asker> Batch<A> {
     fn argument(&self) -> Vec<u8> {
         let mut argument = Argument::with_keys(self.places.len());
         for place in &self.places {
-            let mut first = place.first.as_ref().map_or(First::NONE, Demand::first);
+            let mut first = place.first.as_ref().map_or(First::NONE, MergedTake::first);
             first.max_wait_us = self.part.lengthen(first.max_wait_us);
-            argument.key(place.terms.slower(self.part.of_rate), first);
+            argument.key(place.params.slower(self.part.of_rate), first);
         }
         for step in &self.steps {
             match step {
@@ -555,10 +564,10 @@ impl<A: Asker> Batch<A> {
                 }
                 Step::GiveBack(place, _, tokens) => argument.give_back(place + 1, *tokens),
                 Step::Charge(place, _, tokens) => argument.charge(place + 1, *tokens),
-                Step::Lower(place, tokens) => argument.lower(place + 1, *tokens),
-                Step::HoldBack(place, _, until) => {
+                Step::CapLevel(place, tokens) => argument.cap_level(place + 1, *tokens),
+                Step::Pause(place, _, until) => {
                     let left = until.saturating_duration_since(Instant::now());
-                    argument.hold_back(place + 1, to_us(left));
+                    argument.pause(place + 1, to_us(left));
                 }
                 Step::Undo(place, gone) => argument.undo(place + 1, gone.1),
                 Step::Reset(place, _) => argument.reset(place + 1),
@@ -572,7 +581,7 @@ impl<A: Asker> Batch<A> {
     }
 
     /// Sends, and answers all askers. The failure, where there was one.
-    async fn send<W: Wire>(
+    async fn send<W: Connection>(
         in_flight: &mut InFlight<A, W>,
         deadline: &mut Deadline,
     ) -> Option<Failure> {
@@ -589,7 +598,7 @@ impl<A: Asker> Batch<A> {
         let (length, argument) = (this.length, this.argument());
         let sent = Instant::now();
         *is_sent = true;
-        let result = shared.wire.call(keys, argument, deadline).await;
+        let result = shared.connection.call(keys, argument, deadline).await;
         shared.meter.call(length, sent.elapsed());
         let reply = result.as_ref().map_err(Clone::clone).and_then(|bytes| {
             Reply::new(bytes, places, takes).ok_or_else(|| {
@@ -598,7 +607,7 @@ impl<A: Asker> Batch<A> {
                     "the script's reply is of another length",
                 );
                 // The connection is out of step, or something else than Redis is at its end.
-                shared.wire.fails(&failure);
+                shared.connection.fail(&failure);
                 failure
             })
         });
@@ -609,14 +618,14 @@ impl<A: Asker> Batch<A> {
                 None
             }
             Err(failure) => {
-                this.undelivered(Some(&failure), failure.sent, &*shared.books);
+                this.undelivered(Some(&failure), failure.sent, &*shared.ledger);
                 Some(failure)
             }
         }
     }
 
-    fn answer<W: Wire>(self, reply: &Reply<'_>, shared: &Shared<A, W>, sent: Instant) {
-        let (known, time) = (&shared.known, reply.time());
+    fn answer<W: Connection>(self, reply: &Reply<'_>, shared: &Shared<A, W>, sent: Instant) {
+        let (known, time) = (&shared.levels, reply.time());
         // First, so that whoever is answered finds what is known.
         let mut refusing = vec![false; self.places.len()];
         for (index, place) in self.places.iter().enumerate() {
@@ -635,25 +644,29 @@ impl<A: Asker> Batch<A> {
                 } => {
                     let answer = reply.answer(take);
                     let (place, _) = from[answer.which.min(from.len() - 1)];
-                    refusing[place] |=
-                        bounded(answer.taken, 1.0, *max_wait_us, (Part::WHOLE, Part::WHOLE))
-                            .granted
-                            < 1.0;
+                    refusing[place] |= bounded(
+                        answer.taken,
+                        1.0,
+                        *max_wait_us,
+                        (RatePart::FULL, RatePart::FULL),
+                    )
+                    .granted
+                        < 1.0;
                     take += 1;
                 }
                 _ => {}
             }
         }
-        let terms: Vec<_> = self.places.iter().map(|place| place.terms).collect();
-        let told = terms.iter().enumerate();
-        let told: Vec<_> = told.map(|(at, terms)| reply.told(at, *terms)).collect();
+        let params: Vec<_> = self.places.iter().map(|place| place.params).collect();
+        let told = params.iter().enumerate();
+        let told: Vec<_> = told.map(|(at, params)| reply.state(at, *params)).collect();
         for (index, place) in self.places.iter().enumerate() {
-            if told[index].held > 0.0 {
+            if told[index].pause_us > 0.0 {
                 shared.leases.forget(&place.id);
             }
-            known.learn(
+            known.update(
                 place.id.as_bytes(),
-                place.terms,
+                place.params,
                 told[index],
                 sent,
                 refusing[index],
@@ -666,12 +679,12 @@ impl<A: Asker> Batch<A> {
         }
         for (index, place) in self.places.into_iter().enumerate() {
             if let Some(first) = place.first {
-                let part = self.part.held(told[index].held);
+                let part = self.part.with_pause(told[index].pause_us);
                 let taken = reply.first(index);
                 first.answer(
                     taken,
                     told[index].level,
-                    place.terms,
+                    place.params,
                     (self.part, part),
                     time,
                 );
@@ -682,11 +695,11 @@ impl<A: Asker> Batch<A> {
             match step {
                 Step::Take(place, demand) => {
                     let taken = reply.answer(take).taken;
-                    let part = self.part.held(told[place].held);
+                    let part = self.part.with_pause(told[place].pause_us);
                     demand.answer(
                         taken,
                         told[place].level,
-                        terms[place],
+                        params[place],
                         (self.part, part),
                         time,
                     );
@@ -701,17 +714,17 @@ impl<A: Asker> Batch<A> {
                     take += 1;
                     let which = which.min(from.len() - 1);
                     let (place, cost) = from[which];
-                    let part = self.part.held(told[place].held);
+                    let part = self.part.with_pause(told[place].pause_us);
                     let taken = bounded(taken, 1.0, max_wait_us, (self.part, part));
                     let taken = as_asked(taken, &asker, max_wait_us);
-                    let tightest = tightest(&from, &terms, &told);
+                    let tightest = tightest(&from, &params, &told);
                     let waits = Waits {
                         max_wait_us,
                         part,
                         time,
                     };
-                    let terms = terms[place];
-                    let decision = decision(taken, which, 0, cost, terms, waits, tightest);
+                    let params = params[place];
+                    let decision = decision(taken, which, 0, cost, params, waits, tightest);
                     asker.answer(Ok(decision));
                 }
                 Step::Look(place, answer) | Step::Reset(place, answer) => {
@@ -719,25 +732,25 @@ impl<A: Asker> Batch<A> {
                 }
                 Step::GiveBack(..)
                 | Step::Charge(..)
-                | Step::HoldBack(..)
+                | Step::Pause(..)
                 | Step::Undo(..)
-                | Step::Lower(..) => {}
+                | Step::CapLevel(..) => {}
             }
         }
     }
 
     /// The call failed, or, without a failure, its task ended under it; `sent` if Redis may have
     /// executed it.
-    fn undelivered(self, failure: Option<&Failure>, sent: bool, books: &dyn Books) {
-        let tell = |asker: Pending<A>| match failure {
+    fn undelivered(self, failure: Option<&Failure>, sent: bool, books: &dyn Ledger) {
+        let tell = |asker: PendingRequest<A>| match failure {
             Some(failure) => asker.answer(Err(failure.clone())),
             None => asker.abandon(),
         };
         let firsts = self.places.into_iter().filter_map(|place| place.first);
-        firsts.flat_map(|first| first.askers).for_each(tell);
+        firsts.flat_map(|first| first.requesters).for_each(tell);
         for step in self.steps {
             match step {
-                Step::Take(_, demand) => demand.askers.into_iter().for_each(tell),
+                Step::Take(_, demand) => demand.requesters.into_iter().for_each(tell),
                 Step::TakeAll { asker, .. } => tell(asker),
                 Step::Reset(_, answer) | Step::Look(_, answer) => {
                     // Without an answer, whoever asks asks again.
@@ -747,13 +760,13 @@ impl<A: Asker> Batch<A> {
                 }
                 // Perhaps it was executed: rather charged twice, and not given back twice.
                 Step::Charge(_, scope, tokens) => books.correct(&scope, tokens),
-                Step::HoldBack(_, scope, until) => books.hold_back(&scope, until),
+                Step::Pause(_, scope, until) => books.pause(&scope, until),
                 Step::GiveBack(_, scope, tokens) if !sent => {
                     books.correct(&scope, -tokens);
                 }
                 Step::Undo(_, gone) if !sent => books.undo(gone),
                 // The next answer of the upstream tells it anew.
-                Step::GiveBack(..) | Step::Undo(..) | Step::Lower(..) => {}
+                Step::GiveBack(..) | Step::Undo(..) | Step::CapLevel(..) => {}
             }
         }
     }
@@ -762,13 +775,13 @@ impl<A: Asker> Batch<A> {
 /// A batch from when it is built until it is answered. Dropped before that, as the shutdown of a
 /// runtime does, its charges and holds go to the books: charged twice at most where Redis executed
 /// the call, never lost.
-pub(super) struct InFlight<A: Asker, W: Wire> {
+pub(super) struct InFlight<A: Requester, W: Connection> {
     batch: Option<Batch<A>>,
     shared: Arc<Shared<A, W>>,
     sent: bool,
 }
 
-impl<A: Asker, W: Wire> InFlight<A, W> {
+impl<A: Requester, W: Connection> InFlight<A, W> {
     pub(super) fn new(batch: Batch<A>, shared: Arc<Shared<A, W>>) -> Self {
         Self {
             batch: Some(batch),
@@ -783,29 +796,25 @@ impl<A: Asker, W: Wire> InFlight<A, W> {
     }
 }
 
-impl<A: Asker, W: Wire> Drop for InFlight<A, W> {
+impl<A: Requester, W: Connection> Drop for InFlight<A, W> {
     fn drop(&mut self) {
         if let Some(batch) = self.batch.take() {
-            batch.undelivered(None, self.sent, &*self.shared.books);
+            batch.undelivered(None, self.sent, &*self.shared.ledger);
         }
     }
 }
 
-pub(super) fn terms_of(scope: &Scope) -> Terms {
-    Terms::new(scope.quota().capacity(), scope.quota().rate())
-}
-
 /// What is left of the wait of somebody who has been queued for so long, in microseconds.
-fn left<A: Asker>(asker: &Pending<A>, queued: Duration) -> f64 {
+fn left<A: Requester>(asker: &PendingRequest<A>, queued: Duration) -> f64 {
     (asker.max_wait_us() - to_us(queued)).max(0.0)
 }
 
 /// The bucket that has the smallest part of its capacity left.
-fn tightest(from: &[(usize, f64)], terms: &[Terms], told: &[Told]) -> (usize, f64) {
+fn tightest(from: &[(usize, f64)], params: &[BucketParams], told: &[BucketState]) -> (usize, f64) {
     let mut tightest = (0, f64::INFINITY, 0.0);
     for (which, (place, _)) in from.iter().enumerate() {
         let level = told[*place].level;
-        let part = level / terms[*place].cap;
+        let part = level / params[*place].capacity;
         if part < tightest.1 {
             tightest = (which, part, level);
         }
@@ -828,13 +837,13 @@ impl Index {
     }
 
     /// Where this bucket is, added where it is new.
-    fn place<A: Asker>(
+    fn place<A: Requester>(
         &mut self,
         places: &mut Vec<Place<A>>,
         scope: &Scope,
         salt: &[u8; 32],
     ) -> Result<usize, Unfit> {
-        let terms = terms_of(scope);
+        let params = scope.params();
         // On a hot scope it is the same again.
         let last = places.get(self.last);
         if !last.is_some_and(|last| last.scope.same_bucket(scope)) {
@@ -848,7 +857,7 @@ impl Index {
                 places.push(Place {
                     scope: scope.clone(),
                     id,
-                    terms,
+                    params,
                     first: None,
                     open: Open::Untouched,
                     given_back: None,
@@ -863,7 +872,7 @@ impl Index {
             }
         }
         let place = &places[self.last];
-        if place.terms == terms && !place.closed {
+        if place.params == params && !place.closed {
             Ok(self.last)
         } else {
             Err(Unfit::Postponed)
@@ -871,7 +880,7 @@ impl Index {
     }
 
     /// Forgets all but the first so many.
-    fn truncate<A: Asker>(&mut self, places: &mut Vec<Place<A>>, known: usize) {
+    fn truncate<A: Requester>(&mut self, places: &mut Vec<Place<A>>, known: usize) {
         places.truncate(known);
         self.table.retain(|place| *place < known);
         self.last = 0;

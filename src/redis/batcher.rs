@@ -15,12 +15,12 @@ use tokio::{
 };
 
 use super::{
-    batch::{Batch, InFlight, Index, terms_of},
-    command::{Asker, Books, Command, Deadline, Pending, Wire, abandoned},
+    batch::{Batch, InFlight, Index},
+    command::{Command, Connection, Deadline, Ledger, PendingRequest, Requester, abandoned},
     failure::timed_out,
-    known::Known,
-    leases::{COOLS, Leases},
-    patience::Patience,
+    known::LevelCache,
+    leases::{IDLE_CHECK, Leases},
+    patience::QueueTime,
 };
 use crate::{
     bucket::Reservation,
@@ -33,7 +33,7 @@ use crate::{
 };
 
 /// Demands that may queue before further ones are turned away to memory.
-pub(super) const MOST_QUEUED: usize = 131_072;
+pub(super) const MAX_QUEUED: usize = 131_072;
 
 /// With fewer than this gathered, a second call in flight would only halve the batches.
 const SECOND_CALL: usize = 128;
@@ -58,22 +58,22 @@ pub(crate) struct Mark {
 }
 
 /// The queue in front of Redis, and the task that empties it.
-pub(crate) struct Batcher<A: Asker, W: Wire> {
+pub(crate) struct Batcher<A: Requester, W: Connection> {
     shared: Arc<Shared<A, W>>,
 }
 
-pub(super) struct Shared<A: Asker, W: Wire> {
+pub(super) struct Shared<A: Requester, W: Connection> {
     queue: Mutex<Queue<A>>,
     wake: Notify,
-    pub(super) wire: W,
-    pub(super) known: Arc<Known>,
+    pub(super) connection: W,
+    pub(super) levels: Arc<LevelCache>,
     pub(super) leases: Arc<Leases>,
-    pub(super) books: Arc<dyn Books>,
+    pub(super) ledger: Arc<dyn Ledger>,
     pub(super) keyspace: Keyspace,
     pub(super) meter: Meter,
 }
 
-struct Queue<A: Asker> {
+struct Queue<A: Requester> {
     commands: VecDeque<Command<A>>,
     /// How many more the worker holds and has not sent.
     gathered: usize,
@@ -87,14 +87,14 @@ struct Queue<A: Asker> {
     turn: u64,
     closed: bool,
     /// How long the gauge says that this is.
-    told: usize,
+    reported: usize,
 }
 
-impl<A: Asker> Queue<A> {
+impl<A: Requester> Queue<A> {
     /// What the gauge says, and what it is to say; to be told once the lock is free.
-    fn tell(&mut self) -> (usize, usize) {
+    fn report(&mut self) -> (usize, usize) {
         let now = self.commands.len() + self.gathered;
-        (std::mem::replace(&mut self.told, now), now)
+        (std::mem::replace(&mut self.reported, now), now)
     }
 
     fn mark(&self) -> Option<Mark> {
@@ -106,13 +106,13 @@ impl<A: Asker> Queue<A> {
     }
 }
 
-impl<A: Asker, W: Wire> Batcher<A, W> {
+impl<A: Requester, W: Connection> Batcher<A, W> {
     pub(crate) fn new(
         wire: W,
         keyspace: Keyspace,
-        known: Arc<Known>,
+        known: Arc<LevelCache>,
         leases: Arc<Leases>,
-        books: Arc<dyn Books>,
+        books: Arc<dyn Ledger>,
     ) -> Self {
         Self {
             shared: Arc::new(Shared {
@@ -124,21 +124,21 @@ impl<A: Asker, W: Wire> Batcher<A, W> {
                     worker: 0,
                     turn: 0,
                     closed: false,
-                    told: 0,
+                    reported: 0,
                 }),
                 wake: Notify::new(),
-                wire,
-                known,
+                connection: wire,
+                levels: known,
                 leases,
-                books,
+                ledger: books,
                 keyspace,
                 meter: Meter::new(),
             }),
         }
     }
 
-    pub(crate) fn wire(&self) -> &W {
-        &self.shared.wire
+    pub(crate) fn connection(&self) -> &W {
+        &self.shared.connection
     }
 
     /// Queues a demand; it is answered in any case, as long as the marked runtime is driven.
@@ -147,12 +147,12 @@ impl<A: Asker, W: Wire> Batcher<A, W> {
     ///
     /// Outside a runtime with a timer, if a worker is to be started.
     pub(crate) fn take(&self, asker: A) -> Option<Mark> {
-        self.push(Command::Take(Pending(Some(asker)), Instant::now()))
+        self.push(Command::Take(PendingRequest(Some(asker)), Instant::now()))
     }
 
     /// A worker that is driven has done something after so long.
-    pub(crate) fn patience(&self) -> Duration {
-        (self.wire().patience() * 3 / 2).min(LONGEST_WAIT)
+    pub(crate) fn max_silence(&self) -> Duration {
+        (self.connection().call_timeout() * 3 / 2).min(LONGEST_WAIT)
     }
 
     /// Starts a worker on the current runtime if the one that was given a command has done nothing
@@ -173,12 +173,12 @@ impl<A: Asker, W: Wire> Batcher<A, W> {
         // What an upstream said some time ago is of no use now.
         let (abandoned, rest): (VecDeque<_>, VecDeque<_>) = std::mem::take(&mut queue.commands)
             .into_iter()
-            .partition(|command| matches!(command, Command::Take(..) | Command::Lower(..)));
+            .partition(|command| matches!(command, Command::Take(..) | Command::CapLevel(..)));
         queue.commands = rest;
-        let (before, now) = queue.tell();
+        let (before, now) = queue.report();
         drop(queue);
         self.shared.meter.queue(before, now);
-        self.shared.wire.abandon();
+        self.shared.connection.abandon();
         self.start();
         // Outside the lock: whoever asks again queues something.
         abandoned.into_iter().for_each(Command::abandon);
@@ -189,7 +189,7 @@ impl<A: Asker, W: Wire> Batcher<A, W> {
     pub(crate) fn give_back(&self, scope: &Scope, tokens: f64) {
         let shared = &self.shared;
         let id = scope.id(shared.keyspace.secret());
-        shared.known.raise(&id, terms_of(scope), tokens);
+        shared.levels.raise(&id, scope.params(), tokens);
         self.push(Command::GiveBack(Box::new(scope.clone()), tokens));
     }
 
@@ -197,8 +197,8 @@ impl<A: Asker, W: Wire> Batcher<A, W> {
     pub(crate) fn undo(&self, gone: Box<(Scope, Reservation)>) {
         let (scope, reservation) = &*gone;
         let id = scope.id(self.shared.keyspace.secret());
-        let known = &self.shared.known;
-        known.raise(&id, terms_of(scope), reservation.tokens);
+        let known = &self.shared.levels;
+        known.raise(&id, scope.params(), reservation.tokens);
         self.push(Command::Undo(gone));
     }
 
@@ -208,20 +208,20 @@ impl<A: Asker, W: Wire> Batcher<A, W> {
     }
 
     /// Grants nobody anything of a bucket before `until`.
-    pub(crate) fn hold_back(&self, scope: &Scope, until: Instant) {
-        self.push(Command::HoldBack(Box::new(scope.clone()), until));
+    pub(crate) fn pause(&self, scope: &Scope, until: Instant) {
+        self.push(Command::Pause(Box::new(scope.clone()), until));
     }
 
     /// Leaves no more than so many tokens in a bucket.
-    pub(crate) fn lower(&self, scope: &Scope, tokens: f64) {
-        self.push(Command::Lower(Box::new(scope.clone()), tokens));
+    pub(crate) fn cap_level(&self, scope: &Scope, tokens: f64) {
+        self.push(Command::CapLevel(Box::new(scope.clone()), tokens));
     }
 
     /// Makes a bucket full.
     pub(crate) async fn reset(&self, scope: &Scope) -> Result<f64, Failure> {
         let shared = &self.shared;
         let id = scope.id(shared.keyspace.secret());
-        shared.known.fill(&id, terms_of(scope));
+        shared.levels.fill(&id, scope.params());
         self.ask(|reply| Command::Reset(Box::new(scope.clone()), reply))
             .await
     }
@@ -240,7 +240,7 @@ impl<A: Asker, W: Wire> Batcher<A, W> {
     }
 
     /// Gives back what is leased, and takes nothing ahead any more.
-    pub(crate) async fn leave(&self) {
+    pub(crate) async fn return_leases(&self) {
         let shared = &self.shared;
         shared.leases.end();
         // What is on its way is there when the first of these is answered.
@@ -268,7 +268,7 @@ impl<A: Asker, W: Wire> Batcher<A, W> {
             let mut mark = self.push(command(reply));
             let mut rounds = 0;
             while let Some(known) = mark {
-                match timeout(self.patience(), &mut answer).await {
+                match timeout(self.max_silence(), &mut answer).await {
                     Ok(Ok(answer)) => return answer,
                     Ok(Err(_)) => break,
                     Err(_) if rounds == MOST_ROUNDS => return Err(timed_out()),
@@ -284,7 +284,7 @@ impl<A: Asker, W: Wire> Batcher<A, W> {
     fn push(&self, command: Command<A>) -> Option<Mark> {
         let mut queue = self.shared.lock();
         // What gives back is bounded by what was granted; only demands are turned away.
-        if queue.commands.len() + queue.gathered >= MOST_QUEUED
+        if queue.commands.len() + queue.gathered >= MAX_QUEUED
             && let Command::Take(asker, _) = command
         {
             drop(queue);
@@ -322,7 +322,7 @@ impl<A: Asker, W: Wire> Batcher<A, W> {
         // Between two calls to Redis the gauge follows in such steps: each demand must not
         // pay for it.
         let length = queue.commands.len() + queue.gathered;
-        let told = length.is_power_of_two().then(|| queue.tell());
+        let told = length.is_power_of_two().then(|| queue.report());
         let mark = queue.mark();
         drop(queue);
         if let Some((before, now)) = told {
@@ -349,7 +349,7 @@ impl<A: Asker, W: Wire> Batcher<A, W> {
                 stops: false,
                 gathered: VecDeque::new(),
                 index: Index::default(),
-                patience: Patience::default(),
+                patience: QueueTime::default(),
                 crowded: false,
                 deadlines: Vec::new(),
                 cools: None,
@@ -357,7 +357,7 @@ impl<A: Asker, W: Wire> Batcher<A, W> {
             };
             // Outside the lock: a runtime that shuts down drops the worker here.
             let shared = self.shared.clone();
-            let panicked = move |failure: &Failure| shared.wire.fails(failure);
+            let panicked = move |failure: &Failure| shared.connection.fail(failure);
             tokio::spawn(supervised("calls Redis", worker.run(), panicked));
             return mark;
         }
@@ -365,14 +365,14 @@ impl<A: Asker, W: Wire> Batcher<A, W> {
     }
 }
 
-impl<A: Asker, W: Wire> Drop for Batcher<A, W> {
+impl<A: Requester, W: Connection> Drop for Batcher<A, W> {
     fn drop(&mut self) {
         self.shared.lock().closed = true;
         self.shared.wake.notify_waiters();
     }
 }
 
-impl<A: Asker, W: Wire> Shared<A, W> {
+impl<A: Requester, W: Connection> Shared<A, W> {
     fn lock(&self) -> MutexGuard<'_, Queue<A>> {
         // Nothing that runs under this lock can leave the queue half written.
         self.queue.lock().unwrap_or_else(PoisonError::into_inner)
@@ -382,15 +382,19 @@ impl<A: Asker, W: Wire> Shared<A, W> {
     fn give_back(&self, scope: Scope, tokens: f64) -> Command<A> {
         let id = scope.id(self.keyspace.secret());
         // In an outage it goes to the books, and must not be counted here as well.
-        let told = if self.wire.is_calm() { tokens } else { 0.0 };
-        self.known.raise(&id, terms_of(&scope), told);
+        let told = if self.connection.is_steady() {
+            tokens
+        } else {
+            0.0
+        };
+        self.levels.raise(&id, scope.params(), told);
         Command::GiveBack(Box::new(scope), tokens)
     }
 }
 
 fn cooling() -> Deadline {
     let mut deadline = Deadline::new();
-    deadline.set(Instant::now() + COOLS);
+    deadline.set(Instant::now() + IDLE_CHECK);
     deadline
 }
 
@@ -401,14 +405,14 @@ async fn passed(deadline: Option<&mut Deadline>) {
     }
 }
 
-struct Worker<A: Asker, W: Wire> {
+struct Worker<A: Requester, W: Connection> {
     shared: Arc<Shared<A, W>>,
     number: u64,
     /// Another has taken over, or nothing is left to do.
     stops: bool,
     gathered: VecDeque<Command<A>>,
     index: Index,
-    patience: Patience,
+    patience: QueueTime,
     /// The last call was for several.
     crowded: bool,
     /// Of calls that are over.
@@ -419,7 +423,7 @@ struct Worker<A: Asker, W: Wire> {
     cooled: Vec<(Scope, f64)>,
 }
 
-impl<A: Asker, W: Wire> Worker<A, W> {
+impl<A: Requester, W: Connection> Worker<A, W> {
     async fn run(mut self) {
         let mut calls = pin!(FuturesUnordered::new());
         let shared = self.shared.clone();
@@ -439,7 +443,7 @@ impl<A: Asker, W: Wire> Worker<A, W> {
                     &mut self.patience,
                     &self.shared,
                 );
-                self.tell_gathered();
+                self.report_gathered();
                 if batch.is_empty() {
                     continue;
                 }
@@ -460,7 +464,7 @@ impl<A: Asker, W: Wire> Worker<A, W> {
             if calls.is_empty() {
                 if self.is_over() {
                     // A worker that was replaced may keep the wire alive.
-                    self.shared.wire.close();
+                    self.shared.connection.close();
                     return;
                 }
                 if !self.gathered.is_empty() || !self.cooled.is_empty() {
@@ -476,13 +480,13 @@ impl<A: Asker, W: Wire> Worker<A, W> {
                 Some((failed, deadline)) = calls.next(), if !calls.is_empty() => {
                     self.deadlines.push(deadline);
                     if let Some(failure) = failed.filter(|failure| !failure.single) {
-                        self.turn_away(&failure);
+                        self.fail_queued(&failure);
                     }
                 }
                 () = wake.as_mut() => wake.set(shared.wake.notified()),
                 () = passed(cools) => {
                     self.cools = Some(cooling());
-                    self.cooled.extend(self.shared.leases.cool());
+                    self.cooled.extend(self.shared.leases.reclaim_idle());
                 }
             }
         }
@@ -531,24 +535,24 @@ impl<A: Asker, W: Wire> Worker<A, W> {
         None
     }
 
-    fn tell_gathered(&self) {
+    fn report_gathered(&self) {
         let mut queue = self.shared.lock();
         if queue.worker != self.number {
             return;
         }
         queue.gathered = self.gathered.len();
-        let (before, now) = queue.tell();
+        let (before, now) = queue.report();
         drop(queue);
         self.shared.meter.queue(before, now);
     }
 
     /// Redis does not answer: nobody who waits behind the failed call shall find that out again.
-    fn turn_away(&mut self, failure: &Failure) {
+    fn fail_queued(&mut self, failure: &Failure) {
         self.gather();
         let gathered = std::mem::take(&mut self.gathered);
-        self.tell_gathered();
+        self.report_gathered();
         for (scope, tokens) in std::mem::take(&mut self.cooled) {
-            self.shared.books.correct(&scope, -tokens);
+            self.shared.ledger.correct(&scope, -tokens);
         }
         for command in gathered {
             match command {
@@ -556,13 +560,13 @@ impl<A: Asker, W: Wire> Worker<A, W> {
                 Command::Reset(_, reply) | Command::Look(_, reply) => {
                     let _ = reply.send(Err(failure.clone()));
                 }
-                Command::GiveBack(scope, tokens) => self.shared.books.correct(&scope, -tokens),
-                Command::Charge(scope, tokens) => self.shared.books.correct(&scope, tokens),
+                Command::GiveBack(scope, tokens) => self.shared.ledger.correct(&scope, -tokens),
+                Command::Charge(scope, tokens) => self.shared.ledger.correct(&scope, tokens),
                 Command::Lease(..) => {}
-                Command::HoldBack(scope, until) => self.shared.books.hold_back(&scope, until),
-                Command::Undo(gone) => self.shared.books.undo(gone),
+                Command::Pause(scope, until) => self.shared.ledger.pause(&scope, until),
+                Command::Undo(gone) => self.shared.ledger.undo(gone),
                 // The next answer of the upstream tells it anew.
-                Command::Lower(..) => {}
+                Command::CapLevel(..) => {}
             }
         }
     }
@@ -585,7 +589,7 @@ impl<A: Asker, W: Wire> Worker<A, W> {
     }
 }
 
-impl<A: Asker, W: Wire> Drop for Worker<A, W> {
+impl<A: Requester, W: Connection> Drop for Worker<A, W> {
     fn drop(&mut self) {
         let mut orphans = std::mem::take(&mut self.gathered);
         let mut queue = self.shared.lock();
@@ -594,26 +598,26 @@ impl<A: Asker, W: Wire> Drop for Worker<A, W> {
             queue.running = None;
             queue.gathered = 0;
             orphans.append(&mut queue.commands);
-            let (before, now) = queue.tell();
+            let (before, now) = queue.report();
             drop(queue);
             self.shared.meter.queue(before, now);
-            self.shared.wire.abandon();
+            self.shared.connection.abandon();
         } else {
             drop(queue);
         }
         // Outside the lock: whoever asks again queues something.
         for orphan in orphans {
             match orphan {
-                Command::GiveBack(scope, tokens) => self.shared.books.correct(&scope, -tokens),
-                Command::Charge(scope, tokens) => self.shared.books.correct(&scope, tokens),
-                Command::HoldBack(scope, until) => self.shared.books.hold_back(&scope, until),
-                Command::Undo(gone) => self.shared.books.undo(gone),
+                Command::GiveBack(scope, tokens) => self.shared.ledger.correct(&scope, -tokens),
+                Command::Charge(scope, tokens) => self.shared.ledger.correct(&scope, tokens),
+                Command::Pause(scope, until) => self.shared.ledger.pause(&scope, until),
+                Command::Undo(gone) => self.shared.ledger.undo(gone),
                 other => other.abandon(),
             }
         }
         // What is still in hand stays there: the next worker looks after it.
         for (scope, tokens) in std::mem::take(&mut self.cooled) {
-            self.shared.books.correct(&scope, -tokens);
+            self.shared.ledger.correct(&scope, -tokens);
         }
     }
 }

@@ -13,18 +13,18 @@ use tokio::{sync::Semaphore, time::Instant};
 
 use super::{
     batcher::Batcher,
-    command::{Asker, Books, Deadline, Owed, Wire},
-    known::Known,
-    leases::{AHEAD, COOLS, Leases},
+    command::{Connection, Deadline, Debt, Ledger, Requester},
+    known::LevelCache,
+    leases::{AHEAD, IDLE_CHECK, Leases},
 };
 use crate::{
     bucket::{
-        Reservation, Terms,
+        BucketParams, Reservation,
         law::{Rng, seed},
     },
     clock::LONGEST_WAIT,
     decision::{Decision, Failure, FailureKind},
-    members::Part,
+    members::RatePart,
     quota::Quota,
     scope::{Keyspace, Scope},
 };
@@ -105,16 +105,16 @@ impl Scripted {
     }
 }
 
-impl Wire for Scripted {
-    fn patience(&self) -> Duration {
+impl Connection for Scripted {
+    fn call_timeout(&self) -> Duration {
         PATIENCE
     }
 
-    fn part(&self) -> Part {
-        Part::WHOLE
+    fn part(&self) -> RatePart {
+        RatePart::FULL
     }
 
-    fn is_calm(&self) -> bool {
+    fn is_steady(&self) -> bool {
         !self.away.load(Ordering::Relaxed)
     }
 
@@ -206,10 +206,10 @@ impl Wire for Scripted {
 
 /// Corrections that Redis was not told of.
 #[derive(Default)]
-struct Ledger(Mutex<Vec<f64>>, Mutex<Vec<String>>);
+struct RecordedLedger(Mutex<Vec<f64>>, Mutex<Vec<String>>);
 
-impl Books for Ledger {
-    fn hold_back(&self, scope: &Scope, _: Instant) {
+impl Ledger for RecordedLedger {
+    fn pause(&self, scope: &Scope, _: Instant) {
         let mut holds = self.1.lock().expect("no panic");
         holds.push(scope.name().to_owned());
     }
@@ -220,17 +220,17 @@ impl Books for Ledger {
         Vec::new()
     }
 
-    fn tidy(&self, _: usize) {}
+    fn sweep_step(&self, _: usize) {}
 
     fn correct(&self, _: &Scope, tokens: f64) {
         self.0.lock().expect("no panic").push(tokens);
     }
 
-    fn owes(&self) -> bool {
+    fn has_debt(&self) -> bool {
         false
     }
 
-    fn settle(&self) -> Vec<Owed> {
+    fn drain(&self) -> Vec<Debt> {
         Vec::new()
     }
 }
@@ -246,7 +246,7 @@ struct Caller {
     asks_again: Arc<Mutex<Vec<usize>>>,
 }
 
-impl Asker for Caller {
+impl Requester for Caller {
     fn scopes(&self) -> &[Scope] {
         &self.scopes
     }
@@ -267,25 +267,25 @@ impl Asker for Caller {
             .push((self.number, answer));
     }
 
-    fn ask_again(self) {
+    fn retry(self) {
         self.asks_again.lock().expect("no panic").push(self.number);
     }
 }
 
 struct Setup {
     batcher: Batcher<Caller, Scripted>,
-    known: Arc<Known>,
+    known: Arc<LevelCache>,
     wire: Scripted,
     answers: Answers,
     asks_again: Arc<Mutex<Vec<usize>>>,
-    books: Arc<Ledger>,
+    books: Arc<RecordedLedger>,
     asked: usize,
 }
 
 impl Setup {
     fn new(wire: Scripted) -> Self {
-        let books = Arc::new(Ledger::default());
-        let known = Arc::new(Known::new(1_000));
+        let books = Arc::new(RecordedLedger::default());
+        let known = Arc::new(LevelCache::new(1_000));
         let leases = Arc::new(Leases::new(0.0, 1_000, AHEAD));
         let batcher = Batcher::new(
             wire.clone(),
@@ -491,7 +491,7 @@ async fn requests_are_merged_beside_what_is_given_back() {
         setup.ask([a.clone()]);
     }
     // A bound on the bucket counts after what was given back before it, and only after that.
-    setup.batcher.lower(&a, 5.0);
+    setup.batcher.cap_level(&a, 5.0);
     setup.batcher.give_back(&a, 1.0);
     setup.wire.answers.add_permits(2);
     setup.settle().await;
@@ -772,7 +772,7 @@ async fn a_full_queue_turns_away_demands_but_takes_back_tokens() {
     let mut setup = Setup::new(Scripted::new(0));
     setup.ask([QUOTA.scope("a")]);
     setup.settle().await;
-    let most = super::batcher::MOST_QUEUED;
+    let most = super::batcher::MAX_QUEUED;
     for _ in 0..most + 5 {
         setup.batcher.give_back(&QUOTA.scope("a"), 1.0);
     }
@@ -812,7 +812,7 @@ fn batch_in_flight_at_a_shutdown_goes_to_the_books() {
         let scope = QUOTA.scope("a");
         setup.batcher.charge(&scope, 5.0);
         setup.batcher.give_back(&scope, 3.0);
-        setup.batcher.hold_back(&scope, Instant::now());
+        setup.batcher.pause(&scope, Instant::now());
         setup.ask([scope.clone()]);
         while setup.wire.calls().is_empty() {
             tokio::task::yield_now().await;
@@ -865,8 +865,8 @@ fn leasing_over(wire: Scripted) -> (Setup, Arc<Leases>) {
 const HOT: Quota = Quota::per_second(1e6).burst(1_000.0);
 
 fn take(setup: &Setup, leases: &Leases, scope: &Scope) -> bool {
-    let terms = Terms::new(1_000.0, 1e6);
-    let leased = leases.take(&scope.id(&[0; 32]).lookup(), terms, 1.0);
+    let params = BucketParams::new(1_000.0, 1e6);
+    let leased = leases.take(&scope.id(&[0; 32]).lookup(), params, 1.0);
     if leased.is_some_and(|leased| leased.more) {
         setup.batcher.lease(scope);
     }
@@ -902,7 +902,7 @@ async fn a_hot_bucket_is_leased_used_asked_for_again_and_given_back() {
     assert_eq!(call.2[..2], [8.0, 1.0]);
     // Unused, all of it goes back.
     let before = setup.wire.calls().len();
-    tokio::time::sleep(3 * COOLS).await;
+    tokio::time::sleep(3 * IDLE_CHECK).await;
     let back = setup.wire.calls()[before..].to_vec();
     assert!(
         back.iter().all(|call| call.2[..2] == [1.0, 1.0]),
@@ -965,7 +965,7 @@ async fn a_lease_that_failed_is_asked_for_again() {
     setup.settle().await;
     assert_eq!(setup.wire.calls().len(), 2, "the second is in flight");
     let id = a.id(&[0; 32]);
-    let ask = || leases.ask(&a, &id, Terms::new(1_000.0, 1e6), (99.0, 99.0));
+    let ask = || leases.ask(&a, &id, BucketParams::new(1_000.0, 1e6), (99.0, 99.0));
     assert!(ask().is_none(), "it is being asked for");
     // The wire answers with too few bytes for a reply.
     setup.wire.cuts.store(true, Ordering::Relaxed);
@@ -1002,7 +1002,7 @@ async fn what_is_given_back_in_an_outage_counts_once() {
     };
     assert_eq!(level(), 500.0);
     setup.wire.away.store(true, Ordering::Relaxed);
-    tokio::time::sleep(3 * COOLS).await;
+    tokio::time::sleep(3 * IDLE_CHECK).await;
     assert_eq!(setup.books.0.lock().expect("no panic")[..], [-leased]);
     assert_eq!(level(), 500.0);
 }
@@ -1044,9 +1044,9 @@ async fn many_leases_that_cool_hold_no_demand_up() {
         takes: PATIENCE / 5,
         ..Scripted::new(9_999)
     });
-    let terms = Terms::new(1_000.0, 1e6);
+    let params = BucketParams::new(1_000.0, 1e6);
     let scopes: Vec<_> = (0..3_000).map(|key| HOT.scope("a").key(key)).collect();
-    let ask = |scope: &Scope| leases.ask(scope, &scope.id(&[0; 32]), terms, (50.0, 50.0));
+    let ask = |scope: &Scope| leases.ask(scope, &scope.id(&[0; 32]), params, (50.0, 50.0));
     assert!(scopes.iter().all(|scope| ask(scope).is_none()));
     setup.settle().await;
     for scope in &scopes {
@@ -1062,7 +1062,7 @@ async fn many_leases_that_cool_hold_no_demand_up() {
         setup.ask([QUOTA.scope("b")]);
         tokio::time::sleep(PATIENCE / 3).await;
     }
-    tokio::time::sleep(3 * COOLS).await;
+    tokio::time::sleep(3 * IDLE_CHECK).await;
     let answers = setup.answers.lock().expect("no panic").clone();
     assert_eq!(answers.len(), 11);
     let failed = answers.iter().filter(|(_, answer)| answer.is_err());
@@ -1081,7 +1081,7 @@ async fn whoever_leaves_gives_its_leases_back_and_takes_no_more() {
     let leased = in_hand(&mut setup, &a).await;
     assert!(take(&setup, &leases, &a));
     let before = setup.wire.calls().len();
-    setup.batcher.leave().await;
+    setup.batcher.return_leases().await;
     let back = setup.wire.calls()[before..].to_vec();
     assert_eq!(back.len(), 1);
     assert_eq!(back[0].2[..3], [1.0, 1.0, leased - 1.0]);
@@ -1096,7 +1096,7 @@ async fn whoever_leaves_gives_its_leases_back_and_takes_no_more() {
     assert!(later.clone().all(|call| call.2.is_empty()), "{calls:?}");
     // Where there is nothing to give back, nothing is said.
     let before = setup.wire.calls().len();
-    setup.batcher.leave().await;
+    setup.batcher.return_leases().await;
     assert_eq!(setup.wire.calls().len(), before);
 }
 
@@ -1132,20 +1132,20 @@ async fn replies_that_make_no_sense_are_bounded() {
                 Decision::Wait { which, wait, .. } => {
                     *which < count && *wait <= Duration::from_micros(max_wait_us as u64)
                 }
-                Decision::Refused { which, retry_after } => {
+                Decision::Rejected { which, retry_after } => {
                     *which < count && !retry_after.is_zero() && *retry_after <= LONGEST_WAIT
                 }
             };
             assert!(sane, "seed {seed}: {answer:?} to {:?}", asked[*number]);
         }
-        let terms = Terms::new(1_000.0, 1e6);
+        let params = BucketParams::new(1_000.0, 1e6);
         for scope in &scopes {
             let id = scope.id(&[0; 32]);
             if let Some((level, _)) = setup.known.level(&id) {
                 assert!((-1e20..=1_000.0).contains(&level), "seed {seed}: {level}");
             }
             // No more than an eighth of the capacity was asked for.
-            let more = leases.take(&id.lookup(), terms, 125.5);
+            let more = leases.take(&id.lookup(), params, 125.5);
             assert!(more.is_none(), "seed {seed}: {more:?}");
         }
     }

@@ -7,29 +7,29 @@ use tokio::{
     time::{Instant, Sleep, sleep},
 };
 
-use super::leases::Asked;
+use super::leases::LeaseRequest;
 use crate::{
-    bucket::{Reservation, Terms},
+    bucket::{BucketParams, Reservation},
     decision::{Decision, Failure, FailureKind},
-    members::Part,
+    members::RatePart,
     scope::Scope,
 };
 
 /// Carries a call to Redis.
-pub(crate) trait Wire: Send + Sync + 'static {
+pub(crate) trait Connection: Send + Sync + 'static {
     /// How long a call may take; how long a demand may queue follows from it.
-    fn patience(&self) -> Duration;
+    fn call_timeout(&self) -> Duration;
 
     /// By which part of its rate a bucket refills for all processes that reach Redis, and until
     /// when.
-    fn part(&self) -> Part;
+    fn part(&self) -> RatePart;
 
     /// Whether Redis alone decides, and all that are alive reach it: then tokens may be taken
     /// ahead.
-    fn is_calm(&self) -> bool;
+    fn is_steady(&self) -> bool;
 
     /// A background task has failed: Redis is left alone until it is connected anew.
-    fn fails(&self, _failure: &Failure) {}
+    fn fail(&self, _failure: &Failure) {}
 
     /// Gives the connection up, because the runtime that drives it is not driven, or is shut
     /// down: the next call connects on its own runtime.
@@ -66,29 +66,29 @@ impl Deadline {
 }
 
 /// Keeps what memory granted, and what could not be told to Redis.
-pub(crate) trait Books: Send + Sync + 'static {
+pub(crate) trait Ledger: Send + Sync + 'static {
     /// Redis was not told of a correction: tokens charged, or, below zero, given back.
     fn correct(&self, scope: &Scope, tokens: f64);
     /// Redis was not told that nobody is to be granted anything before this time.
-    fn hold_back(&self, scope: &Scope, until: Instant);
+    fn pause(&self, scope: &Scope, until: Instant);
     /// Redis was not told that the caller of a reservation has gone away.
     fn undo(&self, gone: Box<(Scope, Reservation)>);
     /// All such reservations; from here on they are no longer in the books.
     fn cancelled(&self) -> Vec<(Scope, Reservation)>;
     /// Forgets some of what has refilled; in some turns, all of it.
-    fn tidy(&self, turn: usize);
+    fn sweep_step(&self, turn: usize);
     /// Whether anything is to be charged to Redis.
-    fn owes(&self) -> bool;
+    fn has_debt(&self) -> bool;
     /// What is to be charged; from here on it is no longer in the books.
-    fn settle(&self) -> Vec<Owed>;
+    fn drain(&self) -> Vec<Debt>;
 }
 
 /// What one bucket is to be charged, or, below zero, to be given back.
 #[derive(Clone, Debug, PartialEq)]
-pub(crate) struct Owed {
+pub(crate) struct Debt {
     pub(crate) id: Box<[u8]>,
     /// The whole quota, not a share.
-    pub(crate) terms: Terms,
+    pub(crate) params: BucketParams,
     pub(crate) tokens: f64,
     /// Until the last turn that was promised of them, in microseconds.
     pub(crate) wait_us: f64,
@@ -97,7 +97,7 @@ pub(crate) struct Owed {
 }
 
 /// Somebody who wants a decision.
-pub(crate) trait Asker: Send + 'static {
+pub(crate) trait Requester: Send + 'static {
     /// Different buckets, at least one, all or none of which to take from.
     fn scopes(&self) -> &[Scope];
     fn max_wait_us(&self) -> f64;
@@ -106,23 +106,23 @@ pub(crate) trait Asker: Send + 'static {
     fn answer(self, answer: Result<Decision, Failure>);
     /// Not decided, because the runtime of the batching task was shut down or is not driven: asks
     /// again, if anybody still waits.
-    fn ask_again(self);
+    fn retry(self);
 }
 
 /// An asker that is answered in any case.
-pub(super) struct Pending<A: Asker>(pub(super) Option<A>);
+pub(super) struct PendingRequest<A: Requester>(pub(super) Option<A>);
 
-impl<A: Asker> Pending<A> {
+impl<A: Requester> PendingRequest<A> {
     pub(super) fn scopes(&self) -> &[Scope] {
-        self.0.as_ref().map_or(&[], Asker::scopes)
+        self.0.as_ref().map_or(&[], Requester::scopes)
     }
 
     pub(super) fn max_wait_us(&self) -> f64 {
-        self.0.as_ref().map_or(0.0, Asker::max_wait_us)
+        self.0.as_ref().map_or(0.0, Requester::max_wait_us)
     }
 
     pub(super) fn is_wanted(&self) -> bool {
-        self.0.as_ref().is_some_and(Asker::is_wanted)
+        self.0.as_ref().is_some_and(Requester::is_wanted)
     }
 
     pub(super) fn answer(mut self, answer: Result<Decision, Failure>) {
@@ -137,12 +137,12 @@ impl<A: Asker> Pending<A> {
         if !std::thread::panicking()
             && let Some(asker) = self.0.take()
         {
-            asker.ask_again();
+            asker.retry();
         }
     }
 }
 
-impl<A: Asker> Drop for Pending<A> {
+impl<A: Requester> Drop for PendingRequest<A> {
     fn drop(&mut self) {
         if let Some(asker) = self.0.take() {
             asker.answer(Err(abandoned()));
@@ -159,29 +159,29 @@ pub(super) fn abandoned() -> Failure {
 }
 
 /// Those that are rare keep their scopes in a box, so that the queue stays small.
-pub(super) enum Command<A: Asker> {
+pub(super) enum Command<A: Requester> {
     /// And since when it is queued.
-    Take(Pending<A>, Instant),
+    Take(PendingRequest<A>, Instant),
     GiveBack(Box<Scope>, f64),
     Charge(Box<Scope>, f64),
     /// Until when nobody is granted anything.
-    HoldBack(Box<Scope>, Instant),
+    Pause(Box<Scope>, Instant),
     /// The caller of a reservation has gone away.
     Undo(Box<(Scope, Reservation)>),
     /// No more than so many tokens.
-    Lower(Box<Scope>, f64),
+    CapLevel(Box<Scope>, f64),
     Reset(Box<Scope>, oneshot::Sender<Result<f64, Failure>>),
     Look(Box<Scope>, oneshot::Sender<Result<f64, Failure>>),
     /// More than half of a lease is used.
-    Lease(Box<Scope>, Box<Asked>),
+    Lease(Box<Scope>, Box<LeaseRequest>),
 }
 
-impl<A: Asker> Command<A> {
+impl<A: Requester> Command<A> {
     /// Whether it is of use even later, to a worker that is still to come.
     pub(super) fn is_kept(&self) -> bool {
         matches!(
             self,
-            Self::GiveBack(..) | Self::Charge(..) | Self::HoldBack(..) | Self::Undo(..)
+            Self::GiveBack(..) | Self::Charge(..) | Self::Pause(..) | Self::Undo(..)
         )
     }
 
@@ -197,8 +197,8 @@ impl<A: Asker> Command<A> {
             Self::Take(asker, _) => asker.scopes(),
             Self::GiveBack(scope, _)
             | Self::Charge(scope, _)
-            | Self::HoldBack(scope, _)
-            | Self::Lower(scope, _)
+            | Self::Pause(scope, _)
+            | Self::CapLevel(scope, _)
             | Self::Reset(scope, _)
             | Self::Look(scope, _)
             | Self::Lease(scope, _) => std::slice::from_ref(scope),

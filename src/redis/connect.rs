@@ -6,7 +6,7 @@ use super::script::Script;
 use crate::decision::Failure;
 
 /// Makes connections.
-pub(crate) trait Connect: Send + Sync + 'static {
+pub(crate) trait Transport: Send + Sync + 'static {
     fn connect(&self) -> BoxFuture<'_, Result<Box<dyn Session>, Failure>>;
 
     /// Whether a connection can be made on any runtime, also while another one is shut down.

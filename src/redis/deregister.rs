@@ -9,7 +9,7 @@ use std::{
 use tokio::{runtime::Builder, time::timeout};
 
 use super::{
-    connect::{Connect, Session},
+    connect::{Session, Transport},
     heartbeat::Heartbeat,
 };
 use crate::scope::Keyspace;
@@ -18,7 +18,7 @@ use crate::scope::Keyspace;
 const LONGEST: Duration = Duration::from_millis(500);
 
 pub(super) struct Deregistration {
-    pub(super) connect: Arc<dyn Connect>,
+    pub(super) connect: Arc<dyn Transport>,
     pub(super) keyspace: Keyspace,
     pub(super) limiter: String,
     pub(super) timeout: Duration,

@@ -19,7 +19,7 @@ use tokio::{
 #[cfg(feature = "tls")]
 use super::tls::Tls;
 use super::{
-    connect::{Connect, Session},
+    connect::{Session, Transport},
     failure::{classify, is_paused, timed_out},
     script::Script,
 };
@@ -29,7 +29,7 @@ use crate::{
 };
 
 /// Connects to the Redis at one address.
-pub(crate) struct Driver {
+pub(crate) struct RedisTransport {
     address: Address,
     settings: RedisConnectionInfo,
     /// One step of connecting takes no longer.
@@ -44,7 +44,7 @@ enum Address {
     Unix(std::path::PathBuf),
 }
 
-impl Driver {
+impl RedisTransport {
     /// No I/O.
     pub(crate) fn new(url: &str, step_timeout: Duration) -> Result<Self, ConfigError> {
         let info = url.into_connection_info().map_err(|error| {
@@ -132,7 +132,7 @@ impl Driver {
         let log_in = MultiplexedConnection::new_with_config(&self.settings, stream, config)
             .map(|connection| connection.map_err(classify));
         let (connection, driver) = self.step("logging in", log_in).await?;
-        Ok(Box::new(Connection {
+        Ok(Box::new(RedisSession {
             connection,
             driver: tokio::spawn(driver),
         }))
@@ -174,7 +174,7 @@ fn without_secrets(error: &RedisError) -> String {
     }
 }
 
-impl Connect for Driver {
+impl Transport for RedisTransport {
     fn connect(&self) -> BoxFuture<'_, Result<Box<dyn Session>, Failure>> {
         self.open().boxed()
     }
@@ -184,20 +184,20 @@ impl Connect for Driver {
     }
 }
 
-struct Connection {
+struct RedisSession {
     connection: MultiplexedConnection,
     /// Reads and writes the socket.
     driver: JoinHandle<()>,
 }
 
-impl Drop for Connection {
+impl Drop for RedisSession {
     fn drop(&mut self) {
         // By itself it would go on until the server has answered everything.
         self.driver.abort();
     }
 }
 
-impl Session for Connection {
+impl Session for RedisSession {
     fn run<'a>(
         &'a self,
         script: &'static Script,

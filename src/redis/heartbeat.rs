@@ -7,7 +7,7 @@ use tokio::time::timeout;
 use super::{connect::Session, failure::timed_out, script::HEARTBEAT};
 use crate::{
     decision::{Failure, FailureKind},
-    members::Beat,
+    members::HeartbeatReply,
     scope::Keyspace,
 };
 
@@ -61,7 +61,7 @@ pub(super) enum Answer {
     None,
     /// It was executed after its sender had given it up, by the server's clock, and ignored.
     Late,
-    Counted(Epoch, Beat),
+    Counted(Epoch, HeartbeatReply),
 }
 
 /// One beat, or a goodbye.
@@ -169,7 +169,7 @@ impl<'a> Heartbeat<'a> {
             id: *id,
             beats: number(numbers, 0, 0.0, MOST_BEATS)?,
         };
-        let beat = Beat {
+        let beat = HeartbeatReply {
             // This one has just been counted.
             alive: number(numbers, 1, 1.0, MOST_LIMITERS)? as u32,
             lapsed: number(numbers, 2, 0.0, MOST_LIMITERS)? as u32,

@@ -17,17 +17,17 @@ use tokio::{
 };
 
 use super::{
-    connect::{Connect, Session},
+    connect::{Session, Transport},
     deregister::Deregistration,
     heartbeat::Epoch,
     recovery::{Call, lower, undo},
     script::{Argument, First},
-    shared::{Live, Shared, data_lost, disconnected},
+    shared::{ConnectionState, Live, data_lost, disconnected},
 };
-use crate::{bucket::Terms, decision::Failure, scope::Keyspace, task};
+use crate::{bucket::BucketParams, decision::Failure, scope::Keyspace, task};
 
 /// Between beats.
-const BEAT: Duration = Duration::from_secs(1);
+const HEARTBEAT: Duration = Duration::from_secs(1);
 
 /// Between beats in the grace: each limiter that comes back raises the part that is left to
 /// those who reach Redis, and they learn of it by a beat.
@@ -37,20 +37,20 @@ const GRACE_BEAT: Duration = Duration::from_millis(100);
 const PROBE: &str = "#probe";
 
 /// It holds the link only while it works, so that a limiter that is dropped ends it.
-pub(super) struct Keeper {
-    shared: Weak<Shared>,
+pub(super) struct Supervisor {
+    shared: Weak<ConnectionState>,
     /// Those with a lower number are of no account.
     number: u64,
     closed: Arc<Notify>,
-    connect: Arc<dyn Connect>,
+    connect: Arc<dyn Transport>,
     keyspace: Keyspace,
     limiter: String,
     timeout: Duration,
     counted: Arc<AtomicU64>,
 }
 
-impl Keeper {
-    pub(super) fn spawn(shared: &Arc<Shared>, number: u64) {
+impl Supervisor {
+    pub(super) fn spawn(shared: &Arc<ConnectionState>, number: u64) {
         let keeper = Self {
             shared: Arc::downgrade(shared),
             number,
@@ -81,7 +81,7 @@ impl Keeper {
                 Err(panic) => {
                     let failure = task::failure("connects to Redis", &*panic);
                     if let Some(shared) = self.shared.upgrade() {
-                        shared.crashes(self.number, failure);
+                        shared.crash(self.number, failure);
                     }
                     Instant::now()
                 }
@@ -108,7 +108,7 @@ impl Keeper {
         }
         match self.attempt(&shared).await {
             Ok(session) => {
-                let live = shared.rises(self.number, session);
+                let live = shared.recover(self.number, session);
                 drop(shared);
                 if let Some(live) = live {
                     if !self.keep(&live, closed).await {
@@ -123,37 +123,37 @@ impl Keeper {
                 Some(Instant::now())
             }
             Err(failure) => {
-                shared.stays_down(self.number, failure);
+                shared.stay_down(self.number, failure);
                 Some(start)
             }
         }
     }
 
     /// Connects, and tells Redis all that it must know before anybody is served by it.
-    async fn attempt(&self, shared: &Shared) -> Result<Box<dyn Session>, Failure> {
+    async fn attempt(&self, shared: &ConnectionState) -> Result<Box<dyn Session>, Failure> {
         let config = &shared.config;
         let session = config.connect.connect().await?;
         let mut argument = Argument::default();
-        argument.key(Terms::new(1.0, 1.0), First::NONE);
+        argument.key(BucketParams::new(1.0, 1.0), First::NONE);
         argument.reset(1);
         let key = config.keyspace.own(PROBE);
         let bytes = argument.into_bytes();
         shared.probe(&*session, key, &bytes).await?;
         let within = shared.connect_timeout();
-        let beat = shared.beat(&*session, within, self.number).await?;
+        let beat = shared.heartbeat(&*session, within, self.number).await?;
         let (known, told) = (shared.epoch(), beat.map(|(epoch, _)| epoch));
-        let back = beat.map_or(1.0, |(_, beat)| config.members.back_before(beat));
+        let back = beat.map_or(1.0, |(_, beat)| config.peers.back_before(beat));
         let kept = known
             .zip(told)
             .is_some_and(|(known, told)| known.id == told.id);
         if !kept {
-            let remembered = config.known.all();
+            let remembered = config.levels.all();
             for call in lower(&config.keyspace, &remembered) {
                 send(shared, &*session, told, back, call).await?;
             }
             // Who had lapsed is lost with the data.
             if known.is_some() {
-                config.members.expect_as_before(Instant::now());
+                config.peers.expect_as_before(Instant::now());
             }
         }
         if !shared.is_kept_by(self.number) {
@@ -165,9 +165,9 @@ impl Keeper {
             shared.deregister(&*session, within).await?;
         }
         if let Some((_, beat)) = beat {
-            config.members.hear(beat, Instant::now());
+            config.peers.record(beat, Instant::now());
         }
-        self.pay(shared, &*session, told, back).await?;
+        self.write_back(shared, &*session, told, back).await?;
         Ok(session)
     }
 
@@ -180,14 +180,14 @@ impl Keeper {
             // what it granted because Redis was too slow for some.
             if let Some(shared) = self.shared.upgrade() {
                 let epoch = shared.epoch();
-                let back = shared.back();
-                if let Err(failure) = self.pay(&shared, &*live.session, epoch, back).await {
-                    shared.tell(live.generation, Some(&failure));
+                let back = shared.recovered_part();
+                if let Err(failure) = self.write_back(&shared, &*live.session, epoch, back).await {
+                    shared.record(live.generation, Some(&failure));
                 }
                 shared.report_reserved();
                 // Memory that an outage took is not needed once what is owed is paid.
-                shared.config.books.tidy(turn);
-                shared.config.known.tidy(turn);
+                shared.config.ledger.sweep_step(turn);
+                shared.config.levels.sweep_step(turn);
                 turn += 1;
             }
             tokio::select! {
@@ -212,18 +212,20 @@ impl Keeper {
     fn pause(&self) -> Duration {
         match self.shared.upgrade() {
             // However many there are, together they beat no more than a thousand times a second.
-            Some(shared) if shared.is_in_grace() => {
-                let limiters = shared.config.members.processes();
+            Some(shared) if shared.is_recovering() => {
+                let limiters = shared.config.peers.processes();
                 GRACE_BEAT
                     .max(Duration::from_millis(limiters as u64))
-                    .min(BEAT)
+                    .min(HEARTBEAT)
             }
-            _ => BEAT,
+            _ => HEARTBEAT,
         }
     }
 
-    async fn beats(&self, shared: &Shared, live: &Live) {
-        let beat = shared.beat(&*live.session, self.timeout, self.number).await;
+    async fn beats(&self, shared: &ConnectionState, live: &Live) {
+        let beat = shared
+            .heartbeat(&*live.session, self.timeout, self.number)
+            .await;
         if !shared.is_kept_by(self.number) {
             return;
         }
@@ -233,20 +235,20 @@ impl Keeper {
                 let known = shared.epoch();
                 if known.is_none_or(|known| known.id == epoch.id) {
                     shared.set_epoch(known.and(Some(epoch)));
-                    shared.config.members.hear(beat, Instant::now());
+                    shared.config.peers.record(beat, Instant::now());
                     return;
                 }
                 data_lost()
             }
             Err(failure) => failure,
         };
-        shared.tell(live.generation, Some(&failure));
+        shared.record(live.generation, Some(&failure));
     }
 
     /// Charges what memory granted, each amount once.
-    async fn pay(
+    async fn write_back(
         &self,
-        shared: &Shared,
+        shared: &ConnectionState,
         session: &dyn Session,
         epoch: Option<Epoch>,
         back: f64,
@@ -259,12 +261,12 @@ impl Keeper {
                 .lock()
                 .unwrap_or_else(PoisonError::into_inner)
         };
-        let cancelled = config.books.cancelled();
+        let cancelled = config.ledger.cancelled();
         for call in undo(&config.keyspace, &cancelled) {
             send(shared, session, epoch, back, call).await?;
         }
-        if config.books.owes() {
-            let owed = config.books.settle();
+        if config.ledger.has_debt() {
+            let owed = config.ledger.drain();
             payments().add(&owed, Instant::now());
         }
         loop {
@@ -302,7 +304,7 @@ impl Keeper {
 }
 
 async fn send(
-    shared: &Shared,
+    shared: &ConnectionState,
     session: &dyn Session,
     epoch: Option<Epoch>,
     back: f64,
@@ -313,11 +315,11 @@ async fn send(
     let reply = shared
         .run_in_time(session, epoch, back, call.keys.clone(), &call.argument)
         .await?;
-    call.learn(&reply, sent, &shared.config.known);
+    call.learn(&reply, sent, &shared.config.levels);
     Ok(())
 }
 
-impl Drop for Keeper {
+impl Drop for Supervisor {
     fn drop(&mut self) {
         // Its runtime was shut down under it: where it has ended by itself, it is not counted.
         let counted = self.uncount();

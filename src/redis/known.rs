@@ -12,10 +12,10 @@ use std::{
 use tokio::time::Instant;
 
 use crate::{
-    bucket::Terms,
+    bucket::BucketParams,
     clock::{Clock, LONGEST_WAIT, ceil, from_us},
     scope::{BucketId, Lookup},
-    table::{Hashing, Table},
+    table::{Hashing, PackedMap},
 };
 
 const SHARDS: usize = 32;
@@ -30,20 +30,20 @@ const LONGEST_US: f64 = LONGEST_WAIT.as_micros() as f64;
 const SMALLEST_SWEEP: usize = 64;
 
 /// In so many turns of `tidy` all shards are swept.
-const TURNS: usize = 8;
+const SWEEP_STEPS: usize = 8;
 
 /// The last known level of each bucket that is not full, as far as there is room.
 ///
 /// A reply's level, refilled since its call was *sent*, is an upper bound of the level now, as
 /// long as nobody gives tokens back. If even that refuses a demand, Redis would.
-pub(crate) struct Known {
+pub(crate) struct LevelCache {
     shards: Box<[Shard]>,
     hasher: Hashing,
     clock: Clock,
     most: usize,
     count: AtomicUsize,
     /// Those of them that refused somebody: while there are none, nobody needs to look.
-    refusing: AtomicUsize,
+    rejecting: AtomicUsize,
 }
 
 #[derive(Default)]
@@ -53,7 +53,7 @@ struct Shard {
 
 #[derive(Default)]
 struct Records {
-    table: Table<Record>,
+    table: PackedMap<Record>,
     sweep_at: usize,
     swept: f64,
 }
@@ -67,14 +67,14 @@ impl Shard {
 
 struct Record {
     level: f64,
-    terms: Terms,
+    params: BucketParams,
     /// When the call was sent that told the level, in microseconds.
     sent: f64,
     /// What calls that were sent before this told is no bound: tokens were given back.
     forgotten: f64,
     /// What most do not have.
     rare: Option<Box<Rare>>,
-    refused: bool,
+    rejects: bool,
 }
 
 #[derive(Clone, Copy)]
@@ -88,46 +88,46 @@ struct Rare {
 /// What a reply tells of a bucket: its level and pool, and for how long, in microseconds, nobody
 /// is granted anything.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Told {
+pub(crate) struct BucketState {
     pub(super) level: f64,
-    pub(super) pool: f64,
-    pub(super) held: f64,
+    pub(super) returned: f64,
+    pub(super) pause_us: f64,
 }
 
-impl From<(f64, f64)> for Told {
+impl From<(f64, f64)> for BucketState {
     fn from((level, pool): (f64, f64)) -> Self {
         Self {
             level,
-            pool,
-            held: 0.0,
+            returned: pool,
+            pause_us: 0.0,
         }
     }
 }
 
-impl Told {
+impl BucketState {
     /// Within what a bucket of this quota can be: a level that is no number is that of a full one.
-    pub(super) fn bounded(self, terms: Terms) -> Self {
-        let lowest = -2.0 * terms.cap - LONGEST_US * terms.per_us;
+    pub(super) fn bounded(self, params: BucketParams) -> Self {
+        let lowest = -2.0 * params.capacity - LONGEST_US * params.per_us;
         let level = match self.level.is_finite() {
-            true => self.level.min(terms.cap).max(lowest),
-            false => terms.cap,
+            true => self.level.min(params.capacity).max(lowest),
+            false => params.capacity,
         };
         // `max` takes the other, where one is no number.
         Self {
             level,
-            pool: self.pool.max(0.0).min(terms.cap),
-            held: self.held.clamp(0.0, LONGEST_US),
+            returned: self.returned.max(0.0).min(params.capacity),
+            pause_us: self.pause_us.clamp(0.0, LONGEST_US),
         }
     }
 }
 
 /// What this process has heard of a bucket's hold.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Heard {
+pub(crate) struct PauseView {
     /// It was so at this time, and may have changed since.
     pub(crate) at: Instant,
     /// Until when nobody is granted anything.
-    pub(crate) held: Option<Instant>,
+    pub(crate) paused_until: Option<Instant>,
 }
 
 impl Record {
@@ -139,39 +139,42 @@ impl Record {
         self.rare.as_ref().map_or(0.0, |rare| rare.held)
     }
 
-    fn set(&mut self, told: Told, sent: f64) {
+    fn set(&mut self, told: BucketState, sent: f64) {
         self.level = told.level;
         self.sent = sent;
-        let (pool, held) = (told.pool, sent + told.held);
-        self.rare = (pool > 0.0 || told.held > 0.0).then(|| Box::new(Rare { pool, held }));
+        let (pool, held) = (told.returned, sent + told.pause_us);
+        self.rare = (pool > 0.0 || told.pause_us > 0.0).then(|| Box::new(Rare { pool, held }));
     }
 
-    /// The level now, unless somebody gave tokens back, in its own terms.
+    /// The level now, unless somebody gave tokens back, in its own params.
     fn level_at(&self, now: f64) -> f64 {
         // The pool joins the level once nobody is promised a turn any more, which may be now.
-        let refilled = (now - self.sent).max(0.0) * self.terms.per_us;
-        let level = self.terms.cap.min(self.level + self.pool() + refilled);
+        let refilled = (now - self.sent).max(0.0) * self.params.per_us;
+        let level = self
+            .params
+            .capacity
+            .min(self.level + self.pool() + refilled);
         let held = self.held();
         if held > now {
-            return level.min((now - held) * self.terms.per_us);
+            return level.min((now - held) * self.params.per_us);
         }
         level
     }
 
     fn is_full(&self, now: f64) -> bool {
-        self.level_at(now) >= self.terms.cap
+        self.level_at(now) >= self.params.capacity
     }
 }
 
 /// A bucket that is not full, as far as is known.
-pub(super) struct Remembered {
+pub(super) struct LastLevel {
     pub(super) id: Box<[u8]>,
-    pub(super) terms: Terms,
+    pub(super) params: BucketParams,
     /// At most so many tokens are in it.
     pub(super) level: f64,
 }
 
-impl Known {
+impl LevelCache {
     /// Remembers at most so many buckets.
     pub(crate) fn new(most: usize) -> Self {
         Self {
@@ -180,29 +183,29 @@ impl Known {
             clock: Clock::new(),
             most,
             count: AtomicUsize::new(0),
-            refusing: AtomicUsize::new(0),
+            rejecting: AtomicUsize::new(0),
         }
     }
 
     /// When to come back, if the bucket refuses `cost` for certain.
     #[inline]
-    pub(crate) fn refuses(
+    pub(crate) fn rejects(
         &self,
         id: &Lookup<'_>,
-        terms: Terms,
+        params: BucketParams,
         cost: f64,
         max_wait_us: f64,
     ) -> Option<Duration> {
-        if self.refusing.load(Ordering::Relaxed) == 0 {
+        if self.rejecting.load(Ordering::Relaxed) == 0 {
             return None;
         }
-        self.finds(id, terms, cost, max_wait_us)
+        self.find_rejection(id, params, cost, max_wait_us)
     }
 
-    fn finds(
+    fn find_rejection(
         &self,
         id: &Lookup<'_>,
-        terms: Terms,
+        params: BucketParams,
         cost: f64,
         max_wait_us: f64,
     ) -> Option<Duration> {
@@ -211,7 +214,7 @@ impl Known {
         let mut records = shard.lock();
         let records = &mut *records;
         let record = &*records.table.value(records.table.find(hash, id)?);
-        if !record.refused || record.terms != terms || record.sent < record.forgotten {
+        if !record.rejects || record.params != params || record.sent < record.forgotten {
             return None;
         }
         let now = self.clock.now_us();
@@ -219,7 +222,7 @@ impl Known {
             return None;
         }
         let level = record.level_at(now);
-        let wait = ceil((cost - level) / terms.per_us);
+        let wait = ceil((cost - level) / params.per_us);
         if level >= cost || wait <= max_wait_us {
             return None;
         }
@@ -227,15 +230,15 @@ impl Known {
     }
 
     /// A call sent at `sent` was answered; whether it refused somebody.
-    pub(crate) fn learn(
+    pub(crate) fn update(
         &self,
         id: &[u8],
-        terms: Terms,
-        told: impl Into<Told>,
+        params: BucketParams,
+        told: impl Into<BucketState>,
         sent: Instant,
         refused: bool,
     ) {
-        let told = told.into().bounded(terms);
+        let told = told.into().bounded(params);
         let sent = self.clock.us_at(sent);
         let lookup = Lookup::of(id);
         let hash = lookup.hash(&self.hasher);
@@ -245,25 +248,25 @@ impl Known {
             let record = records.table.value(place);
             if sent >= record.sent {
                 record.set(told, sent);
-                record.terms = terms;
+                record.params = params;
                 // Scarce until there are tokens again.
-                self.mark(record, refused || (record.refused && told.level <= 0.0));
+                self.mark(record, refused || (record.rejects && told.level <= 0.0));
             }
             return;
         }
-        if told.level + told.pool < terms.cap {
-            self.insert(hash, &mut records, id, terms, told, sent, refused);
+        if told.level + told.returned < params.capacity {
+            self.insert(hash, &mut records, id, params, told, sent, refused);
         }
     }
 
     /// This process gives tokens back: what calls sent before now tell is no bound.
-    pub(crate) fn raise(&self, id: &BucketId, terms: Terms, tokens: f64) {
-        self.forget(id, terms, |level| level + tokens);
+    pub(crate) fn raise(&self, id: &BucketId, params: BucketParams, tokens: f64) {
+        self.forget(id, params, |level| level + tokens);
     }
 
     /// This process makes the bucket full.
-    pub(crate) fn fill(&self, id: &BucketId, terms: Terms) {
-        self.forget(id, terms, |_| terms.cap);
+    pub(crate) fn fill(&self, id: &BucketId, params: BucketParams) {
+        self.forget(id, params, |_| params.capacity);
         let lookup = id.lookup();
         let hash = lookup.hash(&self.hasher);
         let mut records = self.shard(hash).lock();
@@ -273,41 +276,41 @@ impl Known {
     }
 
     /// This process holds the bucket back: calls sent before now do not know it.
-    pub(crate) fn hold_back(&self, id: &BucketId, terms: Terms, us: f64) {
+    pub(crate) fn pause(&self, id: &BucketId, params: BucketParams, us: f64) {
         let now = self.clock.now_us();
         let lookup = id.lookup();
         let hash = lookup.hash(&self.hasher);
         let mut records = self.shard(hash).lock();
-        let mut told = Told {
-            level: -us * terms.per_us,
-            pool: 0.0,
-            held: us,
+        let mut told = BucketState {
+            level: -us * params.per_us,
+            returned: 0.0,
+            pause_us: us,
         };
         if let Some(place) = records.table.find(hash, &lookup) {
             let record = records.table.value(place);
             told.level = told.level.min(record.level_at(now));
-            told.held = told.held.max(record.held() - now);
+            told.pause_us = told.pause_us.max(record.held() - now);
             record.set(told, now);
             return;
         }
         let id = id.as_bytes();
-        self.insert(hash, &mut records, id, terms, told, now, false);
+        self.insert(hash, &mut records, id, params, told, now, false);
     }
 
     /// What is known of a bucket's hold; none where nothing is.
-    pub(crate) fn heard(&self, id: &Lookup<'_>) -> Option<Heard> {
+    pub(crate) fn pause_view(&self, id: &Lookup<'_>) -> Option<PauseView> {
         let hash = id.hash(&self.hasher);
         let mut records = self.shard(hash).lock();
         let place = records.table.find(hash, id)?;
         let record = &*records.table.value(place);
         let held = record.held();
-        Some(Heard {
+        Some(PauseView {
             at: self.clock.at_us(record.sent),
-            held: (held > self.clock.now_us()).then(|| self.clock.at_us(held)),
+            paused_until: (held > self.clock.now_us()).then(|| self.clock.at_us(held)),
         })
     }
 
-    fn forget(&self, id: &BucketId, terms: Terms, level: impl FnOnce(f64) -> f64) {
+    fn forget(&self, id: &BucketId, params: BucketParams, level: impl FnOnce(f64) -> f64) {
         let now = self.clock.now_us();
         let lookup = id.lookup();
         let hash = lookup.hash(&self.hasher);
@@ -315,26 +318,26 @@ impl Known {
         let mut records = shard.lock();
         if let Some(place) = records.table.find(hash, &lookup) {
             let record = records.table.value(place);
-            record.level = terms.cap.min(level(record.level));
+            record.level = params.capacity.min(level(record.level));
             record.forgotten = now;
             self.mark(record, false);
             return;
         }
         // Replies that are on their way must find that they are out of date.
-        let full = Told::from((terms.cap, 0.0));
+        let full = BucketState::from((params.capacity, 0.0));
         let id = id.as_bytes();
-        if let Some(record) = self.insert(hash, &mut records, id, terms, full, now, false) {
+        if let Some(record) = self.insert(hash, &mut records, id, params, full, now, false) {
             record.forgotten = now;
         }
     }
 
     fn mark(&self, record: &mut Record, refused: bool) {
-        if record.refused != refused {
-            record.refused = refused;
+        if record.rejects != refused {
+            record.rejects = refused;
             if refused {
-                self.refusing.fetch_add(1, Ordering::Relaxed);
+                self.rejecting.fetch_add(1, Ordering::Relaxed);
             } else {
-                self.refusing.fetch_sub(1, Ordering::Relaxed);
+                self.rejecting.fetch_sub(1, Ordering::Relaxed);
             }
         }
     }
@@ -345,8 +348,8 @@ impl Known {
         hash: u64,
         records: &'a mut Records,
         id: &[u8],
-        terms: Terms,
-        told: Told,
+        params: BucketParams,
+        told: BucketState,
         sent: f64,
         refused: bool,
     ) -> Option<&'a mut Record> {
@@ -363,11 +366,11 @@ impl Known {
         self.count.fetch_add(1, Ordering::Relaxed);
         let mut record = Record {
             level: told.level,
-            terms,
+            params,
             sent,
             forgotten: f64::NEG_INFINITY,
             rare: None,
-            refused: false,
+            rejects: false,
         };
         record.set(told, sent);
         self.mark(&mut record, refused);
@@ -377,9 +380,14 @@ impl Known {
     }
 
     /// Forgets what is full in some of the shards; in eight turns, in all of them.
-    pub(super) fn tidy(&self, turn: usize) {
+    pub(super) fn sweep_step(&self, turn: usize) {
         let now = self.clock.now_us();
-        for shard in self.shards.iter().skip(turn % TURNS).step_by(TURNS) {
+        for shard in self
+            .shards
+            .iter()
+            .skip(turn % SWEEP_STEPS)
+            .step_by(SWEEP_STEPS)
+        {
             self.sweep(&mut shard.lock(), now);
         }
     }
@@ -392,12 +400,12 @@ impl Known {
                 let record = &entry.value;
                 // A young one may have to outlive replies that are out of date.
                 let keep = !record.is_full(now) || now - record.sent <= TRUSTED_US;
-                refusing += usize::from(!keep && record.refused);
+                refusing += usize::from(!keep && record.rejects);
                 keep
             },
             |id| Lookup::of(id).hash(&self.hasher),
         );
-        self.refusing.fetch_sub(refusing, Ordering::Relaxed);
+        self.rejecting.fetch_sub(refusing, Ordering::Relaxed);
         self.count
             .fetch_sub(before - records.table.len(), Ordering::Relaxed);
         records.sweep_at = 2 * records.table.len();
@@ -414,20 +422,20 @@ impl Known {
         let record = &*records.table.value(place);
         let now = self.clock.now_us();
         let level = record.level_at(now);
-        (level < record.terms.cap).then(|| (level, self.clock.at_us(record.sent)))
+        (level < record.params.capacity).then(|| (level, self.clock.at_us(record.sent)))
     }
 
     /// All buckets that are not full, as far as is known.
-    pub(super) fn all(&self) -> Vec<Remembered> {
+    pub(super) fn all(&self) -> Vec<LastLevel> {
         let now = self.clock.now_us();
         let mut all = Vec::new();
         for shard in &self.shards {
             let records = shard.lock();
             let entries = records.table.iter();
             let spent = entries.filter(|entry| !entry.value.is_full(now));
-            all.extend(spent.map(|entry| Remembered {
+            all.extend(spent.map(|entry| LastLevel {
                 id: entry.id().into(),
-                terms: entry.value.terms,
+                params: entry.value.params,
                 level: entry.value.level_at(now),
             }));
         }
@@ -453,41 +461,41 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn refuses_exactly_until_it_could_succeed() {
-        let known = Known::new(10);
+        let known = LevelCache::new(10);
         let id = id(0);
-        let terms = Terms::new(10.0, 10.0);
-        let refuses = |terms, max_wait| known.refuses(&id.lookup(), terms, 1.0, max_wait);
-        assert_eq!(refuses(terms, 0.0), None);
-        known.learn(id.as_bytes(), terms, (-1.0, 0.0), Instant::now(), true);
-        assert_eq!(refuses(terms, 0.0), Some(Duration::from_millis(200)));
-        assert_eq!(refuses(terms, 200_000.0), None);
+        let params = BucketParams::new(10.0, 10.0);
+        let refuses = |params, max_wait| known.rejects(&id.lookup(), params, 1.0, max_wait);
+        assert_eq!(refuses(params, 0.0), None);
+        known.update(id.as_bytes(), params, (-1.0, 0.0), Instant::now(), true);
+        assert_eq!(refuses(params, 0.0), Some(Duration::from_millis(200)));
+        assert_eq!(refuses(params, 200_000.0), None);
         tokio::time::advance(Duration::from_millis(150)).await;
-        assert_eq!(refuses(terms, 0.0), Some(Duration::from_millis(50)));
-        assert_eq!(refuses(Terms::new(20.0, 10.0), 0.0), None);
+        assert_eq!(refuses(params, 0.0), Some(Duration::from_millis(50)));
+        assert_eq!(refuses(BucketParams::new(20.0, 10.0), 0.0), None);
         tokio::time::advance(Duration::from_millis(50)).await;
-        assert_eq!(refuses(terms, 0.0), None);
+        assert_eq!(refuses(params, 0.0), None);
     }
 
     #[tokio::test(start_paused = true)]
     async fn an_older_reply_does_not_bring_a_forgotten_bound_back() {
-        let known = Known::new(10);
+        let known = LevelCache::new(10);
         let id = id(0);
-        let terms = Terms::new(10.0, 1e-3);
-        let refuses = || known.refuses(&id.lookup(), terms, 1.0, 0.0);
+        let params = BucketParams::new(10.0, 1e-3);
+        let refuses = || known.rejects(&id.lookup(), params, 1.0, 0.0);
         let sent = Instant::now();
         tokio::time::advance(Duration::from_millis(1)).await;
-        known.raise(&id, terms, 1.0);
-        known.learn(id.as_bytes(), terms, (0.0, 0.0), sent, true);
+        known.raise(&id, params, 1.0);
+        known.update(id.as_bytes(), params, (0.0, 0.0), sent, true);
         assert_eq!(refuses(), None);
-        known.learn(id.as_bytes(), terms, (0.0, 0.0), Instant::now(), true);
+        known.update(id.as_bytes(), params, (0.0, 0.0), Instant::now(), true);
         assert!(refuses().is_some());
         // The same where the bucket is known already.
         let sent = Instant::now();
         tokio::time::advance(Duration::from_millis(1)).await;
-        known.raise(&id, terms, 1.0);
-        known.learn(id.as_bytes(), terms, (0.0, 0.0), sent, true);
+        known.raise(&id, params, 1.0);
+        known.update(id.as_bytes(), params, (0.0, 0.0), sent, true);
         assert_eq!(refuses(), None);
-        known.learn(id.as_bytes(), terms, (0.0, 0.0), Instant::now(), true);
+        known.update(id.as_bytes(), params, (0.0, 0.0), Instant::now(), true);
         assert!(refuses().is_some());
         // Nor is any bound trusted for longer than a second.
         tokio::time::advance(Duration::from_millis(1_001)).await;
@@ -499,37 +507,43 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn what_nobody_asks_for_any_more_is_forgotten() {
-        let known = Known::new(1_000);
-        let terms = Terms::new(10.0, 10.0);
+        let known = LevelCache::new(1_000);
+        let params = BucketParams::new(10.0, 10.0);
         for key in 0..1_000 {
-            known.learn(id(key).as_bytes(), terms, (0.0, 0.0), Instant::now(), true);
+            known.update(id(key).as_bytes(), params, (0.0, 0.0), Instant::now(), true);
         }
         tokio::time::advance(2 * SECOND).await;
-        for turn in 3..3 + TURNS {
-            known.tidy(turn);
+        for turn in 3..3 + SWEEP_STEPS {
+            known.sweep_step(turn);
         }
         assert_eq!(known.count.load(Ordering::Relaxed), 0);
-        assert_eq!(known.refusing.load(Ordering::Relaxed), 0);
+        assert_eq!(known.rejecting.load(Ordering::Relaxed), 0);
     }
 
     #[tokio::test(start_paused = true)]
     async fn levels_refill_and_full_ones_are_forgotten() {
-        let known = Known::new(1_000);
-        let terms = Terms::new(10.0, 1.0);
+        let known = LevelCache::new(1_000);
+        let params = BucketParams::new(10.0, 1.0);
         for key in 0..100 {
-            known.learn(id(key).as_bytes(), terms, (4.0, 1.0), Instant::now(), false);
+            known.update(
+                id(key).as_bytes(),
+                params,
+                (4.0, 1.0),
+                Instant::now(),
+                false,
+            );
         }
         assert_eq!(
-            known.refuses(&id(0).lookup(), terms, 9.0, 0.0),
+            known.rejects(&id(0).lookup(), params, 9.0, 0.0),
             None,
             "nobody was"
         );
         tokio::time::advance(2 * SECOND).await;
         assert_eq!(known.level(&id(7)).map(|(level, _)| level), Some(7.0));
         assert_eq!(known.all().len(), 100);
-        known.raise(&id(7), terms, 1.0);
+        known.raise(&id(7), params, 1.0);
         assert_eq!(known.level(&id(7)).map(|(level, _)| level), Some(8.0));
-        known.fill(&id(8), terms);
+        known.fill(&id(8), params);
         assert_eq!(known.level(&id(8)), None);
         tokio::time::advance(4 * SECOND).await;
         assert_eq!(known.level(&id(9)), None, "full is the same as unknown");
@@ -537,9 +551,9 @@ mod tests {
         // Room for as many as are allowed, again and again.
         for round in 1..20 {
             for key in 0..1_000 {
-                known.learn(
+                known.update(
                     id(round * 1_000 + key).as_bytes(),
-                    terms,
+                    params,
                     (9.9, 0.0),
                     Instant::now(),
                     true,
@@ -549,9 +563,9 @@ mod tests {
             tokio::time::advance(2 * SECOND).await;
         }
         let last = id(19_999);
-        known.learn(last.as_bytes(), terms, (0.0, 0.0), Instant::now(), true);
+        known.update(last.as_bytes(), params, (0.0, 0.0), Instant::now(), true);
         assert!(known.level(&last).is_some());
-        let refusing = known.refusing.load(Ordering::Relaxed);
+        let refusing = known.rejecting.load(Ordering::Relaxed);
         assert!(
             refusing <= known.count.load(Ordering::Relaxed),
             "{refusing}"

@@ -12,7 +12,7 @@ use hashbrown::HashTable;
 use tokio::time::Instant;
 
 use crate::{
-    bucket::Terms,
+    bucket::BucketParams,
     clock::{Clock, to_us},
     scope::{BucketId, Lookup, Scope},
     table::Hashing,
@@ -34,7 +34,7 @@ const MEASURED: Duration = Duration::from_millis(1);
 const HOT: f64 = 2.0;
 
 /// What was not used for so long is given back.
-pub(super) const COOLS: Duration = Duration::from_secs(1);
+pub(super) const IDLE_CHECK: Duration = Duration::from_secs(1);
 
 /// Leases by bucket; none at all where the largest lease is zero.
 pub(crate) struct Leases {
@@ -54,7 +54,7 @@ pub(crate) struct Leases {
 struct Lease {
     scope: Scope,
     id: Box<[u8]>,
-    terms: Terms,
+    params: BucketParams,
     /// In hand.
     tokens: f64,
     /// How much is to be held.
@@ -85,14 +85,14 @@ pub(crate) struct Leased {
 }
 
 /// More was asked for one bucket: dropped without an answer, nothing came.
-pub(super) struct Asked {
+pub(super) struct LeaseRequest {
     leases: Arc<Leases>,
     id: BucketId,
     pub(super) tokens: f64,
     answered: bool,
 }
 
-impl Asked {
+impl LeaseRequest {
     /// So many of them came, by a call sent at `sent`, and so many are left in the bucket.
     pub(super) fn answer(mut self, tokens: f64, level: f64, sent: Instant) {
         self.answered = true;
@@ -113,7 +113,7 @@ impl Asked {
     }
 }
 
-impl Drop for Asked {
+impl Drop for LeaseRequest {
     fn drop(&mut self) {
         if !self.answered {
             self.leases.deposit(&self.id, |_, _| {});
@@ -156,8 +156,8 @@ impl Leases {
     }
 
     /// The most that is held of a bucket.
-    pub(super) fn most_of(&self, terms: Terms) -> f64 {
-        self.largest.min(terms.cap * LARGEST_PART).floor()
+    pub(super) fn max_for(&self, params: BucketParams) -> f64 {
+        self.largest.min(params.capacity * LARGEST_PART).floor()
     }
 
     fn lock(&self, id: &Lookup<'_>) -> (u64, MutexGuard<'_, HashTable<Lease>>) {
@@ -169,13 +169,13 @@ impl Leases {
 
     /// Takes `cost` of what is in hand.
     #[inline]
-    pub(crate) fn take(&self, id: &Lookup<'_>, terms: Terms, cost: f64) -> Option<Leased> {
+    pub(crate) fn take(&self, id: &Lookup<'_>, params: BucketParams, cost: f64) -> Option<Leased> {
         if self.is_empty() {
             return None;
         }
         let (hash, mut shard) = self.lock(id);
         let lease = shard.find_mut(hash, |lease| id.is(&lease.id))?;
-        if lease.terms != terms || lease.tokens < cost {
+        if lease.params != params || lease.tokens < cost {
             return None;
         }
         lease.tokens -= cost;
@@ -195,10 +195,10 @@ impl Leases {
         self: &Arc<Self>,
         scope: &Scope,
         id: &BucketId,
-        terms: Terms,
+        params: BucketParams,
         (demanded, callers): (f64, f64),
-    ) -> Option<Asked> {
-        let most = self.most_of(terms);
+    ) -> Option<LeaseRequest> {
+        let most = self.max_for(params);
         if most < HOT {
             return None;
         }
@@ -212,7 +212,7 @@ impl Leases {
                 let lease = Lease {
                     scope: scope.clone(),
                     id: id.as_bytes().into(),
-                    terms,
+                    params,
                     tokens: 0.0,
                     target: 0.0,
                     demanded,
@@ -229,7 +229,7 @@ impl Leases {
             }
             return None;
         };
-        if lease.terms != terms {
+        if lease.params != params {
             // What is in hand is spent or given back by the old quota first.
             return None;
         }
@@ -254,8 +254,8 @@ impl Leases {
     }
 
     /// For somebody who was told that more should be asked for.
-    pub(super) fn asked(self: &Arc<Self>, id: BucketId, tokens: f64) -> Asked {
-        Asked {
+    pub(super) fn asked(self: &Arc<Self>, id: BucketId, tokens: f64) -> LeaseRequest {
+        LeaseRequest {
             leases: self.clone(),
             id,
             tokens,
@@ -287,7 +287,7 @@ impl Leases {
     }
 
     /// What was not used since the last call of this: it is to be given back.
-    pub(super) fn cool(&self) -> Vec<(Scope, f64)> {
+    pub(super) fn reclaim_idle(&self) -> Vec<(Scope, f64)> {
         self.give_up(|lease| (lease.tokens - lease.taken).max(0.0))
     }
 
@@ -336,20 +336,20 @@ mod tests {
 
     const MS: Duration = Duration::from_millis(1);
 
-    fn scope() -> (Scope, BucketId, Terms) {
+    fn scope() -> (Scope, BucketId, BucketParams) {
         let scope = Quota::per_second(1e6).burst(10_000.0).scope("hot");
         let id = scope.id(&[0; 32]);
-        (scope, id, Terms::new(10_000.0, 1e6))
+        (scope, id, BucketParams::new(10_000.0, 1e6))
     }
 
     /// Leases that know the bucket and have asked for as much as they hold.
-    async fn asked(largest: f64, demand: (f64, f64)) -> (Arc<Leases>, Option<Asked>) {
-        let (scope, id, terms) = scope();
+    async fn asked(largest: f64, demand: (f64, f64)) -> (Arc<Leases>, Option<LeaseRequest>) {
+        let (scope, id, params) = scope();
         let leases = Arc::new(Leases::new(largest, 10, AHEAD));
-        let first = leases.ask(&scope, &id, terms, (0.0, 0.0));
+        let first = leases.ask(&scope, &id, params, (0.0, 0.0));
         assert!(first.is_none(), "not known yet");
         tokio::time::advance(MS).await;
-        let asked = leases.ask(&scope, &id, terms, demand);
+        let asked = leases.ask(&scope, &id, params, demand);
         (leases, asked)
     }
 
@@ -373,27 +373,27 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_slow_redis_needs_more() {
-        let (scope, id, terms) = scope();
+        let (scope, id, params) = scope();
         let (leases, asked) = asked(1e9, (100.0, 100.0)).await;
         let sent = Instant::now();
         tokio::time::advance(5 * MS).await;
         asked.expect("hot").answer(200.0, 500.0, sent);
         // As many as before, for two milliseconds and two calls.
-        let asked = leases.ask(&scope, &id, terms, (500.0, 500.0));
+        let asked = leases.ask(&scope, &id, params, (500.0, 500.0));
         assert_eq!(asked.expect("hot").tokens, 1_200.0 - 200.0);
     }
 
     #[tokio::test(start_paused = true)]
     async fn grants_what_came_and_asks_once_when_half_is_gone() {
-        let (_, id, terms) = scope();
+        let (_, id, params) = scope();
         let (leases, asked) = asked(10.0, (100.0, 100.0)).await;
-        let take = |terms, cost| leases.take(&id.lookup(), terms, cost);
-        assert_eq!(take(terms, 1.0), None);
+        let take = |params, cost| leases.take(&id.lookup(), params, cost);
+        assert_eq!(take(params, 1.0), None);
         asked.expect("hot").answer(10.0, 500.0, Instant::now());
-        let other = Terms::new(10_000.0, 1.0);
+        let other = BucketParams::new(10_000.0, 1.0);
         assert_eq!(take(other, 1.0), None, "another quota");
-        assert_eq!(take(terms, 11.0), None, "more than there is");
-        let taken: Vec<_> = (0..12).map(|_| take(terms, 1.0)).collect();
+        assert_eq!(take(params, 11.0), None, "more than there is");
+        let taken: Vec<_> = (0..12).map(|_| take(params, 1.0)).collect();
         let asks: Vec<_> = taken.iter().flatten().map(|leased| leased.more).collect();
         assert_eq!(
             asks,
@@ -407,9 +407,9 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn who_is_not_answered_may_ask_again_and_who_got_less_later() {
-        let (scope, id, terms) = scope();
+        let (scope, id, params) = scope();
         let (leases, first) = asked(10.0, (100.0, 100.0)).await;
-        let ask = || leases.ask(&scope, &id, terms, (0.0, 0.0));
+        let ask = || leases.ask(&scope, &id, params, (0.0, 0.0));
         assert!(ask().is_none(), "it is being asked for");
         drop(first);
         let second = ask().expect("nobody asks any more");
@@ -417,26 +417,26 @@ mod tests {
         assert!(ask().is_none(), "the bucket has none to spare");
         tokio::time::advance(AHEAD).await;
         leases
-            .ask(&scope, &id, terms, (100.0, 100.0))
+            .ask(&scope, &id, params, (100.0, 100.0))
             .expect("hot")
             .answer(6.0, 0.0, Instant::now());
     }
 
     #[tokio::test(start_paused = true)]
     async fn what_is_not_used_is_given_up() {
-        let (scope, id, terms) = scope();
+        let (scope, id, params) = scope();
         let (leases, asked) = asked(10.0, (100.0, 100.0)).await;
-        assert!(leases.cool().is_empty());
+        assert!(leases.reclaim_idle().is_empty());
         assert!(!leases.is_empty(), "more is on its way");
         asked.expect("hot").answer(10.0, 500.0, Instant::now());
         for _ in 0..3 {
-            leases.take(&id.lookup(), terms, 1.0).expect("in hand");
+            leases.take(&id.lookup(), params, 1.0).expect("in hand");
         }
         // As much as was used lately is kept.
-        assert_eq!(leases.cool(), [(scope.clone(), 4.0)]);
-        assert_eq!(leases.cool(), [(scope, 3.0)]);
-        assert_eq!(leases.take(&id.lookup(), terms, 1.0), None);
-        leases.cool();
+        assert_eq!(leases.reclaim_idle(), [(scope.clone(), 4.0)]);
+        assert_eq!(leases.reclaim_idle(), [(scope, 3.0)]);
+        assert_eq!(leases.take(&id.lookup(), params, 1.0), None);
+        leases.reclaim_idle();
         assert!(leases.is_empty());
         assert!(leases.drain().is_empty());
     }
@@ -444,18 +444,18 @@ mod tests {
     /// It was taken before the bucket was held back, or lowered.
     #[tokio::test(start_paused = true)]
     async fn what_is_on_its_way_is_forgotten_too() {
-        let (scope, id, terms) = scope();
+        let (scope, id, params) = scope();
         let (leases, asked) = asked(10.0, (100.0, 100.0)).await;
         let sent = Instant::now();
         tokio::time::advance(MS).await;
         leases.forget(&id);
         asked.expect("hot").answer(10.0, 500.0, sent);
-        assert_eq!(leases.take(&id.lookup(), terms, 1.0), None);
+        assert_eq!(leases.take(&id.lookup(), params, 1.0), None);
         // What is asked for after that is good.
         tokio::time::advance(MS).await;
-        let asked = leases.ask(&scope, &id, terms, (100.0, 100.0));
+        let asked = leases.ask(&scope, &id, params, (100.0, 100.0));
         asked.expect("hot").answer(10.0, 500.0, Instant::now());
-        assert!(leases.take(&id.lookup(), terms, 1.0).is_some());
+        assert!(leases.take(&id.lookup(), params, 1.0).is_some());
     }
 
     #[tokio::test(start_paused = true)]
@@ -463,9 +463,9 @@ mod tests {
         let leases = Arc::new(Leases::new(10.0, 3, AHEAD));
         for key in 0..10 {
             let scope = scope().0.key(key);
-            let (id, terms) = (scope.id(&[0; 32]), scope.quota());
-            let terms = Terms::new(terms.capacity(), terms.rate());
-            assert!(leases.ask(&scope, &id, terms, (5.0, 5.0)).is_none());
+            let (id, params) = (scope.id(&[0; 32]), scope.quota());
+            let params = BucketParams::new(params.capacity(), params.rate());
+            assert!(leases.ask(&scope, &id, params, (5.0, 5.0)).is_none());
         }
         assert_eq!(leases.count.load(Ordering::Relaxed), 3);
     }
@@ -476,9 +476,9 @@ mod tests {
         let leases = Arc::new(Leases::new(10.0, 1_000_000, AHEAD));
         for key in 0..100_000 {
             let scope = scope().0.key(key);
-            let (id, terms) = (scope.id(&[0; 32]), scope.quota());
-            let terms = Terms::new(terms.capacity(), terms.rate());
-            leases.ask(&scope, &id, terms, (1.0, 1.0));
+            let (id, params) = (scope.id(&[0; 32]), scope.quota());
+            let params = BucketParams::new(params.capacity(), params.rate());
+            leases.ask(&scope, &id, params, (1.0, 1.0));
         }
         let room = || -> usize {
             let shards = leases.shards.iter();
@@ -489,8 +489,8 @@ mod tests {
         let before = room();
         let each = std::mem::size_of::<Lease>();
         println!("{before} of {each} bytes each");
-        leases.cool();
-        leases.cool();
+        leases.reclaim_idle();
+        leases.reclaim_idle();
         assert!(leases.is_empty());
         assert!(room() < before / 100, "{}", room());
     }

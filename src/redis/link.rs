@@ -8,16 +8,16 @@ use std::{
 use tokio::time::Instant;
 
 use super::{
-    command::{Books, Deadline, Wire},
-    connect::Connect,
+    command::{Connection, Deadline, Ledger},
+    connect::Transport,
     failure::timed_out,
-    known::Known,
+    known::LevelCache,
     leases::Leases,
-    shared::{Shared, Stage, disconnected},
+    shared::{ConnectionState, Stage, disconnected},
 };
 use crate::{
     decision::Failure,
-    members::{Members, Part},
+    members::{Peers, RatePart},
     observe::Observer,
     scope::Keyspace,
 };
@@ -28,17 +28,17 @@ const GRACE: Duration = Duration::from_secs(2);
 
 const STALLED: Duration = Duration::from_secs(5);
 
-pub(crate) struct LinkConfig {
-    pub(crate) connect: Arc<dyn Connect>,
+pub(crate) struct ConnectionConfig {
+    pub(crate) connect: Arc<dyn Transport>,
     pub(crate) keyspace: Keyspace,
     /// One call takes no longer.
     pub(crate) timeout: Duration,
     /// One step of connecting takes no longer.
     pub(crate) connect_timeout: Duration,
-    pub(crate) known: Arc<Known>,
+    pub(crate) levels: Arc<LevelCache>,
     pub(crate) leases: Arc<Leases>,
-    pub(crate) members: Arc<Members>,
-    pub(crate) books: Arc<dyn Books>,
+    pub(crate) peers: Arc<Peers>,
+    pub(crate) ledger: Arc<dyn Ledger>,
     pub(crate) observer: Arc<Observer>,
     /// By which this limiter takes the place of an earlier one.
     pub(crate) instance: Option<String>,
@@ -46,14 +46,14 @@ pub(crate) struct LinkConfig {
     pub(crate) seed: u64,
 }
 
-impl LinkConfig {
+impl ConnectionConfig {
     /// A keeper that has begun no step for so long is not driven: longer than a pause, the steps of
     /// a connect, and a call.
     pub(super) fn stalled(&self) -> Duration {
         STALLED + 4 * self.connect_timeout + 2 * self.timeout
     }
 
-    pub(super) fn grace(&self) -> Duration {
+    pub(super) fn recovery_window(&self) -> Duration {
         // A pause, or an attempt that was under way and came to nothing; a connect and a log-in;
         // and a probe, a beat and a payment at their slowest.
         let attempt = self
@@ -74,8 +74,8 @@ impl LinkConfig {
 /// Starting, Up, Down => Idle    the background task was shut down with its runtime, or that is
 ///                               not driven
 /// ```
-pub(crate) struct Link {
-    shared: Arc<Shared>,
+pub(crate) struct RedisConnection {
+    shared: Arc<ConnectionState>,
 }
 
 /// How Redis is, for somebody who is about to ask it.
@@ -84,22 +84,22 @@ pub(crate) enum Mode {
     /// It decides.
     Passing,
     /// It decides, but memory must admit as well.
-    Grace,
+    Recovering,
     /// It is left alone.
-    Away(Failure),
+    Unavailable(Failure),
 }
 
-impl Link {
+impl RedisConnection {
     /// No I/O: the first call connects.
-    pub(crate) fn new(config: LinkConfig) -> Self {
+    pub(crate) fn new(config: ConnectionConfig) -> Self {
         Self {
-            shared: Arc::new(Shared::new(config)),
+            shared: Arc::new(ConnectionState::new(config)),
         }
     }
 
     pub(crate) fn mode(&self) -> Mode {
         let shared = &self.shared;
-        if shared.calm.load(Ordering::Acquire) {
+        if shared.steady.load(Ordering::Acquire) {
             return Mode::Passing;
         }
         let state = shared.lock();
@@ -113,20 +113,20 @@ impl Link {
                 shared.abandon(Some(keeper));
                 Mode::Passing
             }
-            Stage::Down(failure) => Mode::Away(failure.clone()),
+            Stage::Down(failure) => Mode::Unavailable(failure.clone()),
             Stage::Up(_) => {
-                if state.is_in(shared.config.grace()) {
-                    return Mode::Grace;
+                if state.is_in(shared.config.recovery_window()) {
+                    return Mode::Recovering;
                 }
                 // Under the lock, so that no trip comes between.
-                shared.calm.store(true, Ordering::Release);
+                shared.steady.store(true, Ordering::Release);
                 Mode::Passing
             }
         }
     }
 
     /// Since when Redis is away, if it is.
-    pub(crate) fn tripped(&self) -> Option<Instant> {
+    pub(crate) fn unavailable_since(&self) -> Option<Instant> {
         let state = self.shared.lock();
         match state.stage {
             Stage::Down(_) => state.tripped,
@@ -141,7 +141,7 @@ impl Link {
     }
 
     /// Says goodbye to the other limiters, if it can.
-    pub(crate) async fn leave(&self) {
+    pub(crate) async fn deregister(&self) {
         self.shared.left.store(true, Ordering::Relaxed);
         let live = match &self.shared.lock().stage {
             Stage::Up(live) => live.clone(),
@@ -155,31 +155,31 @@ impl Link {
     }
 }
 
-impl Drop for Link {
+impl Drop for RedisConnection {
     fn drop(&mut self) {
         self.close();
     }
 }
 
-impl Wire for Link {
-    fn patience(&self) -> Duration {
+impl Connection for RedisConnection {
+    fn call_timeout(&self) -> Duration {
         self.shared.config.timeout
     }
 
-    fn part(&self) -> Part {
+    fn part(&self) -> RatePart {
         // In the grace the bucket holds what those will charge who are not back yet.
-        match self.shared.is_in_grace() {
-            true => Part::WHOLE,
-            false => self.shared.config.members.part(Instant::now()),
+        match self.shared.is_recovering() {
+            true => RatePart::FULL,
+            false => self.shared.config.peers.part(Instant::now()),
         }
     }
 
-    fn is_calm(&self) -> bool {
-        self.shared.calm.load(Ordering::Acquire) && self.shared.config.members.back() >= 1.0
+    fn is_steady(&self) -> bool {
+        self.shared.steady.load(Ordering::Acquire) && self.shared.config.peers.recovered() >= 1.0
     }
 
-    fn fails(&self, failure: &Failure) {
-        self.shared.fails(failure);
+    fn fail(&self, failure: &Failure) {
+        self.shared.fail(failure);
     }
 
     fn abandon(&self) {
@@ -201,7 +201,7 @@ impl Wire for Link {
         let live = self.shared.live(until).await.map_err(Failure::unsent)?;
         deadline.set(until);
         let mut gone = live.gone.subscribe();
-        let back = self.shared.back();
+        let back = self.shared.recovered_part();
         let run = self
             .shared
             .run(&*live.session, live.epoch, back, keys, &argument);
@@ -215,7 +215,7 @@ impl Wire for Link {
                 _ => Err(disconnected()),
             },
         };
-        self.shared.tell(live.generation, result.as_ref().err());
+        self.shared.record(live.generation, result.as_ref().err());
         result
     }
 }

@@ -32,12 +32,12 @@ mod twin;
 
 pub(crate) use self::{
     batcher::{Batcher, Mark},
-    command::{Asker, Books, Owed, Wire},
-    connect::Connect,
-    driver::Driver,
-    known::Known,
+    command::{Connection, Debt, Ledger, Requester},
+    connect::Transport,
+    driver::RedisTransport,
+    known::LevelCache,
     leases::{AHEAD, Leases},
-    link::{Link, LinkConfig, Mode},
+    link::{ConnectionConfig, Mode, RedisConnection},
 };
 
 /// For a scripted Redis.
@@ -47,6 +47,6 @@ pub(crate) mod scripted {
         connect::Session,
         parity::support::RedisServer,
         script::{ACQUIRE, HEARTBEAT, Script},
-        twin::{Call, Command, Twin},
+        twin::{Call, Command, ReferenceModel},
     };
 }

@@ -12,8 +12,8 @@ use futures_util::future::{BoxFuture, FutureExt, join_all};
 use tokio::time::{Instant, sleep, timeout};
 
 use super::{
-    connect::{Connect, Session},
-    driver::Driver,
+    connect::{Session, Transport},
+    driver::RedisTransport,
     parity::support::RedisServer,
     script::{ACQUIRE, Script},
 };
@@ -26,7 +26,7 @@ const LONG: Duration = Duration::from_secs(60);
 
 /// Real connections; what uses them panics while it is told to.
 struct Fragile {
-    driver: Driver,
+    driver: RedisTransport,
     spoilt: Arc<Spoilt>,
 }
 
@@ -53,7 +53,7 @@ struct FragileSession {
     spoilt: Arc<Spoilt>,
 }
 
-impl Connect for Fragile {
+impl Transport for Fragile {
     fn connect(&self) -> BoxFuture<'_, Result<Box<dyn Session>, Failure>> {
         async {
             self.spoilt.panic_if(&self.spoilt.connect);
@@ -90,7 +90,7 @@ async fn start() -> (RedisServer, Limiter, Arc<Spoilt>) {
     let server = RedisServer::start().await;
     let spoilt = Arc::<Spoilt>::default();
     let connect = Fragile {
-        driver: Driver::new(&server.url(), LONG).expect("a URL"),
+        driver: RedisTransport::new(&server.url(), LONG).expect("a URL"),
         spoilt: spoilt.clone(),
     };
     let builder = Limiter::builder().redis_timeout(LONG);

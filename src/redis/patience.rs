@@ -18,12 +18,12 @@ const BURST: u32 = 10;
 /// Nichols, Jacobson: "Controlling Queue Delay", 2012, has the distinction; there is no gradual
 /// increase here, because whoever is turned away is decided from memory and does not come back.
 #[derive(Debug, Default)]
-pub(super) struct Patience {
+pub(super) struct QueueTime {
     /// Since when the queue has been too long.
     too_long_since: Option<Instant>,
 }
 
-impl Patience {
+impl QueueTime {
     /// For how long a request may have been queued, where the first has been for `queued`, and a
     /// call may take `timeout`.
     pub(super) fn longest(
@@ -53,7 +53,7 @@ mod tests {
 
     #[test]
     fn a_burst_may_take_ten_times_as_long_as_a_call() {
-        let (mut patience, start) = (Patience::default(), Instant::now());
+        let (mut patience, start) = (QueueTime::default(), Instant::now());
         for ms in 0..=1_000 {
             let queued = Duration::from_millis(ms);
             let longest = patience.longest(queued, TIMEOUT, start + queued);
@@ -71,7 +71,7 @@ mod tests {
 
     #[test]
     fn a_standing_queue_is_cut_until_it_is_short() {
-        let (mut patience, start) = (Patience::default(), Instant::now());
+        let (mut patience, start) = (QueueTime::default(), Instant::now());
         let mut at = |ms, queued| {
             let now = start + Duration::from_millis(ms);
             patience.longest(Duration::from_millis(queued), TIMEOUT, now)

@@ -9,13 +9,12 @@ use std::{
 use tokio::time::Instant;
 
 use super::{
-    batch::terms_of,
-    command::Owed,
-    known::{Known, Remembered},
+    command::Debt,
+    known::{LastLevel, LevelCache},
     script::{Argument, First, Reply},
 };
 use crate::{
-    bucket::{Reservation, Terms},
+    bucket::{BucketParams, Reservation},
     clock::from_us,
     scope::{BucketId, Keyspace, Scope},
 };
@@ -31,33 +30,33 @@ pub(super) struct Call {
     pub(super) keys: Vec<Vec<u8>>,
     pub(super) argument: Vec<u8>,
     /// The buckets of the last so many keys.
-    buckets: Vec<(Box<[u8]>, Terms)>,
+    buckets: Vec<(Box<[u8]>, BucketParams)>,
 }
 
 impl Call {
     /// What the reply tells of the buckets. If Redis loses them before it is asked again, what
     /// was charged here must not be forgotten with them.
-    pub(super) fn learn(&self, reply: &[u8], sent: Instant, known: &Known) {
+    pub(super) fn learn(&self, reply: &[u8], sent: Instant, known: &LevelCache) {
         let keys = self.keys.len();
         let Some(reply) = Reply::new(reply, keys, 0) else {
             return;
         };
         let first = keys - self.buckets.len();
-        for (index, (id, terms)) in self.buckets.iter().enumerate() {
-            known.learn(id, *terms, reply.level(first + index), sent, false);
+        for (index, (id, params)) in self.buckets.iter().enumerate() {
+            known.update(id, *params, reply.level(first + index), sent, false);
         }
     }
 }
 
 /// Leaves in each bucket no more than is remembered. Doing it twice does no harm.
-pub(super) fn lower(keyspace: &Keyspace, remembered: &[Remembered]) -> impl Iterator<Item = Call> {
+pub(super) fn lower(keyspace: &Keyspace, remembered: &[LastLevel]) -> impl Iterator<Item = Call> {
     remembered.chunks(MOST_BUCKETS).map(|buckets| {
         let mut argument = Argument::default();
         for bucket in buckets {
-            argument.key(bucket.terms, First::NONE);
+            argument.key(bucket.params, First::NONE);
         }
         for (index, bucket) in buckets.iter().enumerate() {
-            argument.lower(index + 1, bucket.level);
+            argument.cap_level(index + 1, bucket.level);
         }
         Call {
             keys: buckets
@@ -67,7 +66,7 @@ pub(super) fn lower(keyspace: &Keyspace, remembered: &[Remembered]) -> impl Iter
             argument: argument.into_bytes(),
             buckets: buckets
                 .iter()
-                .map(|bucket| (bucket.id.clone(), bucket.terms))
+                .map(|bucket| (bucket.id.clone(), bucket.params))
                 .collect(),
         }
     })
@@ -76,20 +75,20 @@ pub(super) fn lower(keyspace: &Keyspace, remembered: &[Remembered]) -> impl Iter
 /// Undoes reservations whose callers have gone away while Redis could not be told. Where a call is
 /// lost, their tokens come back by the refill.
 pub(super) fn undo(keyspace: &Keyspace, gone: &[(Scope, Reservation)]) -> Vec<Call> {
-    let mut buckets: Vec<(BucketId, Terms, Vec<Reservation>)> = Vec::new();
+    let mut buckets: Vec<(BucketId, BucketParams, Vec<Reservation>)> = Vec::new();
     let mut places: HashMap<Box<[u8]>, usize> = HashMap::new();
     for (scope, reservation) in gone {
         let id = scope.id(keyspace.secret());
         let place = *places.entry(id.as_bytes().into()).or_insert_with(|| {
-            buckets.push((id, terms_of(scope), Vec::new()));
+            buckets.push((id, scope.params(), Vec::new()));
             buckets.len() - 1
         });
         buckets[place].2.push(*reservation);
     }
     let calls = buckets.chunks(MOST_BUCKETS).map(|buckets| {
         let mut argument = Argument::default();
-        for (_, terms, _) in buckets {
-            argument.key(*terms, First::NONE);
+        for (_, params, _) in buckets {
+            argument.key(*params, First::NONE);
         }
         for (index, (.., reservations)) in buckets.iter().enumerate() {
             // The last of a queue first, so that the one before it is the last then.
@@ -105,7 +104,7 @@ pub(super) fn undo(keyspace: &Keyspace, gone: &[(Scope, Reservation)]) -> Vec<Ca
             argument: argument.into_bytes(),
             buckets: buckets
                 .iter()
-                .map(|(id, terms, _)| (id.as_bytes().into(), *terms))
+                .map(|(id, params, _)| (id.as_bytes().into(), *params))
                 .collect(),
         }
     });
@@ -118,7 +117,7 @@ pub(super) fn undo(keyspace: &Keyspace, gone: &[(Scope, Reservation)]) -> Vec<Ca
 pub(super) struct Payment {
     number: u64,
     since: Instant,
-    owed: Vec<Owed>,
+    owed: Vec<Debt>,
 }
 
 /// Payments that Redis has not confirmed.
@@ -129,7 +128,7 @@ pub(super) struct Payments {
 }
 
 impl Payments {
-    pub(super) fn add(&mut self, owed: &[Owed], now: Instant) {
+    pub(super) fn add(&mut self, owed: &[Debt], now: Instant) {
         for owed in owed.chunks(MOST_BUCKETS) {
             self.last += 1;
             self.open.push_back(Payment {
@@ -164,7 +163,10 @@ impl Payment {
     pub(super) fn call(&self, keyspace: &Keyspace, limiter: &str, now: Instant) -> Call {
         let mut argument = Argument::default();
         // A bucket that is emptied by the payment, and full again when it is forgotten.
-        argument.key(Terms::new(1.0, PAID.as_secs_f64().recip()), First::NONE);
+        argument.key(
+            BucketParams::new(1.0, PAID.as_secs_f64().recip()),
+            First::NONE,
+        );
         let mut keys = vec![keyspace.own(&format!("#paid:{limiter}:{}", self.number))];
         // Not charged in the time in which an empty bucket would have refilled in spite of it, it
         // is forgiven, as if it had been charged then.
@@ -173,17 +175,17 @@ impl Payment {
             .owed
             .iter()
             .filter(|owed| {
-                age < from_us((owed.terms.cap + owed.tokens.max(0.0)) / owed.terms.per_us)
+                age < from_us((owed.params.capacity + owed.tokens.max(0.0)) / owed.params.per_us)
             })
             .collect();
         for owed in &due {
             keys.push(keyspace.bucket(&owed.id));
-            argument.key(owed.terms, First::NONE);
+            argument.key(owed.params, First::NONE);
         }
         argument.once(1);
         for (index, owed) in due.iter().enumerate() {
             if owed.tokens > 0.0 {
-                argument.pay(index + 2, owed.tokens, owed.wait_us, owed.big);
+                argument.write_back(index + 2, owed.tokens, owed.wait_us, owed.big);
             } else {
                 argument.give_back(index + 2, -owed.tokens);
             }
@@ -193,7 +195,7 @@ impl Payment {
             argument: argument.into_bytes(),
             buckets: due
                 .iter()
-                .map(|owed| (owed.id.clone(), owed.terms))
+                .map(|owed| (owed.id.clone(), owed.params))
                 .collect(),
         }
     }
@@ -203,11 +205,11 @@ impl Payment {
 mod tests {
     use super::*;
 
-    fn owed(n: usize) -> Vec<Owed> {
+    fn owed(n: usize) -> Vec<Debt> {
         (0..n)
-            .map(|n| Owed {
+            .map(|n| Debt {
                 id: format!("s{n}").into_bytes().into(),
-                terms: Terms::new(10.0, 1.0),
+                params: BucketParams::new(10.0, 1.0),
                 tokens: 3.0,
                 wait_us: 0.0,
                 big: 0.0,

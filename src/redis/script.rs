@@ -2,8 +2,8 @@
 
 use std::sync::LazyLock;
 
-use super::known::Told;
-use crate::bucket::{Reservation, Taken, Terms};
+use super::known::BucketState;
+use crate::bucket::{BucketParams, Reservation, Taken};
 
 /// What Redis runs, known to it by its hash.
 pub(crate) struct Script {
@@ -67,13 +67,19 @@ impl Argument {
     }
 
     /// The next key: its quota, and the first demand on it. Keys count from 1, as in Lua.
-    pub(crate) fn key(&mut self, terms: Terms, first: First) {
+    pub(crate) fn key(&mut self, params: BucketParams, first: First) {
         let First {
             cost,
             n,
             max_wait_us,
         } = first;
-        let numbers = [terms.cap, terms.per_us, cost, f64::from(n), max_wait_us];
+        let numbers = [
+            params.capacity,
+            params.per_us,
+            cost,
+            f64::from(n),
+            max_wait_us,
+        ];
         Self::push(&mut self.keys, &numbers);
     }
 
@@ -101,7 +107,7 @@ impl Argument {
 
     /// Charges what was granted beside Redis, however deep the debt: the last turn that is paid
     /// for comes after `wait` microseconds, and the largest is of cost `big`.
-    pub(crate) fn pay(&mut self, index: usize, tokens: f64, wait: f64, big: f64) {
+    pub(crate) fn write_back(&mut self, index: usize, tokens: f64, wait: f64, big: f64) {
         Self::push(&mut self.commands, &[7.0, index as f64, tokens, wait, big]);
     }
 
@@ -113,12 +119,12 @@ impl Argument {
         Self::push(&mut self.commands, &[4.0, index as f64]);
     }
 
-    pub(crate) fn lower(&mut self, index: usize, tokens: f64) {
+    pub(crate) fn cap_level(&mut self, index: usize, tokens: f64) {
         Self::push(&mut self.commands, &[5.0, index as f64, tokens]);
     }
 
     /// Nobody is granted anything for `us` microseconds.
-    pub(crate) fn hold_back(&mut self, index: usize, us: f64) {
+    pub(crate) fn pause(&mut self, index: usize, us: f64) {
         Self::push(&mut self.commands, &[9.0, index as f64, us]);
     }
 
@@ -208,15 +214,20 @@ impl<'a> Reply<'a> {
     }
 
     /// For how long nobody is granted anything of a key, in microseconds.
-    pub(crate) fn held(&self, key: usize) -> f64 {
+    pub(crate) fn pause_us(&self, key: usize) -> f64 {
         (-self.number(1 + 6 * key + 5)).max(0.0)
     }
 
     /// All that the reply tells of a key.
-    pub(crate) fn told(&self, key: usize, terms: Terms) -> Told {
+    pub(crate) fn state(&self, key: usize, params: BucketParams) -> BucketState {
         let (level, pool) = self.level(key);
-        let held = self.held(key);
-        Told { level, pool, held }.bounded(terms)
+        let held = self.pause_us(key);
+        BucketState {
+            level,
+            returned: pool,
+            pause_us: held,
+        }
+        .bounded(params)
     }
 
     /// What a command that takes got, counted from zero.

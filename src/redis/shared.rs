@@ -18,8 +18,8 @@ use super::{
     connect::Session,
     failure::{is_paused, timed_out},
     heartbeat::{Age, Answer, Epoch, Heartbeat},
-    keeper::Keeper,
-    link::LinkConfig,
+    keeper::Supervisor,
+    link::ConnectionConfig,
     recovery::Payments,
     script::ACQUIRE,
     script::Reply,
@@ -27,7 +27,7 @@ use super::{
 use crate::{
     clock::to_us,
     decision::{Failure, FailureKind},
-    members::{Beat, SILENCE},
+    members::{HeartbeatReply, SILENCE},
 };
 
 /// Without a beat for so long a limiter counts as cut off.
@@ -46,13 +46,13 @@ const LONG_OUTAGE: Duration = Duration::from_millis(300);
 /// takes some ten round trips: that the first calls come too early for it is no outage yet.
 const SLOW_START: Duration = Duration::from_secs(1);
 
-pub(super) struct Shared {
-    pub(super) config: LinkConfig,
+pub(super) struct ConnectionState {
+    pub(super) config: ConnectionConfig,
     state: Mutex<State>,
     /// Says that `state` has changed.
     changed: watch::Sender<()>,
     /// At a glance: connected, and no outage lately.
-    pub(super) calm: AtomicBool,
+    pub(super) steady: AtomicBool,
     /// By which name the other limiters count this one.
     pub(super) limiter: String,
     random: AtomicU64,
@@ -128,8 +128,8 @@ pub(super) fn disconnected() -> Failure {
     Failure::new(FailureKind::Disconnected, "the connection was given up")
 }
 
-impl Shared {
-    pub(super) fn new(config: LinkConfig) -> Self {
+impl ConnectionState {
+    pub(super) fn new(config: ConnectionConfig) -> Self {
         Self {
             limiter: format!("{:016x}", config.seed),
             random: AtomicU64::new(config.seed),
@@ -147,7 +147,7 @@ impl Shared {
                 counted_since: None,
             }),
             changed: watch::Sender::new(()),
-            calm: AtomicBool::new(false),
+            steady: AtomicBool::new(false),
             payments: Mutex::default(),
             may_not_beat: AtomicBool::new(false),
             counted: Arc::default(),
@@ -201,7 +201,7 @@ impl Shared {
             };
             if let Some(number) = starts {
                 // Outside the lock: a runtime that shuts down drops the task here.
-                Keeper::spawn(self, number);
+                Supervisor::spawn(self, number);
             }
             match timeout_at(deadline, changed.changed()).await {
                 Ok(Ok(())) => {}
@@ -233,13 +233,13 @@ impl Shared {
     }
 
     /// A background task has failed, whatever it was doing.
-    pub(super) fn fails(&self, failure: &Failure) {
+    pub(super) fn fail(&self, failure: &Failure) {
         let generation = match &self.lock().stage {
             Stage::Up(live) => Some(live.generation),
             _ => None,
         };
         if let Some(generation) = generation {
-            self.tell(generation, Some(failure));
+            self.record(generation, Some(failure));
             return;
         }
         self.gives_up_starting(Duration::ZERO, failure);
@@ -328,9 +328,9 @@ impl Shared {
     }
 
     /// After an outage, the part of all that is back.
-    pub(super) fn back(&self) -> f64 {
-        match self.is_in_grace() {
-            true => self.config.members.back(),
+    pub(super) fn recovered_part(&self) -> f64 {
+        match self.is_recovering() {
+            true => self.config.peers.recovered(),
             false => 1.0,
         }
     }
@@ -357,16 +357,16 @@ impl Shared {
 
     /// Reports what is reserved for those who are missing.
     pub(super) fn report_reserved(&self) {
-        let members = &self.config.members;
-        let (missing, part) = match self.is_in_grace() {
+        let members = &self.config.peers;
+        let (missing, part) = match self.is_recovering() {
             true => (0, 1.0),
             false => (members.missing(), members.part(Instant::now()).of_rate),
         };
         self.config.observer.reserves(missing, part);
     }
 
-    pub(super) fn is_in_grace(&self) -> bool {
-        !self.calm.load(Ordering::Acquire) && self.lock().is_in(self.config.grace())
+    pub(super) fn is_recovering(&self) -> bool {
+        !self.steady.load(Ordering::Acquire) && self.lock().is_in(self.config.recovery_window())
     }
 
     /// Who was heard within this time counts as alive; in and after an outage, whoever was heard
@@ -375,7 +375,7 @@ impl Shared {
         let state = self.lock();
         let away = matches!(state.stage, Stage::Down(_));
         match state.tripped {
-            Some(tripped) if away || state.is_in(self.config.grace()) => {
+            Some(tripped) if away || state.is_in(self.config.recovery_window()) => {
                 let back = state.recovered.filter(|_| !away);
                 let outage = back.unwrap_or_else(Instant::now) - tripped;
                 match outage >= LONG_OUTAGE {
@@ -388,12 +388,12 @@ impl Shared {
     }
 
     /// Beats. None where this client may not.
-    pub(super) async fn beat(
+    pub(super) async fn heartbeat(
         &self,
         session: &dyn Session,
         within: Duration,
         keeper: u64,
-    ) -> Result<Option<(Epoch, Beat)>, Failure> {
+    ) -> Result<Option<(Epoch, HeartbeatReply)>, Failure> {
         // An answer in time which says that the heartbeat was late: the server's clock was set.
         for _ in 0..2 {
             let heartbeat = Heartbeat {
@@ -402,7 +402,7 @@ impl Shared {
                 epoch: self.epoch(),
                 leaves: false,
                 alive_within: self.alive_within(),
-                reserve_for: self.config.members.reserve_for,
+                reserve_for: self.config.peers.reserve_for,
                 random: self.random(),
                 good_until: self.given_up_at(within),
                 ..Heartbeat::last(&self.config.keyspace, &self.limiter)
@@ -461,7 +461,7 @@ impl Shared {
     }
 
     /// What a call over this connection met.
-    pub(super) fn tell(&self, generation: u64, failure: Option<&Failure>) {
+    pub(super) fn record(&self, generation: u64, failure: Option<&Failure>) {
         self.observe(generation, failure);
         if let Some(failure) = failure {
             self.config.observer.misconfigured(failure);
@@ -480,7 +480,7 @@ impl Shared {
             return;
         };
         let failure = failure.cloned().unwrap_or_else(disconnected);
-        self.calm.store(false, Ordering::Release);
+        self.steady.store(false, Ordering::Release);
         state.pause = pause;
         state.active = Some(now);
         state.tripped = Some(now);
@@ -530,7 +530,7 @@ impl Shared {
     }
 
     /// The probe failed.
-    pub(super) fn stays_down(&self, keeper: u64, failure: Failure) {
+    pub(super) fn stay_down(&self, keeper: u64, failure: Failure) {
         let mut state = self.lock();
         if state.keeper != keeper {
             return;
@@ -554,19 +554,19 @@ impl Shared {
     }
 
     /// The supervisor panicked, and goes on.
-    pub(super) fn crashes(&self, keeper: u64, failure: Failure) {
+    pub(super) fn crash(&self, keeper: u64, failure: Failure) {
         let state = self.lock();
         let (is_up, is_last) = (matches!(state.stage, Stage::Up(_)), state.keeper == keeper);
         drop(state);
         match is_up {
             _ if !is_last => self.config.observer.misconfigured(&failure),
-            true => self.fails(&failure),
-            false => self.stays_down(keeper, failure),
+            true => self.fail(&failure),
+            false => self.stay_down(keeper, failure),
         }
     }
 
     /// The probe was answered, and all that was owed is charged.
-    pub(super) fn rises(&self, keeper: u64, session: Box<dyn Session>) -> Option<Arc<Live>> {
+    pub(super) fn recover(&self, keeper: u64, session: Box<dyn Session>) -> Option<Arc<Live>> {
         let mut state = self.lock();
         if state.keeper != keeper {
             return None;
@@ -584,8 +584,8 @@ impl Shared {
         // Also where the keeper that saw it go is gone itself.
         if state.tripped > state.recovered {
             state.recovered = Some(now);
-            let until = now + self.config.grace();
-            self.config.members.expect_all_until(until, now);
+            let until = now + self.config.recovery_window();
+            self.config.peers.expect_all_until(until, now);
         }
         let up = Stage::Up(live.clone());
         let before = std::mem::replace(&mut state.stage, up);
@@ -605,7 +605,7 @@ impl Shared {
             return;
         }
         state.keeper += 1;
-        self.calm.store(false, Ordering::Release);
+        self.steady.store(false, Ordering::Release);
         state.breaker.abandon();
         let before = std::mem::replace(&mut state.stage, Stage::Idle);
         drop(state);

@@ -97,7 +97,7 @@ mod tests {
 
     use crate::{
         FailureKind, Health, Limiter, Quota, Scope,
-        redis::{driver::Driver, parity::support::RedisServer},
+        redis::{driver::RedisTransport, parity::support::RedisServer},
     };
 
     const API: Scope = Quota::per_day(1.0).burst(1e6).scope("api");
@@ -161,13 +161,13 @@ mod tests {
             }
         }
 
-        fn driver(&self, host: &str) -> Driver {
+        fn driver(&self, host: &str) -> RedisTransport {
             let url = format!("rediss://{host}:{}/2?protocol=resp3", self.port);
-            Driver::new(&url, LONG).expect("a URL")
+            RedisTransport::new(&url, LONG).expect("a URL")
         }
     }
 
-    fn limiter(driver: Driver) -> Limiter {
+    fn limiter(driver: RedisTransport) -> Limiter {
         let builder = Limiter::builder().redis_timeout(LONG);
         builder.connected_by(driver, 1)
     }
@@ -205,8 +205,8 @@ mod tests {
     }
 
     /// Memory decides, the health says why, and what was wrong is named.
-    async fn is_degraded(driver: Driver, kind: FailureKind, words: [&str; 2]) {
-        use crate::redis::connect::Connect;
+    async fn is_degraded(driver: RedisTransport, kind: FailureKind, words: [&str; 2]) {
+        use crate::redis::connect::Transport;
         let failure = driver.connect().await.err().expect("no connection");
         assert_eq!(failure.kind, kind, "{failure:?}");
         let said = format!("{} {:?}", failure.source, failure.advice);
@@ -254,7 +254,7 @@ mod tests {
         });
         let driver = |port| {
             let url = format!("rediss://127.0.0.1:{port}");
-            Driver::new(&url, LONG).expect("a URL")
+            RedisTransport::new(&url, LONG).expect("a URL")
         };
         let kind = FailureKind::Misconfigured;
         is_degraded(driver(port), kind, ["corrupt", "does not speak TLS"]).await;
@@ -268,7 +268,7 @@ mod tests {
             ("rediss://127.0.0.1:1/#insecure", "#insecure"),
             ("rediss://a..b:1/", "certificate"),
         ] {
-            let error = Driver::new(url, LONG).err().expect(url).to_string();
+            let error = RedisTransport::new(url, LONG).err().expect(url).to_string();
             assert!(error.contains(word), "{url}: {error}");
         }
     }

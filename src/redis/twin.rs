@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use crate::bucket::{Bucket, Reservation, Taken, TakenAll, Terms, take_all};
+use crate::bucket::{Bucket, BucketParams, Reservation, Taken, TakenAll, take_all};
 
 use super::script::{Answer, Argument, First};
 
@@ -50,7 +50,7 @@ impl Command {
 
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Call {
-    pub(crate) keys: Vec<(String, Terms)>,
+    pub(crate) keys: Vec<(String, BucketParams)>,
     /// Of each key.
     pub(crate) firsts: Vec<First>,
     pub(crate) commands: Vec<Command>,
@@ -59,11 +59,11 @@ pub(crate) struct Call {
 }
 
 impl Call {
-    pub(crate) fn new(key: &str, terms: Terms, commands: Vec<Command>) -> Self {
-        Self::of(vec![(key.to_owned(), terms)], commands)
+    pub(crate) fn new(key: &str, params: BucketParams, commands: Vec<Command>) -> Self {
+        Self::of(vec![(key.to_owned(), params)], commands)
     }
 
-    pub(crate) fn of(keys: Vec<(String, Terms)>, commands: Vec<Command>) -> Self {
+    pub(crate) fn of(keys: Vec<(String, BucketParams)>, commands: Vec<Command>) -> Self {
         Self {
             firsts: vec![First::NONE; keys.len()],
             keys,
@@ -117,8 +117,8 @@ impl Call {
 
     pub(crate) fn argument(&self) -> Vec<u8> {
         let mut argument = Argument::default();
-        for ((_, terms), first) in self.keys.iter().zip(&self.firsts) {
-            argument.key(*terms, *first);
+        for ((_, params), first) in self.keys.iter().zip(&self.firsts) {
+            argument.key(*params, *first);
         }
         for command in &self.commands {
             match command {
@@ -129,12 +129,12 @@ impl Call {
                 Command::GiveBack(index, tokens) => argument.give_back(index + 1, *tokens),
                 Command::Charge(index, tokens) => argument.charge(index + 1, *tokens),
                 Command::Pay(index, tokens, wait, big) => {
-                    argument.pay(index + 1, *tokens, *wait, *big);
+                    argument.write_back(index + 1, *tokens, *wait, *big);
                 }
                 Command::Reset(index) => argument.reset(index + 1),
                 Command::Look(index) => argument.look(index + 1),
-                Command::Lower(index, tokens) => argument.lower(index + 1, *tokens),
-                Command::HoldBack(index, us) => argument.hold_back(index + 1, *us),
+                Command::Lower(index, tokens) => argument.cap_level(index + 1, *tokens),
+                Command::HoldBack(index, us) => argument.pause(index + 1, *us),
                 Command::Once(index) => argument.once(index + 1),
                 Command::Lease(index, tokens) => argument.lease(index + 1, *tokens),
                 Command::Undo(index, gone) => argument.undo(index + 1, *gone),
@@ -161,7 +161,13 @@ impl Call {
         for key in keys {
             let mut number = || next().expect(short);
             let (cap, per_us) = (number(), number());
-            call.keys.push((key.clone(), Terms { cap, per_us }));
+            call.keys.push((
+                key.clone(),
+                BucketParams {
+                    capacity: cap,
+                    per_us,
+                },
+            ));
             let (cost, n, max_wait_us) = (number(), number() as u32, number());
             call.firsts.push(First {
                 cost,
@@ -214,7 +220,7 @@ impl Call {
 pub(crate) struct Stored {
     pub(crate) bucket: Bucket,
     /// The largest capacity and the smallest rate by which it is known.
-    pub(crate) widest: Terms,
+    pub(crate) widest: BucketParams,
     /// When Redis forgets it, in milliseconds.
     pub(crate) expires: f64,
     /// Until when, in microseconds, the value says that it is kept.
@@ -252,14 +258,17 @@ impl Stored {
             bucket: Bucket {
                 level,
                 at,
-                tail,
-                big,
-                pool,
-                held,
-                by,
-                cancelled,
+                last_due: tail,
+                largest_cost: big,
+                returned: pool,
+                paused_until: held,
+                pause_rate: by,
+                gaps: cancelled,
             },
-            widest: Terms { cap, per_us },
+            widest: BucketParams {
+                capacity: cap,
+                per_us,
+            },
             expires: f64::INFINITY,
             kept,
         })
@@ -267,25 +276,25 @@ impl Stored {
 
     /// Whether a call may have written it: no amount below zero, no wait of 300 years, no debt of
     /// as many at a ten-thousandth of the rate.
-    fn is_plausible(&self, terms: Terms) -> bool {
+    fn is_plausible(&self, params: BucketParams) -> bool {
         let (bucket, widest) = (&self.bucket, self.widest);
         widest.per_us > 0.0
-            && widest.cap > 0.0
-            && widest.cap <= 1e100
-            && bucket.big >= 0.0
-            && bucket.pool >= 0.0
-            && bucket.by >= 0.0
-            && bucket.by <= 1e100
-            && bucket.tail - bucket.at <= 1e16
-            && bucket.held - bucket.at <= 1e16
-            && bucket.level >= -2.0 * widest.cap - 1e20 * (terms.per_us + bucket.by)
-            && bucket.cancelled.len() <= 64
-            && bucket.cancelled.is_sorted_by(|a, b| a.until <= b.until)
-            && bucket.cancelled.iter().all(|gap| {
+            && widest.capacity > 0.0
+            && widest.capacity <= 1e100
+            && bucket.largest_cost >= 0.0
+            && bucket.returned >= 0.0
+            && bucket.pause_rate >= 0.0
+            && bucket.pause_rate <= 1e100
+            && bucket.last_due - bucket.at <= 1e16
+            && bucket.paused_until - bucket.at <= 1e16
+            && bucket.level >= -2.0 * widest.capacity - 1e20 * (params.per_us + bucket.pause_rate)
+            && bucket.gaps.len() <= 64
+            && bucket.gaps.is_sorted_by(|a, b| a.until <= b.until)
+            && bucket.gaps.iter().all(|gap| {
                 gap.from < gap.until
-                    && gap.until <= bucket.tail
+                    && gap.until <= bucket.last_due
                     && gap.tokens > 0.0
-                    && gap.tokens <= widest.cap * 1e10
+                    && gap.tokens <= widest.capacity * 1e10
             })
     }
 
@@ -331,29 +340,31 @@ impl Outcome {
 }
 
 #[derive(Clone, Debug, Default)]
-pub(crate) struct Twin {
+pub(crate) struct ReferenceModel {
     pub(crate) keys: HashMap<String, Stored>,
 }
 
-impl Twin {
+impl ReferenceModel {
     pub(crate) fn call(&mut self, call: &Call, now: f64) -> Outcome {
         let (mut buckets, mut widest, mut changed) = (Vec::new(), Vec::new(), Vec::new());
         let mut known = Vec::new();
-        for (key, terms) in &call.keys {
+        for (key, params) in &call.keys {
             let stored = self.keys.get(key);
-            let stored = stored.filter(|stored| stored.is_plausible(*terms));
-            let mut bucket =
-                stored.map_or_else(|| Bucket::full(now, *terms), |stored| stored.bucket.clone());
-            changed.push(bucket.visit_by(now, *terms, call.back));
+            let stored = stored.filter(|stored| stored.is_plausible(*params));
+            let mut bucket = stored.map_or_else(
+                || Bucket::full(now, *params),
+                |stored| stored.bucket.clone(),
+            );
+            changed.push(bucket.advance_in_recovery(now, *params, call.back));
             buckets.push(bucket);
             known.push(stored.cloned());
-            widest.push(stored.map_or(*terms, |stored| Terms {
-                cap: stored.widest.cap.max(terms.cap),
-                per_us: stored.widest.per_us.min(terms.per_us),
+            widest.push(stored.map_or(*params, |stored| BucketParams {
+                capacity: stored.widest.capacity.max(params.capacity),
+                per_us: stored.widest.per_us.min(params.per_us),
             }));
         }
         let mut answers = Vec::new();
-        let terms: Vec<Terms> = call.keys.iter().map(|(_, terms)| *terms).collect();
+        let params: Vec<BucketParams> = call.keys.iter().map(|(_, params)| *params).collect();
         let mut firsts = Vec::new();
         for (index, first) in call.firsts.iter().enumerate() {
             let &First {
@@ -364,7 +375,7 @@ impl Twin {
             let before = buckets[index].clone();
             firsts.push(match n {
                 0 => Taken::default(),
-                n => buckets[index].take(cost, n, max_wait_us, terms[index]),
+                n => buckets[index].take(cost, n, max_wait_us, params[index]),
             });
             changed[index] |= buckets[index] != before;
         }
@@ -372,35 +383,35 @@ impl Twin {
             match command {
                 Command::Take { n, max_wait, of } => {
                     let before = buckets.clone();
-                    answers.push(take(&mut buckets, &terms, *n, *max_wait, of));
+                    answers.push(take(&mut buckets, &params, *n, *max_wait, of));
                     for (index, changed) in changed.iter_mut().enumerate() {
                         *changed |= buckets[index] != before[index];
                     }
                 }
                 Command::GiveBack(index, tokens) => {
-                    buckets[*index].give_back(*tokens, terms[*index]);
+                    buckets[*index].give_back(*tokens, params[*index]);
                     changed[*index] = true;
                 }
                 Command::Charge(index, tokens) => {
-                    buckets[*index].charge(*tokens, terms[*index]);
+                    buckets[*index].charge(*tokens, params[*index]);
                     changed[*index] = true;
                 }
                 Command::Pay(index, tokens, wait, big) => {
-                    buckets[*index].pay(*tokens, *wait, *big);
+                    buckets[*index].write_back(*tokens, *wait, *big);
                     changed[*index] = true;
                 }
                 Command::Reset(index) => {
                     let at = buckets[*index].at;
-                    buckets[*index] = Bucket::full(at, terms[*index]);
+                    buckets[*index] = Bucket::full(at, params[*index]);
                     changed[*index] = true;
                 }
                 Command::Look(_) => {}
                 Command::Lower(index, tokens) => {
-                    buckets[*index].lower(*tokens);
+                    buckets[*index].cap_level(*tokens);
                     changed[*index] = true;
                 }
                 Command::Lease(index, tokens) => {
-                    let ahead = buckets[*index].lease(*tokens, terms[*index]);
+                    let ahead = buckets[*index].lease(*tokens, params[*index]);
                     changed[*index] |= ahead > 0.0;
                     answers.push(Answer {
                         taken: Taken {
@@ -412,15 +423,15 @@ impl Twin {
                     });
                 }
                 Command::HoldBack(index, us) => {
-                    buckets[*index].hold_back(*us, terms[*index]);
+                    buckets[*index].pause(*us, params[*index]);
                     changed[*index] = true;
                 }
                 Command::Undo(index, gone) => {
-                    buckets[*index].undo(*gone, terms[*index]);
+                    buckets[*index].undo(*gone, params[*index]);
                     changed[*index] = true;
                 }
                 Command::Once(index) => {
-                    if buckets[*index].level < terms[*index].cap {
+                    if buckets[*index].level < params[*index].capacity {
                         break;
                     }
                     buckets[*index].level = 0.0;
@@ -441,12 +452,12 @@ impl Twin {
             if let Some(px) = px {
                 kept = now + (px - 1.0) * 1_000.0;
             }
-            let gaps = bucket.cancelled.len();
+            let gaps = bucket.gaps.len();
             let length = if gaps > 0 {
                 80 + 24 * gaps
-            } else if bucket.held > bucket.at {
+            } else if bucket.paused_until > bucket.at {
                 80
-            } else if bucket.tail > bucket.at {
+            } else if bucket.last_due > bucket.at {
                 64
             } else {
                 40
@@ -464,12 +475,14 @@ impl Twin {
             };
             self.keys.insert(key.clone(), stored);
         }
-        let levels = buckets.iter().map(|bucket| (bucket.free(), bucket.pool));
+        let levels = buckets
+            .iter()
+            .map(|bucket| (bucket.free(), bucket.returned));
         Outcome {
             firsts,
             answers,
             levels: levels.collect(),
-            held: buckets.iter().map(Bucket::held_for).collect(),
+            held: buckets.iter().map(Bucket::pause_left).collect(),
             written,
             ahead: buckets.iter().any(|bucket| bucket.at > now),
         }
@@ -478,13 +491,13 @@ impl Twin {
 
 fn take(
     buckets: &mut [Bucket],
-    terms: &[Terms],
+    params: &[BucketParams],
     n: u32,
     max_wait: f64,
     of: &[(usize, f64)],
 ) -> Answer {
     if let &[(index, cost)] = of {
-        let taken = buckets[index].take(cost, n, max_wait, terms[index]);
+        let taken = buckets[index].take(cost, n, max_wait, params[index]);
         return Answer { taken, which: 0 };
     }
     // In the order of the demand, which need not be that of the keys.
@@ -496,7 +509,7 @@ fn take(
         asked
             .iter_mut()
             .zip(of)
-            .map(|(bucket, &(index, cost))| (bucket, cost, terms[index])),
+            .map(|(bucket, &(index, cost))| (bucket, cost, params[index])),
         max_wait,
     );
     for (bucket, &(index, _)) in asked.into_iter().zip(of) {
@@ -514,6 +527,6 @@ fn take(
     match all {
         TakenAll::All => answer(1.0, 1.0, 0.0, 0.0, 0),
         TakenAll::Slowest { which, wait, .. } => answer(0.0, 1.0, wait, 0.0, which),
-        TakenAll::Refused { which, retry_after } => answer(0.0, 0.0, 0.0, retry_after, which),
+        TakenAll::Rejected { which, retry_after } => answer(0.0, 0.0, 0.0, retry_after, which),
     }
 }

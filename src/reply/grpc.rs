@@ -22,7 +22,7 @@ const UNAVAILABLE: u8 = 14;
 
 pub(super) fn refusal<B: Default>(rejected: &Rejected, content_type: HeaderValue) -> Response<B> {
     let code = match rejected.reason() {
-        Reason::Limited | Reason::Impossible => RESOURCE_EXHAUSTED,
+        Reason::Limited | Reason::ExceedsCapacity => RESOURCE_EXHAUSTED,
         Reason::Unavailable => UNAVAILABLE,
     };
     let message = rejected.to_string();
@@ -42,7 +42,7 @@ pub(super) fn refusal<B: Default>(rejected: &Rejected, content_type: HeaderValue
             .div_ceil(1_000_000)
             .min(i32::MAX as u128);
         headers.insert(GRPC_PUSHBACK, HeaderValue::from(millis as u64));
-    } else if rejected.reason() == Reason::Impossible {
+    } else if rejected.reason() == Reason::ExceedsCapacity {
         headers.insert(GRPC_PUSHBACK, HeaderValue::from_static("-1"));
     }
     response
@@ -190,7 +190,7 @@ mod tests {
     #[test]
     fn what_never_succeeds_is_not_retried() {
         let scope = Quota::per_second(1.0).scope("s").cost(9.0);
-        let response: Response<String> = refusal(&Rejected::impossible(&scope), GRPC);
+        let response: Response<String> = refusal(&Rejected::exceeds_capacity(&scope), GRPC);
         assert_eq!(response.headers()[GRPC_PUSHBACK], "-1");
         assert_eq!(response.headers()[GRPC_STATUS], "8");
         let response: Response<String> = refusal(&Rejected::unavailable(&scope, None), GRPC);

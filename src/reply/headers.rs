@@ -111,7 +111,7 @@ impl HeaderStyle {
     ///     response
     /// });
     /// ```
-    pub fn refused(self, rejected: &Rejected, headers: &mut HeaderMap) {
+    pub fn write_rejected(self, rejected: &Rejected, headers: &mut HeaderMap) {
         headers.insert(CACHE_CONTROL, NO_STORE);
         let seconds = retry_after(rejected);
         if let Some(seconds) = seconds {
@@ -144,7 +144,7 @@ impl HeaderStyle {
     /// assert_eq!(headers["ratelimit"], r#""api";r=19;t=1"#);
     /// # }
     /// ```
-    pub fn admitted(self, permit: &Permit, headers: &mut HeaderMap) {
+    pub fn write_admitted(self, permit: &Permit, headers: &mut HeaderMap) {
         let [first, ..] = permit.scopes() else {
             return;
         };

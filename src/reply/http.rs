@@ -27,7 +27,7 @@ use crate::{Permit, Reason, Rejected};
 /// Over HTTP, refusals and other answers also carry the fields of a [`HeaderStyle`]. A refusal
 /// has no body unless [`problem_json`](Self::problem_json) is said; for one of your own there is
 /// [`RateLimitLayer::respond`](crate::RateLimitLayer::respond) with
-/// [`HeaderStyle::refused`].
+/// [`HeaderStyle::write_rejected`].
 ///
 /// Before a client rather than in a server, say `headers(HeaderStyle::None)`: else the responses
 /// that come back are marked with the limits of this process.
@@ -114,7 +114,7 @@ impl<T> HttpReply<T> {
         }
         let mut response = Response::new(B::default());
         *response.status_mut() = status(rejected);
-        self.style.refused(rejected, response.headers_mut());
+        self.style.write_rejected(rejected, response.headers_mut());
         body(&mut response);
         response
     }
@@ -168,7 +168,7 @@ fn mark(style: HeaderStyle, permit: &Permit, headers: &mut HeaderMap) {
     // To a gRPC client they would be metadata that nobody reads.
     let answer = headers.get(CONTENT_TYPE).and_then(grpc_answer);
     if style != HeaderStyle::None && answer.is_none() {
-        style.admitted(permit, headers);
+        style.write_admitted(permit, headers);
     }
 }
 
@@ -188,7 +188,7 @@ fn mark(style: HeaderStyle, permit: &Permit, headers: &mut HeaderMap) {
 pub fn status(rejected: &Rejected) -> StatusCode {
     match rejected.reason() {
         Reason::Limited => StatusCode::TOO_MANY_REQUESTS,
-        Reason::Impossible => StatusCode::FORBIDDEN,
+        Reason::ExceedsCapacity => StatusCode::FORBIDDEN,
         Reason::Unavailable => StatusCode::SERVICE_UNAVAILABLE,
     }
 }
@@ -241,7 +241,7 @@ mod tests {
             let response = refusal(&rejected);
             assert_eq!(response.headers()[RETRY_AFTER], seconds);
         }
-        let never = refusal(&Rejected::impossible(&scope));
+        let never = refusal(&Rejected::exceeds_capacity(&scope));
         assert_eq!(never.status(), 403);
         assert!(!never.headers().contains_key(RETRY_AFTER));
         let away = refusal(&Rejected::unavailable(&scope, None));

@@ -27,6 +27,24 @@ pub struct LiveScope {
     scope: Scope,
 }
 
+impl LiveQuota {
+    /// A scope that is limited by whatever holds when it is asked for.
+    ///
+    /// ```
+    /// # use tower_throttle::{Limiter, LiveQuota, Quota, RateLimitLayer};
+    /// let quota = LiveQuota::new(Quota::per_second(500.0));
+    /// let layer = RateLimitLayer::new(&Limiter::in_memory(), quota.scope("site"));
+    /// quota.set(Quota::per_second(100.0)); // from the next request on
+    /// ```
+    ///
+    /// # Panics
+    ///
+    /// If `name` is empty.
+    pub fn scope(&self, name: impl Into<String>) -> LiveScope {
+        LiveScope::new(self.clone(), name.into())
+    }
+}
+
 impl LiveScope {
     pub(crate) fn new(quota: LiveQuota, name: String) -> Self {
         let scope = Scope::new(name, quota.get());
@@ -69,7 +87,7 @@ impl LiveScope {
     ///
     /// ```
     /// # use tower_throttle::{Fallback, LiveQuota, Quota};
-    /// let scope = LiveQuota::new(Quota::per_minute(60.0)).scope("login").fallback(Fallback::Closed);
+    /// let scope = LiveQuota::new(Quota::per_minute(60.0)).scope("login").fallback(Fallback::FailClosed);
     /// ```
     ///
     /// # Panics

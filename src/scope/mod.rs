@@ -19,6 +19,7 @@ pub use self::{
     several::{IntoScopes, Scopes},
 };
 use crate::{
+    bucket::BucketParams,
     fallback::{Fallback, Share},
     quota::Quota,
 };
@@ -79,6 +80,24 @@ impl Name {
             Self::Static(name) => name,
             Self::Shared(name) => name,
         }
+    }
+}
+
+impl Quota {
+    /// Names this limit: a [`Scope`] with one bucket, until it is given a key.
+    ///
+    /// ```
+    /// # use tower_throttle::{Quota, Scope};
+    /// const SITE: Scope = Quota::per_second(500.0).scope("site");
+    /// assert_eq!(SITE.name(), "site");
+    /// ```
+    ///
+    /// # Panics
+    ///
+    /// If `name` is empty; in a `const`, a compile error.
+    #[track_caller]
+    pub const fn scope(self, name: &'static str) -> Scope {
+        Scope::fixed(name, self)
     }
 }
 
@@ -177,7 +196,7 @@ impl Scope {
     ///
     /// Never panics, because a cost often comes from a request: zero takes nothing; NaN,
     /// negative, infinite and more than the capacity are refused as
-    /// [`Reason::Impossible`](crate::Reason::Impossible). A level is rounded to 2^-54 of the
+    /// [`Reason::ExceedsCapacity`](crate::Reason::ExceedsCapacity). A level is rounded to 2^-54 of the
     /// capacity, so that a cost below that may not be counted.
     ///
     /// ```
@@ -196,8 +215,8 @@ impl Scope {
     ///
     /// ```
     /// # use tower_throttle::{Fallback, Quota, Scope};
-    /// const LOGIN: Scope = Quota::per_minute(5.0).scope("login").fallback(Fallback::Closed);
-    /// const SEARCH: Scope = Quota::per_second(50.0).scope("search").fallback(Fallback::Open);
+    /// const LOGIN: Scope = Quota::per_minute(5.0).scope("login").fallback(Fallback::FailClosed);
+    /// const SEARCH: Scope = Quota::per_second(50.0).scope("search").fallback(Fallback::FailOpen);
     /// # let _ = (LOGIN, SEARCH);
     /// ```
     ///
@@ -207,12 +226,12 @@ impl Scope {
     pub const fn fallback(mut self, fallback: Fallback) -> Self {
         fallback.assert();
         (self.fallback, self.part) = match fallback {
-            Fallback::Share(Share::Auto) => (OwnFallback::Share, 0.0),
-            Fallback::Share(Share::Fixed(part)) => (OwnFallback::ShareOf, part),
-            Fallback::Strict(Share::Auto) => (OwnFallback::Strict, 0.0),
-            Fallback::Strict(Share::Fixed(part)) => (OwnFallback::StrictOf, part),
-            Fallback::Open => (OwnFallback::Open, 0.0),
-            Fallback::Closed => (OwnFallback::Closed, 0.0),
+            Fallback::LocalShare(Share::Auto) => (OwnFallback::Share, 0.0),
+            Fallback::LocalShare(Share::Fixed(part)) => (OwnFallback::ShareOf, part),
+            Fallback::StrictShare(Share::Auto) => (OwnFallback::Strict, 0.0),
+            Fallback::StrictShare(Share::Fixed(part)) => (OwnFallback::StrictOf, part),
+            Fallback::FailOpen => (OwnFallback::Open, 0.0),
+            Fallback::FailClosed => (OwnFallback::Closed, 0.0),
         };
         self
     }
@@ -243,6 +262,12 @@ impl Scope {
         self.name.clone()
     }
 
+    /// The parameters of its bucket.
+    #[inline]
+    pub(crate) const fn params(&self) -> BucketParams {
+        self.quota.params()
+    }
+
     /// Tokens that an acquisition takes.
     pub(crate) const fn tokens(&self) -> f64 {
         self.cost
@@ -252,12 +277,12 @@ impl Scope {
     pub(crate) const fn own_fallback(&self) -> Option<Fallback> {
         Some(match self.fallback {
             OwnFallback::None => return None,
-            OwnFallback::Share => Fallback::Share(Share::Auto),
-            OwnFallback::ShareOf => Fallback::Share(Share::Fixed(self.part)),
-            OwnFallback::Strict => Fallback::Strict(Share::Auto),
-            OwnFallback::StrictOf => Fallback::Strict(Share::Fixed(self.part)),
-            OwnFallback::Open => Fallback::Open,
-            OwnFallback::Closed => Fallback::Closed,
+            OwnFallback::Share => Fallback::LocalShare(Share::Auto),
+            OwnFallback::ShareOf => Fallback::LocalShare(Share::Fixed(self.part)),
+            OwnFallback::Strict => Fallback::StrictShare(Share::Auto),
+            OwnFallback::StrictOf => Fallback::StrictShare(Share::Fixed(self.part)),
+            OwnFallback::Open => Fallback::FailOpen,
+            OwnFallback::Closed => Fallback::FailClosed,
         })
     }
 

@@ -115,7 +115,7 @@ where
         self.reply.after(permit, res);
         for (field, remaining) in &advice.remaining {
             if let Some(which) = self.upstream.scope_of(field, permit.scopes()) {
-                permit.lower(which, *remaining);
+                permit.cap_level(which, *remaining);
             }
         }
         if advice.spent || advice.hold.is_some() {
@@ -124,8 +124,8 @@ where
                 .map(|hold| self.upstream.jittered(hold, random()));
             for which in self.upstream.scopes(permit.scopes()) {
                 match hold {
-                    Some(hold) => permit.hold_back(which, hold),
-                    None => permit.lower(which, 0.0),
+                    Some(hold) => permit.pause(which, hold),
+                    None => permit.cap_level(which, 0.0),
                 }
             }
         }

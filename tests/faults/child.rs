@@ -83,8 +83,8 @@ impl Order {
             url: value["url"].as_str().expect("a URL").to_owned(),
             replicas: value["replicas"].as_u64().expect("a number") as u32,
             policy: match value["policy"].as_str() {
-                Some("open") => Some(Fallback::Open),
-                Some("closed") => Some(Fallback::Closed),
+                Some("open") => Some(Fallback::FailOpen),
+                Some("closed") => Some(Fallback::FailClosed),
                 _ => None,
             },
             reserve_for: value["reserve_for"].as_u64(),
@@ -94,8 +94,8 @@ impl Order {
     /// The variable by which a process knows that it is one, and its value.
     pub(crate) fn to_env(&self) -> (&'static str, String) {
         let policy = match self.policy {
-            Some(Fallback::Open) => "open",
-            Some(Fallback::Closed) => "closed",
+            Some(Fallback::FailOpen) => "open",
+            Some(Fallback::FailClosed) => "closed",
             _ => "",
         };
         let value = json!({
@@ -112,7 +112,7 @@ fn scope(kind: Kind, policy: Option<Fallback>) -> Scope {
     let scope = Scope::new(kind.name, QUOTA);
     match policy {
         Some(policy) => scope.fallback(policy),
-        None if kind.strict => scope.fallback(Fallback::Strict(Share::Auto)),
+        None if kind.strict => scope.fallback(Fallback::StrictShare(Share::Auto)),
         None => scope,
     }
 }
@@ -163,7 +163,7 @@ async fn load(order: Order) {
     for task in tasks {
         task.await.expect("no panic");
     }
-    limiter.leave().await;
+    limiter.deregister().await;
     drop((records, limiter));
     // The watcher holds a sender, and goes with the limiter.
     writer.join().expect("no panic");

@@ -119,7 +119,7 @@ pub(crate) async fn rows() -> Vec<Row> {
     row("gRPC, refused", ".respond_http()", &refused);
     let never = nth!(server(API.cost(3.0), memory()).await, 1).expect_err("impossible");
     row("gRPC, impossible", ".respond_http()", &never);
-    let closed = API.fallback(Fallback::Closed);
+    let closed = API.fallback(Fallback::FailClosed);
     let away = nth!(server(closed.clone(), without_redis().await).await, 1);
     let away = away.expect_err("unavailable");
     row("gRPC, unavailable", ".respond_http()", &away);

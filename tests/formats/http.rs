@@ -124,7 +124,7 @@ async fn styles(rows: &mut Vec<Row>) {
     let own = |rejected: &Rejected| {
         let mut response = Response::new(Body::from("slow down"));
         *response.status_mut() = status(rejected);
-        HeaderStyle::Draft.refused(rejected, response.headers_mut());
+        HeaderStyle::Draft.write_rejected(rejected, response.headers_mut());
         response
     };
     let own = RateLimitLayer::new(&limiter, scope("own")).respond(own);
@@ -274,11 +274,11 @@ async fn outages(rows: &mut Vec<Row>) {
             answer,
         });
     }
-    let closed = API.fallback(Fallback::Closed);
+    let closed = API.fallback(Fallback::FailClosed);
     let closed = RateLimitLayer::new(&without_redis().await, closed).respond_http();
     row!(
         rows,
-        "unavailable: no Redis, `Fallback::Closed`",
+        "unavailable: no Redis, `Fallback::FailClosed`",
         ".problem_json()",
         1,
         closed.problem_json()

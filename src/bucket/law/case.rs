@@ -1,6 +1,6 @@
 //! What can happen, and what a run of it showed.
 
-use crate::bucket::Terms;
+use crate::bucket::BucketParams;
 
 use super::record::Record;
 
@@ -54,7 +54,7 @@ pub(super) enum Op {
 
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Case {
-    pub(super) terms: Vec<Terms>,
+    pub(super) params: Vec<BucketParams>,
     /// A cancelled sleeper's slot goes to the next sleeper of the same process, bucket and cost.
     pub(super) hand_over: bool,
     pub(super) ops: Vec<Op>,

@@ -1,6 +1,6 @@
 //! What looked right and was not: each case by its name, with the numbers that showed it.
 
-use crate::bucket::{Bucket, Reservation, Terms};
+use crate::bucket::{Bucket, BucketParams, Reservation};
 
 use super::case::{BUCKETS, Case, Fate, Law, Op, Outcome};
 use super::random::Rng;
@@ -26,11 +26,11 @@ fn held(id: u32, cost: f64) -> Op {
     take(id, [cost, 0.0, 0.0], Fate::Hold)
 }
 
-fn case(terms: &[(f64, f64)], ops: &[Op]) -> Case {
+fn case(params: &[(f64, f64)], ops: &[Op]) -> Case {
     Case {
-        terms: terms
+        params: params
             .iter()
-            .map(|&(cap, rate)| Terms::new(cap, rate))
+            .map(|&(cap, rate)| BucketParams::new(cap, rate))
             .collect(),
         hand_over: false,
         ops: ops.to_vec(),
@@ -197,41 +197,41 @@ fn the_rest_refused_gives_the_slowest_back_at_its_turn() {
 
 #[test]
 fn waits_of_a_batch_follow_from_the_last() {
-    let terms = Terms::new(5.0, 1.0);
-    let mut bucket = Bucket::full(0.0, terms);
+    let params = BucketParams::new(5.0, 1.0);
+    let mut bucket = Bucket::full(0.0, params);
     bucket.level = 2.5;
-    let taken = bucket.take(1.0, 5, 1e12, terms);
+    let taken = bucket.take(1.0, 5, 1e12, params);
     assert_eq!((taken.now, taken.granted, taken.last), (2.0, 5.0, 2.5e6));
-    let waits: Vec<f64> = (0..5).map(|k| taken.wait(k, 1.0, terms)).collect();
+    let waits: Vec<f64> = (0..5).map(|k| taken.wait(k, 1.0, params)).collect();
     assert_eq!(waits, [0.0, 0.0, 0.5e6, 1.5e6, 2.5e6]);
 }
 
 #[test]
 fn a_clock_set_back_is_mended_even_by_a_refusal() {
-    let terms = Terms::new(1.0, 1.0);
-    let mut bucket = Bucket::full(100.0 * SECOND, terms);
-    bucket.take(1.0, 1, 0.0, terms);
+    let params = BucketParams::new(1.0, 1.0);
+    let mut bucket = Bucket::full(100.0 * SECOND, params);
+    bucket.take(1.0, 1, 0.0, params);
     // A refusal that forgot this would repeat itself until the clock has caught up.
-    assert!(bucket.visit(40.0 * SECOND, terms));
-    assert_eq!(bucket.take(1.0, 1, 0.0, terms).retry_after, SECOND);
-    assert!(!bucket.visit(41.0 * SECOND, terms));
-    assert_eq!(bucket.take(1.0, 1, 0.0, terms).granted, 1.0);
+    assert!(bucket.advance(40.0 * SECOND, params));
+    assert_eq!(bucket.take(1.0, 1, 0.0, params).retry_after, SECOND);
+    assert!(!bucket.advance(41.0 * SECOND, params));
+    assert_eq!(bucket.take(1.0, 1, 0.0, params).granted, 1.0);
 }
 
 #[test]
 fn a_clock_set_back_leaves_sleepers_where_they_are() {
-    let terms = Terms::new(2.0, 1.0);
-    let mut bucket = Bucket::full(100.0 * SECOND, terms);
-    bucket.take(1.0, 5, 1e12, terms);
-    bucket.visit(101.0 * SECOND, terms);
-    bucket.visit(41.0 * SECOND, terms);
+    let params = BucketParams::new(2.0, 1.0);
+    let mut bucket = Bucket::full(100.0 * SECOND, params);
+    bucket.take(1.0, 5, 1e12, params);
+    bucket.advance(101.0 * SECOND, params);
+    bucket.advance(41.0 * SECOND, params);
     // Three seconds had been promised, one of them has passed; without the shift what is given
     // back would sit in the pool for another minute.
-    assert_eq!(bucket.tail, 43.0 * SECOND);
-    bucket.give_back(1.0, terms);
-    assert_eq!((bucket.level, bucket.pool), (-2.0, 1.0));
-    bucket.visit(43.0 * SECOND, terms);
-    assert_eq!((bucket.level, bucket.pool), (1.0, 0.0));
+    assert_eq!(bucket.last_due, 43.0 * SECOND);
+    bucket.give_back(1.0, params);
+    assert_eq!((bucket.level, bucket.returned), (-2.0, 1.0));
+    bucket.advance(43.0 * SECOND, params);
+    assert_eq!((bucket.level, bucket.returned), (1.0, 0.0));
 }
 
 #[test]
@@ -255,12 +255,12 @@ fn a_clock_set_back_after_a_grant_frees_nothing() {
 
 #[test]
 fn a_clock_slightly_behind_refills_nothing_until_it_has_caught_up() {
-    let terms = Terms::new(1.0, 1.0);
-    let mut bucket = Bucket::full(100.0 * SECOND, terms);
-    bucket.take(1.0, 1, 0.0, terms);
-    assert!(!bucket.visit(99.0 * SECOND, terms));
+    let params = BucketParams::new(1.0, 1.0);
+    let mut bucket = Bucket::full(100.0 * SECOND, params);
+    bucket.take(1.0, 1, 0.0, params);
+    assert!(!bucket.advance(99.0 * SECOND, params));
     assert_eq!((bucket.level, bucket.at), (0.0, 100.0 * SECOND));
-    assert!(!bucket.visit(100.5 * SECOND, terms));
+    assert!(!bucket.advance(100.5 * SECOND, params));
     assert_eq!(bucket.level, 0.5);
 }
 
@@ -301,97 +301,97 @@ fn a_clock_set_forward_forgives_debts_and_then_cannot_tell_who_sleeps() {
 
 #[test]
 fn a_quota_raised_under_debt_adds_what_was_promised() {
-    let (old, new) = (Terms::new(5.0, 1.0), Terms::new(10.0, 10.0));
+    let (old, new) = (BucketParams::new(5.0, 1.0), BucketParams::new(10.0, 10.0));
     let mut bucket = Bucket::full(0.0, old);
     bucket.take(5.0, 1, 0.0, old);
     // Promised for t = 5, and paid at the new rate by t = .5.
     assert_eq!(bucket.take(5.0, 1, 1e12, old).last, 5.0 * SECOND);
-    bucket.visit(0.0, new);
+    bucket.advance(0.0, new);
     let mut used = 5.0;
     for tenth in 0..=50 {
-        bucket.visit(f64::from(tenth) * 0.1 * SECOND, new);
+        bucket.advance(f64::from(tenth) * 0.1 * SECOND, new);
         used += bucket.take(1.0, 100, 0.0, new).granted;
     }
     // From the raise to t = 5, the sleeper included.
-    let beyond = used - (new.cap + 5.0 * new.per_us * SECOND);
+    let beyond = used - (new.capacity + 5.0 * new.per_us * SECOND);
     assert!((-10.0..=5.0).contains(&beyond), "{beyond}");
     // From the moment at which the new capacity was first full: exactly the promise more.
     let mut bucket = Bucket::full(0.0, old);
     bucket.take(5.0, 2, 1e12, old);
-    bucket.visit(1.5 * SECOND, new);
+    bucket.advance(1.5 * SECOND, new);
     assert_near(bucket.level, 10.0);
     let mut used = 5.0;
     for tenth in 15..=50 {
-        bucket.visit(f64::from(tenth) * 0.1 * SECOND, new);
+        bucket.advance(f64::from(tenth) * 0.1 * SECOND, new);
         used += bucket.take(1.0, 100, 0.0, new).granted;
     }
-    assert_near(used - (new.cap + 3.5 * new.per_us * SECOND), 5.0);
+    assert_near(used - (new.capacity + 3.5 * new.per_us * SECOND), 5.0);
 }
 
 #[test]
 fn a_quota_raised_under_debt_leaves_sleepers_their_window() {
-    let (old, new) = (Terms::new(5.0, 1.0), Terms::new(5.0, 10.0));
+    let (old, new) = (BucketParams::new(5.0, 1.0), BucketParams::new(5.0, 10.0));
     let mut bucket = Bucket::full(0.0, old);
     bucket.take(5.0, 1, 0.0, old);
     bucket.take(3.0, 2, 1e12, old);
     // Promised for t = 3 and 6, but at the new rate a later one comes first.
-    bucket.visit(0.0, new);
+    bucket.advance(0.0, new);
     assert_eq!(bucket.take(1.0, 1, 1e12, new).last, 0.7 * SECOND);
-    assert_eq!(bucket.tail, 6.0 * SECOND);
+    assert_eq!(bucket.last_due, 6.0 * SECOND);
     // There are tokens already, while somebody sleeps; beside both the pool has room for one.
-    bucket.visit(0.8 * SECOND, new);
+    bucket.advance(0.8 * SECOND, new);
     assert_near(bucket.level, 1.0);
     bucket.give_back(5.0, new);
-    assert_near(bucket.pool, 1.0);
+    assert_near(bucket.returned, 1.0);
 }
 
 #[test]
 fn a_changed_quota_keeps_the_level_in_tokens() {
-    let (large, small) = (Terms::new(100.0, 1.0), Terms::new(10.0, 1.0));
+    let (large, small) = (BucketParams::new(100.0, 1.0), BucketParams::new(10.0, 1.0));
     let mut bucket = Bucket::full(0.0, large);
     bucket.take(95.0, 1, 0.0, large);
-    bucket.visit(0.0, small);
+    bucket.advance(0.0, small);
     assert_eq!(bucket.level, 5.0);
-    bucket.visit(0.0, large);
+    bucket.advance(0.0, large);
     assert_eq!(bucket.level, 5.0);
-    bucket.visit(50.0 * SECOND, small);
+    bucket.advance(50.0 * SECOND, small);
     assert_eq!(bucket.level, 10.0);
 }
 
 #[test]
 fn settling_up_cannot_block_a_bucket_for_ever() {
-    let terms = Terms::new(10.0, 1.0);
-    let mut bucket = Bucket::full(0.0, terms);
-    bucket.take(10.0, 1, 0.0, terms);
-    bucket.take(5.0, 1, 1e12, terms);
-    bucket.charge(1e9, terms);
+    let params = BucketParams::new(10.0, 1.0);
+    let mut bucket = Bucket::full(0.0, params);
+    bucket.take(10.0, 1, 0.0, params);
+    bucket.take(5.0, 1, 1e12, params);
+    bucket.charge(1e9, params);
     // One capacity beyond what was promised.
     assert_eq!(bucket.level, -15.0);
-    bucket.charge(1e9, terms);
+    bucket.charge(1e9, params);
     assert_eq!(bucket.level, -15.0);
 }
 
 /// The used part of the rate, in a queue that is never empty: everyone takes 3 of a capacity of
 /// 20, uses 1 and settles.
 fn settled_use(gives_back: bool) -> f64 {
-    let terms = Terms::new(20.0, 1.0);
-    let mut bucket = Bucket::full(0.0, terms);
+    let params = BucketParams::new(20.0, 1.0);
+    let mut bucket = Bucket::full(0.0, params);
     let mut turns = Vec::new();
     let (end, mut now, mut used) = (2_000.0 * SECOND, 0.0, 0.0);
     while now < end {
         while turns.len() < 8 {
-            let taken = bucket.take(3.0, 1, 1e12, terms);
+            let taken = bucket.take(3.0, 1, 1e12, params);
             turns.push(now + taken.last);
         }
         turns.sort_by(f64::total_cmp);
         now = turns.remove(0);
         used += 1.0;
-        bucket.visit(now, terms);
+        bucket.advance(now, params);
         if gives_back {
-            bucket.give_back(2.0, terms);
+            bucket.give_back(2.0, params);
         }
     }
-    used / (terms.cap + terms.per_us * now)
+    used / (params.capacity + params.per_us * now)
 }
 
 #[test]
@@ -438,30 +438,30 @@ fn cancelled_reservations_lose_no_tokens() {
 }
 
 /// Reserves for `n` callers of cost 1 and cancels all of them, in this order.
-fn reserve_and_cancel(terms: Terms, n: u32, order: impl Fn(u32) -> u32) -> Bucket {
-    let mut bucket = Bucket::full(1.7e15, terms);
-    bucket.take(terms.cap, 1, 0.0, terms);
+fn reserve_and_cancel(params: BucketParams, n: u32, order: impl Fn(u32) -> u32) -> Bucket {
+    let mut bucket = Bucket::full(1.7e15, params);
+    bucket.take(params.capacity, 1, 0.0, params);
     let reservations: Vec<_> = (0..n)
         .map(|_| {
-            let taken = bucket.take(1.0, 1, 1e12, terms);
-            Reservation::due(bucket.at + taken.last, 1.0, terms)
+            let taken = bucket.take(1.0, 1, 1e12, params);
+            Reservation::due(bucket.at + taken.last, 1.0, params)
         })
         .collect();
     for k in 0..n {
-        bucket.undo(reservations[order(k) as usize], terms);
+        bucket.undo(reservations[order(k) as usize], params);
     }
     bucket
 }
 
 #[test]
 fn after_all_waiters_are_gone_a_bucket_is_as_without_them() {
-    for terms in [
-        Terms::new(1.0, 1.0),
-        Terms::new(10.0, 3.0),
-        Terms::new(100.0, 1e4),
+    for params in [
+        BucketParams::new(1.0, 1.0),
+        BucketParams::new(10.0, 3.0),
+        BucketParams::new(100.0, 1e4),
     ] {
-        let mut empty = Bucket::full(1.7e15, terms);
-        empty.take(terms.cap, 1, 0.0, terms);
+        let mut empty = Bucket::full(1.7e15, params);
+        empty.take(params.capacity, 1, 0.0, params);
         let orders: [fn(u32) -> u32; 4] = [
             |k| k,
             |k| 19 - k,
@@ -470,91 +470,91 @@ fn after_all_waiters_are_gone_a_bucket_is_as_without_them() {
             |k| if k < 10 { 2 * k } else { 2 * k - 19 },
         ];
         for order in orders {
-            let bucket = reserve_and_cancel(terms, 20, order);
+            let bucket = reserve_and_cancel(params, 20, order);
             assert!((bucket.level - empty.level).abs() < 1e-6, "{bucket:?}");
-            assert_eq!((bucket.tail, bucket.big), (0.0, 0.0));
-            assert_eq!((bucket.pool, bucket.cancelled.len()), (0.0, 0));
+            assert_eq!((bucket.last_due, bucket.largest_cost), (0.0, 0.0));
+            assert_eq!((bucket.returned, bucket.gaps.len()), (0.0, 0));
         }
     }
 }
 
 #[test]
 fn cancelled_reservations_beyond_those_remembered_come_back_by_the_refill() {
-    let terms = Terms::new(1.0, 1.0);
+    let params = BucketParams::new(1.0, 1.0);
     // Of two processes whose callers stand in turn: none of the first are neighbours, and the last
     // of them is cancelled first.
     let order = |k| if k < 100 { 198 - 2 * k } else { 399 - 2 * k };
-    let mut bucket = reserve_and_cancel(terms, 200, order);
+    let mut bucket = reserve_and_cancel(params, 200, order);
     let lost = 100.0 - 64.0;
     assert!((-2.0 * lost..=0.0).contains(&bucket.level), "{bucket:?}");
-    bucket.visit(bucket.at + 2.0 * lost * SECOND, terms);
-    assert_eq!((bucket.tail, bucket.cancelled.len()), (0.0, 0));
+    bucket.advance(bucket.at + 2.0 * lost * SECOND, params);
+    assert_eq!((bucket.last_due, bucket.gaps.len()), (0.0, 0));
     assert!((bucket.level - 1.0).abs() < 1e-6, "{bucket:?}");
 }
 
 #[test]
 fn newcomers_are_not_told_a_wait_that_counts_cancelled_reservations() {
-    let terms = Terms::new(1.0, 1.0);
-    let mut bucket = Bucket::full(1.7e15, terms);
-    bucket.take(1.0, 1, 0.0, terms);
+    let params = BucketParams::new(1.0, 1.0);
+    let mut bucket = Bucket::full(1.7e15, params);
+    bucket.take(1.0, 1, 0.0, params);
     let first = Reservation::due(
-        bucket.at + bucket.take(1.0, 1, 1e12, terms).last,
+        bucket.at + bucket.take(1.0, 1, 1e12, params).last,
         1.0,
-        terms,
+        params,
     );
-    bucket.take(1.0, 1, 1e12, terms);
-    bucket.undo(first, terms);
+    bucket.take(1.0, 1, 1e12, params);
+    bucket.undo(first, params);
     // Somebody waits for t = 2; t = 1 is free.
-    assert_eq!(bucket.quote(1.0, terms), SECOND);
-    assert_eq!(bucket.take(1.0, 1, 0.0, terms).retry_after, SECOND);
-    assert_eq!(bucket.take(1.0, 1, SECOND, terms).last, SECOND);
-    assert_eq!(bucket.quote(1.0, terms), 3.0 * SECOND);
+    assert_eq!(bucket.quote(1.0, params), SECOND);
+    assert_eq!(bucket.take(1.0, 1, 0.0, params).retry_after, SECOND);
+    assert_eq!(bucket.take(1.0, 1, SECOND, params).last, SECOND);
+    assert_eq!(bucket.quote(1.0, params), 3.0 * SECOND);
 }
 
 #[test]
 fn a_pause_takes_cancelled_reservations_with_it() {
-    let terms = Terms::new(1.0, 1.0);
-    let mut bucket = Bucket::full(1.7e15, terms);
-    bucket.take(1.0, 1, 0.0, terms);
+    let params = BucketParams::new(1.0, 1.0);
+    let mut bucket = Bucket::full(1.7e15, params);
+    bucket.take(1.0, 1, 0.0, params);
     let first = Reservation::due(
-        bucket.at + bucket.take(1.0, 1, 1e12, terms).last,
+        bucket.at + bucket.take(1.0, 1, 1e12, params).last,
         1.0,
-        terms,
+        params,
     );
-    bucket.take(1.0, 1, 1e12, terms);
-    bucket.undo(first, terms);
-    bucket.hold_back(5.0 * SECOND, terms);
-    assert!(bucket.quote(1.0, terms) >= 5.0 * SECOND);
+    bucket.take(1.0, 1, 1e12, params);
+    bucket.undo(first, params);
+    bucket.pause(5.0 * SECOND, params);
+    assert!(bucket.quote(1.0, params) >= 5.0 * SECOND);
 }
 
 #[test]
 fn what_others_may_have_used_since_it_was_due_does_not_come_back() {
-    let terms = Terms::new(10.0, 1.0);
-    let mut bucket = Bucket::full(1.7e15, terms);
-    bucket.take(10.0, 1, 0.0, terms);
-    let wait = bucket.take(4.0, 1, 1e12, terms).last;
-    let gone = Reservation::due(bucket.at + wait, 4.0, terms);
+    let params = BucketParams::new(10.0, 1.0);
+    let mut bucket = Bucket::full(1.7e15, params);
+    bucket.take(10.0, 1, 0.0, params);
+    let wait = bucket.take(4.0, 1, 1e12, params).last;
+    let gone = Reservation::due(bucket.at + wait, 4.0, params);
     for (late, comes_back) in [(0.0, 4.0), (1.0, 3.0), (9.0, 0.0)] {
         let mut bucket = bucket.clone();
-        bucket.visit(gone.until + late * SECOND, terms);
+        bucket.advance(gone.until + late * SECOND, params);
         let before = bucket.level;
-        bucket.undo(gone, terms);
+        bucket.undo(gone, params);
         assert_near(bucket.level - before, comes_back);
     }
 }
 
 #[test]
 fn a_pause_keeps_cancelled_reservations_that_are_due_after_it() {
-    let terms = Terms::new(1.0, 1.0);
-    let mut bucket = Bucket::full(1.7e15, terms);
-    bucket.take(1.0, 1, 0.0, terms);
+    let params = BucketParams::new(1.0, 1.0);
+    let mut bucket = Bucket::full(1.7e15, params);
+    bucket.take(1.0, 1, 0.0, params);
     let at = bucket.at;
-    let mut reserve = || Reservation::due(at + bucket.take(1.0, 1, 1e12, terms).last, 1.0, terms);
+    let mut reserve = || Reservation::due(at + bucket.take(1.0, 1, 1e12, params).last, 1.0, params);
     let reserved: Vec<_> = (0..9).map(|_| reserve()).collect();
     // Due after 2 s, and after 8 s.
-    bucket.undo(reserved[1], terms);
-    bucket.undo(reserved[7], terms);
-    bucket.hold_back(5.0 * SECOND, terms);
-    assert_eq!(bucket.cancelled, [reserved[7]]);
-    assert_eq!(bucket.quote(1.0, terms), 8.0 * SECOND);
+    bucket.undo(reserved[1], params);
+    bucket.undo(reserved[7], params);
+    bucket.pause(5.0 * SECOND, params);
+    assert_eq!(bucket.gaps, [reserved[7]]);
+    assert_eq!(bucket.quote(1.0, params), 8.0 * SECOND);
 }

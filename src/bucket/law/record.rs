@@ -19,13 +19,13 @@
 //!   cancelled reservation may be undone in a place that is off by up to s: `rate * s`. Without
 //!   one, a step back costs nothing.
 
-use crate::bucket::Terms;
+use crate::bucket::BucketParams;
 
 /// Turns are whole microseconds, rounded up: a window that begins at such a turn may be shorter by
 /// the rest, and what refills in it less by that; so may one that begins in the place of a
 /// cancelled reservation. Beside it, the rounding of doubles.
-fn rounding(terms: Terms) -> f64 {
-    2.0 * terms.per_us + 1e-9
+fn rounding(params: BucketParams) -> f64 {
+    2.0 * params.per_us + 1e-9
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -78,23 +78,23 @@ impl Record {
     }
 
     /// The most by which any window breaks the promise; zero where none does.
-    pub(super) fn excess(&mut self, terms: Terms) -> f64 {
+    pub(super) fn excess(&mut self, params: BucketParams) -> f64 {
         self.uses.sort_by(|a, b| a.time.total_cmp(&b.time));
         let mut worst = 0.0_f64;
         // A window is worst from one use to another; from a turn on, nobody is late for it.
         for index in 0..self.uses.len() {
-            worst = worst.max(self.excess_from(self.uses[index].time, index, terms));
+            worst = worst.max(self.excess_from(self.uses[index].time, index, params));
         }
         for late in &self.late {
             let first = self.uses.partition_point(|used| used.time < late.turn);
-            worst = worst.max(self.excess_from(late.turn, first, terms));
+            worst = worst.max(self.excess_from(late.turn, first, params));
         }
         worst
     }
 
-    fn excess_from(&self, start: f64, first: usize, terms: Terms) -> f64 {
+    fn excess_from(&self, start: f64, first: usize, params: BucketParams) -> f64 {
         let (mut used, mut newest, mut over, mut worst) = (0.0, None, 0.0, 0.0_f64);
-        let rounding = rounding(terms);
+        let rounding = rounding(params);
         for (index, last) in self.uses.iter().enumerate().skip(first) {
             used += last.tokens;
             if last.order > newest {
@@ -104,7 +104,7 @@ impl Record {
             if self.uses.get(index + 1).is_some_and(same_time) {
                 continue;
             }
-            let beyond = used - terms.cap - (last.time - start) * terms.per_us;
+            let beyond = used - params.capacity - (last.time - start) * params.per_us;
             if beyond > worst + rounding {
                 worst = worst.max(beyond - over - self.stated(start, last.time, newest));
             }

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use crate::bucket::Terms;
+use crate::bucket::BucketParams;
 
 use super::case::{BUCKETS, Case, Fate, Law, Op, Outcome, Seen};
 use super::random::{Rng, seed, sequences};
@@ -40,8 +40,8 @@ impl fmt::Display for Found {
         } = self;
         writeln!(f, "excess {excess}, out of turn: {out_of_turn}")?;
         writeln!(f, "THROTTLE_SEED={seed} THROTTLE_SEQUENCES=1 repeats it")?;
-        for terms in &self.case.terms {
-            writeln!(f, "cap {} rate {}", terms.cap, terms.per_us * 1e6)?;
+        for params in &self.case.params {
+            writeln!(f, "cap {} rate {}", params.capacity, params.per_us * 1e6)?;
         }
         writeln!(f, "hand over: {}", self.case.hand_over)?;
         for op in &self.case.ops {
@@ -89,22 +89,22 @@ fn random_case(rng: &mut Rng, profile: Profile) -> Case {
         1
     };
     let rate = rng.pick(&[1.0, 1.0, 1.0, 0.25, 0.5, 3.0, 7.3, 100.0, 10.0 / 86_400.0]);
-    let terms: Vec<Terms> = (0..count)
+    let params: Vec<BucketParams> = (0..count)
         .map(|_| {
             let cap = rng.pick(&[1.0, 1.0, 2.0, 2.5, 4.0, 5.0, 5.0, 10.0, 20.0]);
-            Terms::new(cap, rate * rng.pick(&[1.0, 1.0, 0.25, 0.5, 2.0]))
+            BucketParams::new(cap, rate * rng.pick(&[1.0, 1.0, 0.25, 0.5, 2.0]))
         })
         .collect();
     // Few different costs, or nobody could hand over anything.
-    let costs: Vec<[f64; 2]> = terms
+    let costs: Vec<[f64; 2]> = params
         .iter()
-        .map(|terms| [(); 2].map(|()| random_cost(rng, profile, terms.cap)))
+        .map(|params| [(); 2].map(|()| random_cost(rng, profile, params.capacity)))
         .collect();
-    let unit = 1.0 / terms[0].per_us;
+    let unit = 1.0 / params[0].per_us;
     let (mut ops, mut ids, mut loose) = (Vec::new(), Vec::new(), Vec::new());
     for index in 0..6 + rng.below(24) {
         let op = match rng.below(100) {
-            0..30 => Op::Wait(random_wait(rng, unit, terms[0].cap)),
+            0..30 => Op::Wait(random_wait(rng, unit, params[0].capacity)),
             30..45 if !profile.patient && !ids.is_empty() => Op::Cancel(recent(rng, &ids)),
             45..57 if !loose.is_empty() => Op::Finish(recent(rng, &loose)),
             57..60 if !loose.is_empty() => Op::Late(recent(rng, &loose)),
@@ -131,7 +131,7 @@ fn random_case(rng: &mut Rng, profile: Profile) -> Case {
         ops.push(op);
     }
     Case {
-        terms,
+        params,
         hand_over: rng.percent(50),
         ops,
     }

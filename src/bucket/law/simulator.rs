@@ -3,7 +3,7 @@
 //! Time here is true time, in which the sleepers sleep; the server's clock, which is all that the
 //! buckets know, is that plus an offset.
 
-use crate::bucket::{Bucket, Reservation, TakenAll, Terms, take_all};
+use crate::bucket::{Bucket, BucketParams, Reservation, TakenAll, take_all};
 
 use super::case::{BUCKETS, Case, Fate, Law, Op, Outcome};
 use super::record::{Charged, Jump, Late, Record, Use};
@@ -54,15 +54,19 @@ pub(super) fn run(case: &Case, law: Law) -> Outcome {
         now: 0.0,
         offset: 0.0,
         jumped: false,
-        buckets: case.terms.iter().map(|&t| Bucket::full(EPOCH, t)).collect(),
-        last_turn: vec![0.0; case.terms.len()],
+        buckets: case
+            .params
+            .iter()
+            .map(|&t| Bucket::full(EPOCH, t))
+            .collect(),
+        last_turn: vec![0.0; case.params.len()],
         slots: Vec::new(),
         looks: Vec::new(),
         demands: Vec::new(),
         order: 0,
         back: Vec::new(),
         outcome: Outcome {
-            records: vec![Record::default(); case.terms.len()],
+            records: vec![Record::default(); case.params.len()],
             ..Outcome::default()
         },
     };
@@ -72,13 +76,13 @@ pub(super) fn run(case: &Case, law: Law) -> Outcome {
     simulator.advance(f64::INFINITY);
     let mut outcome = simulator.outcome;
     if outcome.seen.undone > 0 {
-        let buckets = case.terms.len();
+        let buckets = case.params.len();
         for (index, jump) in simulator.back.into_iter().enumerate() {
             outcome.records[index % buckets].jumps.push(jump);
         }
     }
-    for (record, &terms) in outcome.records.iter_mut().zip(&case.terms) {
-        outcome.excess = outcome.excess.max(record.excess(terms));
+    for (record, &params) in outcome.records.iter_mut().zip(&case.params) {
+        outcome.excess = outcome.excess.max(record.excess(params));
         outcome.seen.stated +=
             (record.late.len() + record.charged.len() + record.jumps.len()) as u64;
     }
@@ -184,20 +188,20 @@ impl Simulator<'_> {
         let time = self.server_time();
         let wanted = |index: usize| missing[index] > 0.0;
         for index in (0..self.buckets.len()).filter(|&index| wanted(index)) {
-            self.buckets[index].visit(time, self.case.terms[index]);
+            self.buckets[index].advance(time, self.case.params[index]);
         }
         if let Some((bucket, cost)) = single(&missing) {
-            let terms = self.case.terms[bucket];
-            let (pool, gaps) = (self.buckets[bucket].pool, gaps(&self.buckets[bucket]));
-            let taken = self.buckets[bucket].take(cost, n, max_wait, terms);
+            let params = self.case.params[bucket];
+            let (pool, gaps) = (self.buckets[bucket].returned, gaps(&self.buckets[bucket]));
+            let taken = self.buckets[bucket].take(cost, n, max_wait, params);
             let fills = gaps != self::gaps(&self.buckets[bucket]);
             self.outcome.seen.filled += u64::from(fills);
-            let pooled = ((pool - self.buckets[bucket].pool) / cost + 1e-9).floor();
+            let pooled = ((pool - self.buckets[bucket].returned) / cost + 1e-9).floor();
             let pooled = pooled.min(taken.now);
             for k in 0..n {
                 let demand = demand + k as usize;
                 if f64::from(k) < taken.granted {
-                    let wait = taken.wait(k, cost, terms);
+                    let wait = taken.wait(k, cost, params);
                     let level = f64::from(k) < taken.now - pooled || f64::from(k) >= taken.now;
                     let level = level && !fills;
                     self.granted(demand, bucket, wait, level);
@@ -215,20 +219,20 @@ impl Simulator<'_> {
             self.ask_all_at_once(demand, max_wait);
             return;
         }
-        let pools: Vec<f64> = self.buckets.iter().map(|bucket| bucket.pool).collect();
+        let pools: Vec<f64> = self.buckets.iter().map(|bucket| bucket.returned).collect();
         let before: Vec<f64> = self.buckets.iter().map(gaps).collect();
         let asked: Vec<usize> = (0..self.buckets.len()).filter(|&b| wanted(b)).collect();
         let buckets = self.buckets.iter_mut().enumerate();
         let buckets = buckets.filter(|(index, _)| wanted(*index));
-        let terms = &self.case.terms;
+        let params = &self.case.params;
         let answer = take_all(
-            buckets.map(|(index, bucket)| (bucket, missing[index], terms[index])),
+            buckets.map(|(index, bucket)| (bucket, missing[index], params[index])),
             max_wait,
         );
         match answer {
             TakenAll::All => {
                 for bucket in asked {
-                    let level = self.buckets[bucket].pool == pools[bucket]
+                    let level = self.buckets[bucket].returned == pools[bucket]
                         && gaps(&self.buckets[bucket]) == before[bucket];
                     self.granted_now(demand, bucket, level);
                 }
@@ -239,7 +243,7 @@ impl Simulator<'_> {
                 let level = gaps(&self.buckets[bucket]) == before[bucket];
                 self.granted(demand, bucket, wait, level);
             }
-            TakenAll::Refused { .. } => self.refused(demand),
+            TakenAll::Rejected { .. } => self.refused(demand),
         }
     }
 
@@ -288,9 +292,9 @@ impl Simulator<'_> {
         let server_time = self.server_time();
         let quotes = (0..self.buckets.len()).filter(|&index| missing[index] > 0.0);
         let quotes = quotes.map(|index| {
-            let (bucket, terms) = (&mut self.buckets[index], self.case.terms[index]);
-            bucket.visit(server_time, terms);
-            bucket.quote(missing[index], terms)
+            let (bucket, params) = (&mut self.buckets[index], self.case.params[index]);
+            bucket.advance(server_time, params);
+            bucket.quote(missing[index], params)
         });
         let (quote, until) = (quotes.fold(0.0, f64::max), time - self.now);
         let mut pause = until / 2.0;
@@ -313,8 +317,8 @@ impl Simulator<'_> {
             .filter(|&bucket| missing[bucket] > 0.0)
             .collect();
         let quotes = asked.iter().map(|&bucket| {
-            let terms = self.case.terms[bucket];
-            self.buckets[bucket].quote(missing[bucket], terms)
+            let params = self.case.params[bucket];
+            self.buckets[bucket].quote(missing[bucket], params)
         });
         let longest = quotes.fold(0.0, f64::max);
         if longest > max_wait {
@@ -322,8 +326,8 @@ impl Simulator<'_> {
         }
         let mut sleeps = false;
         for &bucket in &asked {
-            let terms = self.case.terms[bucket];
-            let taken = self.buckets[bucket].take(missing[bucket], 1, max_wait, terms);
+            let params = self.case.params[bucket];
+            let taken = self.buckets[bucket].take(missing[bucket], 1, max_wait, params);
             if sleeps || taken.last < longest {
                 self.granted_now(demand, bucket, true);
                 self.settle(demand);
@@ -374,7 +378,7 @@ impl Simulator<'_> {
             self.last_turn[bucket] = self.last_turn[bucket].max(turn);
         }
         let cost = std::mem::take(&mut self.demands[demand].missing[bucket]);
-        let (at, terms) = (self.buckets[bucket].at, self.case.terms[bucket]);
+        let (at, params) = (self.buckets[bucket].at, self.case.params[bucket]);
         let is_known = at == self.server_time();
         Slot {
             bucket,
@@ -382,7 +386,7 @@ impl Simulator<'_> {
             turn,
             order: from_level.then_some(self.order),
             owner: demand,
-            reservation: is_known.then(|| Reservation::due(at + wait, cost, terms)),
+            reservation: is_known.then(|| Reservation::due(at + wait, cost, params)),
         }
     }
 
@@ -440,7 +444,7 @@ impl Simulator<'_> {
                 time: self.now,
                 tokens: part * slot.cost,
                 order: slot.order,
-                over: (slot.cost - self.case.terms[slot.bucket].cap).max(0.0),
+                over: (slot.cost - self.case.params[slot.bucket].capacity).max(0.0),
             });
             // What is charged early to be used late is the fault of that law, and no excuse. Nor
             // is what was kept for the rest of a demand.
@@ -476,13 +480,13 @@ impl Simulator<'_> {
     }
 
     fn give_back(&mut self, index: usize, tokens: f64) {
-        let (time, terms) = (self.server_time(), self.case.terms[index]);
+        let (time, params) = (self.server_time(), self.case.params[index]);
         let bucket = &mut self.buckets[index];
-        bucket.visit(time, terms);
+        bucket.advance(time, params);
         if self.law == Law::Plain {
-            bucket.level = terms.cap.min(bucket.level + tokens);
+            bucket.level = params.capacity.min(bucket.level + tokens);
         } else {
-            bucket.give_back(tokens, terms);
+            bucket.give_back(tokens, params);
         }
         self.outcome.records[index].given_back(self.now, tokens);
         self.outcome.seen.refunded += 1;
@@ -521,11 +525,11 @@ impl Simulator<'_> {
         if self.law == Law::Early {
             return self.give_back(slot.bucket, slot.cost);
         }
-        let (time, terms) = (self.server_time(), self.case.terms[slot.bucket]);
+        let (time, params) = (self.server_time(), self.case.params[slot.bucket]);
         let bucket = &mut self.buckets[slot.bucket];
-        bucket.visit(time, terms);
+        bucket.advance(time, params);
         if let Some(reservation) = slot.reservation {
-            bucket.undo(reservation, terms);
+            bucket.undo(reservation, params);
         }
         let others = self
             .slots
@@ -558,12 +562,12 @@ impl Simulator<'_> {
     }
 
     fn charge(&mut self, index: usize, tokens: f64) {
-        let (time, terms) = (self.server_time(), self.case.terms[index]);
+        let (time, params) = (self.server_time(), self.case.params[index]);
         let bucket = &mut self.buckets[index];
-        bucket.visit(time, terms);
-        let before = bucket.level + bucket.pool;
-        bucket.charge(tokens, terms);
-        let paid = before - bucket.level - bucket.pool;
+        bucket.advance(time, params);
+        let before = bucket.level + bucket.returned;
+        bucket.charge(tokens, params);
+        let paid = before - bucket.level - bucket.returned;
         self.order += 1;
         let record = &mut self.outcome.records[index];
         record.uses.push(Use {
@@ -575,7 +579,7 @@ impl Simulator<'_> {
         record.charged.push(Charged {
             time: self.now,
             tokens,
-            forgiven: forgiven(&self.buckets[index], tokens, paid, terms),
+            forgiven: forgiven(&self.buckets[index], tokens, paid, params),
             order: self.order,
         });
         self.outcome.seen.charged += 1;
@@ -586,17 +590,17 @@ impl Simulator<'_> {
         self.offset += us;
         self.jumped = true;
         for index in 0..self.buckets.len() {
-            let terms = self.case.terms[index];
-            self.buckets[index].visit(before, terms);
+            let params = self.case.params[index];
+            self.buckets[index].advance(before, params);
             let slots = self.slots.iter().filter(|slot| slot.bucket == index);
             let promised: f64 = slots.clone().map(|slot| slot.cost).sum();
             let debt = promised.max(-self.buckets[index].level);
             let last_turn = slots.map(|slot| slot.turn).fold(self.now, f64::max);
-            let most = terms.cap + debt;
+            let most = params.capacity + debt;
             let jump = Jump {
                 time: self.now,
-                last_turn: last_turn.max(self.now + debt / terms.per_us),
-                tokens: (us.abs() * terms.per_us).min(most),
+                last_turn: last_turn.max(self.now + debt / params.per_us),
+                tokens: (us.abs() * params.per_us).min(most),
                 most,
             };
             if us > 0.0 {
@@ -629,13 +633,13 @@ fn single(costs: &[f64; BUCKETS]) -> Option<(usize, f64)> {
 
 /// Tokens that are reserved by nobody any more.
 fn gaps(bucket: &Bucket) -> f64 {
-    bucket.cancelled.iter().map(|gap| gap.tokens).sum()
+    bucket.gaps.iter().map(|gap| gap.tokens).sum()
 }
 
 /// What a charge may leave unpaid: only what is beyond the floor of the debt.
-fn forgiven(after: &Bucket, tokens: f64, paid: f64, terms: Terms) -> f64 {
-    let promised = (after.tail - after.at).max(0.0) * terms.per_us;
-    if after.level <= -terms.cap - promised {
+fn forgiven(after: &Bucket, tokens: f64, paid: f64, params: BucketParams) -> f64 {
+    let promised = (after.last_due - after.at).max(0.0) * params.per_us;
+    if after.level <= -params.capacity - promised {
         tokens - paid
     } else {
         0.0

@@ -1,6 +1,6 @@
 //! The bucket by itself: what holds for each single operation.
 
-use crate::bucket::{AtOnce, Bucket, Reservation, TakenAll, Terms, take_all, take_at_once};
+use crate::bucket::{AtOnce, Bucket, BucketParams, Reservation, TakenAll, take_all, take_at_once};
 
 use super::random::{Rng, seed};
 
@@ -12,37 +12,43 @@ fn rng() -> Rng {
     Rng::new(seed)
 }
 
-fn random_terms(rng: &mut Rng) -> Terms {
+fn random_terms(rng: &mut Rng) -> BucketParams {
     let cap = rng.pick(&[1.0, 2.0, 2.5, 10.0, 100.0, 1e6]) * rng.pick(&[1.0, 1.0, 0.7]);
-    Terms::new(cap, rng.pick(&[1e-4, 0.3, 1.0, 7.3, 1e3, 1e6]))
+    BucketParams::new(cap, rng.pick(&[1e-4, 0.3, 1.0, 7.3, 1e3, 1e6]))
 }
 
-fn random_cost(rng: &mut Rng, terms: Terms) -> f64 {
+fn random_cost(rng: &mut Rng, params: BucketParams) -> f64 {
     let part = rng.part().max(1e-3);
-    let cost = rng.pick(&[1.0, 1.0, terms.cap, terms.cap / 3.0, terms.cap * part]);
+    let cost = rng.pick(&[
+        1.0,
+        1.0,
+        params.capacity,
+        params.capacity / 3.0,
+        params.capacity * part,
+    ]);
     // Over the whole, as of a share of a larger limit, is rare.
     if rng.percent(5) {
-        terms.cap * rng.pick(&[1.25, 2.0, 3.5])
+        params.capacity * rng.pick(&[1.25, 2.0, 3.5])
     } else {
-        cost.min(terms.cap)
+        cost.min(params.capacity)
     }
 }
 
 /// Some state that operations lead to, at the time of its last visit.
-fn random_bucket(rng: &mut Rng, terms: Terms) -> Bucket {
+fn random_bucket(rng: &mut Rng, params: BucketParams) -> Bucket {
     let mut now = 1.7e15;
-    let mut bucket = Bucket::full(now, terms);
+    let mut bucket = Bucket::full(now, params);
     for _ in 0..rng.below(12) {
-        now += (rng.part() * rng.pick(&[0.0, 1.0, 3.0]) / terms.per_us).ceil();
-        bucket.visit(now, terms);
-        let cost = random_cost(rng, terms);
+        now += (rng.part() * rng.pick(&[0.0, 1.0, 3.0]) / params.per_us).ceil();
+        bucket.advance(now, params);
+        let cost = random_cost(rng, params);
         match rng.below(6) {
             0..3 => {
                 let max_wait = rng.pick(&[0.0, 1e6, 1e12]);
-                bucket.take(cost, 1 + rng.below(3), max_wait, terms);
+                bucket.take(cost, 1 + rng.below(3), max_wait, params);
             }
-            3..5 => bucket.give_back(cost, terms),
-            _ => bucket.charge(cost, terms),
+            3..5 => bucket.give_back(cost, params),
+            _ => bucket.charge(cost, params),
         }
     }
     bucket
@@ -54,28 +60,34 @@ fn one_take_of_n_is_n_takes_of_one() {
     for _ in 0..ROUNDS {
         // In such numbers nothing is rounded, so that both must agree to the last bit.
         let exact = rng.percent(50);
-        let (terms, cost) = if exact {
+        let (params, cost) = if exact {
             let cap = f64::from(8 + rng.below(160)) / 8.0;
             let per_us = 0.5f64.powi(10 + rng.below(12) as i32);
             let cost = f64::from(1 + rng.below(80)) / 8.0;
-            (Terms { cap, per_us }, cost)
+            (
+                BucketParams {
+                    capacity: cap,
+                    per_us,
+                },
+                cost,
+            )
         } else {
-            let terms = random_terms(&mut rng);
-            (terms, random_cost(&mut rng, terms))
+            let params = random_terms(&mut rng);
+            (params, random_cost(&mut rng, params))
         };
-        let mut start = random_bucket(&mut rng, terms);
+        let mut start = random_bucket(&mut rng, params);
         if exact {
             start.level = (start.level * 1024.0).floor() / 1024.0;
-            start.pool = (start.pool * 1024.0).floor() / 1024.0;
+            start.returned = (start.returned * 1024.0).floor() / 1024.0;
         }
         let max_wait = rng.pick(&[0.0, 1e3, 1e6, 1e12]);
         let n = 1 + rng.below(9);
         let (mut at_once, mut one_by_one) = (start.clone(), start.clone());
-        let taken = at_once.take(cost, n, max_wait, terms);
+        let taken = at_once.take(cost, n, max_wait, params);
         let singles: Vec<_> = (0..n)
-            .map(|_| one_by_one.take(cost, 1, max_wait, terms))
+            .map(|_| one_by_one.take(cost, 1, max_wait, params))
             .collect();
-        let said = format!("{terms:?} {start:?}: {n} of {cost} in {max_wait}: {taken:?}");
+        let said = format!("{params:?} {start:?}: {n} of {cost} in {max_wait}: {taken:?}");
         let granted: f64 = singles.iter().map(|single| single.granted).sum();
         let now: f64 = singles.iter().map(|single| single.now).sum();
         if granted != taken.granted || now != taken.now {
@@ -85,10 +97,10 @@ fn one_take_of_n_is_n_takes_of_one() {
             continue;
         }
         // A whole microsecond from rounding up, and what doubles lose.
-        let close = |a: f64, b: f64| (a - b).abs() <= 1.0 + 1e-9 * terms.cap / terms.per_us;
+        let close = |a: f64, b: f64| (a - b).abs() <= 1.0 + 1e-9 * params.capacity / params.per_us;
         for (k, single) in singles.iter().enumerate() {
             if single.granted == 1.0 {
-                let wait = taken.wait(k as u32, cost, terms);
+                let wait = taken.wait(k as u32, cost, params);
                 assert!(wait <= max_wait && close(wait, single.last), "{k}: {said}");
             }
         }
@@ -98,9 +110,9 @@ fn one_take_of_n_is_n_takes_of_one() {
         if exact {
             assert_eq!(at_once, one_by_one, "{said}");
         }
-        let near = |a: f64, b: f64| (a - b).abs() <= 1e-9 * terms.cap * f64::from(n);
+        let near = |a: f64, b: f64| (a - b).abs() <= 1e-9 * params.capacity * f64::from(n);
         assert!(near(at_once.level, one_by_one.level), "{said}");
-        assert!(near(at_once.pool, one_by_one.pool), "{said}");
+        assert!(near(at_once.returned, one_by_one.returned), "{said}");
     }
 }
 
@@ -108,12 +120,12 @@ fn one_take_of_n_is_n_takes_of_one() {
 fn a_wait_is_long_enough_and_no_longer() {
     let mut rng = rng();
     for _ in 0..ROUNDS {
-        let terms = random_terms(&mut rng);
-        let cost = random_cost(&mut rng, terms);
-        let start = random_bucket(&mut rng, terms);
+        let params = random_terms(&mut rng);
+        let cost = random_cost(&mut rng, params);
+        let start = random_bucket(&mut rng, params);
         let mut bucket = start.clone();
-        let quoted = bucket.quote(cost, terms);
-        let taken = bucket.take(cost, 1, 1e30, terms);
+        let quoted = bucket.quote(cost, params);
+        let taken = bucket.take(cost, 1, 1e30, params);
         assert_eq!(taken.granted, 1.0);
         assert_eq!(taken.last, quoted);
         assert_eq!(taken.last.fract(), 0.0);
@@ -122,10 +134,12 @@ fn a_wait_is_long_enough_and_no_longer() {
             continue;
         }
         // Rounded to the nearest microsecond this fails every other time.
-        let exact = (cost.min(terms.cap) - start.level) / terms.per_us;
+        let exact = (cost.min(params.capacity) - start.level) / params.per_us;
         assert!(taken.last >= exact && taken.last - exact < 1.0);
-        assert!(bucket.tail >= bucket.at + taken.last);
-        assert!(bucket.tail >= start.tail && bucket.big >= cost.min(terms.cap));
+        assert!(bucket.last_due >= bucket.at + taken.last);
+        assert!(
+            bucket.last_due >= start.last_due && bucket.largest_cost >= cost.min(params.capacity)
+        );
     }
 }
 
@@ -133,12 +147,12 @@ fn a_wait_is_long_enough_and_no_longer() {
 fn who_comes_back_after_retry_after_gets_in() {
     let mut rng = rng();
     for _ in 0..ROUNDS {
-        let terms = random_terms(&mut rng);
-        let cost = random_cost(&mut rng, terms);
-        let mut bucket = random_bucket(&mut rng, terms);
+        let params = random_terms(&mut rng);
+        let cost = random_cost(&mut rng, params);
+        let mut bucket = random_bucket(&mut rng, params);
         let max_wait = rng.pick(&[0.0, 1e3, 1e6]);
         let before = bucket.clone();
-        let taken = bucket.take(cost, 1, max_wait, terms);
+        let taken = bucket.take(cost, 1, max_wait, params);
         if taken.granted == 1.0 {
             continue;
         }
@@ -146,11 +160,11 @@ fn who_comes_back_after_retry_after_gets_in() {
         assert!(taken.retry_after >= 1.0);
         // A refill rounds in the last bit.
         let later = taken.retry_after * (1.0 + 1e-9) + 1.0;
-        bucket.visit(bucket.at + later.ceil(), terms);
-        let again = bucket.take(cost, 1, max_wait, terms);
+        bucket.advance(bucket.at + later.ceil(), params);
+        let again = bucket.take(cost, 1, max_wait, params);
         assert_eq!(
             again.granted, 1.0,
-            "{terms:?} {before:?} {cost} {taken:?} {again:?}"
+            "{params:?} {before:?} {cost} {taken:?} {again:?}"
         );
     }
 }
@@ -159,17 +173,17 @@ fn who_comes_back_after_retry_after_gets_in() {
 fn turns_are_in_order_and_the_pool_delays_nobody() {
     let mut rng = rng();
     for _ in 0..ROUNDS {
-        let terms = random_terms(&mut rng);
-        let cost = random_cost(&mut rng, terms);
-        let mut bucket = random_bucket(&mut rng, terms);
+        let params = random_terms(&mut rng);
+        let cost = random_cost(&mut rng, params);
+        let mut bucket = random_bucket(&mut rng, params);
         let before = bucket.clone();
-        let taken = bucket.take(cost, 1, 1e30, terms);
-        if bucket.pool < before.pool {
+        let taken = bucket.take(cost, 1, 1e30, params);
+        if bucket.returned < before.returned {
             assert_eq!(taken.now, 1.0);
-            let pool = before.pool;
-            assert_eq!(Bucket { pool, ..bucket }, before);
+            let returned = before.returned;
+            assert_eq!(Bucket { returned, ..bucket }, before);
         } else {
-            let later = bucket.take(random_cost(&mut rng, terms), 1, 1e30, terms);
+            let later = bucket.take(random_cost(&mut rng, params), 1, 1e30, params);
             assert!(later.last >= taken.last || later.now == 1.0);
         }
     }
@@ -179,49 +193,49 @@ fn turns_are_in_order_and_the_pool_delays_nobody() {
 fn a_full_bucket_equals_an_absent_one() {
     let mut rng = rng();
     for _ in 0..ROUNDS {
-        let terms = random_terms(&mut rng);
-        let mut bucket = random_bucket(&mut rng, terms);
-        let full_in = bucket.full_in(terms);
+        let params = random_terms(&mut rng);
+        let mut bucket = random_bucket(&mut rng, params);
+        let full_in = bucket.full_in(params);
         assert!(full_in >= 0.0);
         let (mut early, then) = (bucket.clone(), bucket.at + full_in.ceil() + 1.0);
-        bucket.visit(then, terms);
-        let absent = Bucket::full(then, terms);
-        assert!((bucket.level - absent.level).abs() <= 1e-9 * terms.cap);
+        bucket.advance(then, params);
+        let absent = Bucket::full(then, params);
+        assert!((bucket.level - absent.level).abs() <= 1e-9 * params.capacity);
         let level = absent.level;
         assert_eq!(Bucket { level, ..bucket }, absent);
         // And not before, unless a pool fills it when the last sleeper goes.
-        if full_in > 2.0 && early.pool == 0.0 && full_in < 1e12 {
-            early.visit(early.at + (full_in - 2.0).floor(), terms);
-            assert!(early.level < terms.cap || early.tail > early.at);
+        if full_in > 2.0 && early.returned == 0.0 && full_in < 1e12 {
+            early.advance(early.at + (full_in - 2.0).floor(), params);
+            assert!(early.level < params.capacity || early.last_due > early.at);
         }
     }
 }
 
 #[test]
 fn redis_remembers_until_full() {
-    let terms = Terms::new(10.0, 1.0);
-    let mut bucket = Bucket::full(5e6, terms);
+    let params = BucketParams::new(10.0, 1.0);
+    let mut bucket = Bucket::full(5e6, params);
     assert_eq!(
-        bucket.ttl_ms(5e6, 1.0, terms),
+        bucket.ttl_ms(5e6, 1.0, params),
         Some(1.0),
         "PX 0 is an error"
     );
-    bucket.take(3.0, 1, 0.0, terms);
-    assert_eq!(bucket.ttl_ms(5e6, 0.0, terms), Some(6_000.0));
+    bucket.take(3.0, 1, 0.0, params);
+    assert_eq!(bucket.ttl_ms(5e6, 0.0, params), Some(6_000.0));
     // Neither too short, nor too long.
-    assert_eq!(bucket.ttl_ms(5e6, 2.999e6, terms), Some(6_000.0));
-    assert_eq!(bucket.ttl_ms(5e6, 3e6, terms), None);
-    assert_eq!(bucket.ttl_ms(5e6, 12e6, terms), None);
-    assert_eq!(bucket.ttl_ms(5e6, 12.001e6, terms), Some(6_000.0));
+    assert_eq!(bucket.ttl_ms(5e6, 2.999e6, params), Some(6_000.0));
+    assert_eq!(bucket.ttl_ms(5e6, 3e6, params), None);
+    assert_eq!(bucket.ttl_ms(5e6, 12e6, params), None);
+    assert_eq!(bucket.ttl_ms(5e6, 12.001e6, params), Some(6_000.0));
     // A server whose clock is behind `at` also needs to get there.
-    assert_eq!(bucket.ttl_ms(4.5e6, 3e6, terms), Some(7_000.0));
-    bucket.take(0.0001, 1, 0.0, terms);
-    assert_eq!(bucket.ttl_ms(5e6, 0.0, terms), Some(6_001.0));
-    bucket.take(9.0, 1, 1e12, terms);
-    bucket.level = terms.cap;
-    let ttl = bucket.ttl_ms(5e6, 0.0, terms);
+    assert_eq!(bucket.ttl_ms(4.5e6, 3e6, params), Some(7_000.0));
+    bucket.take(0.0001, 1, 0.0, params);
+    assert_eq!(bucket.ttl_ms(5e6, 0.0, params), Some(6_001.0));
+    bucket.take(9.0, 1, 1e12, params);
+    bucket.level = params.capacity;
+    let ttl = bucket.ttl_ms(5e6, 0.0, params);
     assert_eq!(ttl, Some(4_001.0), "somebody sleeps");
-    let never = Terms::new(1e15, 1e-12);
+    let never = BucketParams::new(1e15, 1e-12);
     bucket.level = 0.0;
     let ttl = bucket.ttl_ms(5e6, 0.0, never);
     assert_eq!(ttl, Some(9_007_199_254_740_992.0));
@@ -231,18 +245,18 @@ fn redis_remembers_until_full() {
 fn giving_back_never_overfills() {
     let mut rng = rng();
     for _ in 0..ROUNDS {
-        let terms = random_terms(&mut rng);
-        let cost = random_cost(&mut rng, terms);
-        let mut bucket = random_bucket(&mut rng, terms);
+        let params = random_terms(&mut rng);
+        let cost = random_cost(&mut rng, params);
+        let mut bucket = random_bucket(&mut rng, params);
         let before = bucket.clone();
-        bucket.give_back(cost, terms);
-        assert!(bucket.level <= terms.cap && bucket.pool <= terms.cap);
-        if before.tail > before.at {
+        bucket.give_back(cost, params);
+        assert!(bucket.level <= params.capacity && bucket.returned <= params.capacity);
+        if before.last_due > before.at {
             assert_eq!(bucket.level, before.level);
-            let room = (terms.cap - bucket.big - bucket.level.max(0.0)).max(0.0);
-            assert!(bucket.pool <= room);
+            let room = (params.capacity - bucket.largest_cost - bucket.level.max(0.0)).max(0.0);
+            assert!(bucket.returned <= room);
         } else {
-            assert_eq!(bucket.pool, 0.0);
+            assert_eq!(bucket.returned, 0.0);
         }
     }
 }
@@ -251,38 +265,38 @@ fn giving_back_never_overfills() {
 fn a_charge_never_raises_a_level_and_has_a_floor() {
     let mut rng = rng();
     for _ in 0..ROUNDS {
-        let terms = random_terms(&mut rng);
-        let mut bucket = random_bucket(&mut rng, terms);
+        let params = random_terms(&mut rng);
+        let mut bucket = random_bucket(&mut rng, params);
         // Far below the floor, as after a change of the quota.
         if rng.percent(20) {
-            bucket.level -= 5.0 * terms.cap;
+            bucket.level -= 5.0 * params.capacity;
         }
         let before = bucket.clone();
-        let x = random_cost(&mut rng, terms) * rng.pick(&[0.1, 1.0, 1e12]);
-        bucket.charge(x, terms);
-        let promised = (before.tail - before.at).max(0.0) * terms.per_us;
-        let floor = before.level.min(-terms.cap - promised);
-        assert!(bucket.level <= before.level && bucket.pool <= before.pool);
+        let x = random_cost(&mut rng, params) * rng.pick(&[0.1, 1.0, 1e12]);
+        bucket.charge(x, params);
+        let promised = (before.last_due - before.at).max(0.0) * params.per_us;
+        let floor = before.level.min(-params.capacity - promised);
+        assert!(bucket.level <= before.level && bucket.returned <= before.returned);
         assert!(bucket.level >= floor);
-        let paid = before.level + before.pool - bucket.level - bucket.pool;
+        let paid = before.level + before.returned - bucket.level - bucket.returned;
         assert_eq!(
-            bucket.pool,
-            (before.pool - x).max(0.0),
+            bucket.returned,
+            (before.returned - x).max(0.0),
             "the pool pays first"
         );
-        let near = |a: f64, b: f64| (a - b).abs() <= 1e-9 * (terms.cap + b);
+        let near = |a: f64, b: f64| (a - b).abs() <= 1e-9 * (params.capacity + b);
         assert!(near(paid, x) || bucket.level == floor, "{before:?} {x}");
     }
 }
 
 #[test]
 fn tells_what_can_ever_be_granted() {
-    let terms = Terms::new(1e15, 1.0);
+    let params = BucketParams::new(1e15, 1.0);
     for cost in [1e15, 1.0, 0.05, 1e-300, 0.0] {
-        assert!(terms.can_grant(cost), "{cost}");
+        assert!(params.can_grant(cost), "{cost}");
     }
     for cost in [1.1e15, -1.0, f64::INFINITY, f64::NEG_INFINITY, f64::NAN] {
-        assert!(!terms.can_grant(cost), "{cost}");
+        assert!(!params.can_grant(cost), "{cost}");
     }
 }
 
@@ -290,42 +304,42 @@ fn tells_what_can_ever_be_granted() {
 #[test]
 fn small_costs_are_counted_up_to_rounding() {
     let quota = crate::Quota::per_day(1.0).burst(u64::MAX as f64);
-    let terms = Terms::new(quota.capacity(), quota.rate());
+    let params = BucketParams::new(quota.capacity(), quota.rate());
     let spent = |cost: f64, n: u32| {
-        let mut bucket = Bucket::full(1.7e15, terms);
+        let mut bucket = Bucket::full(1.7e15, params);
         for _ in 0..n {
-            assert_eq!(bucket.take(cost, 1, 0.0, terms).now, 1.0);
+            assert_eq!(bucket.take(cost, 1, 0.0, params).now, 1.0);
         }
-        terms.cap - bucket.level
+        params.capacity - bucket.level
     };
     assert_eq!(spent(1.0, 1_000), 1_000.0);
     assert_eq!(spent(12_345.0, 1_000), 12_345_000.0);
     for cost in [0.9, 0.3, 1e-9, 1e-300] {
         let lost = (1_000.0 * cost - spent(cost, 1_000)).abs();
         assert!(
-            lost <= 1_000.0 * terms.cap * 2f64.powi(-54),
+            lost <= 1_000.0 * params.capacity * 2f64.powi(-54),
             "{cost}: {lost}"
         );
     }
     // Not from the burst: the level is near zero, where a double is finest.
-    let mut bucket = Bucket::full(1.7e15, terms);
-    bucket.take(terms.cap, 1, 0.0, terms);
-    bucket.give_back(1.0, terms);
+    let mut bucket = Bucket::full(1.7e15, params);
+    bucket.take(params.capacity, 1, 0.0, params);
+    bucket.give_back(1.0, params);
     for _ in 0..1_000 {
-        assert_eq!(bucket.take(1e-9, 1, 0.0, terms).now, 1.0);
+        assert_eq!(bucket.take(1e-9, 1, 0.0, params).now, 1.0);
     }
     assert!((bucket.level - (1.0 - 1e-6)).abs() < 1e-12, "{bucket:?}");
 }
 
 #[test]
 fn nothing_takes_nothing() {
-    let terms = Terms::new(2.0, 1.0);
+    let params = BucketParams::new(2.0, 1.0);
     for level in [2.0, 0.0, -1.0] {
-        let mut bucket = Bucket::full(1e6, terms);
+        let mut bucket = Bucket::full(1e6, params);
         bucket.level = level;
         let before = bucket.clone();
-        assert_eq!(bucket.quote(0.0, terms), 0.0);
-        let taken = bucket.take(0.0, 3, 0.0, terms);
+        assert_eq!(bucket.quote(0.0, params), 0.0);
+        let taken = bucket.take(0.0, 3, 0.0, params);
         assert_eq!((taken.now, taken.granted, taken.last), (3.0, 3.0, 0.0));
         assert_eq!(taken.retry_after, 0.0);
         assert_eq!(bucket, before);
@@ -334,38 +348,44 @@ fn nothing_takes_nothing() {
 
 #[test]
 fn what_costs_more_than_all_goes_when_all_is_there() {
-    let terms = Terms::new(2.0, 1.0);
-    let mut bucket = Bucket::full(0.0, terms);
-    assert_eq!(bucket.quote(5.0, terms), 0.0);
-    let taken = bucket.take(5.0, 2, 1e12, terms);
+    let params = BucketParams::new(2.0, 1.0);
+    let mut bucket = Bucket::full(0.0, params);
+    assert_eq!(bucket.quote(5.0, params), 0.0);
+    let taken = bucket.take(5.0, 2, 1e12, params);
     // The second when the first has been paid for.
     assert_eq!((taken.now, taken.granted, taken.last), (1.0, 2.0, 5e6));
-    assert_eq!((bucket.level, bucket.big), (-8.0, 2.0));
+    assert_eq!((bucket.level, bucket.largest_cost), (-8.0, 2.0));
     // While it sleeps, nothing may pass it: its window is full.
-    bucket.give_back(1.0, terms);
-    assert_eq!(bucket.pool, 0.0);
-    let mut bucket = Bucket::full(0.0, terms);
-    bucket.take(0.5, 1, 0.0, terms);
-    let refused = bucket.take(5.0, 1, 0.0, terms);
+    bucket.give_back(1.0, params);
+    assert_eq!(bucket.returned, 0.0);
+    let mut bucket = Bucket::full(0.0, params);
+    bucket.take(0.5, 1, 0.0, params);
+    let refused = bucket.take(5.0, 1, 0.0, params);
     assert_eq!((refused.granted, refused.retry_after), (0.0, 0.5e6));
 }
 
 #[test]
 fn a_share_is_a_part_and_at_least_a_token() {
-    let share = Terms::new(100.0, 8.0).share(4.0);
-    assert_eq!(share, Terms::new(25.0, 2.0));
-    assert_eq!(Terms::new(2.0, 8.0).share(8.0), Terms::new(1.0, 1.0));
-    assert_eq!(Terms::new(0.5, 8.0).share(8.0), Terms::new(0.5, 1.0));
+    let share = BucketParams::new(100.0, 8.0).share(4.0);
+    assert_eq!(share, BucketParams::new(25.0, 2.0));
+    assert_eq!(
+        BucketParams::new(2.0, 8.0).share(8.0),
+        BucketParams::new(1.0, 1.0)
+    );
+    assert_eq!(
+        BucketParams::new(0.5, 8.0).share(8.0),
+        BucketParams::new(0.5, 1.0)
+    );
 }
 
 #[test]
 fn any_number_of_demands_is_one_sum() {
-    let terms = Terms::new(3.0, 1e6);
-    let mut bucket = Bucket::full(0.0, terms);
-    let taken = bucket.take(1.0, u32::MAX, 1e12, terms);
+    let params = BucketParams::new(3.0, 1e6);
+    let mut bucket = Bucket::full(0.0, params);
+    let taken = bucket.take(1.0, u32::MAX, 1e12, params);
     assert_eq!((taken.now, taken.granted), (3.0, f64::from(u32::MAX)));
-    let mut bucket = Bucket::full(0.0, terms);
-    let taken = bucket.take(1.0, u32::MAX, 7.0, terms);
+    let mut bucket = Bucket::full(0.0, params);
+    let taken = bucket.take(1.0, u32::MAX, 7.0, params);
     assert_eq!(
         (taken.granted, taken.last, taken.retry_after),
         (10.0, 7.0, 1.0)
@@ -374,7 +394,7 @@ fn any_number_of_demands_is_one_sum() {
 
 #[test]
 fn several_buckets_are_all_or_one_or_none() {
-    let (fast, slow) = (Terms::new(4.0, 2.0), Terms::new(2.0, 1.0));
+    let (fast, slow) = (BucketParams::new(4.0, 2.0), BucketParams::new(2.0, 1.0));
     let mut buckets = [Bucket::full(0.0, fast), Bucket::full(0.0, slow)];
     let mut ask = |max_wait| {
         let before = buckets.clone();
@@ -384,7 +404,7 @@ fn several_buckets_are_all_or_one_or_none() {
         (answer, spent)
     };
     assert_eq!(ask(0.0), (TakenAll::All, [2.0, 2.0]));
-    let refused = TakenAll::Refused {
+    let refused = TakenAll::Rejected {
         which: 1,
         retry_after: 1.5e6,
     };
@@ -404,7 +424,7 @@ fn several_buckets_are_all_or_one_or_none() {
     assert_eq!(ask(0.0), TakenAll::All);
     // Never "again in nothing", whatever fraction a wait may have.
     let (which, retry_after) = (0, 1.0);
-    let refused = TakenAll::Refused { which, retry_after };
+    let refused = TakenAll::Rejected { which, retry_after };
     assert_eq!(ask(2e6 - 0.5), refused);
     let wait = 2e6;
     let reservation = Reservation::due(wait, 2.0, slow);
@@ -423,7 +443,7 @@ fn several_buckets_are_all_or_one_or_none() {
 fn those_who_come_back_one_by_one_leave_one_bucket() {
     const N: usize = 4;
     const STEP: f64 = 5e3;
-    let whole = Terms::new(100.0, 200.0);
+    let whole = BucketParams::new(100.0, 200.0);
     let share = whole.share(N as f64);
     let mut rng = rng();
     for round in 0..ROUNDS / 10 {
@@ -450,17 +470,17 @@ fn those_who_come_back_one_by_one_leave_one_bucket() {
             let returned = back.iter().filter(|at| **at <= now).count();
             for process in 0..N {
                 let own = &mut shares[process];
-                own.visit(now, share);
+                own.advance(now, share);
                 let mut spent = own.take(0.25, 99, ahead, share).granted * 0.25;
-                owed[process] = (owed[process] + spent).min(share.cap - own.level);
+                owed[process] = (owed[process] + spent).min(share.capacity - own.level);
                 if now < back[process] {
                     continue;
                 }
                 let since = now - back[process];
                 if since < STEP {
                     let before = back.iter().filter(|at| **at < back[process]).count();
-                    bucket.visit_by(now, whole, before as f64 / N as f64);
-                    bucket.pay(owed[process], ahead, 0.25);
+                    bucket.advance_in_recovery(now, whole, before as f64 / N as f64);
+                    bucket.write_back(owed[process], ahead, 0.25);
                 }
                 // Those who were promised a turn by memory have been paid for; those who ask
                 // now wait for their turn in memory, and ask Redis only then.
@@ -469,7 +489,7 @@ fn those_who_come_back_one_by_one_leave_one_bucket() {
                 } else {
                     spent = share.per_us * STEP;
                 }
-                bucket.visit_by(now, whole, returned as f64 / N as f64);
+                bucket.advance_in_recovery(now, whole, returned as f64 / N as f64);
                 bucket.level -= spent;
             }
         }
@@ -487,17 +507,17 @@ fn taken_at_once_is_visited_and_taken() {
     let mut rng = rng();
     let (mut taken, mut refused) = (0, 0);
     for _ in 0..ROUNDS {
-        let terms = random_terms(&mut rng);
-        let mut bucket = Bucket::full(1.7e15, terms);
+        let params = random_terms(&mut rng);
+        let mut bucket = Bucket::full(1.7e15, params);
         for _ in 0..8 {
             let behind = rng.pick(&[0.0, 0.0, -500_000.0, -3_000_000.0]);
-            let now = bucket.at + behind + rng.part() * rng.pick(&[0.0, 0.5, 2.0]) / terms.per_us;
-            let cost = random_cost(&mut rng, terms).min(terms.cap);
+            let now = bucket.at + behind + rng.part() * rng.pick(&[0.0, 0.5, 2.0]) / params.per_us;
+            let cost = random_cost(&mut rng, params).min(params.capacity);
             let (mut level, mut at) = (bucket.level, bucket.at);
-            let at_once = take_at_once(&mut level, &mut at, now, cost, terms);
+            let at_once = take_at_once(&mut level, &mut at, now, cost, params);
             let before = bucket.clone();
-            let mended = bucket.visit(now, terms);
-            let by_law = bucket.take(cost, 1, 0.0, terms);
+            let mended = bucket.advance(now, params);
+            let by_law = bucket.take(cost, 1, 0.0, params);
             match at_once {
                 AtOnce::Taken => {
                     assert_eq!((level, at), (bucket.level, bucket.at));
@@ -521,45 +541,45 @@ fn taken_at_once_is_visited_and_taken() {
 fn a_hold_grants_nobody_and_ends_without_a_burst() {
     let mut rng = rng();
     for _ in 0..ROUNDS {
-        let terms = random_terms(&mut rng);
-        let mut bucket = random_bucket(&mut rng, terms);
+        let params = random_terms(&mut rng);
+        let mut bucket = random_bucket(&mut rng, params);
         let start = bucket.at;
-        let unit = terms.cap / terms.per_us;
+        let unit = params.capacity / params.per_us;
         // Well above the last bit of a double of microseconds.
         let hold = (unit * rng.pick(&[0.01, 0.5, 3.0])).ceil().max(64.0);
-        bucket.hold_back(hold, terms);
+        bucket.pause(hold, params);
         let end = start + hold;
         let mut now = start;
         // Whatever happens meanwhile, nobody has a turn in that time.
         for _ in 0..8 {
             now = (now + (hold * 0.3 * rng.part()).floor()).min(end - 32.0);
-            bucket.visit(now, terms);
-            let cost = random_cost(&mut rng, terms);
+            bucket.advance(now, params);
+            let cost = random_cost(&mut rng, params);
             match rng.below(5) {
-                0 => bucket.give_back(cost, terms),
-                1 => bucket.charge(cost * 0.1, terms),
+                0 => bucket.give_back(cost, params),
+                1 => bucket.charge(cost * 0.1, params),
                 // Neither shortens the other.
-                2 => bucket.hold_back((hold * rng.part() * 0.1).floor(), terms),
+                2 => bucket.pause((hold * rng.part() * 0.1).floor(), params),
                 _ => {
-                    let taken = bucket.take(cost, 2, rng.pick(&[0.0, hold, 1e15]), terms);
+                    let taken = bucket.take(cost, 2, rng.pick(&[0.0, hold, 1e15]), params);
                     assert_eq!(taken.now, 0.0, "{bucket:?} at {now}, held to {end}");
-                    let first = taken.wait(0, cost, terms);
+                    let first = taken.wait(0, cost, params);
                     assert!(
                         taken.granted == 0.0 || now + first >= end - 32.0,
                         "{bucket:?}"
                     );
                 }
             }
-            assert!(bucket.held_for() >= end - now && bucket.pool == 0.0);
+            assert!(bucket.pause_left() >= end - now && bucket.returned == 0.0);
         }
-        let end = now + bucket.held_for();
-        bucket.visit(end, terms);
-        let rounding = 1e-6 * terms.cap + terms.per_us;
+        let end = now + bucket.pause_left();
+        bucket.advance(end, params);
+        let rounding = 1e-6 * params.capacity + params.per_us;
         assert!(bucket.level <= rounding, "a burst: {bucket:?}");
-        assert_eq!(bucket.held, 0.0);
-        if bucket.tail == 0.0 {
+        assert_eq!(bucket.paused_until, 0.0);
+        if bucket.last_due == 0.0 {
             let before = bucket.clone();
-            bucket.give_back(terms.cap / 2.0, terms);
+            bucket.give_back(params.capacity / 2.0, params);
             assert_ne!(bucket, before, "what comes after it is given back as ever");
         }
     }
@@ -569,50 +589,50 @@ fn a_hold_grants_nobody_and_ends_without_a_burst() {
 #[test]
 fn a_hold_is_as_long_by_another_rate() {
     for part in [0.01, 0.5, 3.0] {
-        let terms = Terms::new(10.0, 10.0);
-        let other = terms.slower(part);
-        let mut bucket = Bucket::full(0.0, terms);
-        bucket.hold_back(60e6, terms);
-        bucket.charge(5.0, terms);
-        bucket.visit(20e6, other);
-        bucket.visit(30e6, terms);
-        bucket.visit(40e6, other);
+        let params = BucketParams::new(10.0, 10.0);
+        let other = params.slower(part);
+        let mut bucket = Bucket::full(0.0, params);
+        bucket.pause(60e6, params);
+        bucket.charge(5.0, params);
+        bucket.advance(20e6, other);
+        bucket.advance(30e6, params);
+        bucket.advance(40e6, other);
         let level = bucket.level;
         assert!((level + 20e6 * other.per_us).abs() < 1e-6, "{bucket:?}");
         // Who is promised a turn after it has it by the rate of then.
         assert_eq!(bucket.take(1.0, 1, 1e12, other).granted, 1.0);
-        bucket.visit(60e6, other);
+        bucket.advance(60e6, other);
         assert!((bucket.level + 1.0).abs() < 1e-6, "{bucket:?}");
-        assert_eq!((bucket.held, bucket.by), (0.0, 0.0));
+        assert_eq!((bucket.paused_until, bucket.pause_rate), (0.0, 0.0));
     }
 }
 
 #[test]
 fn the_turns_in_a_hold_pay_for_it() {
-    let terms = Terms::new(1.0, 1.0);
-    let mut bucket = Bucket::full(0.0, terms);
+    let params = BucketParams::new(1.0, 1.0);
+    let mut bucket = Bucket::full(0.0, params);
     // One at once, and ten sleepers, a second apart.
-    assert_eq!(bucket.take(1.0, 11, 1e12, terms).granted, 11.0);
-    bucket.hold_back(4e6, terms);
+    assert_eq!(bucket.take(1.0, 11, 1e12, params).granted, 11.0);
+    bucket.pause(4e6, params);
     // The first four ask again, and follow the other six, which keep their turns.
-    let again = bucket.take(1.0, 4, 1e12, terms);
-    assert_eq!(again.wait(0, 1.0, terms), 11e6);
+    let again = bucket.take(1.0, 4, 1e12, params);
+    assert_eq!(again.wait(0, 1.0, params), 11e6);
     assert_eq!(again.last, 14e6);
     // Where the hold is longer than the queue, they follow it.
-    let mut bucket = Bucket::full(0.0, terms);
-    assert_eq!(bucket.take(1.0, 3, 1e12, terms).granted, 3.0);
-    bucket.hold_back(4e6, terms);
-    assert_eq!(bucket.take(1.0, 2, 1e12, terms).wait(0, 1.0, terms), 5e6);
+    let mut bucket = Bucket::full(0.0, params);
+    assert_eq!(bucket.take(1.0, 3, 1e12, params).granted, 3.0);
+    bucket.pause(4e6, params);
+    assert_eq!(bucket.take(1.0, 2, 1e12, params).wait(0, 1.0, params), 5e6);
 }
 
 #[test]
 fn a_mended_clock_keeps_the_rest_of_a_hold() {
-    let terms = Terms::new(1.0, 1.0);
-    let mut bucket = Bucket::full(1e9, terms);
-    bucket.hold_back(4e6, terms);
-    assert!(bucket.visit(1e8, terms));
-    assert_eq!(bucket.held_for(), 4e6);
-    assert!(!bucket.visit(1e8 + 3e6, terms));
-    assert_eq!(bucket.held_for(), 1e6);
+    let params = BucketParams::new(1.0, 1.0);
+    let mut bucket = Bucket::full(1e9, params);
+    bucket.pause(4e6, params);
+    assert!(bucket.advance(1e8, params));
+    assert_eq!(bucket.pause_left(), 4e6);
+    assert!(!bucket.advance(1e8 + 3e6, params));
+    assert_eq!(bucket.pause_left(), 1e6);
     assert_eq!(bucket.level, -1.0);
 }

@@ -8,7 +8,7 @@ use super::{
     run::Story,
     windows::show,
 };
-use crate::bucket::Terms;
+use crate::bucket::BucketParams;
 
 const REDIS_TIMEOUT: Duration = Duration::from_millis(100);
 
@@ -135,7 +135,7 @@ fn payments(plan: &Plan, story: &Story, wrong: &mut Vec<String>) {
     let ([limit], true) = (&plan.limits[..], plan.roles.iter().all(Role::is_plain)) else {
         return;
     };
-    let share = Terms::new(limit.capacity, limit.rate).share(plan.processes as f64);
+    let share = BucketParams::new(limit.capacity, limit.rate).share(plan.processes as f64);
     let largest = plan.largest(0);
     for (process, name) in story.names.iter().enumerate() {
         let granted = |from: Duration, until: Duration| {
@@ -157,7 +157,7 @@ fn payments(plan: &Plan, story: &Story, wrong: &mut Vec<String>) {
         let owed = spells
             .filter(|spell| spell.process == process)
             .filter_map(|spell| Some(granted(spell.from, spell.until?)))
-            .map(|granted| (granted.min(share.cap) - 2.0 * largest).max(0.0));
+            .map(|granted| (granted.min(share.capacity) - 2.0 * largest).max(0.0));
         let owed: f64 = owed.sum();
         // What was taken ahead and not used is given back with it.
         if paid < owed - plan.ahead(0) - 1e-6 {

@@ -52,7 +52,7 @@ impl Limit {
         let quota = Quota::per_second(self.rate).burst(self.capacity);
         let scope = quota.scope(["first", "second"][index]);
         match self.strict {
-            true => scope.fallback(Fallback::Strict(Share::Auto)),
+            true => scope.fallback(Fallback::StrictShare(Share::Auto)),
             false => scope,
         }
     }

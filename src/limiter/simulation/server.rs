@@ -18,7 +18,7 @@ use crate::{
     clock::to_us,
     decision::Failure,
     redis::{
-        Connect,
+        Transport,
         scripted::{Script, Session},
     },
 };
@@ -237,7 +237,7 @@ pub(super) struct Connector {
     process: usize,
 }
 
-impl Connect for Connector {
+impl Transport for Connector {
     fn connect(&self) -> BoxFuture<'_, Result<Box<dyn Session>, Failure>> {
         async {
             let delay = {

@@ -4,13 +4,13 @@ use std::collections::BTreeMap;
 
 use crate::{
     decision::{Failure, FailureKind},
-    redis::scripted::{ACQUIRE, Call, Command, HEARTBEAT, Script, Twin},
+    redis::scripted::{ACQUIRE, Call, Command, HEARTBEAT, ReferenceModel, Script},
 };
 
 /// All keys of a Redis.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Store {
-    buckets: Twin,
+    buckets: ReferenceModel,
     epoch: Option<Epoch>,
     /// When each was last heard, in milliseconds; newcomers below zero.
     pub(super) members: BTreeMap<Vec<u8>, f64>,

@@ -7,7 +7,7 @@ use super::{
     plan::{Data, Fault, Kind, Limit, Plan, Role},
     run::Story,
 };
-use crate::members::FLOOR;
+use crate::members::MIN_PART;
 
 /// Whoever has been counted for so long has lived for long enough to be missed, and has said so.
 const LIVED: Duration = Duration::from_millis(6_500);
@@ -129,7 +129,7 @@ fn stated(plan: &Plan, index: usize, limit: usize) -> f64 {
     let lasts = fault.lasts.as_secs_f64();
     let reserve = plan.reserve_for.as_secs_f64();
     // However few are left, they keep a part of the rate.
-    let floor = (FLOOR - (1.0 - part)).max(0.0) * rate * lasts.min(reserve + 1.0);
+    let floor = (MIN_PART - (1.0 - part)).max(0.0) * rate * lasts.min(reserve + 1.0);
     // Nobody misses those who were never met, or who are forgotten with a key that only they
     // would write again.
     let forgotten = index > 0 && {

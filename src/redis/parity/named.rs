@@ -2,7 +2,7 @@
 
 use redis::aio::MultiplexedConnection;
 
-use crate::bucket::{Reservation, Terms};
+use crate::bucket::{BucketParams, Reservation};
 use crate::redis::script::{ACQUIRE, Answer, Reply};
 use crate::redis::twin::{Call, Command};
 
@@ -10,8 +10,8 @@ use super::support::RedisServer;
 
 const SECOND: f64 = 1e6;
 const KEY: &str = "bucket";
-const TERMS: Terms = Terms {
-    cap: 10.0,
+const TERMS: BucketParams = BucketParams {
+    capacity: 10.0,
     per_us: 1e-6,
 };
 
@@ -68,8 +68,8 @@ fn take(cost: f64, max_wait: f64) -> Command {
     }
 }
 
-fn one(terms: Terms, command: Command) -> Call {
-    Call::new(KEY, terms, vec![command])
+fn one(params: BucketParams, command: Command) -> Call {
+    Call::new(KEY, params, vec![command])
 }
 
 async fn run<T: redis::FromRedisValue>(
@@ -166,7 +166,7 @@ async fn whoever_knows_a_bucket_by_more_is_remembered() {
     let server = RedisServer::start().await;
     let mut connection = server.connection().await;
     let quotas = [(100.0, 1.0), (10.0, 1.0), (10.0, 50.0), (10.0, 0.1)];
-    let [large, small, fast, slow] = quotas.map(|(cap, rate)| Terms::new(cap, rate));
+    let [large, small, fast, slow] = quotas.map(|(cap, rate)| BucketParams::new(cap, rate));
     // In whatever order they come, the key must outlive the debt of the widest.
     for (first, second, seconds) in [
         (large, small, 100),
@@ -196,7 +196,7 @@ async fn whoever_knows_a_bucket_by_more_is_remembered() {
 async fn a_rolling_deploy_forgets_no_debt() {
     let server = RedisServer::start().await;
     let mut connection = server.connection().await;
-    let (large, small) = (Terms::new(100.0, 1.0), Terms::new(10.0, 1.0));
+    let (large, small) = (BucketParams::new(100.0, 1.0), BucketParams::new(10.0, 1.0));
     call(&mut connection, &one(large, take(10.0, 0.0))).await;
     call(&mut connection, &one(small, take(10.0, 0.0))).await;
     // After ten seconds the key was gone, and the larger quota found a full bucket: 100 more.
@@ -281,7 +281,7 @@ async fn a_key_outlives_the_time_until_its_bucket_is_full() {
     assert!(ttl <= 1, "{ttl}");
     // 2^53 ms is the longest; beyond 9.2e18 Redis refuses to run.
     let _: () = run(&mut connection, &[b"FLUSHALL"]).await;
-    let never = Terms::new(1e15, 1e-12);
+    let never = BucketParams::new(1e15, 1e-12);
     call(
         &mut connection,
         &Call::new(KEY, never, vec![take(1e15, 0.0)]),
@@ -354,12 +354,12 @@ async fn a_call_of_many_keys_and_demands_is_answered_in_full() {
 async fn a_payment_is_charged_once_and_a_bound_lowers() {
     let server = RedisServer::start().await;
     let mut connection = server.connection().await;
-    let once = Terms {
-        cap: 1.0,
+    let once = BucketParams {
+        capacity: 1.0,
         per_us: 1.0 / (3_600.0 * SECOND),
     };
-    let slow = Terms {
-        cap: 10.0,
+    let slow = BucketParams {
+        capacity: 10.0,
         per_us: 1e-12,
     };
     let payment = |marker: &str, tokens: f64| {
@@ -402,7 +402,7 @@ async fn a_payment_is_charged_once_and_a_bound_lowers() {
 async fn cancelled_reservations_that_are_due_together_are_remembered() {
     let server = RedisServer::start().await;
     let mut connection = server.connection().await;
-    let fast = Terms::new(1e9, 1e7);
+    let fast = BucketParams::new(1e9, 1e7);
     let mut reserved = Vec::new();
     for cost in [1e9, 1e9, 3.0, 3.0, 3.0, 1e9] {
         let answered = call(&mut connection, &one(fast, take(cost, 1e12))).await;

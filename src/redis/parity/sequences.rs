@@ -4,10 +4,10 @@ use redis::aio::MultiplexedConnection;
 use redis::{Cmd, Pipeline};
 
 use crate::bucket::law::{Rng, seed, sequences};
-use crate::bucket::{Reservation, Terms};
+use crate::bucket::{BucketParams, Reservation};
 use crate::redis::batcher_tests::hostile;
 use crate::redis::script::{ACQUIRE, Reply};
-use crate::redis::twin::{Call, Command, Outcome, Stored, Twin, Written};
+use crate::redis::twin::{Call, Command, Outcome, ReferenceModel, Stored, Written};
 
 use super::support::RedisServer;
 
@@ -84,7 +84,7 @@ fn read(bytes: &[u8], call: &Call) -> (Option<f64>, Outcome) {
         firsts: (0..keys).map(|key| reply.first(key)).collect(),
         answers: (0..takes).map(|take| reply.answer(take)).collect(),
         levels: (0..keys).map(|key| reply.level(key)).collect(),
-        held: (0..keys).map(|key| reply.held(key)).collect(),
+        held: (0..keys).map(|key| reply.pause_us(key)).collect(),
         written: written.collect(),
         ahead: reply.time().is_none(),
     };
@@ -94,7 +94,7 @@ fn read(bytes: &[u8], call: &Call) -> (Option<f64>, Outcome) {
 /// The quotas by which one key is known, each by another process.
 struct Known {
     key: String,
-    quotas: Vec<Terms>,
+    quotas: Vec<BucketParams>,
 }
 
 fn random_keys(rng: &mut Rng, sequence: u64, fast: bool) -> Vec<Known> {
@@ -105,7 +105,7 @@ fn random_keys(rng: &mut Rng, sequence: u64, fast: bool) -> Vec<Known> {
             let rates = [0.01, 1.0, 1.0, 7.3, 100.0, 1e4];
             let times = if fast { 1e4 } else { 1.0 };
             let quotas = 1 + rng.below(3) * rng.below(2);
-            let quota = |_| Terms::new(rng.pick(&caps), rng.pick(&rates) * times);
+            let quota = |_| BucketParams::new(rng.pick(&caps), rng.pick(&rates) * times);
             Known {
                 key: format!("{sequence}:{key}"),
                 quotas: (0..quotas).map(quota).collect(),
@@ -114,7 +114,7 @@ fn random_keys(rng: &mut Rng, sequence: u64, fast: bool) -> Vec<Known> {
         .collect()
 }
 
-fn random_call(rng: &mut Rng, known: &[Known], twin: &Twin) -> Call {
+fn random_call(rng: &mut Rng, known: &[Known], twin: &ReferenceModel) -> Call {
     let mut keys = Vec::new();
     for known in known {
         if rng.percent(60) {
@@ -140,11 +140,15 @@ fn random_call(rng: &mut Rng, known: &[Known], twin: &Twin) -> Call {
     }
 }
 
-fn random_command(rng: &mut Rng, keys: &[(String, Terms)], twin: &Twin) -> Command {
+fn random_command(
+    rng: &mut Rng,
+    keys: &[(String, BucketParams)],
+    twin: &ReferenceModel,
+) -> Command {
     let index = rng.below(keys.len() as u32) as usize;
-    let terms = keys[index].1;
-    let cost = random_cost(rng, terms);
-    let unit = 1.0 / terms.per_us;
+    let params = keys[index].1;
+    let cost = random_cost(rng, params);
+    let unit = 1.0 / params.per_us;
     let max_wait = rng
         .pick(&[0.0, unit, 2.5 * unit, 10.0 * unit, 1e12])
         .round();
@@ -156,9 +160,9 @@ fn random_command(rng: &mut Rng, keys: &[(String, Terms)], twin: &Twin) -> Comma
         },
         8..12 => {
             let mut of = Vec::new();
-            for (index, (_, terms)) in keys.iter().enumerate() {
+            for (index, (_, params)) in keys.iter().enumerate() {
                 if rng.percent(70) {
-                    of.push((index, random_cost(rng, *terms)));
+                    of.push((index, random_cost(rng, *params)));
                 }
             }
             if of.is_empty() {
@@ -173,53 +177,74 @@ fn random_command(rng: &mut Rng, keys: &[(String, Terms)], twin: &Twin) -> Comma
         }
         12..15 => Command::GiveBack(index, cost),
         15 => {
-            let wait = (rng.pick(&[0.0, 0.0, 1.0, 10.0]) * cost / terms.per_us).ceil();
+            let wait = (rng.pick(&[0.0, 0.0, 1.0, 10.0]) * cost / params.per_us).ceil();
             Command::Pay(index, cost * rng.pick(&[0.1, 1.0, 3.0, 30.0]), wait, cost)
         }
         16 => Command::Charge(index, cost * rng.pick(&[0.1, 1.0, 3.0, 1e9])),
         17 => Command::Reset(index),
-        18 => Command::Lower(index, cost - rng.pick(&[0.0, terms.cap / 2.0, terms.cap])),
+        18 => Command::Lower(
+            index,
+            cost - rng.pick(&[0.0, params.capacity / 2.0, params.capacity]),
+        ),
         19 => Command::Look(index),
         23..28 => {
             // The last reservation, or one before it, as far as there are any.
             let stored = twin.keys.get(&keys[index].0);
-            let tail = stored.map_or(1.7e15, |stored| stored.bucket.tail.max(stored.bucket.at));
+            let tail = stored.map_or(1.7e15, |stored| {
+                stored.bucket.last_due.max(stored.bucket.at)
+            });
             let places = [0.0, 0.0, 1.0, 2.0, 4.0, rng.part()];
             let due = tail - (rng.pick(&places) * cost * unit).round();
-            Command::Undo(index, Reservation::due(due, cost, terms))
+            Command::Undo(index, Reservation::due(due, cost, params))
         }
         20 => Command::HoldBack(index, (rng.pick(&[0.0, 0.5, 3.0, 20.0]) * unit).ceil()),
         _ => Command::Lease(index, (cost * rng.pick(&[0.5, 1.0, 3.0, 30.0])).ceil()),
     }
 }
 
-fn random_cost(rng: &mut Rng, terms: Terms) -> f64 {
+fn random_cost(rng: &mut Rng, params: BucketParams) -> f64 {
     let part = rng.part().max(1e-3);
-    let cost = rng.pick(&[1.0, 1.0, 2.0, terms.cap, terms.cap / 3.0, terms.cap * part]);
+    let cost = rng.pick(&[
+        1.0,
+        1.0,
+        2.0,
+        params.capacity,
+        params.capacity / 3.0,
+        params.capacity * part,
+    ]);
     match rng.below(50) {
         // Nothing at all is rare, but must do nothing at all.
         0 => 0.0,
         // So is more than all, of a share of a larger limit.
-        1 | 2 => terms.cap * (1.0 + part),
-        _ => cost.min(terms.cap),
+        1 | 2 => params.capacity * (1.0 + part),
+        _ => cost.min(params.capacity),
     }
 }
 
 /// A value of some length, plausible in most of its numbers.
-fn foreign_value(rng: &mut Rng, quotas: &[Terms], now: f64) -> Vec<u8> {
-    let terms = rng.pick(quotas);
-    let until = now + rng.pick(&[0.5, 3.0, 20.0]) / terms.per_us;
-    let (level, at) = (terms.cap * rng.part(), now - 1e6 * rng.part());
-    let rate = terms.per_us;
+fn foreign_value(rng: &mut Rng, quotas: &[BucketParams], now: f64) -> Vec<u8> {
+    let params = rng.pick(quotas);
+    let until = now + rng.pick(&[0.5, 3.0, 20.0]) / params.per_us;
+    let (level, at) = (params.capacity * rng.part(), now - 1e6 * rng.part());
+    let rate = params.per_us;
     let numbers = [
-        level, at, terms.cap, rate, until, until, 1.0, 1.0, until, rate,
+        level,
+        at,
+        params.capacity,
+        rate,
+        until,
+        until,
+        1.0,
+        1.0,
+        until,
+        rate,
     ];
     let bad = rng.pick(&[0, 5, 10, 100]);
     let length = rng.pick(&[5, 8, 10, 13, 16]);
     let gap = |nth: f64| {
         [
-            until - nth / terms.per_us,
-            until - (nth - 1.0) / terms.per_us,
+            until - nth / params.per_us,
+            until - (nth - 1.0) / params.per_us,
             1.0,
         ]
     };
@@ -234,15 +259,15 @@ fn foreign_value(rng: &mut Rng, quotas: &[Terms], now: f64) -> Vec<u8> {
 }
 
 fn random_step(rng: &mut Rng, known: &[Known]) -> f64 {
-    let terms = known[0].quotas[0];
-    let unit = 1.0 / terms.per_us;
+    let params = known[0].quotas[0];
+    let unit = 1.0 / params.per_us;
     let part = rng.part();
     let forward = [
         0.0,
         1.0,
         unit * part,
         unit,
-        terms.cap * unit * part,
+        params.capacity * unit * part,
         2e6,
         6e7,
     ];
@@ -252,23 +277,29 @@ fn random_step(rng: &mut Rng, known: &[Known]) -> f64 {
 }
 
 /// What Redis forgets must be full for everyone who knew it.
-fn assert_full(twin: &Twin, known: &Known, now: f64) {
+fn assert_full(twin: &ReferenceModel, known: &Known, now: f64) {
     let stored = &twin.keys[&known.key];
     let quotas = known.quotas.iter().filter(|quota| {
         let widest = stored.widest;
-        quota.cap <= widest.cap && quota.per_us >= widest.per_us
+        quota.capacity <= widest.capacity && quota.per_us >= widest.per_us
     });
     for &quota in quotas {
         let mut bucket = stored.bucket.clone();
-        bucket.visit(now, quota);
-        let missing = quota.cap - bucket.level;
-        let full = missing <= 1e-9 * quota.cap;
+        bucket.advance(now, quota);
+        let missing = quota.capacity - bucket.level;
+        let full = missing <= 1e-9 * quota.capacity;
         assert!(
             full,
             "forgot {stored:?} at {now}, {missing} before {quota:?} is full"
         );
-        assert!(bucket.tail == 0.0, "forgot sleepers: {stored:?} at {now}");
-        assert!(bucket.held == 0.0, "forgot a hold: {stored:?} at {now}");
+        assert!(
+            bucket.last_due == 0.0,
+            "forgot sleepers: {stored:?} at {now}"
+        );
+        assert!(
+            bucket.paused_until == 0.0,
+            "forgot a hold: {stored:?} at {now}"
+        );
     }
 }
 
@@ -288,7 +319,7 @@ async fn the_twins_agree_on_our_time_line() {
             let seed = first.wrapping_add(sequence);
             let mut rng = Rng::new(seed);
             let known = random_keys(&mut rng, sequence, false);
-            let (mut twin, mut now) = (Twin::default(), 1.7e15);
+            let (mut twin, mut now) = (ReferenceModel::default(), 1.7e15);
             for _ in 0..4 + rng.below(12) {
                 now += random_step(&mut rng, &known);
                 for known in &known {
@@ -321,7 +352,7 @@ async fn the_twins_agree_on_our_time_line() {
                 waits += taken.filter(|taken| taken.last > 0.0).count();
                 alone += usize::from(call.commands.is_empty());
                 slowest += outcome.answers.iter().filter(|a| a.which > 0).count();
-                let gaps = |stored: &Stored| stored.bucket.cancelled.len();
+                let gaps = |stored: &Stored| stored.bucket.gaps.len();
                 cancelled += twin.keys.values().map(gaps).sum::<usize>();
                 held += outcome.held.iter().filter(|held| **held > 0.0).count();
                 pooled += outcome
@@ -385,7 +416,7 @@ async fn the_twins_agree_on_the_servers_time() {
             for _ in 0..4 + rng.below(12) {
                 let call = Call {
                     back,
-                    ..random_call(&mut rng, &known, &Twin::default())
+                    ..random_call(&mut rng, &known, &ReferenceModel::default())
                 };
                 pipeline.add_command(command(&sha, &call));
                 calls.push((seed, call));
@@ -396,7 +427,7 @@ async fn the_twins_agree_on_the_servers_time() {
             .query_async(&mut connection)
             .await
             .expect("the script runs");
-        let mut twin = Twin::default();
+        let mut twin = ReferenceModel::default();
         for (bytes, (seed, call)) in replies.iter().zip(calls) {
             let (now, lua) = read(bytes, &call);
             let now = now.expect("this server's clock is not set back");

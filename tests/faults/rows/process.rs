@@ -144,17 +144,19 @@ pub(super) fn rows() -> Vec<Row> {
             back: false,
             ..OUTAGE
         }),
-        row("open", "killed, under `Fallback::Open`", |stage, length| {
-            kill_and_restart(stage, length).boxed()
-        })
-        .on(policy(Fallback::Open))
+        row(
+            "open",
+            "killed, under `Fallback::FailOpen`",
+            |stage, length| kill_and_restart(stage, length).boxed(),
+        )
+        .on(policy(Fallback::FailOpen))
         .expect(OUTAGE.and_over(f64::INFINITY)),
         row(
             "closed",
-            "killed, under `Fallback::Closed`",
+            "killed, under `Fallback::FailClosed`",
             |stage, length| kill_and_restart(stage, length).boxed(),
         )
-        .on(policy(Fallback::Closed))
+        .on(policy(Fallback::FailClosed))
         .expect(Expect {
             errors: true,
             share: false,
