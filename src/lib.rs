@@ -117,20 +117,22 @@ mod error;
 pub mod extract;
 mod fallback;
 mod limiter;
-mod members;
 mod memory;
 mod middleware;
-mod observe;
+mod packed_map;
+mod peers;
 mod quota;
 #[cfg(feature = "redis")]
 mod redis;
 pub mod reply;
 mod runtime;
 mod scope;
-mod table;
 mod task;
+mod telemetry;
 #[cfg(feature = "learn")]
 pub mod upstream;
+#[cfg(test)]
+mod verification;
 
 pub use self::{
     decision::FailureKind,
@@ -139,10 +141,10 @@ pub use self::{
     fallback::{Fallback, Share},
     limiter::{Acquire, Level, Limiter, LimiterBuilder, Permit, PermitHandle},
     middleware::{RateLimit, RateLimitLayer, ResponseFuture},
-    observe::Health,
     quota::{LiveQuota, ParseQuotaError, Quota},
     reply::Reply,
     scope::{IntoScopes, LiveScope, Scope, Scopes},
+    telemetry::Health,
 };
 
 /// The README's examples run as tests.

@@ -110,7 +110,7 @@ mod tests {
     }
 
     proptest! {
-        #![proptest_config(crate::bucket::law::seeded())]
+        #![proptest_config(crate::verification::bucket_model::seeded())]
 
         /// Different combinations are different buckets, nested ones too.
         #[test]

@@ -12,20 +12,20 @@ use std::{
 use tokio::time::Instant;
 
 use super::{
+    backend::{Mode, RedisBackend},
     bound::Bound,
     core::Core,
     permit::{Charged, Origins, Permit},
-    remote::{Mode, RedisBackend},
     steps::{Step, Steps},
-    turns::TOLERANCE,
+    wait_queue::TOLERANCE,
     waiter::{Outcome, Waiter},
 };
 use crate::{
     clock::{LONGEST_WAIT, to_us},
     decision::{DecidedBy, Decision, Failure, FailureKind},
     error::Rejected,
-    observe::Outcome as End,
     scope::{Scope, Scopes},
+    telemetry::Outcome as End,
 };
 
 /// Scopes of one acquisition: Redis is never held up by a long script.

@@ -15,8 +15,8 @@ use tokio::{
 };
 
 use super::{
+    backend::Mark,
     core::Core,
-    remote::Mark,
     waiter::{Outcome, Waiter, Whereabouts},
 };
 use crate::{

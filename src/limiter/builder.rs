@@ -8,16 +8,16 @@ use std::{
 use super::{
     core::Core,
     handle::Limiter,
-    shares::{LocalShares, PendingCorrections},
-    turns::WaitQueues,
+    local_share::{LocalShares, PendingCorrections},
+    wait_queue::WaitQueues,
 };
 use crate::{
     error::ConfigError,
     fallback::{Fallback, Share},
-    members::Peers,
     memory::MemoryStore,
-    observe::{Health, Observer},
+    peers::Peers,
     scope::PREFIX_END,
+    telemetry::{Health, Observer},
 };
 
 const DEFAULT_PREFIX: &str = "throttle:v1";
@@ -415,7 +415,7 @@ impl LimiterBuilder {
             observer: core.observer.clone(),
             seed,
         };
-        core.redis = Some(super::remote::RedisBackend::new(config, core.salt));
+        core.redis = Some(super::backend::RedisBackend::new(config, core.salt));
         Limiter::from_core(core)
     }
 

@@ -11,9 +11,9 @@ use std::{
 use tokio::time::Instant;
 
 use super::{
-    remote::{Mode, RedisBackend},
-    shares::LocalShares,
-    turns::{TOLERANCE, WaitQueues},
+    backend::{Mode, RedisBackend},
+    local_share::LocalShares,
+    wait_queue::{TOLERANCE, WaitQueues},
 };
 use crate::{
     bucket::{Bucket, BucketParams, Reservation, TakenAll},
@@ -21,8 +21,8 @@ use crate::{
     decision::{DecidedBy, Decision, Failure},
     fallback::Fallback,
     memory::{MemoryStore, Request, ShareBounds},
-    observe::Observer,
     scope::{BucketId, Hashes, Lookup, Scope},
+    telemetry::Observer,
 };
 
 /// For so long a process trusts that a bucket is not held back, once it has heard so.

@@ -19,8 +19,8 @@ use crate::error::ConfigError;
 use crate::{
     clock::to_us,
     decision::{Failure, FailureKind},
-    observe::Health,
     scope::{IntoScopes, Scope, Scopes},
+    telemetry::Health,
 };
 
 /// Takes tokens for scopes, from Redis or from memory.

@@ -1,17 +1,15 @@
 //! [`Limiter`]: chooses the store, and owns permits, turns and refunds.
 
 mod acquire;
+mod backend;
 mod bound;
 mod builder;
 mod core;
 mod handle;
+mod local_share;
 mod permit;
-mod remote;
-mod shares;
-#[cfg(all(test, feature = "redis"))]
-mod simulation;
 mod steps;
-mod turns;
+mod wait_queue;
 mod waiter;
 
 pub use self::{
@@ -20,4 +18,4 @@ pub use self::{
     handle::{Level, Limiter},
     permit::{Permit, PermitHandle},
 };
-pub(crate) use self::{acquire::Progress, turns::TOLERANCE};
+pub(crate) use self::{acquire::Progress, wait_queue::TOLERANCE};

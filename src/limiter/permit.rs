@@ -13,8 +13,8 @@ use tokio::time::Instant;
 use super::core::{Core, unused};
 use crate::{
     decision::DecidedBy,
-    observe::Cost,
     scope::{Scope, Scopes},
+    telemetry::Cost,
 };
 
 /// Proof that the tokens were taken.

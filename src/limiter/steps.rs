@@ -21,7 +21,7 @@ use tokio::{
 use super::{
     bound::Bound,
     core::Core,
-    turns::TOLERANCE,
+    wait_queue::TOLERANCE,
     waiter::{Outcome, Waiter},
 };
 use crate::{

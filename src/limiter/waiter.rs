@@ -8,9 +8,9 @@ use std::{
 use tokio::time::Instant;
 
 use super::{
+    backend::Mark,
     core::Core,
-    remote::Mark,
-    turns::{QueuedReservation, TOLERANCE, WaitQueue},
+    wait_queue::{QueuedReservation, TOLERANCE, WaitQueue},
 };
 use crate::{
     decision::{DecidedBy, Decision, Failure},

@@ -7,13 +7,13 @@ use std::sync::{
 
 use tokio::time::Instant;
 
-use super::held::{PackedBucket, remaining_debt};
+use super::packed::{PackedBucket, remaining_debt};
 use crate::{
     bucket::{Bucket, BucketParams, TakenAll, take_all},
     clock::Clock,
-    observe::Meter,
+    packed_map::{Entry, Hashing, PackedMap},
     scope::{BucketId, Lookup},
-    table::{Entry, Hashing, PackedMap},
+    telemetry::Meter,
 };
 
 /// A power of two, well above the number of cores.

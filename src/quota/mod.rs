@@ -1,7 +1,7 @@
 //! How much, how fast: [`Quota`], its text form, and the error of a text that is none.
 
 mod live;
-mod text;
+mod parse;
 
 use std::{
     fmt,
@@ -9,7 +9,7 @@ use std::{
     time::Duration,
 };
 
-pub use self::{live::LiveQuota, text::ParseQuotaError};
+pub use self::{live::LiveQuota, parse::ParseQuotaError};
 
 use crate::bucket::BucketParams;
 
@@ -264,7 +264,7 @@ impl fmt::Debug for Quota {
 
 #[cfg(test)]
 mod tests {
-    use super::{text::UNITS, *};
+    use super::{parse::UNITS, *};
     use proptest::prelude::*;
 
     fn read(text: &str) -> Quota {
@@ -419,7 +419,7 @@ mod tests {
     }
 
     proptest! {
-        #![proptest_config(crate::bucket::law::seeded())]
+        #![proptest_config(crate::verification::bucket_model::seeded())]
 
         #[test]
         fn prints_what_it_reads(

@@ -4,10 +4,12 @@ use std::time::Duration;
 
 use tokio::time::timeout;
 
-use super::{connect::Session, failure::timed_out, script::HEARTBEAT};
+use crate::redis::{
+    connection::failure::timed_out, connection::transport::Session, script::HEARTBEAT,
+};
 use crate::{
     decision::{Failure, FailureKind},
-    members::HeartbeatReply,
+    peers::HeartbeatReply,
     scope::Keyspace,
 };
 
@@ -23,14 +25,14 @@ const MOST_BEATS: f64 = (1u64 << 53) as f64;
 /// The state of a Redis: where the identity differs, or fewer beats were counted, it has lost
 /// what was written since.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub(super) struct Epoch {
-    pub(super) id: [u8; 8],
+pub(crate) struct Epoch {
+    pub(crate) id: [u8; 8],
     beats: f64,
 }
 
 impl Epoch {
     // Names that no scope can have, because `{` is escaped, with one hash tag for both.
-    pub(super) fn key(keyspace: &Keyspace) -> Vec<u8> {
+    pub(crate) fn key(keyspace: &Keyspace) -> Vec<u8> {
         keyspace.own("{#}epoch")
     }
 
@@ -46,7 +48,7 @@ impl Epoch {
 /// For how long a limiter has been counted, which decides whether a share is reserved for it when
 /// it falls silent.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub(super) enum Age {
+pub(crate) enum Age {
     /// None of its heartbeats was answered yet.
     First,
     /// It may be a process that ends in a moment.
@@ -56,7 +58,7 @@ pub(super) enum Age {
 
 /// What Redis answers to a heartbeat.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub(super) enum Answer {
+pub(crate) enum Answer {
     /// To the last heartbeat of a limiter; also where this client has no right to send any.
     None,
     /// It was executed after its sender had given it up, by the server's clock, and ignored.
@@ -65,28 +67,28 @@ pub(super) enum Answer {
 }
 
 /// One beat, or a goodbye.
-pub(super) struct Heartbeat<'a> {
-    pub(super) keyspace: &'a Keyspace,
-    pub(super) limiter: &'a str,
+pub(crate) struct Heartbeat<'a> {
+    pub(crate) keyspace: &'a Keyspace,
+    pub(crate) limiter: &'a str,
     /// The name that it takes over from an earlier limiter.
-    pub(super) instance: Option<&'a str>,
-    pub(super) age: Age,
+    pub(crate) instance: Option<&'a str>,
+    pub(crate) age: Age,
     /// As this limiter knows it.
-    pub(super) epoch: Option<Epoch>,
-    pub(super) leaves: bool,
+    pub(crate) epoch: Option<Epoch>,
+    pub(crate) leaves: bool,
     /// Who was heard within this time counts as alive.
-    pub(super) alive_within: Duration,
+    pub(crate) alive_within: Duration,
     /// After its silence a limiter counts as lapsed for so long.
-    pub(super) reserve_for: Duration,
+    pub(crate) reserve_for: Duration,
     /// For the identity of an epoch that may have to begin.
-    pub(super) random: u64,
+    pub(crate) random: u64,
     /// By the server's clock, in milliseconds: executed later, it is ignored.
-    pub(super) good_until: Option<f64>,
+    pub(crate) good_until: Option<f64>,
 }
 
 impl<'a> Heartbeat<'a> {
     /// Deregisters the limiter.
-    pub(super) fn last(keyspace: &'a Keyspace, limiter: &'a str) -> Self {
+    pub(crate) fn last(keyspace: &'a Keyspace, limiter: &'a str) -> Self {
         Self {
             keyspace,
             limiter,
@@ -102,7 +104,7 @@ impl<'a> Heartbeat<'a> {
     }
 
     /// What Redis answers, and its time in milliseconds, where it says that.
-    pub(super) async fn send(
+    pub(crate) async fn send(
         &self,
         session: &dyn Session,
         within: Duration,

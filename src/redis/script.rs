@@ -2,8 +2,8 @@
 
 use std::sync::LazyLock;
 
-use super::known::BucketState;
 use crate::bucket::{BucketParams, Reservation, Taken};
+use crate::redis::level_cache::BucketState;
 
 /// What Redis runs, known to it by its hash.
 pub(crate) struct Script {

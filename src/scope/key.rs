@@ -5,7 +5,7 @@ use std::{
     sync::Arc,
 };
 
-use super::id::KEY_MARK;
+use super::bucket_id::KEY_MARK;
 
 /// A part that is missing; as `KEY_MARK`, no text contains it.
 const NO_KEY: u8 = 0xFC;

@@ -1,9 +1,9 @@
 //! Whose bucket: [`Scope`], one or several of them, and their identity in a store.
 
-mod id;
+mod bucket_id;
 mod key;
 mod live;
-mod several;
+mod scopes;
 
 use std::{
     fmt::{self, Display},
@@ -11,12 +11,12 @@ use std::{
 };
 
 #[cfg(feature = "redis")]
-pub(crate) use self::id::Keyspace;
-pub(crate) use self::id::{BucketId, Hashes, Lookup, PREFIX_END};
+pub(crate) use self::bucket_id::Keyspace;
+pub(crate) use self::bucket_id::{BucketId, Hashes, Lookup, PREFIX_END};
 use self::key::Key;
 pub use self::{
     live::LiveScope,
-    several::{IntoScopes, Scopes},
+    scopes::{IntoScopes, Scopes},
 };
 use crate::{
     bucket::BucketParams,
@@ -442,7 +442,7 @@ mod tests {
         }
 
         proptest! {
-            #![proptest_config(crate::bucket::law::seeded())]
+            #![proptest_config(crate::verification::bucket_model::seeded())]
 
             /// Different prefixes, names or keys are different keys of Redis, and the pattern of
             /// a prefix matches the keys of that prefix alone.
@@ -467,7 +467,7 @@ mod tests {
     }
 
     proptest! {
-        #![proptest_config(crate::bucket::law::seeded())]
+        #![proptest_config(crate::verification::bucket_model::seeded())]
 
         /// No name and key are the bucket of another name and key.
         #[test]

@@ -529,7 +529,7 @@ fn value() -> impl Strategy<Value = Vec<u8>> {
 }
 
 proptest! {
-    #![proptest_config(crate::bucket::law::seeded())]
+    #![proptest_config(crate::verification::bucket_model::seeded())]
 
     #[test]
     fn nothing_that_an_upstream_sends_does_harm(

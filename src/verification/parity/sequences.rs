@@ -1,0 +1,445 @@
+//! Random calls through both twins.
+
+use redis::aio::MultiplexedConnection;
+use redis::{Cmd, Pipeline};
+
+use crate::bucket::{BucketParams, Reservation};
+use crate::redis::batch::tests::hostile;
+use crate::redis::script::{ACQUIRE, Reply};
+use crate::verification::bucket_model::{Rng, seed, sequences};
+use crate::verification::reference_model::{
+    Call, Command, Outcome, ReferenceModel, Stored, Written,
+};
+
+use super::support::RedisServer;
+
+/// Sequences of one pipeline.
+const AT_ONCE: u64 = 50;
+
+/// The script on a time line of ours: it takes the time from a further argument, keeps every value
+/// until we delete it, and says after its reply what it wrote and for how long.
+fn on_our_time() -> String {
+    let lines = [
+        (
+            "local t = redis.call('TIME')\nlocal now = t[1] * 1000000 + t[2]\n",
+            "local now = struct.unpack('<d', ARGV[4])\nlocal written = {}\n",
+        ),
+        (
+            "    call('SET', KEYS[i], value, 'PX', px)\n",
+            "    call('SET', KEYS[i], value)\n    \
+             written[#written + 1] = pack('<ddd', i - 1, px, #value)\n",
+        ),
+        (
+            "    call('SET', KEYS[i], value, 'KEEPTTL')\n",
+            "    call('SET', KEYS[i], value)\n    \
+             written[#written + 1] = pack('<ddd', i - 1, 0, #value)\n",
+        ),
+        (
+            "if alone then return table.concat(reply) end",
+            "if alone then return table.concat(reply) .. table.concat(written) end",
+        ),
+        (
+            "return table.concat(reply) .. table.concat(taken)",
+            "return table.concat(reply) .. table.concat(taken) .. table.concat(written)",
+        ),
+    ];
+    let mut source = ACQUIRE.source.to_owned();
+    for (from, to) in lines {
+        assert_eq!(source.matches(from).count(), 1, "not once there: {from}");
+        source = source.replace(from, to);
+    }
+    source
+}
+
+async fn load(connection: &mut MultiplexedConnection, source: &str) -> String {
+    let mut load = redis::cmd("SCRIPT");
+    let sha = load.arg("LOAD").arg(source).query_async(connection).await;
+    sha.expect("the script compiles")
+}
+
+fn command(sha: &str, call: &Call) -> Cmd {
+    let mut command = redis::cmd("EVALSHA");
+    command.arg(sha).arg(call.keys.len());
+    for (key, _) in &call.keys {
+        command.arg(key);
+    }
+    command.arg(call.argument());
+    command.arg("").arg(call.back.to_string());
+    command
+}
+
+/// What Redis answered: the time, the rest, and what it says about what it wrote.
+fn read(bytes: &[u8], call: &Call) -> (Option<f64>, Outcome) {
+    let (takes, keys) = (call.takes(), call.keys.len());
+    let length = 8 * (1 + 6 * keys + 5 * takes);
+    assert!(bytes.len() >= length, "{} bytes for {call:?}", bytes.len());
+    let (reply, written) = bytes.split_at(length);
+    let Some(reply) = Reply::new(reply, keys, takes) else {
+        panic!("numbers that are none: {call:?}");
+    };
+    let number = |bytes: &[u8]| f64::from_le_bytes(bytes.try_into().expect("eight bytes"));
+    let written = written.chunks(24).map(|chunk| -> Written {
+        let [index, px, length] = [0, 8, 16].map(|at| number(&chunk[at..at + 8]));
+        (index as usize, px, length as usize)
+    });
+    let outcome = Outcome {
+        firsts: (0..keys).map(|key| reply.first(key)).collect(),
+        answers: (0..takes).map(|take| reply.answer(take)).collect(),
+        levels: (0..keys).map(|key| reply.level(key)).collect(),
+        held: (0..keys).map(|key| reply.pause_us(key)).collect(),
+        written: written.collect(),
+        ahead: reply.time().is_none(),
+    };
+    (reply.time(), outcome)
+}
+
+/// The quotas by which one key is known, each by another process.
+struct Known {
+    key: String,
+    quotas: Vec<BucketParams>,
+}
+
+fn random_keys(rng: &mut Rng, sequence: u64, fast: bool) -> Vec<Known> {
+    let count = 1 + rng.below(4);
+    (0..count)
+        .map(|key| {
+            let caps = [1.0, 2.5, 5.0, 10.0, 100.0, 1e6];
+            let rates = [0.01, 1.0, 1.0, 7.3, 100.0, 1e4];
+            let times = if fast { 1e4 } else { 1.0 };
+            let quotas = 1 + rng.below(3) * rng.below(2);
+            let quota = |_| BucketParams::new(rng.pick(&caps), rng.pick(&rates) * times);
+            Known {
+                key: format!("{sequence}:{key}"),
+                quotas: (0..quotas).map(quota).collect(),
+            }
+        })
+        .collect()
+}
+
+fn random_call(rng: &mut Rng, known: &[Known], twin: &ReferenceModel) -> Call {
+    let mut keys = Vec::new();
+    for known in known {
+        if rng.percent(60) {
+            keys.push((known.key.clone(), rng.pick(&known.quotas)));
+        }
+    }
+    if keys.is_empty() {
+        keys.push((known[0].key.clone(), known[0].quotas[0]));
+    }
+    let most = rng.pick(&[1, 2, 4]);
+    let commands = (0..1 + rng.below(most))
+        .map(|_| random_command(rng, &keys, twin))
+        .collect();
+    let back = rng.pick(&[1.0, 1.0, 0.75, 1.0 / 3.0, 0.0]);
+    let call = Call {
+        back,
+        ..Call::of(keys, commands)
+    };
+    // Most have nothing but first demands, in the end.
+    match rng.percent(80) {
+        true => call.hoisted(),
+        false => call,
+    }
+}
+
+fn random_command(
+    rng: &mut Rng,
+    keys: &[(String, BucketParams)],
+    twin: &ReferenceModel,
+) -> Command {
+    let index = rng.below(keys.len() as u32) as usize;
+    let params = keys[index].1;
+    let cost = random_cost(rng, params);
+    let unit = 1.0 / params.per_us;
+    let max_wait = rng
+        .pick(&[0.0, unit, 2.5 * unit, 10.0 * unit, 1e12])
+        .round();
+    match rng.below(28) {
+        0..8 => Command::Take {
+            n: 1 + rng.below(6) * rng.below(2),
+            max_wait,
+            of: vec![(index, cost)],
+        },
+        8..12 => {
+            let mut of = Vec::new();
+            for (index, (_, params)) in keys.iter().enumerate() {
+                if rng.percent(70) {
+                    of.push((index, random_cost(rng, *params)));
+                }
+            }
+            if of.is_empty() {
+                of.push((index, cost));
+            }
+            // The order of a demand's buckets decides which of equally slow ones is the slowest.
+            if rng.percent(50) {
+                of.reverse();
+            }
+            let n = 1;
+            Command::Take { n, max_wait, of }
+        }
+        12..15 => Command::GiveBack(index, cost),
+        15 => {
+            let wait = (rng.pick(&[0.0, 0.0, 1.0, 10.0]) * cost / params.per_us).ceil();
+            Command::Pay(index, cost * rng.pick(&[0.1, 1.0, 3.0, 30.0]), wait, cost)
+        }
+        16 => Command::Charge(index, cost * rng.pick(&[0.1, 1.0, 3.0, 1e9])),
+        17 => Command::Reset(index),
+        18 => Command::Lower(
+            index,
+            cost - rng.pick(&[0.0, params.capacity / 2.0, params.capacity]),
+        ),
+        19 => Command::Look(index),
+        23..28 => {
+            // The last reservation, or one before it, as far as there are any.
+            let stored = twin.keys.get(&keys[index].0);
+            let tail = stored.map_or(1.7e15, |stored| {
+                stored.bucket.last_due.max(stored.bucket.at)
+            });
+            let places = [0.0, 0.0, 1.0, 2.0, 4.0, rng.part()];
+            let due = tail - (rng.pick(&places) * cost * unit).round();
+            Command::Undo(index, Reservation::due(due, cost, params))
+        }
+        20 => Command::HoldBack(index, (rng.pick(&[0.0, 0.5, 3.0, 20.0]) * unit).ceil()),
+        _ => Command::Lease(index, (cost * rng.pick(&[0.5, 1.0, 3.0, 30.0])).ceil()),
+    }
+}
+
+fn random_cost(rng: &mut Rng, params: BucketParams) -> f64 {
+    let part = rng.part().max(1e-3);
+    let cost = rng.pick(&[
+        1.0,
+        1.0,
+        2.0,
+        params.capacity,
+        params.capacity / 3.0,
+        params.capacity * part,
+    ]);
+    match rng.below(50) {
+        // Nothing at all is rare, but must do nothing at all.
+        0 => 0.0,
+        // So is more than all, of a share of a larger limit.
+        1 | 2 => params.capacity * (1.0 + part),
+        _ => cost.min(params.capacity),
+    }
+}
+
+/// A value of some length, plausible in most of its numbers.
+fn foreign_value(rng: &mut Rng, quotas: &[BucketParams], now: f64) -> Vec<u8> {
+    let params = rng.pick(quotas);
+    let until = now + rng.pick(&[0.5, 3.0, 20.0]) / params.per_us;
+    let (level, at) = (params.capacity * rng.part(), now - 1e6 * rng.part());
+    let rate = params.per_us;
+    let numbers = [
+        level,
+        at,
+        params.capacity,
+        rate,
+        until,
+        until,
+        1.0,
+        1.0,
+        until,
+        rate,
+    ];
+    let bad = rng.pick(&[0, 5, 10, 100]);
+    let length = rng.pick(&[5, 8, 10, 13, 16]);
+    let gap = |nth: f64| {
+        [
+            until - nth / params.per_us,
+            until - (nth - 1.0) / params.per_us,
+            1.0,
+        ]
+    };
+    let numbers = [&numbers[..], &gap(4.0), &gap(2.0)].concat();
+    let numbers = numbers[..length].iter().map(|number| {
+        let is_bad = rng.percent(bad);
+        if is_bad { hostile(rng) } else { *number }
+    });
+    let numbers: Vec<_> = numbers.collect();
+    let bytes = numbers.iter().flat_map(|number| number.to_le_bytes());
+    bytes.collect()
+}
+
+fn random_step(rng: &mut Rng, known: &[Known]) -> f64 {
+    let params = known[0].quotas[0];
+    let unit = 1.0 / params.per_us;
+    let part = rng.part();
+    let forward = [
+        0.0,
+        1.0,
+        unit * part,
+        unit,
+        params.capacity * unit * part,
+        2e6,
+        6e7,
+    ];
+    let back = [-1.0, -3e5, -999_999.0, -1e6, -1_000_001.0, -1.5e6, -6e7];
+    let back = rng.percent(12).then(|| rng.pick(&back));
+    back.unwrap_or_else(|| rng.pick(&forward)).round()
+}
+
+/// What Redis forgets must be full for everyone who knew it.
+fn assert_full(twin: &ReferenceModel, known: &Known, now: f64) {
+    let stored = &twin.keys[&known.key];
+    let quotas = known.quotas.iter().filter(|quota| {
+        let widest = stored.widest;
+        quota.capacity <= widest.capacity && quota.per_us >= widest.per_us
+    });
+    for &quota in quotas {
+        let mut bucket = stored.bucket.clone();
+        bucket.advance(now, quota);
+        let missing = quota.capacity - bucket.level;
+        let full = missing <= 1e-9 * quota.capacity;
+        assert!(
+            full,
+            "forgot {stored:?} at {now}, {missing} before {quota:?} is full"
+        );
+        assert!(
+            bucket.last_due == 0.0,
+            "forgot sleepers: {stored:?} at {now}"
+        );
+        assert!(
+            bucket.paused_until == 0.0,
+            "forgot a hold: {stored:?} at {now}"
+        );
+    }
+}
+
+#[tokio::test]
+async fn the_twins_agree_on_our_time_line() {
+    let server = RedisServer::start().await;
+    let mut connection = server.connection().await;
+    let sha = load(&mut connection, &on_our_time()).await;
+    let (first, count) = (seed(), sequences(2_000, 50_000));
+    println!("THROTTLE_SEED={first}");
+    let (mut forgotten, mut waits, mut pooled, mut slowest, mut alone) = (0, 0, 0, 0, 0);
+    let (mut held, mut cancelled, mut foreign) = (0, 0, 0);
+    let mut sequence = 0;
+    while sequence < count {
+        let (mut pipeline, mut expected) = (Pipeline::new(), Vec::new());
+        for _ in 0..AT_ONCE.min(count - sequence) {
+            let seed = first.wrapping_add(sequence);
+            let mut rng = Rng::new(seed);
+            let known = random_keys(&mut rng, sequence, false);
+            let (mut twin, mut now) = (ReferenceModel::default(), 1.7e15);
+            for _ in 0..4 + rng.below(12) {
+                now += random_step(&mut rng, &known);
+                for known in &known {
+                    let stored = twin.keys.get(&known.key);
+                    if stored.is_some_and(|stored| stored.is_expired(now)) {
+                        assert_full(&twin, known, now);
+                        twin.keys.remove(&known.key);
+                        pipeline.del(&known.key).ignore();
+                        forgotten += 1;
+                    }
+                }
+                if rng.percent(5) {
+                    let known = &known[rng.below(known.len() as u32) as usize];
+                    let value = foreign_value(&mut rng, &known.quotas, now);
+                    pipeline.set(&known.key, &value).ignore();
+                    twin.keys.remove(&known.key);
+                    if let Some(stored) = Stored::read(&value) {
+                        twin.keys.insert(known.key.clone(), stored);
+                        foreign += 1;
+                    }
+                }
+                let call = random_call(&mut rng, &known, &twin);
+                let mut command = command(&sha, &call);
+                pipeline.add_command(command.arg(&now.to_le_bytes()).clone());
+                let keys: Vec<_> = call.keys.iter().map(|(key, _)| key.clone()).collect();
+                assert_eq!(Call::read(&keys, &call.argument(), call.back), call);
+                let outcome = twin.call(&call, now);
+                let taken = outcome.answers.iter().map(|answer| &answer.taken);
+                let taken = taken.chain(&outcome.firsts);
+                waits += taken.filter(|taken| taken.last > 0.0).count();
+                alone += usize::from(call.commands.is_empty());
+                slowest += outcome.answers.iter().filter(|a| a.which > 0).count();
+                let gaps = |stored: &Stored| stored.bucket.gaps.len();
+                cancelled += twin.keys.values().map(gaps).sum::<usize>();
+                held += outcome.held.iter().filter(|held| **held > 0.0).count();
+                pooled += outcome
+                    .levels
+                    .iter()
+                    .filter(|(_, pool)| *pool > 0.0)
+                    .count();
+                expected.push((seed, now, call, outcome));
+            }
+            sequence += 1;
+        }
+        pipeline.cmd("FLUSHDB").ignore();
+        let replies: Vec<Vec<u8>> = pipeline
+            .query_async(&mut connection)
+            .await
+            .expect("the script runs");
+        assert_eq!(replies.len(), expected.len());
+        for (bytes, (seed, now, call, outcome)) in replies.iter().zip(expected) {
+            let (time, lua) = read(bytes, &call);
+            let repeat = format!("THROTTLE_SEED={seed} THROTTLE_SEQUENCES=1 repeats it");
+            assert!(time.is_none_or(|time| time == now));
+            assert_eq!(lua, outcome, "left: Redis, at {now}: {call:?}; {repeat}");
+        }
+    }
+    println!(
+        "{count}: {forgotten} forgotten, {waits} waits, {pooled} pools, {held} held back, {cancelled} \
+         cancelled, {foreign} foreign values, {slowest} slowest, {alone} of first demands alone"
+    );
+    let all = held > 0
+        && cancelled > 0
+        && foreign > 0
+        && forgotten > 0
+        && waits > 0
+        && pooled > 0
+        && slowest > 0
+        && alone > 0;
+    assert!(all || count < 1_000, "something never happened");
+}
+
+#[tokio::test]
+async fn the_twins_agree_on_the_servers_time() {
+    let server = RedisServer::start().await;
+    let mut connection = server.connection().await;
+    let sha = load(&mut connection, ACQUIRE.source).await;
+    let (first, count) = (seed(), sequences(1_000, 10_000));
+    println!("THROTTLE_SEED={first}");
+    let mut sequence = 0;
+    while sequence < count {
+        let (mut pipeline, mut calls) = (Pipeline::new(), Vec::new());
+        for _ in 0..AT_ONCE.min(count - sequence) {
+            let seed = first.wrapping_add(sequence);
+            let mut rng = Rng::new(seed);
+            let mut known = random_keys(&mut rng, sequence, true);
+            for known in &mut known {
+                // Whether Redis has forgotten a key by now is not ours to know, but for one quota
+                // it makes no difference.
+                known.quotas.truncate(1);
+            }
+            // Nor does it where the whole sequence refills at one pace.
+            let back = rng.pick(&[1.0, 1.0, 0.75, 1.0 / 3.0, 0.0]);
+            for _ in 0..4 + rng.below(12) {
+                let call = Call {
+                    back,
+                    ..random_call(&mut rng, &known, &ReferenceModel::default())
+                };
+                pipeline.add_command(command(&sha, &call));
+                calls.push((seed, call));
+            }
+            sequence += 1;
+        }
+        let replies: Vec<Vec<u8>> = pipeline
+            .query_async(&mut connection)
+            .await
+            .expect("the script runs");
+        let mut twin = ReferenceModel::default();
+        for (bytes, (seed, call)) in replies.iter().zip(calls) {
+            let (now, lua) = read(bytes, &call);
+            let now = now.expect("this server's clock is not set back");
+            let written = Vec::new();
+            let outcome = Outcome {
+                written,
+                ..twin.call(&call, now)
+            };
+            let repeat = format!("THROTTLE_SEED={seed} THROTTLE_SEQUENCES=1 repeats it");
+            assert_eq!(lua, outcome, "left: Redis, at {now}: {call:?}; {repeat}");
+        }
+    }
+}

@@ -1,0 +1,125 @@
+//! The heartbeat's script in a real Redis and the scripted one, side by side.
+
+use redis::aio::MultiplexedConnection;
+
+use super::store::Store;
+use crate::{
+    redis::script::HEARTBEAT,
+    verification::bucket_model::{Rng, seed, sequences},
+    verification::parity::support::RedisServer,
+};
+
+const MEMBERS: &str = "p:{#}limiters";
+const EPOCH: &str = "p:{#}epoch";
+
+/// What a step sends.
+struct Sent {
+    keys: Vec<Vec<u8>>,
+    arguments: Vec<Vec<u8>>,
+}
+
+fn heartbeat(rng: &mut Rng, known: &[u8], now: f64) -> Sent {
+    let mut keys = vec![MEMBERS.into(), EPOCH.into()];
+    let limiter = rng.below(6);
+    if rng.percent(50) {
+        keys.push(format!("p:{{#}}instance:{}", limiter / 2).into_bytes());
+    }
+    let ms = |ms: u32| ms.to_string().into_bytes();
+    let (id, beats) = match known.len() {
+        16 => (known[..8].to_vec(), known[8..].to_vec()),
+        _ => (Vec::new(), 0f64.to_le_bytes().to_vec()),
+    };
+    let beats = match rng.below(8) {
+        0 => 1e9f64.to_le_bytes().to_vec(),
+        _ => beats,
+    };
+    let good_until = match rng.below(4) {
+        0 => String::new(),
+        1 => format!("{:.0}", now - 60_000.0),
+        _ => format!("{:.0}", now + 60_000.0),
+    };
+    let age = rng.pick(&["first", "new", "lived", "lived"]);
+    Sent {
+        keys,
+        arguments: vec![
+            format!("limiter{limiter}").into_bytes(),
+            if rng.percent(10) { b"1" } else { b"0" }.to_vec(),
+            id,
+            beats,
+            rng.next().to_le_bytes().to_vec(),
+            ms(rng.pick(&[0, 300, 3_000])),
+            ms(rng.pick(&[0, 5_000, 60_000, 3_600_000])),
+            age.into(),
+            good_until.into_bytes(),
+        ],
+    }
+}
+
+async fn now_ms(connection: &mut MultiplexedConnection) -> f64 {
+    let time = redis::cmd("TIME").query_async(connection).await;
+    let (seconds, us): (f64, f64) = time.expect("a time");
+    seconds * 1e3 + (us / 1e3).floor()
+}
+
+#[tokio::test]
+async fn the_scripted_heartbeat_is_that_of_redis() {
+    let server = RedisServer::start().await;
+    let mut connection = server.connection().await;
+    let seed = seed();
+    println!("THROTTLE_SEED={seed}");
+    let rng = &mut Rng::new(seed);
+    let mut store = Store::default();
+    let mut known = Vec::new();
+    let (mut late, mut lapsed) = (0, 0.0);
+    for step in 0..sequences(2_000, 50_000) {
+        let now = now_ms(&mut connection).await;
+        // Time passes for one of them, or is set back.
+        if rng.percent(40) {
+            let who = format!("limiter{}", rng.below(6)).into_bytes();
+            let ago = rng.pick(&[
+                -5_000.0,
+                100.0,
+                2_000.0,
+                4_000.0,
+                30_000.0,
+                3_500_000.0,
+                4e6,
+            ]);
+            if let Some(at) = store.members.get_mut(&who) {
+                *at = at.signum() * (now - ago);
+                let command = redis::cmd("ZADD")
+                    .arg(MEMBERS)
+                    .arg(*at)
+                    .arg(&who)
+                    .to_owned();
+                let () = command.query_async(&mut connection).await.expect("added");
+            }
+        }
+        let Sent { keys, arguments } = heartbeat(rng, &known, now);
+        let mut command = redis::cmd("EVAL");
+        command.arg(HEARTBEAT.source).arg(keys.len());
+        command.arg(&keys).arg(&arguments);
+        let reply: Vec<u8> = command
+            .query_async(&mut connection)
+            .await
+            .expect("the script runs");
+        // As it was on the server. Nothing that is counted is within the milliseconds between.
+        let at = match reply.len() {
+            0 => now,
+            length => f64::from_le_bytes(reply[length - 8..].try_into().expect("eight bytes")),
+        };
+        let expected = store.run(&HEARTBEAT, &keys, &arguments, at * 1e3).reply;
+        assert_eq!(reply, expected, "step {step}");
+        match reply.len() {
+            8 => late += 1,
+            40 => {
+                known = reply[..16].to_vec();
+                let number = reply[24..32].try_into().expect("eight bytes");
+                lapsed += f64::from_le_bytes(number);
+            }
+            _ => {}
+        }
+    }
+    println!("{late} came late, {lapsed} were missed");
+    assert!(late > 0 && lapsed > 0.0);
+}

@@ -1,0 +1,385 @@
+//! Plans that once broke a rule, as small as they could be made.
+
+use std::time::Duration;
+
+use tokio::time::{Instant, sleep};
+
+use super::{
+    faults,
+    invariants::violations,
+    plan::{Data, Fault, Kind, Limit, Plan, Role},
+    run::{Story, run},
+    server::Server,
+    store::Store,
+    windows::{admitted, excess},
+};
+use crate::{
+    limiter::{Limiter, LimiterBuilder},
+    quota::Quota,
+    telemetry::Health,
+};
+
+const fn ms(ms: u64) -> Duration {
+    Duration::from_millis(ms)
+}
+
+fn plan(processes: usize, roles: Vec<Role>, faults: &[(u64, u64, usize, Kind)]) -> Plan {
+    let fault = |(at, lasts, meet, kind): &(u64, u64, usize, Kind)| Fault {
+        at: ms(*at),
+        lasts: ms(*lasts),
+        meet: *meet,
+        kind: *kind,
+    };
+    let faults: Vec<_> = faults.iter().map(fault).collect();
+    let last = faults.iter().map(|fault| fault.at + fault.lasts).max();
+    Plan {
+        seed: 1,
+        processes,
+        hinted: true,
+        delay: (0, 2),
+        limits: vec![Limit {
+            capacity: 8.0,
+            rate: 16.0,
+            strict: false,
+        }],
+        roles,
+        busy: processes,
+        faults,
+        lull: Duration::ZERO,
+        length: last.unwrap_or_default() + ms(9_000),
+        lease: 0.0,
+        reserve_for: ms(5_000),
+    }
+}
+
+fn holds(plan: &Plan) -> Story {
+    let story = run(plan);
+    let wrong = violations(plan, &story);
+    assert!(wrong.is_empty(), "{plan}{wrong:#?}");
+    story
+}
+
+const ASKS: Role = Role::Asks(0, 1.0);
+
+/// Redis appears after they have started, and goes before they have heard of one another: those
+/// who saw it counted one, two and three processes.
+#[test]
+fn who_has_barely_met_goes_by_the_hint() {
+    let down = Kind::Down(Data::Kept);
+    holds(&plan(
+        3,
+        vec![ASKS],
+        &[(0, 482, 3, down), (827, 18_196, 3, down)],
+    ));
+}
+
+/// The same after an outage that was longer than counts are remembered: the first to be back on
+/// a Redis that lost its data sees nobody else.
+#[test]
+fn an_outage_of_over_a_minute_ages_no_count() {
+    let down = Kind::Down(Data::Lost);
+    let faults = [(4_000, 70_000, 3, down), (74_600, 18_000, 3, down)];
+    holds(&plan(3, vec![ASKS], &faults));
+}
+
+/// Memory has promised turns when Redis comes back, is paid for, and loses its data before it is
+/// asked for anything: what was charged is known all the same.
+#[test]
+fn what_was_paid_is_not_forgotten_with_the_data() {
+    let faults = [
+        (2_216, 527, 1, Kind::Down(Data::Lost)),
+        (8_839, 7_067, 1, Kind::CutOff),
+        (16_290, 0, 1, Kind::Flushed),
+    ];
+    let mut plan = plan(
+        1,
+        vec![Role::Leaves(1, 1.0, 1_186), Role::Both(904)],
+        &faults,
+    );
+    let limit = |capacity, strict| Limit {
+        capacity,
+        rate: 4.0,
+        strict,
+    };
+    plan.limits = vec![limit(2.0, true), limit(8.0, false)];
+    plan.seed = 1_295;
+    plan.delay = (3, 8);
+    holds(&plan);
+}
+
+/// Two are cut off before they are heard of on a Redis that has lost its data: nobody there sees
+/// that they have lapsed.
+#[test]
+fn who_is_not_back_on_an_empty_redis_is_expected() {
+    let faults = [
+        (5_291, 128, 5, Kind::Down(Data::Lost)),
+        (5_420, 30_000, 2, Kind::HalfOpen),
+    ];
+    let mut plan = plan(5, vec![ASKS], &faults);
+    // They have lived for long enough to be missed.
+    for fault in &mut plan.faults {
+        fault.at += ms(2_000);
+    }
+    for seconds in [5, 60] {
+        plan.reserve_for = ms(1_000 * seconds);
+        holds(&plan);
+    }
+}
+
+/// Whoever is first back cut the bucket down to its share, and the others then charged it for
+/// what they had spent: nothing was left for two seconds.
+#[test]
+fn who_comes_back_first_leaves_the_bucket_whole() {
+    let faults = [(6_000, 5_000, 5, Kind::Down(Data::Kept))];
+    let mut plan = plan(5, vec![ASKS], &faults);
+    plan.limits[0].capacity = 64.0;
+    for seed in 0..8 {
+        plan.seed = seed;
+        holds(&plan);
+    }
+}
+
+/// Payments are executed, and the answers come just too late: made again, they charge nothing.
+#[test]
+fn a_payment_that_is_not_confirmed_is_made_once() {
+    let mut plan = plan(3, vec![ASKS], &[(5_000, 8_000, 3, Kind::Slow(40))]);
+    let mut again = 0;
+    for seed in 0..12 {
+        plan.seed = seed;
+        again += holds(&plan).paid_again;
+    }
+    assert!(again > 0, "no answer to a payment came too late");
+}
+
+/// Heartbeats that were in flight when Redis froze are executed when it thaws, given up by their
+/// senders long ago: the first to return must not take the others for back.
+#[test]
+fn late_heartbeats_bring_nobody_back() {
+    let mut worst = f64::NEG_INFINITY;
+    for seed in 0..6 {
+        let mut plan = plan(5, vec![ASKS], &[(6_000, 2_500, 5, Kind::Frozen)]);
+        // All started at once, and beat every second and four milliseconds, or so.
+        plan.faults[0].at += ms(4 * seed);
+        plan.limits[0].rate = 64.0;
+        plan.limits[0].capacity = 64.0;
+        plan.seed = seed;
+        let story = holds(&plan);
+        let excess = excess(&admitted(&story, 0), (64.0, 64.0), 0.0, 60.0);
+        worst = worst.max(excess);
+    }
+    println!("{worst:.1} tokens over the limit at worst");
+    assert!(worst <= 5.0, "{worst} tokens over the limit");
+}
+
+/// A limiter of this process that has connected.
+async fn started(server: &Server, process: usize, builder: LimiterBuilder) -> Limiter {
+    let limiter = builder.connected_by(server.connector(process), server.lock().rng.next());
+    limiter.peek(&Quota::per_second(1.0).scope("any")).await;
+    limiter
+}
+
+/// Ends without a word.
+fn crash(server: &Server, process: usize, limiter: Limiter) {
+    faults::bury(server, process);
+    drop(limiter);
+}
+
+/// Two limiters, of which the second ends without a word once it has lived for ten seconds. The
+/// first is left, at a time when it knows.
+async fn survivor(server: &Server) -> Limiter {
+    tokio::spawn(server.clone().run());
+    let first = started(server, 0, Limiter::builder()).await;
+    let second = started(server, 1, Limiter::builder()).await;
+    sleep(ms(10_000)).await;
+    crash(server, 1, second);
+    sleep(ms(4_500)).await;
+    first
+}
+
+/// The largest part that is reserved at any time of so many seconds, and for how many seconds
+/// anything is.
+async fn reserved(limiter: &Limiter, seconds: u64) -> (f64, f64) {
+    let (mut most, mut lasts) = (0.0f64, 0.0);
+    for _ in 0..10 * seconds {
+        sleep(ms(100)).await;
+        most = most.max(limiter.reserved());
+        lasts += if limiter.reserved() > 0.0 { 0.1 } else { 0.0 };
+    }
+    (most, lasts)
+}
+
+#[tokio::test(start_paused = true)]
+async fn missing_process_is_reserved_for_as_long_as_asked() {
+    for seconds in [0u64, 5, 60] {
+        let server = Server::new(2, (0, 1), seconds);
+        tokio::spawn(server.clone().run());
+        let builder = || Limiter::builder().reserve_for(ms(1_000 * seconds));
+        let limiter = started(&server, 0, builder()).await;
+        let other = started(&server, 1, builder()).await;
+        assert_eq!(reserved(&limiter, 10).await, (0.0, 0.0));
+        crash(&server, 1, other);
+        let (most, lasts) = reserved(&limiter, 100).await;
+        println!("{most} for {lasts:.1} s of {seconds}");
+        let expected = if seconds > 0 { 0.5 } else { 0.0 };
+        assert_eq!(most, expected);
+        // Up to the time of a beat more or less.
+        assert!((lasts - seconds as f64).abs() < 1.2, "{lasts} of {seconds}");
+        assert_eq!(limiter.health(), Health::Redis);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn processes_that_end_within_seconds_are_not_reserved_for() {
+    let server = Server::new(16, (0, 1), 1);
+    tokio::spawn(server.clone().run());
+    let limiter = started(&server, 0, Limiter::builder()).await;
+    for process in 1..16 {
+        let other = started(&server, process, Limiter::builder()).await;
+        sleep(ms(200 * process as u64)).await;
+        crash(&server, process, other);
+    }
+    assert_eq!(reserved(&limiter, 30).await, (0.0, 0.0));
+}
+
+#[tokio::test(start_paused = true)]
+async fn survivor_keeps_a_quarter_however_many_are_missing() {
+    let server = Server::new(10, (0, 1), 1);
+    tokio::spawn(server.clone().run());
+    let limiter = started(&server, 0, Limiter::builder()).await;
+    let mut others = Vec::new();
+    for process in 1..10 {
+        others.push(started(&server, process, Limiter::builder()).await);
+    }
+    sleep(ms(10_000)).await;
+    for (process, other) in others.into_iter().enumerate() {
+        crash(&server, process + 1, other);
+    }
+    let (most, lasts) = reserved(&limiter, 30).await;
+    assert_eq!(most, 0.75);
+    assert!(lasts < 6.2, "{lasts}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn instance_replaces_its_predecessor_at_once() {
+    for restarts in [1, 5] {
+        let server = Server::new(7, (0, 1), 1);
+        tokio::spawn(server.clone().run());
+        let builder = || Limiter::builder().reserve_for(ms(60_000));
+        let limiter = started(&server, 0, builder()).await;
+        let pod = || builder().instance("pod-0");
+        let mut process = 1;
+        let mut other = started(&server, process, pod()).await;
+        for _ in 0..restarts {
+            sleep(ms(10_000)).await;
+            crash(&server, process, other);
+            process += 1;
+            // Also after it was missed.
+            sleep(ms(5_500)).await;
+            assert_eq!(limiter.reserved(), 0.5);
+            other = started(&server, process, pod()).await;
+            sleep(ms(1_100)).await;
+            assert_eq!(limiter.reserved(), 0.0, "restart {process}");
+        }
+        assert_eq!(reserved(&limiter, 30).await, (0.0, 0.0));
+        drop(other);
+    }
+}
+
+/// Two that live at once under one name are two.
+#[tokio::test(start_paused = true)]
+async fn instances_of_one_name_are_both_counted() {
+    let server = Server::new(3, (0, 1), 1);
+    tokio::spawn(server.clone().run());
+    let pod = || Limiter::builder().instance("pod-0");
+    let limiters = [
+        started(&server, 0, Limiter::builder()).await,
+        started(&server, 1, pod()).await,
+        started(&server, 2, pod()).await,
+    ];
+    sleep(ms(1_100)).await;
+    assert_eq!(server.lock().store.members.len(), 3);
+    sleep(ms(10_000)).await;
+    assert_eq!(limiters[0].reserved(), 0.0);
+    let [first, .., last] = limiters;
+    crash(&server, 2, last);
+    let (most, _) = reserved(&first, 10).await;
+    assert_eq!(most, 1.0 - 2.0 / 3.0);
+}
+
+/// Whoever deregistered within the minute before is not expected on a Redis that lost its data.
+#[tokio::test(start_paused = true)]
+async fn flushed_redis_expects_nobody_who_deregistered() {
+    let server = Server::new(4, (0, 1), 1);
+    tokio::spawn(server.clone().run());
+    let mut limiters = Vec::new();
+    for process in 0..4 {
+        limiters.push(started(&server, process, Limiter::builder()).await);
+    }
+    sleep(ms(10_000)).await;
+    limiters.truncate(1);
+    sleep(ms(3_000)).await;
+    assert_eq!(server.lock().store.members.len(), 1);
+    server.lock().store = Store::default();
+    sleep(ms(5_000)).await;
+    assert_eq!(limiters[0].health(), Health::Redis);
+    assert_eq!(limiters[0].reserved(), 0.0);
+}
+
+/// The server's clock is set ahead by more than any beat may be late: all are counted again with
+/// the next beat.
+#[tokio::test(start_paused = true)]
+async fn clock_that_is_set_ahead_drops_no_beat() {
+    let server = Server::new(2, (0, 1), 1);
+    tokio::spawn(server.clone().run());
+    let _first = started(&server, 0, Limiter::builder()).await;
+    let _second = started(&server, 1, Limiter::builder()).await;
+    sleep(ms(10_000)).await;
+    for step in [3.6e9, -3.6e9] {
+        server.lock().clock_step += step;
+        let before = server.lock().store.members.clone();
+        sleep(ms(1_100)).await;
+        let after = server.lock().store.members.clone();
+        assert_eq!(after.len(), 2);
+        for (name, at) in after {
+            assert!((at - before[&name] - step / 1e3).abs() < 3_000.0, "{at}");
+        }
+    }
+}
+
+/// What a missing process is left is given back after some seconds, so nobody waits for much
+/// longer than without it, however slow the limit.
+#[tokio::test(start_paused = true)]
+async fn waits_are_bounded_while_a_missing_process_is_reserved_for() {
+    const DAY: Duration = Duration::from_secs(86_400);
+    const RESERVED: Duration = Duration::from_secs(5);
+    let limiter = survivor(&Server::new(2, (0, 0), 1)).await;
+    let daily = Quota::per_day(1.0).scope("daily");
+    limiter.try_acquire(&daily).await.expect("full");
+    for max_wait in [Duration::ZERO, ms(1_000)] {
+        let refused = limiter.acquire(&daily, max_wait).await.expect_err("empty");
+        let retry_after = refused.retry_after().expect("when to come back");
+        println!("{retry_after:?} of {max_wait:?}");
+        assert!(retry_after + max_wait <= DAY + RESERVED, "{retry_after:?}");
+        assert!(retry_after + max_wait >= DAY - RESERVED, "{retry_after:?}");
+    }
+    // Nor is anybody refused who waits for so long.
+    let asked = Instant::now();
+    let several = [
+        daily.clone(),
+        Quota::per_day(5.0).scope("several").cost(2.0),
+    ];
+    limiter
+        .acquire(several, DAY + RESERVED)
+        .await
+        .expect("a wait that fits");
+    assert!(asked.elapsed() <= DAY + RESERVED, "{:?}", asked.elapsed());
+    // Those whose turn comes while the part is reserved wait by the slower rate.
+    let limiter = survivor(&Server::new(2, (0, 0), 1)).await;
+    let quick = Quota::per_second(10.0).burst(1.0).scope("quick");
+    let asked = Instant::now();
+    for _ in 0..6 {
+        limiter.acquire(&quick, 2 * RESERVED).await.expect("a turn");
+    }
+    let took = asked.elapsed();
+    assert!((ms(999)..ms(1_050)).contains(&took), "{took:?}");
+}
