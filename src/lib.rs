@@ -102,13 +102,6 @@
 //! `tonic` (whose peers `extract::peer_ip` and `extract::client_ip` find), `learn` (lower limits by
 //! what an upstream says), `serde` ([`Quota`] as text), `metrics`, `tracing`.
 #![cfg_attr(docsrs, feature(doc_cfg))]
-#![cfg_attr(
-    not(feature = "redis"),
-    allow(
-        dead_code,
-        reason = "what only a remote store uses is kept in one shape with it"
-    )
-)]
 
 mod bucket;
 mod clock;
@@ -122,7 +115,10 @@ mod middleware;
 mod packed_map;
 mod peers;
 mod quota;
-#[cfg(feature = "redis")]
+#[cfg_attr(
+    not(feature = "redis"),
+    allow(dead_code, reason = "there is no transport to reach Redis by")
+)]
 mod redis;
 pub mod reply;
 mod runtime;

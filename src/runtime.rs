@@ -53,7 +53,6 @@ pub(crate) fn require_or(undo: impl FnOnce()) {
 }
 
 /// As `require`, for those who must not panic.
-#[cfg(feature = "redis")]
 pub(crate) fn is_usable() -> bool {
     Handle::try_current().is_ok() && catch_unwind(|| drop(sleep(Duration::ZERO))).is_ok()
 }

@@ -1,35 +1,20 @@
-//! Redis, as the limiter sees it; where the feature is off, something that cannot be.
+//! Redis, as the limiter sees it.
 
 use std::{sync::Arc, time::Duration};
 
 use tokio::time::Instant;
 
 use super::waiter::Waiter;
-#[cfg(feature = "redis")]
-use crate::clock::to_us;
-#[cfg(feature = "redis")]
-use crate::redis;
 use crate::{
     bucket::{BucketParams, Reservation},
+    clock::to_us,
     decision::Failure,
+    redis,
     scope::{BucketId, Lookup, Scope},
 };
 
-/// How Redis is, for somebody who is about to ask it.
-#[derive(Debug)]
-pub(crate) enum Mode {
-    /// It decides.
-    Passing,
-    /// It decides, but memory must admit as well.
-    Recovering,
-    /// It is left alone.
-    Unavailable(Failure),
-}
+pub(crate) use crate::redis::{Mark, Mode};
 
-#[cfg(feature = "redis")]
-pub(crate) use crate::redis::Mark;
-
-#[cfg(feature = "redis")]
 pub(crate) struct RedisBackend {
     batcher: redis::Batcher<Arc<Waiter>, redis::RedisConnection>,
     levels: Arc<redis::LevelCache>,
@@ -37,7 +22,6 @@ pub(crate) struct RedisBackend {
     salt: [u8; 32],
 }
 
-#[cfg(feature = "redis")]
 impl RedisBackend {
     pub(crate) fn new(config: redis::ConnectionConfig, salt: [u8; 32]) -> Self {
         let keyspace = config.keyspace.clone();
@@ -54,11 +38,7 @@ impl RedisBackend {
     }
 
     pub(crate) fn mode(&self) -> Mode {
-        match self.batcher.connection().mode() {
-            redis::Mode::Passing => Mode::Passing,
-            redis::Mode::Recovering => Mode::Recovering,
-            redis::Mode::Unavailable(failure) => Mode::Unavailable(failure),
-        }
+        self.batcher.connection().mode()
     }
 
     /// A background task has failed.
@@ -206,7 +186,6 @@ impl RedisBackend {
     }
 }
 
-#[cfg(feature = "redis")]
 impl redis::Requester for Arc<Waiter> {
     fn scopes(&self) -> &[Scope] {
         Waiter::scopes(self)
@@ -228,110 +207,5 @@ impl redis::Requester for Arc<Waiter> {
         if let Some(wake) = self.abandon() {
             wake.wake();
         }
-    }
-}
-
-#[cfg(not(feature = "redis"))]
-pub(crate) enum Remote {}
-
-/// Who was asked.
-#[cfg(not(feature = "redis"))]
-#[derive(Clone, Copy, PartialEq)]
-pub(crate) struct Mark {
-    pub(crate) runtime: tokio::runtime::Id,
-}
-
-#[cfg(not(feature = "redis"))]
-impl RedisBackend {
-    pub(crate) fn mode(&self) -> Mode {
-        match *self {}
-    }
-
-    pub(crate) fn fails(&self, _: &Failure) {
-        match *self {}
-    }
-
-    pub(crate) fn away_since(&self) -> Option<Instant> {
-        match *self {}
-    }
-
-    pub(crate) fn last_outage(&self) -> (Option<Instant>, Option<Instant>) {
-        match *self {}
-    }
-
-    pub(crate) fn known_level(&self, _: &BucketId) -> Option<(f64, Instant)> {
-        match *self {}
-    }
-
-    pub(crate) fn take(&self, _: Arc<Waiter>) -> Option<Mark> {
-        match *self {}
-    }
-
-    pub(crate) fn patience(&self) -> Duration {
-        match *self {}
-    }
-
-    pub(crate) fn take_over(&self, _: Mark) -> Option<Mark> {
-        match *self {}
-    }
-
-    pub(crate) fn give_back(&self, _: &Scope, _: f64) {
-        match *self {}
-    }
-
-    pub(crate) fn charge(&self, _: &Scope, _: f64) {
-        match *self {}
-    }
-
-    pub(crate) fn undo(&self, _: Box<(Scope, Reservation)>) {
-        match *self {}
-    }
-
-    pub(crate) fn raise_known(&self, _: &Scope, _: f64) {
-        match *self {}
-    }
-
-    pub(crate) fn hold_back(&self, _: &Scope, _: Instant) {
-        match *self {}
-    }
-
-    pub(crate) fn lower(&self, _: &Scope, _: f64) {
-        match *self {}
-    }
-
-    pub(crate) fn heard(&self, _: &Lookup<'_>) -> Option<(Instant, Option<Instant>)> {
-        match *self {}
-    }
-
-    pub(crate) fn reserved(&self) -> f64 {
-        match *self {}
-    }
-
-    pub(crate) async fn look(&self, _: &Scope) -> Result<f64, Failure> {
-        match *self {}
-    }
-
-    pub(crate) async fn reset(&self, _: &Scope) -> Result<f64, Failure> {
-        match *self {}
-    }
-
-    pub(crate) async fn leave(&self) {
-        match *self {}
-    }
-
-    pub(crate) fn refuses(&self, _: &Scope, _: f64) -> Option<Duration> {
-        match *self {}
-    }
-
-    pub(crate) fn has_leased(&self) -> bool {
-        match *self {}
-    }
-
-    pub(crate) fn take_leased(&self, _: &Scope, _: &Lookup<'_>, _: BucketParams) -> Option<f64> {
-        match *self {}
-    }
-
-    pub(crate) fn refuses_now(&self, _: &Lookup<'_>, _: BucketParams, _: f64) -> Option<Duration> {
-        match *self {}
     }
 }

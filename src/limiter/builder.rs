@@ -395,7 +395,10 @@ impl LimiterBuilder {
     }
 
     /// Over connections of any make.
-    #[cfg(feature = "redis")]
+    #[cfg_attr(
+        not(feature = "redis"),
+        allow(dead_code, reason = "there is no transport to reach Redis by")
+    )]
     pub(crate) fn connected_by(self, connect: impl crate::redis::Transport, seed: u64) -> Limiter {
         let mut core = self.core(Health::Redis);
         let config = crate::redis::ConnectionConfig {

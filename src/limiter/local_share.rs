@@ -230,7 +230,6 @@ fn correct(
     }
 }
 
-#[cfg(feature = "redis")]
 impl crate::redis::Ledger for LocalShares {
     fn correct(&self, scope: &Scope, tokens: f64) {
         LocalShares::correct(self, scope, tokens);

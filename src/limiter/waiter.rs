@@ -256,7 +256,6 @@ impl Waiter {
     }
 
     /// Nobody will answer; none where nobody listens any more.
-    #[cfg(feature = "redis")]
     pub(crate) fn abandon(&self) -> Option<Wake> {
         self.enter(Stage::Answered(Outcome::Abandoned))
     }

@@ -8,13 +8,14 @@ pub(crate) mod lease;
 pub(crate) mod level_cache;
 pub(crate) mod script;
 
+#[cfg(feature = "redis")]
+pub(crate) use self::connection::driver::RedisTransport;
 pub(crate) use self::{
     batch::{
         command::{Connection, Debt, Ledger, Requester},
         worker::{Batcher, Mark},
     },
     connection::{
-        driver::RedisTransport,
         redis_connection::{ConnectionConfig, Mode, RedisConnection},
         transport::Transport,
     },

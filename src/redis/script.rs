@@ -1,6 +1,6 @@
 //! The script's argument and reply, as bytes. No I/O.
 
-use std::sync::LazyLock;
+use std::sync::OnceLock;
 
 use crate::bucket::{BucketParams, Reservation, Taken};
 use crate::redis::level_cache::BucketState;
@@ -8,24 +8,21 @@ use crate::redis::level_cache::BucketState;
 /// What Redis runs, known to it by its hash.
 pub(crate) struct Script {
     pub(crate) source: &'static str,
-    pub(crate) hash: LazyLock<String>,
+    /// Set by the transport when the script first runs.
+    pub(crate) hash: OnceLock<String>,
 }
 
 /// Demands; `bucket.rs` is its twin.
 pub(crate) static ACQUIRE: Script = Script {
     source: include_str!("acquire.lua"),
-    hash: LazyLock::new(|| hash(include_str!("acquire.lua"))),
+    hash: OnceLock::new(),
 };
 
 /// Who is alive.
 pub(crate) static HEARTBEAT: Script = Script {
     source: include_str!("heartbeat.lua"),
-    hash: LazyLock::new(|| hash(include_str!("heartbeat.lua"))),
+    hash: OnceLock::new(),
 };
-
-fn hash(source: &str) -> String {
-    redis::Script::new(source).get_hash().to_owned()
-}
 
 /// The first demand on a bucket in a call: `n` callers, each of whom takes `cost` and waits no
 /// longer than `max_wait` microseconds.

@@ -161,7 +161,6 @@ impl BucketId {
 
 /// The names of this crate's keys in Redis: those of limiters with different prefixes, or different
 /// names, are different.
-#[cfg(feature = "redis")]
 #[derive(Clone)]
 pub(crate) struct Keyspace {
     /// With its end.
@@ -169,7 +168,6 @@ pub(crate) struct Keyspace {
     secret: [u8; 32],
 }
 
-#[cfg(feature = "redis")]
 impl Keyspace {
     pub(crate) fn new(prefix: &str, secret: [u8; 32]) -> Self {
         Self {
@@ -226,7 +224,6 @@ impl Keyspace {
     }
 }
 
-#[cfg(feature = "redis")]
 fn push_hex(to: &mut Vec<u8>, bytes: &[u8]) {
     const DIGITS: &[u8; 16] = b"0123456789abcdef";
     for byte in bytes {

@@ -10,9 +10,7 @@ use std::{
     sync::Arc,
 };
 
-#[cfg(feature = "redis")]
-pub(crate) use self::bucket_id::Keyspace;
-pub(crate) use self::bucket_id::{BucketId, Hashes, Lookup, PREFIX_END};
+pub(crate) use self::bucket_id::{BucketId, Hashes, Keyspace, Lookup, PREFIX_END};
 use self::key::Key;
 pub use self::{
     live::LiveScope,
@@ -362,7 +360,6 @@ mod tests {
         assert!(!format!("{:?}", SITE.key("hunter2")).contains("hunter2"));
     }
 
-    #[cfg(feature = "redis")]
     mod in_redis {
         use super::*;
 

@@ -19,8 +19,11 @@ use tokio::{
 #[cfg(feature = "tls")]
 use crate::redis::connection::tls::Tls;
 use crate::redis::{
-    connection::failure::{classify, is_paused, timed_out},
     connection::transport::{Session, Transport},
+    connection::{
+        classify::classify,
+        failure::{is_paused, timed_out},
+    },
     script::Script,
 };
 use crate::{
@@ -214,7 +217,7 @@ impl Session for RedisSession {
         };
         let mut connection = self.connection.clone();
         async move {
-            let by_hash = command("EVALSHA", &script.hash);
+            let by_hash = command("EVALSHA", hash(script));
             match by_hash.query_async(&mut connection).await {
                 Err(error) if error.code() == Some("NOSCRIPT") => {
                     let by_source = command("EVAL", script.source);
@@ -226,4 +229,10 @@ impl Session for RedisSession {
         }
         .boxed()
     }
+}
+
+fn hash(script: &'static Script) -> &'static str {
+    script
+        .hash
+        .get_or_init(|| redis::Script::new(script.source).get_hash().to_owned())
 }

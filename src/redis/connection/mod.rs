@@ -2,10 +2,13 @@
 //! happens before a recovered Redis is used.
 
 pub(crate) mod breaker;
+#[cfg(feature = "redis")]
+pub(crate) mod classify;
 pub(crate) mod deregister;
+#[cfg(feature = "redis")]
 pub(crate) mod driver;
 pub(crate) mod failure;
-#[cfg(test)]
+#[cfg(all(test, feature = "redis"))]
 mod panics;
 pub(crate) mod recovery;
 pub(crate) mod redis_connection;
