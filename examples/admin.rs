@@ -9,9 +9,9 @@
 //! cargo run --example admin
 //!
 //! curl -H "authorization: Bearer $ADMIN_TOKEN" http://127.0.0.1:9900/scopes
-//! curl -H "authorization: Bearer $ADMIN_TOKEN" http://127.0.0.1:9900/scopes/tenant/peek \
+//! curl -H "authorization: Bearer $ADMIN_TOKEN" http://127.0.0.1:9900/scopes/tenant/level \
 //!     --json '{"key": "acme"}'
-//! curl -H "authorization: Bearer $ADMIN_TOKEN" http://127.0.0.1:9900/scopes/tenant/credit \
+//! curl -H "authorization: Bearer $ADMIN_TOKEN" http://127.0.0.1:9900/scopes/tenant/adjust \
 //!     --json '{"key": "acme", "tokens": 50}'
 //! curl -H "authorization: Bearer $ADMIN_TOKEN" http://127.0.0.1:9900/scopes/tenant/reset \
 //!     --json '{"key": "acme"}'
@@ -19,7 +19,7 @@
 //! curl -H "authorization: Bearer $ADMIN_TOKEN" http://127.0.0.1:9900/scopes/api-key/reset \
 //!     --json '{"key": "sk-3f9a"}'
 //! # The bucket that they find by a tuple of keys:
-//! curl -H "authorization: Bearer $ADMIN_TOKEN" http://127.0.0.1:9900/scopes/route/peek \
+//! curl -H "authorization: Bearer $ADMIN_TOKEN" http://127.0.0.1:9900/scopes/route/level \
 //!     --json '{"key": ["GET", "/users/{id}"]}'
 //! ```
 //!
@@ -38,7 +38,7 @@ use axum::{
 };
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
-use tower_throttle::{Level, Limiter, Quota, Scope};
+use tower_throttle::{Limiter, Quota, Scope};
 
 /// As the services write them.
 const TENANT: Scope = Quota::per_minute(60.0).burst(20.0).scope("tenant");
@@ -102,9 +102,9 @@ pub fn router(limiter: &Limiter, scopes: impl IntoIterator<Item = Scope>, token:
     });
     Router::new()
         .route("/scopes", get(list))
-        .route("/scopes/{name}/peek", post(peek))
+        .route("/scopes/{name}/level", post(level))
         .route("/scopes/{name}/reset", post(reset))
-        .route("/scopes/{name}/credit", post(credit))
+        .route("/scopes/{name}/adjust", post(adjust))
         // Whoever has no token does not even learn which paths there are.
         .fallback(async || StatusCode::NOT_FOUND)
         .layer(from_fn_with_state(admin.clone(), authorize))
@@ -132,13 +132,13 @@ async fn list(State(admin): State<Arc<Admin>>) -> Json<Value> {
     Json(json!({"scopes": scopes, "store": admin.limiter.health().to_string()}))
 }
 
-async fn peek(
+async fn level(
     State(admin): State<Arc<Admin>>,
     Path(name): Path<String>,
     Json(body): Json<Value>,
 ) -> Result<Json<Value>, Refusal> {
     let scope = admin.scope(&name, &body)?;
-    Ok(told(&scope, admin.limiter.peek(&scope).await))
+    Ok(admin.level(&scope).await)
 }
 
 async fn reset(
@@ -147,11 +147,12 @@ async fn reset(
     Json(body): Json<Value>,
 ) -> Result<Json<Value>, Refusal> {
     let scope = admin.scope(&name, &body)?;
-    admin.limiter.reset(&scope).await;
-    Ok(told(&scope, admin.limiter.peek(&scope).await))
+    // An error is part of the answer: `degraded`.
+    let _ = admin.limiter.bucket(&scope).reset().await;
+    Ok(admin.level(&scope).await)
 }
 
-async fn credit(
+async fn adjust(
     State(admin): State<Arc<Admin>>,
     Path(name): Path<String>,
     Json(body): Json<Value>,
@@ -160,10 +161,25 @@ async fn credit(
     let tokens = body["tokens"]
         .as_f64()
         .ok_or(Refusal(StatusCode::BAD_REQUEST, "tokens: how many?"))?;
-    Ok(told(&scope, admin.limiter.credit(&scope, tokens).await))
+    admin.limiter.bucket(&scope).adjust(tokens);
+    Ok(admin.level(&scope).await)
 }
 
 impl Admin {
+    /// The level of a bucket: that in Redis, or, degraded, what this process may spend meanwhile.
+    async fn level(&self, scope: &Scope) -> Json<Value> {
+        let (tokens, degraded) = match self.limiter.bucket(scope).level().await {
+            Ok(level) => (level, false),
+            Err(unavailable) => (unavailable.local_level(), true),
+        };
+        Json(json!({
+            "name": scope.name(),
+            "capacity": scope.quota().capacity(),
+            "tokens": tokens,
+            "degraded": degraded,
+        }))
+    }
+
     /// The bucket that a request is about.
     fn scope(&self, name: &str, body: &Value) -> Result<Scope, Refusal> {
         let scope = self.scopes.iter().find(|scope| scope.name() == name);
@@ -189,15 +205,6 @@ impl Admin {
             }
         }
     }
-}
-
-fn told(scope: &Scope, level: Level) -> Json<Value> {
-    Json(json!({
-        "name": scope.name(),
-        "capacity": scope.quota().capacity(),
-        "tokens": level.tokens(),
-        "degraded": level.is_degraded(),
-    }))
 }
 
 /// Why a request was not done.

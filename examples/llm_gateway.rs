@@ -48,8 +48,8 @@ async fn main() -> Result<(), Error> {
         Err(_) => Limiter::in_memory(),
     };
     // What an earlier run left in Redis is none of this one's.
-    limiter.reset(&RPM).await;
-    limiter.reset(&TPM).await;
+    limiter.bucket(&RPM).reset().await.unwrap();
+    limiter.bucket(&TPM).reset().await.unwrap();
 
     let model = serve(Router::new().route("/", get(model))).await?;
     let gateway = Gateway {

@@ -121,7 +121,7 @@ async fn child(bucket: &str) -> Result<ExitCode, Error> {
     let scope = SHARED.key(bucket);
 
     // The first use connects. Without Redis there is nothing to show.
-    limiter.peek(&scope).await;
+    let _ = limiter.bucket(&scope).level().await;
     if let Health::Degraded { reason, .. } = limiter.health() {
         println!("Redis cannot be asked: {reason}");
         return Ok(ExitCode::FAILURE);

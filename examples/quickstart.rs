@@ -64,7 +64,7 @@ async fn main() -> Result<ExitCode, Error> {
         Err(_) => Limiter::in_memory(),
     };
     // The first use connects; until then nobody knows whether Redis answers.
-    limiter.peek(&UPSTREAM).await;
+    let _ = limiter.bucket(&UPSTREAM).level().await;
     println!("store: {}\n", store(&limiter));
 
     let (inbound, outbound) = tokio::try_join!(inbound(&limiter), outbound(&limiter))?;

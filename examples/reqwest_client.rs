@@ -50,7 +50,7 @@ async fn main() -> Result<(), Error> {
             started.elapsed().as_millis(),
             response.status(),
             tokens_used(&response).unwrap_or(ESTIMATE),
-            limiter.peek(&TPM).await.tokens(),
+            limiter.bucket(&TPM).level().await.unwrap(),
         );
     }
     Ok(())

@@ -29,7 +29,7 @@ pub enum Fallback {
     /// than one token or than the cost of a request, `n` of these less the capacity, because a
     /// share admits such a request once it is full.
     LocalShare(Share),
-    /// As [`Share`](Self::Share), but each share starts empty, and none admits more than it holds:
+    /// As [`LocalShare`](Self::LocalShare), but each share starts empty, and none admits more than it holds:
     /// while Redis is unavailable to all processes, they stay within the limit together, as long as
     /// no more of them take part than are counted. While only some of them are cut off, these admit
     /// their shares in addition to what Redis admits: see

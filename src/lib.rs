@@ -135,7 +135,7 @@ pub use self::{
     error::{ConfigError, Reason, Rejected},
     extract::ScopeExtractor,
     fallback::{Fallback, Share},
-    limiter::{Acquire, Level, Limiter, LimiterBuilder, Permit, PermitHandle},
+    limiter::{Acquire, BucketHandle, Limiter, LimiterBuilder, Permit, PermitHandle, Unavailable},
     middleware::{RateLimit, RateLimitLayer, ResponseFuture},
     quota::{LiveQuota, ParseQuotaError, Quota},
     reply::Reply,

@@ -81,9 +81,9 @@ async fn nothing_is_told_without_the_token() {
     ];
     for (method, path) in [
         (Method::GET, "/scopes"),
-        (Method::POST, "/scopes/tenant/peek"),
+        (Method::POST, "/scopes/tenant/level"),
         (Method::POST, "/scopes/tenant/reset"),
-        (Method::POST, "/scopes/tenant/credit"),
+        (Method::POST, "/scopes/tenant/adjust"),
         (Method::GET, "/nowhere"),
     ] {
         for given in &given {
@@ -98,7 +98,7 @@ async fn nothing_is_told_without_the_token() {
             assert_eq!(response.text().await.expect("a body"), "");
         }
     }
-    assert_eq!(limiter.peek(&TENANT).await.tokens(), 10.0);
+    assert_eq!(limiter.bucket(&TENANT).level().await.unwrap(), 10.0);
 }
 
 #[test]
@@ -125,19 +125,22 @@ async fn buckets_are_shared_with_the_services() {
         .await
         .expect("full");
     let body = json!({"key": "acme"});
-    assert_eq!(server.level("/scopes/tenant/peek", body.clone()).await, 0.0);
+    assert_eq!(
+        server.level("/scopes/tenant/level", body.clone()).await,
+        0.0
+    );
     let other = json!({"key": "other"});
-    assert_eq!(server.level("/scopes/tenant/peek", other).await, 10.0);
-    assert_eq!(server.level("/scopes/tenant/peek", json!({})).await, 10.0);
+    assert_eq!(server.level("/scopes/tenant/level", other).await, 10.0);
+    assert_eq!(server.level("/scopes/tenant/level", json!({})).await, 10.0);
 
-    let credit = json!({"key": "acme", "tokens": 3});
-    assert_eq!(server.level("/scopes/tenant/credit", credit).await, 3.0);
+    let adjust = json!({"key": "acme", "tokens": 3});
+    assert_eq!(server.level("/scopes/tenant/adjust", adjust).await, 3.0);
     service
         .try_acquire(acme.clone().cost(3.0))
         .await
         .expect("what was given");
     let charge = json!({"key": "acme", "tokens": -4.5});
-    let level = server.post("/scopes/tenant/credit", charge).await.1;
+    let level = server.post("/scopes/tenant/adjust", charge).await.1;
     let level = level["tokens"].as_f64().expect("tokens");
     assert!((-4.5..-4.4).contains(&level), "{level}");
     service.try_acquire(&acme).await.expect_err("in debt");
@@ -164,14 +167,18 @@ async fn mends_a_bucket_keyed_by_a_header(service: &Limiter, server: &Server) {
         .await
         .expect("full");
     let key = json!({"key": "sk-1"});
-    assert_eq!(server.level("/scopes/tenant/peek", key.clone()).await, 0.0);
-    let credit = json!({"key": "sk-1", "tokens": 3});
-    assert_eq!(server.level("/scopes/tenant/credit", credit).await, 3.0);
-    assert_eq!(service.peek(&spent).await.tokens().round(), 3.0);
+    assert_eq!(server.level("/scopes/tenant/level", key.clone()).await, 0.0);
+    let adjust = json!({"key": "sk-1", "tokens": 3});
+    assert_eq!(server.level("/scopes/tenant/adjust", adjust).await, 3.0);
+    assert_eq!(service.bucket(&spent).level().await.unwrap().round(), 3.0);
     assert_eq!(server.level("/scopes/tenant/reset", key).await, 10.0);
-    assert_eq!(service.peek(&spent).await.tokens().round(), 10.0);
-    service.lower_to(&TENANT.key("sk-1"), 4.0);
-    assert_eq!(service.peek(&spent).await.tokens().round(), 4.0);
+    assert_eq!(service.bucket(&spent).level().await.unwrap().round(), 10.0);
+    service
+        .bucket(&TENANT.key("sk-1"))
+        .cap_level(4.0)
+        .await
+        .unwrap();
+    assert_eq!(service.bucket(&spent).level().await.unwrap().round(), 4.0);
     // A tuple of keys is named by an array.
     let by = TENANT.by((method(), header("x-api-key")));
     let request = http::Request::builder().header("x-api-key", "a/b");
@@ -180,10 +187,15 @@ async fn mends_a_bucket_keyed_by_a_header(service: &Limiter, server: &Server) {
         .extract(&request.body(()).expect("a request"));
     service.try_acquire(&scopes).await.expect("full");
     let keys = json!({"key": ["GET", "a/b"]});
-    assert_eq!(server.level("/scopes/tenant/peek", keys.clone()).await, 9.0);
+    assert_eq!(
+        server.level("/scopes/tenant/level", keys.clone()).await,
+        9.0
+    );
     assert_eq!(server.level("/scopes/tenant/reset", keys).await, 10.0);
 
-    service.hold_back(&TENANT.key("sk-1"), std::time::Duration::from_secs(3_600));
+    service
+        .bucket(&TENANT.key("sk-1"))
+        .pause(std::time::Duration::from_secs(3_600));
     service.try_acquire(&spent).await.expect_err("held back");
 }
 
@@ -206,13 +218,13 @@ async fn a_bucket_keyed_by_a_header_is_mended_on_redis() {
 async fn mistakes_are_told() {
     let server = Server::start(&Limiter::in_memory()).await;
     for (path, body, status) in [
-        ("/scopes/tenants/peek", json!({}), 404),
+        ("/scopes/tenants/level", json!({}), 404),
         ("/nowhere", json!({}), 404),
-        ("/scopes/tenant/credit", json!({}), 400),
-        ("/scopes/tenant/credit", json!({"tokens": "many"}), 400),
-        ("/scopes/tenant/peek", json!({"key": 7}), 400),
-        ("/scopes/tenant/peek", json!({"key": []}), 400),
-        ("/scopes/tenant/peek", json!({"key": ["a", 7]}), 400),
+        ("/scopes/tenant/adjust", json!({}), 400),
+        ("/scopes/tenant/adjust", json!({"tokens": "many"}), 400),
+        ("/scopes/tenant/level", json!({"key": 7}), 400),
+        ("/scopes/tenant/level", json!({"key": []}), 400),
+        ("/scopes/tenant/level", json!({"key": ["a", 7]}), 400),
         // Without a key it would be another bucket.
         ("/scopes/tenant/reset", json!({"kye": "acme"}), 400),
         ("/scopes/tenant/reset", json!(["acme"]), 400),

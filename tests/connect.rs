@@ -188,11 +188,11 @@ mod rights {
                 let both = [API, PLENTY];
                 drop(limiter.acquire(both, SECOND).await.expect("in time"));
             }
-            limiter.credit(&API, -3.0).await;
-            limiter.lower_to(&API, 1.0);
-            limiter.hold_back(&API, SECOND / 10);
-            limiter.peek(&API).await;
-            limiter.reset(&API).await;
+            limiter.bucket(&API).adjust(-3.0);
+            limiter.bucket(&API).cap_level(1.0).await.unwrap();
+            limiter.bucket(&API).pause(SECOND / 10);
+            let _ = limiter.bucket(&API).level().await;
+            limiter.bucket(&API).reset().await.unwrap();
             limiter.deregister().await;
             assert_eq!(limiter.fallbacks(), 0, "{rest}");
             assert_eq!(log.counts(), [0, 0, 0], "{rest}");

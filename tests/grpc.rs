@@ -102,7 +102,7 @@ async fn a_server_that_is_limited_says_resource_exhausted() {
         let status = client.watch(check()).await.unwrap_err();
         assert_exhausted(&status, 43_200 * SECOND);
         // The connection is as good as before.
-        limiter.reset(&DAY.scope("site")).await;
+        limiter.bucket(&DAY.scope("site")).reset().await.unwrap();
         client.check(check()).await.unwrap();
     }
 }
@@ -150,7 +150,7 @@ async fn a_server_knows_its_peers() {
     let mut client = HealthClient::new(connect(address).await);
     client.check(check()).await.unwrap();
     let peer = PEER.key(IpAddr::V4(Ipv4Addr::LOCALHOST));
-    assert_eq!(limiter.peek(&peer).await.tokens().floor(), 1.0);
+    assert_eq!(limiter.bucket(&peer).level().await.unwrap().floor(), 1.0);
     // Another connection is the same peer.
     let mut other = HealthClient::new(connect(address).await);
     other.check(check()).await.unwrap();

@@ -31,7 +31,7 @@ async fn waiters_ask_again_within_their_deadlines() {
         })
         .collect();
     tokio::time::sleep(SECOND / 2 + SECOND / 20).await;
-    limiter.hold_back(&API, 3 * SECOND);
+    limiter.bucket(&API).pause(3 * SECOND);
     let end = 3 * SECOND + SECOND / 2 + SECOND / 20;
     let mut admitted = Vec::new();
     for waiter in waiters {
@@ -63,8 +63,8 @@ async fn waiters_ask_again_within_their_deadlines() {
 async fn neither_refunds_nor_shorter_holds_shorten_it_and_a_reset_ends_it() {
     let limiter = Limiter::in_memory();
     let permit = limiter.try_acquire(API.cost(5.0)).await.expect("full");
-    limiter.hold_back(&API, 2 * SECOND);
-    limiter.hold_back(&API, SECOND);
+    limiter.bucket(&API).pause(2 * SECOND);
+    limiter.bucket(&API).pause(SECOND);
     permit.refund();
     tokio::time::sleep(2 * SECOND - SECOND / 100).await;
     assert!(limiter.try_acquire(API).await.is_err());
@@ -73,8 +73,8 @@ async fn neither_refunds_nor_shorter_holds_shorten_it_and_a_reset_ends_it() {
     tokio::time::sleep(SECOND / 10).await;
     assert!(limiter.try_acquire(API).await.is_ok());
     assert!(limiter.try_acquire(API).await.is_err(), "a burst");
-    limiter.hold_back(&API, 60 * SECOND);
-    limiter.reset(&API).await;
+    limiter.bucket(&API).pause(60 * SECOND);
+    limiter.bucket(&API).reset().await.unwrap();
     assert!(limiter.try_acquire(API.cost(5.0)).await.is_ok());
 }
 
@@ -96,7 +96,7 @@ async fn what_was_taken_first_is_taken_again_after_its_hold() {
     tokio::time::sleep(9 * SECOND / 10).await;
     assert!(limiter.try_acquire(FAST).await.is_ok());
     tokio::time::sleep(SECOND / 5).await;
-    limiter.hold_back(&SLOW, 2 * SECOND);
+    limiter.bucket(&SLOW).pause(2 * SECOND);
     let (got, at) = waiter.await.expect("no panic");
     assert!(got.is_ok());
     // One token after the end of the hold.
@@ -119,7 +119,7 @@ mod shared {
     /// The command has no answer: until another limiter sees it.
     async fn until_held(limiter: &Limiter, scope: &Scope) {
         let start = Instant::now();
-        while limiter.peek(scope).await.tokens() >= 0.0 {
+        while limiter.bucket(scope).level().await.unwrap() >= 0.0 {
             assert!(start.elapsed() < 10 * SECOND, "in vain");
             tokio::time::sleep(SECOND / 100).await;
         }
@@ -130,22 +130,22 @@ mod shared {
         let server = RedisServer::start().await;
         let (one, other) = (connect(&server.url()), connect(&server.url()));
         let day = Quota::per_day(100.0).scope("day");
-        one.lower_to(&day, 40.0);
-        one.lower_to(&day, 60.0);
-        one.lower_to(&day, f64::NAN);
-        assert_eq!(one.peek(&day).await.tokens().floor(), 40.0);
-        assert_eq!(other.peek(&day).await.tokens().floor(), 40.0);
+        one.bucket(&day).cap_level(40.0).await.unwrap();
+        one.bucket(&day).cap_level(60.0).await.unwrap();
+        one.bucket(&day).cap_level(f64::NAN).await.unwrap();
+        assert_eq!(one.bucket(&day).level().await.unwrap().floor(), 40.0);
+        assert_eq!(other.bucket(&day).level().await.unwrap().floor(), 40.0);
 
-        one.hold_back(&API, 2 * SECOND);
+        one.bucket(&API).pause(2 * SECOND);
         let held = Instant::now();
         until_held(&other, &API).await;
         let refused = other.try_acquire(API).await.expect_err("held back");
         assert!(refused.retry_after() > Some(SECOND / 2), "{refused:?}");
         other.acquire(API, 10 * SECOND).await.expect("its turn");
         assert!(held.elapsed() >= 2 * SECOND, "{:?}", held.elapsed());
-        one.hold_back(&API, 60 * SECOND);
+        one.bucket(&API).pause(60 * SECOND);
         until_held(&other, &API).await;
-        other.reset(&API).await;
+        other.bucket(&API).reset().await.unwrap();
         assert!(one.acquire(API, SECOND).await.is_ok());
     }
 
@@ -157,7 +157,7 @@ mod shared {
         // The one bucket of which a level is kept.
         limiter.try_acquire(API.key("first")).await.expect("full");
         for n in 0..100 {
-            limiter.hold_back(&API.key(n), 60 * SECOND);
+            limiter.bucket(&API.key(n)).pause(60 * SECOND);
         }
         for n in 0..100 {
             let refused = limiter
@@ -188,7 +188,7 @@ mod shared {
             assert!(start.elapsed() < 10 * SECOND, "in vain");
             tokio::time::sleep(SECOND / 20).await;
         }
-        one.hold_back(&API, 20 * SECOND);
+        one.bucket(&API).pause(20 * SECOND);
         let refused = one.try_acquire(API).await.expect_err("held back");
         assert!(refused.retry_after() > Some(15 * SECOND), "{refused:?}");
         proxy.pass();
@@ -196,7 +196,7 @@ mod shared {
         let start = Instant::now();
         let mut back = None;
         // Whoever asks tells it.
-        while other.peek(&API).await.tokens() > -100.0 {
+        while other.bucket(&API).level().await.unwrap() > -100.0 {
             assert!(one.try_acquire(API).await.is_err());
             if matches!(one.health(), Health::Redis) {
                 back.get_or_insert(start.elapsed());
@@ -224,7 +224,7 @@ mod shared {
             if heeds {
                 limiter.heed_holds();
             }
-            limiter.reset(&STEADY).await;
+            limiter.bucket(&STEADY).reset().await.unwrap();
             let start = Instant::now();
             let waiters: Vec<_> = (0..=TURNS)
                 .map(|_| tokio::spawn(limiter.acquire(STEADY, 60 * SECOND)))
@@ -259,7 +259,7 @@ async fn a_pause_costs_no_more_beside_many_waiters() {
     let pause = || {
         let took = (0..100).map(|_| {
             let start = Instant::now();
-            limiter.hold_back(&each.key("other"), SECOND);
+            limiter.bucket(&each.key("other")).pause(SECOND);
             start.elapsed()
         });
         took.min().expect("some")

@@ -69,7 +69,7 @@ async fn statuses(url: &str, requests: usize) -> Vec<u16> {
 }
 
 async fn floor(limiter: &Limiter, scope: &Scope) -> f64 {
-    limiter.peek(scope).await.tokens().floor()
+    limiter.bucket(scope).level().await.unwrap().floor()
 }
 
 /// As many scopes as a request asks for: neither the decision nor the answer grows with them.
@@ -154,17 +154,17 @@ async fn layer_route_layer_and_method_router_layer() {
     let url = serve(plain().layer(limit())).await;
     assert_eq!(statuses(&url, 3).await, [200, 200, 429]);
     // `layer` counts what is not found, too.
-    limiter.reset(&SITE).await;
+    limiter.bucket(&SITE).reset().await.unwrap();
     let missing = format!("{url}missing");
     assert_eq!(statuses(&missing, 3).await, [404, 404, 429]);
 
     // `route_layer` does not.
-    limiter.reset(&SITE).await;
+    limiter.bucket(&SITE).reset().await.unwrap();
     let url = serve(plain().route_layer(limit())).await;
     assert_eq!(statuses(&format!("{url}missing"), 3).await, [404, 404, 404]);
     assert_eq!(statuses(&url, 3).await, [200, 200, 429]);
 
-    limiter.reset(&SITE).await;
+    limiter.bucket(&SITE).reset().await.unwrap();
     let url = serve(
         Router::new()
             .route("/", get(h).layer(limit()).post(h))
@@ -468,7 +468,7 @@ async fn reqwest_as_the_inner_service_waits() {
     assert_eq!(Rejected::find(&*error).unwrap().scope(), "none");
     assert_eq!(seen.load(Ordering::Relaxed), 3);
     // An error of the client stays what it is.
-    limiter.reset(&NONE).await;
+    limiter.bucket(&NONE).reset().await.unwrap();
     let request = http.get("http://127.0.0.1:1/").build().unwrap();
     let error = service.ready().await.unwrap().call(request).await;
     let error = error.unwrap_err();

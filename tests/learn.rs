@@ -36,7 +36,7 @@ async fn learn(
 }
 
 async fn levels(limiter: &Limiter) -> (f64, f64) {
-    let level = async |scope| limiter.peek(&scope).await.tokens().floor();
+    let level = async |scope| limiter.bucket(&scope).level().await.unwrap().floor();
     (level(RPM).await, level(TPM).await)
 }
 
@@ -238,7 +238,7 @@ async fn a_layer_that_takes_nothing_does_not_hide_the_handle_of_another() {
             let service = service.layer(unlimited.expose_permit()).service(settle);
             service.oneshot(request).await.expect("infallible");
         }
-        let level = limiter.peek(&TPM).await.tokens();
+        let level = limiter.bucket(&TPM).level().await.unwrap();
         assert_eq!(level, 1_000.0 - 30.0 * f64::from(n));
     }
 }

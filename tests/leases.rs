@@ -26,7 +26,7 @@ async fn limiter(server: &RedisServer, lease: f64) -> Limiter {
         .build()
         .expect("a URL");
     // Connected, and the script known.
-    limiter.peek(&SLOW.scope("warm-up")).await;
+    let _ = limiter.bucket(&SLOW.scope("warm-up")).level().await;
     limiter
 }
 
@@ -35,9 +35,8 @@ async fn calls(server: &RedisServer) -> u64 {
 }
 
 async fn level(limiter: &Limiter, scope: &Scope) -> f64 {
-    let level = limiter.peek(scope).await;
-    assert!(!level.is_degraded());
-    level.tokens()
+    let level = limiter.bucket(scope).level().await;
+    level.expect("Redis answers")
 }
 
 /// Takes so many, several at a time, so that the scope is hot.
@@ -280,7 +279,7 @@ async fn an_outage_of(length: Duration) {
         .build()
         .expect("a URL");
     let scope = SLOW.scope("hot");
-    limiter.peek(&scope).await;
+    let _ = limiter.bucket(&scope).level().await;
     demand(&limiter, &scope, 8_000).await;
     assert!(
         level(&limiter, &scope).await < 92_000.0,
@@ -296,7 +295,7 @@ async fn an_outage_of(length: Duration) {
     }
     // It comes back empty: what each process knows is charged, and what it holds is given back.
     server.restart().await;
-    while limiter.peek(&scope).await.is_degraded() && start.elapsed() < 30 * SECOND {
+    while limiter.bucket(&scope).level().await.is_err() && start.elapsed() < 30 * SECOND {
         tokio::time::sleep(SECOND / 20).await;
     }
     cooled(&limiter, &scope, SLOW.capacity() - used).await;
@@ -344,7 +343,7 @@ async fn what_is_held_back_is_not_granted_from_a_lease() {
         let scope = SLOW.scope("hot").key(key);
         demand(&leasing, &scope, 8_000).await;
         assert!(level(&other, &scope).await < 92_000.0, "nothing was leased");
-        holds.hold_back(&scope, 3_600 * SECOND);
+        holds.bucket(&scope).pause(3_600 * SECOND);
         // In the other process it is known once Redis has it, and then within 25 ms.
         while level(&other, &scope).await > 0.0 {}
         tokio::time::sleep(SECOND / 40).await;

@@ -25,7 +25,14 @@ async fn levels_are_kept(limiter: &Limiter) {
     let of = |burst: f64| Quota::per_day(1.0).burst(burst);
     let quota = LiveQuota::new(of(10.0));
     let scope = quota.scope("kept");
-    let level = async || limiter.peek(&scope.current()).await.tokens().round();
+    let level = async || {
+        limiter
+            .bucket(&scope.current())
+            .level()
+            .await
+            .unwrap()
+            .round()
+    };
     let permit = limiter.try_acquire(scope.current().cost(4.0)).await;
     permit.expect("a full bucket");
     assert_eq!(level().await, 6.0);
@@ -99,10 +106,10 @@ async fn two_processes_of_which_one_changes() {
         .try_acquire(scopes[1].current())
         .await
         .expect("cut to 5");
-    let level = first.peek(&scopes[0].current()).await.tokens();
+    let level = first.bucket(&scopes[0].current()).level().await.unwrap();
     assert_eq!(level.round(), 4.0, "for both");
     quotas[1].set(Quota::per_day(1.0).burst(20.0));
-    let level = second.peek(&scopes[1].current()).await.tokens();
+    let level = second.bucket(&scopes[1].current()).level().await.unwrap();
     assert_eq!(level.round(), 4.0, "nothing is made of a change");
 }
 
@@ -199,51 +206,59 @@ async fn readiness_follows() {
 }
 
 /// Given and taken, in both stores, at most to full and not without end.
-async fn credited(limiter: &Limiter) {
-    let day = Quota::per_day(1.0).burst(10.0).scope("credited");
+async fn adjusted(limiter: &Limiter) {
+    let day = Quota::per_day(1.0).burst(10.0).scope("adjusted");
     let key = day.key("acme");
-    let credit = async |tokens| limiter.credit(&key, tokens).await.tokens().round();
-    assert_eq!(credit(5.0).await, 10.0, "full is full");
-    assert_eq!(credit(-4.0).await, 6.0);
-    assert_eq!(credit(1.0).await, 7.0);
-    assert_eq!(credit(f64::NAN).await, 7.0);
-    assert_eq!(credit(f64::INFINITY).await, 7.0);
-    assert_eq!(credit(-f64::MAX).await, -10.0, "a capacity of debt at most");
+    let bucket = limiter.bucket(&key);
+    let adjust = async |tokens| {
+        bucket.adjust(tokens);
+        bucket.level().await.unwrap().round()
+    };
+    assert_eq!(adjust(5.0).await, 10.0, "full is full");
+    assert_eq!(adjust(-4.0).await, 6.0);
+    assert_eq!(adjust(1.0).await, 7.0);
+    assert_eq!(adjust(f64::NAN).await, 7.0);
+    assert_eq!(adjust(f64::INFINITY).await, 7.0);
+    assert_eq!(adjust(-f64::MAX).await, -10.0, "a capacity of debt at most");
     limiter.try_acquire(&key).await.expect_err("in debt");
-    assert_eq!(credit(11.0).await, 1.0);
+    assert_eq!(adjust(11.0).await, 1.0);
     limiter.try_acquire(&key).await.expect("one, at once");
-    assert_eq!(credit(f64::MAX).await, 10.0);
-    assert_eq!(limiter.peek(&day).await.tokens(), 10.0, "another bucket");
+    assert_eq!(adjust(f64::MAX).await, 10.0);
+    assert_eq!(
+        limiter.bucket(&day).level().await.unwrap(),
+        10.0,
+        "another bucket"
+    );
     // Whoever waits keeps that turn; a newcomer goes on what was given.
     let slow = Quota::per_hour(60.0).burst(1.0).scope("slow");
     limiter.try_acquire(&slow).await.expect("full");
     let waiting = limiter.acquire(slow.clone(), 600 * SECOND);
     let waiting = tokio::spawn(waiting);
     let start = Instant::now();
-    while limiter.peek(&slow).await.tokens() > -0.5 && start.elapsed() < 10 * SECOND {
+    while limiter.bucket(&slow).level().await.unwrap() > -0.5 && start.elapsed() < 10 * SECOND {
         tokio::task::yield_now().await;
     }
-    limiter.credit(&slow, 1.0).await;
+    limiter.bucket(&slow).adjust(1.0);
     assert!(!waiting.is_finished());
     waiting.abort();
 }
 
 #[tokio::test]
-async fn credited_in_memory() {
-    credited(&Limiter::in_memory()).await;
+async fn adjusted_in_memory() {
+    adjusted(&Limiter::in_memory()).await;
 }
 
 #[cfg(feature = "redis")]
 #[tokio::test]
-async fn credited_in_redis() {
+async fn adjusted_in_redis() {
     let server = support::RedisServer::start().await;
-    credited(&patient(&server.url())).await;
+    adjusted(&patient(&server.url())).await;
 }
 
 /// Redis is away: it is told when it is back, and before that nobody spends of it.
 #[cfg(feature = "redis")]
 #[tokio::test]
-async fn credited_while_redis_is_away() {
+async fn adjusted_while_redis_is_away() {
     let mut server = support::RedisServer::start_with(&["--appendonly", "yes"]).await;
     let limiter = patient(&server.url());
     let day = Quota::per_day(1.0).burst(10.0).scope("away");
@@ -253,28 +268,30 @@ async fn credited_while_redis_is_away() {
         .expect("full");
     server.kill9();
     let start = Instant::now();
-    while !limiter.peek(&day).await.is_degraded() && start.elapsed() < 10 * SECOND {
+    while limiter.bucket(&day).level().await.is_ok() && start.elapsed() < 10 * SECOND {
         tokio::task::yield_now().await;
     }
     // Together 3, however large the others are.
-    limiter.credit(&day, -f64::MAX).await;
-    limiter.credit(&day, 3.0).await;
-    let level = limiter.credit(&day, f64::MAX).await;
-    assert!(level.is_degraded());
+    limiter.bucket(&day).adjust(-f64::MAX);
+    limiter.bucket(&day).adjust(3.0);
+    limiter.bucket(&day).adjust(f64::MAX);
+    let unavailable = limiter.bucket(&day).level().await.unwrap_err();
     assert_eq!(
-        level.tokens().round(),
+        unavailable.local_level().round(),
         2.0,
         "what Redis told last bounds it"
     );
     server.restart().await;
-    let mut level = limiter.peek(&day).await;
+    let bucket = limiter.bucket(&day);
+    let mut level = bucket.level().await;
     let start = Instant::now();
-    while (level.is_degraded() || level.tokens().round() != 5.0) && start.elapsed() < 10 * SECOND {
+    let is_written_back =
+        |level: &Result<f64, _>| level.as_ref().is_ok_and(|level| level.round() == 5.0);
+    while !is_written_back(&level) && start.elapsed() < 10 * SECOND {
         tokio::time::sleep(Duration::from_millis(10)).await;
-        level = limiter.peek(&day).await;
+        level = bucket.level().await;
     }
-    assert!(!level.is_degraded());
-    assert_eq!(level.tokens().round(), 5.0, "paid back");
+    assert!(is_written_back(&level), "written back: {level:?}");
 }
 
 /// However the rate changes meanwhile, a hold is over when it is over.
@@ -282,7 +299,7 @@ async fn held_back(limiter: &Limiter) {
     for (before, after) in [(100.0, 1.0), (1.0, 100.0)] {
         let quota = LiveQuota::new(Quota::per_second(before).burst(1.0));
         let api = quota.scope(format!("held-from-{before}"));
-        limiter.hold_back(&api.current(), SECOND);
+        limiter.bucket(&api.current()).pause(SECOND);
         let start = Instant::now();
         quota.set(Quota::per_second(after).burst(1.0));
         let waits = limiter.acquire(api.current(), 20 * SECOND);

@@ -56,7 +56,7 @@ async fn a_clipped_charge_is_not_given_back_in_full() {
     let p = limiter.try_acquire(s.clone().cost(10.0)).await.unwrap();
     p.settle(500.0);
     p.settle(10.0);
-    let level = limiter.peek(&s).await.tokens();
+    let level = limiter.bucket(&s).level().await.unwrap();
     assert!(level <= 10.1, "level {level}, 90 of 100 were used");
 }
 
@@ -140,7 +140,7 @@ async fn a_call_without_readiness_leaves_no_deadline_to_the_next_request() {
     assert!(svc.poll_ready(&mut cx).is_pending());
     advance(S / 10).await;
     assert!(svc.poll_ready(&mut cx).is_pending());
-    assert_eq!(limiter.peek(&s).await.tokens(), 2.0);
+    assert_eq!(limiter.bucket(&s).level().await.unwrap(), 2.0);
     open.store(true, Ordering::Relaxed);
     svc.call(()).await.unwrap();
     tokio::time::sleep(60 * S).await;
@@ -252,8 +252,8 @@ async fn a_pause_or_a_lower_level_never_falls_on_newcomers() {
         let client = |n: u32| login.key(format_args!("client-{n}"));
         for n in 0..10_000 {
             match kind {
-                "pause" => limiter.hold_back(&client(n), 9 * S),
-                _ => limiter.lower_to(&client(n), 0.0),
+                "pause" => limiter.bucket(&client(n)).pause(9 * S),
+                _ => limiter.bucket(&client(n)).cap_level(0.0).await.unwrap(),
             }
         }
         // It holds for those it was meant for, as far as there is room for them.
@@ -289,12 +289,17 @@ async fn a_bucket_is_mended_while_memory_is_full() {
     }
     assert!(spent("known").await && spent("newcomer").await && spent("other").await);
     for key in ["known", "newcomer"] {
-        limiter.reset(&login.key(key)).await;
-        assert_eq!(limiter.peek(&login.key(key)).await.tokens(), 5.0, "{key}");
+        limiter.bucket(&login.key(key)).reset().await.unwrap();
+        assert_eq!(
+            limiter.bucket(&login.key(key)).level().await.unwrap(),
+            5.0,
+            "{key}"
+        );
         limiter.try_acquire(login.key(key)).await.unwrap();
     }
-    let level = limiter.credit(&login.key("credited"), -4.0).await;
-    assert_eq!(level.tokens(), 1.0);
+    let bucket = limiter.bucket(&login.key("credited"));
+    bucket.adjust(-4.0);
+    assert_eq!(bucket.level().await.unwrap(), 1.0);
     limiter.try_acquire(login.key("credited")).await.unwrap();
     assert!(spent("credited").await && spent("other").await);
 }
@@ -309,12 +314,12 @@ async fn cancelled_waiters_leave_a_bucket_as_without_them() {
         for waiter in &mut waiters {
             assert!(futures_util::poll!(waiter).is_pending());
         }
-        assert_eq!(limiter.peek(&api).await.tokens(), -20.0);
+        assert_eq!(limiter.bucket(&api).level().await.unwrap(), -20.0);
         // Those in the middle go first.
         let rest = waiters.split_off(15);
         drop(waiters);
         drop(rest);
-        assert_eq!(limiter.peek(&api).await.tokens(), 0.0);
+        assert_eq!(limiter.bucket(&api).level().await.unwrap(), 0.0);
         let rejected = limiter.try_acquire(&api).await.unwrap_err();
         assert_eq!(rejected.retry_after(), Some(S));
         tokio::time::sleep(S).await;
@@ -427,7 +432,7 @@ async fn a_huge_quota_admits_every_cost_within_it() {
                 let admitted = limiter.acquire([scope, DAY.key(cost)], S).await;
                 assert!(admitted.is_ok(), "{quota:?} {cost}: {admitted:?}");
             }
-            limiter.hold_back(&scope, 60 * S);
+            limiter.bucket(&scope).pause(60 * S);
             let refused = limiter.try_acquire(&scope).await.expect_err("held back");
             assert!(
                 refused.retry_after() >= Some(60 * S),
@@ -448,7 +453,7 @@ async fn a_huge_bucket_counts_single_tokens() {
     for _ in 0..1_000 {
         limiter.try_acquire(&scope).await.unwrap();
     }
-    let left = limiter.peek(&scope).await.tokens();
+    let left = limiter.bucket(&scope).level().await.unwrap();
     assert_eq!(left, 9_007_199_254_740_992.0 - 1_000.0);
 }
 

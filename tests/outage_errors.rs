@@ -240,7 +240,7 @@ async fn one_spoilt_value_is_full_and_trips_nothing() {
             .try_acquire(&api)
             .await
             .expect_err("overwritten by a bucket that is spent");
-        limiter.reset(&api).await;
+        limiter.bucket(&api).reset().await.unwrap();
     }
     server.set_list(key).await;
     let both = [api.clone(), PLENTY];
@@ -304,7 +304,7 @@ async fn stored_values_that_make_no_sense_concern_no_other_bucket() {
     let mut taken = 0.0;
     for (n, numbers) in values.iter().enumerate() {
         // Where the level is plausible, this process has not heard of a lower one.
-        limiter.reset(&spoilt).await;
+        limiter.bucket(&spoilt).reset().await.unwrap();
         server.set_numbers(key, numbers).await;
         let both = join_all((0..8).map(|n| {
             let scope = if n % 2 == 0 { &spoilt } else { &PLENTY };

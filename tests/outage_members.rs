@@ -136,7 +136,7 @@ async fn part_of_rate(limiter: &Limiter) -> f64 {
 async fn survivor_has_the_whole_limit_soon_after_a_process_is_killed() {
     let server = RedisServer::start().await;
     let limiter = patient(&server.url());
-    limiter.peek(&API).await;
+    let _ = limiter.bucket(&API).level().await;
     let mut process = Process::start(&server.url(), None);
     sleep(13 * SECOND / 2).await;
     process.kill9();
@@ -156,7 +156,7 @@ async fn survivor_has_the_whole_limit_soon_after_a_process_is_killed() {
 async fn one_shot_processes_are_not_reserved_for() {
     let server = RedisServer::start().await;
     let limiter = patient(&server.url());
-    limiter.peek(&API).await;
+    let _ = limiter.bucket(&API).level().await;
     for _ in 0..15 {
         Process::start(&server.url(), None).kill9();
     }
@@ -197,7 +197,7 @@ fn limiter_deregisters_when_its_runtime_is_shut_down() {
             0 => tokio::runtime::Runtime::new().expect("a runtime"),
             _ => one_thread(),
         };
-        runtime.block_on(limiter.peek(&API));
+        let _ = runtime.block_on(limiter.bucket(&API).level());
         assert_eq!(count(), 1, "round {round}");
         drop(runtime);
         assert_eq!(count(), 0, "round {round}");
@@ -205,7 +205,7 @@ fn limiter_deregisters_when_its_runtime_is_shut_down() {
     // Dropped where nothing runs any more that could say so.
     let runtime = one_thread();
     runtime.block_on(async {
-        limiter.peek(&API).await;
+        let _ = limiter.bucket(&API).level().await;
         drop(limiter);
     });
     assert_eq!(count(), 1);
@@ -219,7 +219,7 @@ fn shutdown_does_not_wait_for_a_redis_that_does_not_answer() {
     let server = watcher.block_on(RedisServer::start());
     let runtime = tokio::runtime::Runtime::new().expect("a runtime");
     let limiter = patient(&server.url());
-    runtime.block_on(limiter.peek(&API));
+    let _ = runtime.block_on(limiter.bucket(&API).level());
     server.freeze();
     let start = watcher.block_on(async { Instant::now() });
     drop(runtime);
@@ -262,7 +262,7 @@ async fn heartbeats_in_flight_when_redis_froze_are_ignored_at_the_thaw() {
     };
     let (first, second) = (connect(server.url()), connect(proxy.url()));
     for limiter in [&first, &second] {
-        limiter.peek(&API).await;
+        let _ = limiter.bucket(&API).level().await;
     }
     until("both are counted", async || heard(&server).await.len() == 2).await;
     let frozen_at = now_ms(&server).await;

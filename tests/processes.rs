@@ -78,7 +78,7 @@ async fn run_child(url: String, waiting: bool, offset_us: i64) {
         .redis_timeout(Duration::from_secs(10))
         .build()
         .expect("a URL");
-    limiter.peek(&SCOPE).await;
+    let _ = limiter.bucket(&SCOPE).level().await;
     println!("\nready {}", machine_us(offset_us));
     // The start signal: the parent ends by closing the pipe.
     let mut line = String::new();

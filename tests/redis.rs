@@ -23,7 +23,7 @@ async fn limiter(server: &RedisServer) -> Limiter {
         .build()
         .expect("a URL");
     // Connected, and the script known.
-    limiter.peek(&SLOW.scope("warm-up")).await;
+    let _ = limiter.bucket(&SLOW.scope("warm-up")).level().await;
     limiter
 }
 
@@ -33,9 +33,8 @@ async fn calls(server: &RedisServer) -> u64 {
 }
 
 async fn level(limiter: &Limiter, scope: &Scope) -> f64 {
-    let level = limiter.peek(scope).await;
-    assert!(!level.is_degraded());
-    level.tokens()
+    let level = limiter.bucket(scope).level().await;
+    level.expect("Redis answers")
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -195,7 +194,7 @@ async fn a_refund_ends_the_refusals() {
     permit.refund();
     limiter.try_acquire(&api).await.expect("given back");
     limiter.try_acquire(&api).await.expect_err("spent");
-    limiter.reset(&api).await;
+    limiter.bucket(&api).reset().await.unwrap();
     limiter.try_acquire(&api).await.expect("full again");
 }
 
@@ -256,7 +255,7 @@ async fn dropped_at_any_point_nothing_is_lost() {
                 permit.expect("plenty").refund();
             }
         }
-        limiter.peek(&api).await;
+        let _ = limiter.bucket(&api).level().await;
         drop(deaf);
         // Dropped by time as well, which hits the reply on its way.
         for micros in [10, 50, 100, 200, 500] {
@@ -372,7 +371,7 @@ async fn values_that_are_none_of_ours_are_healed() {
         }
         limiter.try_acquire(&api).await.expect_err(setup);
         // Refusals are remembered: the next round starts afresh.
-        limiter.reset(&api).await;
+        limiter.bucket(&api).reset().await.unwrap();
     }
     assert_eq!(limiter.fallbacks(), 0);
 }
@@ -423,9 +422,9 @@ async fn limiters_with_different_prefixes_share_no_bucket() {
     shop.try_acquire(outer.clone().cost(5.0))
         .await
         .expect("plenty");
-    assert_eq!(api.peek(&inner).await.tokens(), SLOW.capacity());
-    api.reset(&inner).await;
-    let left = shop.peek(&outer).await.tokens().round();
+    assert_eq!(api.bucket(&inner).level().await.unwrap(), SLOW.capacity());
+    api.bucket(&inner).reset().await.unwrap();
+    let left = shop.bucket(&outer).level().await.unwrap().round();
     assert_eq!(left, SLOW.capacity() - 5.0);
 }
 

@@ -68,11 +68,11 @@ fn use_all(limiter: &Limiter, scope: &Scope) {
     let _ = limiter
         .try_acquire([scope.clone(), Quota::per_hour(1.0).scope("other")])
         .now_or_never();
-    let _ = limiter.peek(scope).now_or_never();
-    limiter.hold_back(scope, SECOND / 1_000);
-    limiter.lower_to(scope, 0.5);
-    let _ = limiter.credit(scope, 1.0).now_or_never();
-    let _ = limiter.reset(scope).now_or_never();
+    let _ = limiter.bucket(scope).level().now_or_never();
+    limiter.bucket(scope).pause(SECOND / 1_000);
+    let _ = limiter.bucket(scope).cap_level(0.5).now_or_never();
+    limiter.bucket(scope).adjust(1.0);
+    let _ = limiter.bucket(scope).reset().now_or_never();
     let _ = (limiter.health(), limiter.fallbacks(), limiter.scopes_held());
     drop(limiter.health_changes().borrow().clone());
 }
@@ -323,7 +323,11 @@ mod recorder {
                         let _ = limiter.try_acquire(fast.clone().key(round)).await;
                         let both = [fast.clone().key(round + 1_000), slow.clone().key(round)];
                         let _ = limiter.try_acquire(both).await;
-                        limiter.reset(&slow.clone().key(round)).await;
+                        limiter
+                            .bucket(&slow.clone().key(round))
+                            .reset()
+                            .await
+                            .unwrap();
                     }
                     let _ = limiter.acquire(&slow, SECOND).await;
                     let _ = limiter.acquire(&slow, SECOND).await;

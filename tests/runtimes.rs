@@ -61,8 +61,8 @@ fn undriven_runtime_does_not_hold_up_another() {
                 degraded += usize::from(permit.is_degraded());
             }
             let fresh = Limiter::redis(&url).expect("a URL");
-            let level = fresh.peek(&PLENTY).await;
-            (degraded, level.tokens(), other.health())
+            let level = fresh.bucket(&PLENTY).level().await.expect("Redis answers");
+            (degraded, level, other.health())
         })
     });
     let (degraded, level, health) = decided.expect("hangs on the runtime that is not driven");
@@ -130,15 +130,14 @@ fn undriven_runtime_does_not_hold_up_inspection() {
     let (limiter, _owner) = undriven(&server);
     let decided = within(20 * SECOND, move || {
         current_thread().block_on(async {
-            limiter.reset(&PLENTY).await;
-            let level = limiter.peek(&PLENTY).await;
+            limiter.bucket(&PLENTY).reset().await.unwrap();
+            let level = limiter.bucket(&PLENTY).level().await;
             limiter.deregister().await;
             level
         })
     });
     let level = decided.expect("hangs on the runtime that is not driven");
-    assert!(!level.is_degraded());
-    assert_eq!(level.tokens(), 1e6);
+    assert_eq!(level.expect("Redis answers"), 1e6);
 }
 
 /// The owner of the tasks of a limiter is not driven while somebody on it waits for a token.
@@ -149,7 +148,7 @@ fn undriven_with_a_waiter(limiter: &Limiter, scope: &Scope) -> Runtime {
         let waits = limiter.acquire(scope, 60 * SECOND);
         tokio::spawn(waits);
         // Until it is asleep.
-        while limiter.peek(scope).await.tokens() > -0.5 {
+        while limiter.bucket(scope).level().await.unwrap() > -0.5 {
             tokio::time::sleep(5 * MS).await;
         }
     });
@@ -269,10 +268,9 @@ fn short_runtimes(threads: usize) -> (u64, f64) {
         });
     });
     done.expect("hangs");
-    let level = current_thread().block_on(limiter.peek(&PLENTY));
-    assert!(!level.is_degraded());
+    let level = current_thread().block_on(limiter.bucket(&PLENTY).level());
     println!("{} of 2,000 decided from memory", limiter.fallbacks());
-    (limiter.fallbacks(), level.tokens())
+    (limiter.fallbacks(), level.expect("Redis answers"))
 }
 
 #[test]
@@ -311,7 +309,7 @@ fn batch_in_flight_at_the_shutdown_of_its_runtime_is_delivered_later() {
         limiter.try_acquire(&paused).await.expect("plenty");
         proxy.stall();
         permit.settle(101.0);
-        limiter.hold_back(&paused, 600 * SECOND);
+        limiter.bucket(&paused).pause(600 * SECOND);
         // Until both are in flight, or behind what is.
         tokio::time::sleep(200 * MS).await;
     });
@@ -323,7 +321,7 @@ fn batch_in_flight_at_the_shutdown_of_its_runtime_is_delivered_later() {
         let arrives = async {
             loop {
                 let _ = limiter.try_acquire(&paused).await;
-                let level = fresh.peek(&charged).await.tokens();
+                let level = fresh.bucket(&charged).level().await.unwrap();
                 let refused = fresh.try_acquire(&paused).await.err();
                 let wait = refused.and_then(|refused| refused.retry_after());
                 // Charged twice at most.
@@ -335,7 +333,7 @@ fn batch_in_flight_at_the_shutdown_of_its_runtime_is_delivered_later() {
             }
         };
         let arrived = timeout(10 * SECOND, arrives).await;
-        let level = fresh.peek(&charged).await.tokens();
+        let level = fresh.bucket(&charged).level().await.unwrap();
         let refused = fresh.try_acquire(&paused).await.err();
         assert!(arrived.is_ok(), "{level} are left, {refused:?}");
     });
@@ -373,9 +371,9 @@ fn without_a_runtime_it_panics_with_one_message() {
     let scope = Quota::per_day(1.0).scope("s");
     for message in [
         panics(|| drop(redis.try_acquire(&scope).now_or_never())),
-        panics(|| _ = redis.peek(&scope).now_or_never()),
-        panics(|| _ = redis.reset(&scope).now_or_never()),
-        panics(|| _ = redis.credit(&scope, 1.0).now_or_never()),
+        panics(|| _ = redis.bucket(&scope).level().now_or_never()),
+        panics(|| _ = redis.bucket(&scope).reset().now_or_never()),
+        panics(|| _ = redis.bucket(&scope).cap_level(1.0).now_or_never()),
     ] {
         assert!(message.contains("Tokio runtime"), "{message}");
     }
@@ -497,7 +495,7 @@ fn reservations_of_a_runtime_that_ends_delay_no_newcomer() {
             tokio::spawn(limiter.acquire(&api, 60 * SECOND));
         }
         let reserved = async {
-            while limiter.peek(&api).await.tokens() > -4.0 {
+            while limiter.bucket(&api).level().await.unwrap() > -4.0 {
                 tokio::time::sleep(5 * MS).await;
             }
         };

@@ -347,7 +347,11 @@ async fn a_waiter_for_several_scopes_gives_all_back_when_it_is_dropped() {
         // It is due by then, and full unless something was kept.
         sleep(2 * S).await;
         for scope in &both {
-            assert_eq!(limiter.peek(scope).await.tokens(), 2.0, "{patience:?}");
+            assert_eq!(
+                limiter.bucket(scope).level().await.unwrap(),
+                2.0,
+                "{patience:?}"
+            );
             limiter.try_acquire(scope).await.expect("full");
             limiter.try_acquire(scope).await.expect("full");
             limiter.try_acquire(scope).await.expect_err("no more");
@@ -374,7 +378,7 @@ async fn nobody_uses_several_scopes_while_one_is_paused() {
                 });
             }
             sleep(pause_at).await;
-            limiter.hold_back(&both[paused], 3 * S);
+            limiter.bucket(&both[paused]).pause(3 * S);
             let from = pause_at.as_secs_f64();
             tasks.join_all().await;
             let during = |at: &f64| *at > from + 0.01 && *at < from + 2.99;

@@ -216,7 +216,7 @@ macro_rules! for_each_waiting_mode {
 }
 
 async fn level(limiter: &Limiter, scope: &Scope) -> f64 {
-    limiter.peek(scope).await.tokens()
+    limiter.bucket(scope).level().await.unwrap()
 }
 
 #[track_caller]
@@ -595,7 +595,7 @@ async fn a_clone_of_a_sleeper_or_of_a_refused_one_starts_afresh() {
     limiter.try_acquire(ONE).await.unwrap();
     let mut service = layer(&limiter, ONE, ms(20)).layer(Strict::new());
     ready(&mut service).await.unwrap();
-    limiter.reset(&ONE).await;
+    limiter.bucket(&ONE).reset().await.unwrap();
     let mut clone = service.clone();
     ready(&mut clone).await.unwrap();
     assert_eq!(clone.call("clone").await.unwrap(), "clone");
@@ -734,7 +734,7 @@ where
 {
     let control = Limiter::in_memory();
     for limiter in [limiter, &control] {
-        limiter.reset(&ROOMY).await;
+        limiter.bucket(&ROOMY).reset().await.unwrap();
         limiter.try_acquire(ROOMY.cost(spent)).await.unwrap();
     }
     let inner = Strict::with(unready, ms(30));
@@ -899,14 +899,14 @@ async fn the_same_bucket_twice_is_one_demand_of_both_costs() {
         let error = service.call("a").await.unwrap_err();
         assert_eq!(rejected(&error).reason(), Reason::Limited);
 
-        limiter.reset(&DAY).await;
+        limiter.bucket(&DAY).reset().await.unwrap();
         let both = [DAY.cost(2.0), DAY.cost(3.0)];
         let mut service = layer(&limiter, both, max_wait).layer(Strict::new());
         ready(&mut service).await.unwrap();
         service.call("a").await.unwrap();
         close(level(&limiter, &DAY).await, 0.0, "five of five");
 
-        limiter.reset(&DAY).await;
+        limiter.bucket(&DAY).reset().await.unwrap();
         let too_much = [DAY.cost(2.0), DAY.cost(4.0)];
         let mut service = layer(&limiter, too_much, max_wait).layer(Strict::new());
         ready(&mut service).await.unwrap();

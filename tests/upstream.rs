@@ -63,7 +63,7 @@ async fn run_child(redis: &str, url: &str, callers: usize, again: bool) {
         .redis_timeout(Duration::from_secs(2))
         .build()
         .expect("a URL");
-    limiter.peek(&SCOPE).await;
+    let _ = limiter.bucket(&SCOPE).level().await;
     println!("\nready");
     let mut line = String::new();
     std::io::stdin().read_line(&mut line).expect("a line");

@@ -272,8 +272,7 @@ impl LimiterBuilder {
     /// [`Limiter::overflowed`] counts the decisions of overflow buckets, which are held beside the
     /// others: up to 1,024 for each name, and 65,536 in all.
     ///
-    /// [`hold_back`](Limiter::hold_back), [`lower_to`](Limiter::lower_to),
-    /// [`reset`](Limiter::reset) and [`credit`](Limiter::credit) are never applied to a bucket that
+    /// The calls of a [`BucketHandle`](crate::BucketHandle) are never applied to a bucket that
     /// is shared: they give the scope a bucket of its own, of which a further 1,024 are held; beyond
     /// those they change nothing.
     ///

@@ -396,8 +396,8 @@ impl Core {
         match &self.redis {
             None => {
                 let params = scope.params();
-                let hold_back = |bucket: &mut Bucket| bucket.pause(us, params);
-                self.memory.with_own(&id.lookup(), params, hold_back);
+                let pause = |bucket: &mut Bucket| bucket.pause(us, params);
+                self.memory.with_own(&id.lookup(), params, pause);
             }
             Some(remote) => {
                 self.shares.pause(scope, us);
@@ -409,6 +409,10 @@ impl Core {
 
     /// Leaves no more than so many tokens in this bucket.
     pub(crate) fn cap_level(&self, scope: &Scope, tokens: f64) {
+        if tokens.is_nan() {
+            return;
+        }
+        let tokens = tokens.max(0.0);
         let id = scope.id(&self.salt);
         match &self.redis {
             None => {
@@ -460,32 +464,38 @@ impl Core {
         }
     }
 
-    pub(crate) async fn peek(&self, scope: &Scope) -> (f64, bool) {
+    /// The level in the primary backend.
+    pub(crate) async fn level(&self, scope: &Scope) -> Result<f64, Failure> {
         match &self.redis {
-            None => (self.level_in_memory(scope, DecidedBy::Memory), false),
-            Some(remote) => match remote.mode() {
-                Mode::Unavailable(_) => (self.level_in_memory(scope, DecidedBy::LocalShare), true),
-                Mode::Passing | Mode::Recovering => match remote.look(scope).await {
-                    Ok(level) => (level, false),
-                    Err(_) => (self.level_in_memory(scope, DecidedBy::LocalShare), true),
-                },
+            None => Ok(self.level_in_memory(scope, DecidedBy::Memory)),
+            Some(redis) => match redis.mode() {
+                Mode::Unavailable(failure) => Err(failure),
+                Mode::Passing | Mode::Recovering => redis.look(scope).await,
             },
         }
     }
 
+    /// The level that decides while Redis is unavailable.
+    pub(crate) fn local_level(&self, scope: &Scope) -> f64 {
+        self.level_in_memory(scope, DecidedBy::LocalShare)
+    }
+
     /// Gives tokens to a bucket, at most as many as make it full, or, below zero, charges them.
     pub(crate) fn adjust(&self, scope: &Scope, tokens: f64) {
+        if !tokens.is_finite() {
+            return;
+        }
         // From its deepest debt to full, or back: more would only be lost in the rounding.
         let most = 2.0 * scope.quota().capacity();
         let tokens = tokens.clamp(-most, most);
         match &self.redis {
             None => {
                 let (id, params) = (scope.id(&self.salt), scope.params());
-                let credit = |bucket: &mut Bucket| match tokens >= 0.0 {
+                let adjust = |bucket: &mut Bucket| match tokens >= 0.0 {
                     true => bucket.give_back(tokens, params),
                     false => bucket.charge(-tokens, params),
                 };
-                self.memory.with_own(&id.lookup(), params, credit);
+                self.memory.with_own(&id.lookup(), params, adjust);
             }
             Some(remote) if remote.unavailable_since().is_some() => {
                 self.shares.correct_own(scope, -tokens);
@@ -496,16 +506,17 @@ impl Core {
         }
     }
 
-    pub(crate) async fn reset(&self, scope: &Scope) {
+    /// Fills a bucket, in memory in any case.
+    pub(crate) async fn reset(&self, scope: &Scope) -> Result<(), Failure> {
         let params = match self.redis {
             None => scope.params(),
             Some(_) => self.shares.params(scope),
         };
         self.memory.reset(&scope.id(&self.salt), params);
         self.shares.pending.forget(scope);
-        if let Some(remote) = &self.redis {
-            // Without Redis there is nothing to tell; the memory was reset.
-            let _ = remote.reset(scope).await;
+        match &self.redis {
+            None => Ok(()),
+            Some(redis) => redis.reset(scope).await.map(|_| ()),
         }
     }
 

@@ -10,6 +10,7 @@ use tokio::sync::watch;
 
 use super::{
     acquire::Acquire,
+    bucket::BucketHandle,
     builder::LimiterBuilder,
     core::Core,
     permit::{Charged, Origins, Permit},
@@ -191,106 +192,22 @@ impl Limiter {
         Acquire::new(self.core.clone(), scopes.into_scopes(), max_wait)
     }
 
-    /// The level of a bucket, without taking from it. Reservations that were cancelled do not lower
-    /// it.
+    /// Returns a handle that inspects and adjusts the bucket of `scope`.
     ///
     /// ```
     /// # use tower_throttle::{Limiter, Quota};
-    /// # #[tokio::main(flavor = "current_thread")] async fn main() {
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), tower_throttle::Unavailable> {
     /// let limiter = Limiter::in_memory();
     /// let day = Quota::per_day(10.0).scope("reports");
-    /// limiter.try_acquire(&day).await.unwrap();
-    /// assert_eq!(limiter.peek(&day).await.tokens().floor(), 9.0);
-    /// # }
+    /// assert_eq!(limiter.bucket(&day).level().await?, 10.0);
+    /// # Ok(()) }
     /// ```
-    ///
-    /// # Cancel safety
-    ///
-    /// Changes nothing.
-    ///
-    /// # Panics
-    ///
-    /// On Redis, if it is polled outside a Tokio runtime with a timer.
-    pub async fn peek(&self, scope: &Scope) -> Level {
-        let (tokens, degraded) = self.core.peek(scope).await;
-        Level { tokens, degraded }
+    pub fn bucket(&self, scope: &Scope) -> BucketHandle {
+        BucketHandle::new(self.core.clone(), scope.clone())
     }
 
-    /// Makes a bucket full again. Turns that were promised stay promised.
-    ///
-    /// While Redis cannot be asked, only this process's memory is reset.
-    ///
-    /// ```
-    /// # use tower_throttle::{Limiter, Quota};
-    /// # #[tokio::main(flavor = "current_thread")] async fn main() {
-    /// let limiter = Limiter::in_memory();
-    /// let day = Quota::per_day(1.0).scope("reports");
-    /// limiter.try_acquire(&day).await.unwrap();
-    /// limiter.reset(&day).await;
-    /// assert!(limiter.try_acquire(&day).await.is_ok());
-    /// # }
-    /// ```
-    ///
-    /// # Cancel safety
-    ///
-    /// Once polled, the reset may happen even when this is dropped.
-    ///
-    /// # Panics
-    ///
-    /// On Redis, if it is polled outside a Tokio runtime with a timer.
-    pub async fn reset(&self, scope: &Scope) {
-        self.core.reset(scope).await;
-    }
-
-    /// Grants nobody a token of this bucket for so long, in no process; after that the rate goes
-    /// on, without a burst. What an upstream's `Retry-After` asks for.
-    ///
-    /// In this process it holds from now on; in others from their next answer of Redis, and a
-    /// turn that was promised earlier is confirmed before it is used, if anything older than
-    /// 25 ms says that it may be (see [`heed_holds`](Self::heed_holds)). Waiters whose turn comes
-    /// in that time ask again within their own deadlines. A shorter hold does not shorten a
-    /// longer one, [`reset`](Self::reset) ends it, and tokens that are given back in that time
-    /// are lost; so is what is charged, as far as the hold pays for it. While Redis is away, this
-    /// process's share is held back, and Redis is told by the next acquisition here once it is
-    /// back.
-    ///
-    /// ```
-    /// # use std::time::Duration;
-    /// # use tower_throttle::{Limiter, Quota};
-    /// # #[tokio::main(flavor = "current_thread")] async fn main() {
-    /// let limiter = Limiter::in_memory();
-    /// let api = Quota::per_second(10.0).scope("api");
-    /// limiter.hold_back(&api, Duration::from_secs(2));
-    /// let refused = limiter.try_acquire(&api).await.unwrap_err();
-    /// assert!(refused.retry_after() > Some(Duration::from_secs(2)));
-    /// # }
-    /// ```
-    pub fn hold_back(&self, scope: &Scope, hold: Duration) {
-        self.core.pause(scope, hold);
-    }
-
-    /// Leaves no more than `level` tokens in this bucket: what an upstream says that remains.
-    /// Never raises it; turns that were promised stay promised. Ignored where it is no number,
-    /// and lost where Redis cannot be asked.
-    ///
-    /// ```
-    /// # use tower_throttle::{Limiter, Quota};
-    /// # #[tokio::main(flavor = "current_thread")] async fn main() {
-    /// let limiter = Limiter::in_memory();
-    /// let api = Quota::per_hour(10.0).scope("api");
-    /// limiter.lower_to(&api, 3.0);
-    /// limiter.lower_to(&api, 7.0);
-    /// assert_eq!(limiter.peek(&api).await.tokens().floor(), 3.0);
-    /// # }
-    /// ```
-    pub fn lower_to(&self, scope: &Scope, level: f64) {
-        if level.is_finite() {
-            self.core.cap_level(scope, level.max(0.0));
-        }
-    }
-
-    /// From now on this limiter expects that other processes [hold back](Self::hold_back)
-    /// buckets: before a turn is used, it must have heard within 25 ms that the bucket is not
+    /// From now on this limiter expects that other processes
+    /// [pause](crate::BucketHandle::pause) buckets: before a turn is used, it must have heard within 25 ms that the bucket is not
     /// held, or it asks Redis once, and the turn is late by as long as that takes. A limiter that
     /// has held back a bucket itself, or whose layer learns (`RateLimitLayer::learn`), does so
     /// already.
@@ -301,39 +218,6 @@ impl Limiter {
     /// ```
     pub fn heed_holds(&self) {
         self.core.heeds_holds.store(true, Ordering::Relaxed);
-    }
-
-    /// Gives tokens to a bucket, at most as many as make it full; below zero, takes them, if need
-    /// be into debt, at most one capacity beyond what waiters were promised. The level after that.
-    ///
-    /// Turns that were promised stay as they are: while somebody waits for one, what is given
-    /// serves newcomers that can go at once. A number that is NaN or infinite changes nothing.
-    ///
-    /// While Redis cannot be asked it is told as soon as it is back; until then the share of this
-    /// process holds no more than Redis told last allows.
-    ///
-    /// ```
-    /// # use tower_throttle::{Limiter, Quota};
-    /// # #[tokio::main(flavor = "current_thread")] async fn main() {
-    /// let limiter = Limiter::in_memory();
-    /// let day = Quota::per_day(10.0).scope("reports");
-    /// assert_eq!(limiter.credit(&day, -4.0).await.tokens().floor(), 6.0);
-    /// assert_eq!(limiter.credit(&day, 3.0).await.tokens().floor(), 9.0);
-    /// # }
-    /// ```
-    ///
-    /// # Cancel safety
-    ///
-    /// Once polled, the credit is given even when this is dropped.
-    ///
-    /// # Panics
-    ///
-    /// On Redis, if it is polled outside a Tokio runtime with a timer.
-    pub async fn credit(&self, scope: &Scope, tokens: f64) -> Level {
-        if tokens.is_finite() {
-            self.core.adjust(scope, tokens);
-        }
-        self.peek(scope).await
     }
 
     /// Which store decides. [`reserved`](Self::reserved) is the part of each limit that is reserved
@@ -501,51 +385,5 @@ impl fmt::Debug for Limiter {
         f.debug_struct("Limiter")
             .field("health", &self.health())
             .finish_non_exhaustive()
-    }
-}
-
-/// What a bucket holds.
-///
-/// # Examples
-///
-/// ```
-/// # use tower_throttle::{Limiter, Quota};
-/// # #[tokio::main(flavor = "current_thread")] async fn main() {
-/// let level = Limiter::in_memory().peek(&Quota::per_second(5.0).scope("api")).await;
-/// assert_eq!(level.tokens(), 5.0);
-/// assert!(!level.is_degraded());
-/// # }
-/// ```
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Level {
-    tokens: f64,
-    degraded: bool,
-}
-
-impl Level {
-    /// Tokens now; below zero, what waiters have been promised.
-    ///
-    /// ```
-    /// # use tower_throttle::{Limiter, Quota};
-    /// # #[tokio::main(flavor = "current_thread")] async fn main() {
-    /// let level = Limiter::in_memory().peek(&Quota::per_second(5.0).scope("api")).await;
-    /// assert_eq!(level.tokens(), 5.0);
-    /// # }
-    /// ```
-    pub fn tokens(&self) -> f64 {
-        self.tokens
-    }
-
-    /// Whether this is only what this process's memory says.
-    ///
-    /// ```
-    /// # use tower_throttle::{Limiter, Quota};
-    /// # #[tokio::main(flavor = "current_thread")] async fn main() {
-    /// let level = Limiter::in_memory().peek(&Quota::per_second(5.0).scope("api")).await;
-    /// assert!(!level.is_degraded());
-    /// # }
-    /// ```
-    pub fn is_degraded(&self) -> bool {
-        self.degraded
     }
 }

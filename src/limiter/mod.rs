@@ -3,6 +3,7 @@
 mod acquire;
 mod backend;
 mod bound;
+mod bucket;
 mod builder;
 mod core;
 mod handle;
@@ -14,8 +15,9 @@ mod waiter;
 
 pub use self::{
     acquire::Acquire,
+    bucket::{BucketHandle, Unavailable},
     builder::LimiterBuilder,
-    handle::{Level, Limiter},
+    handle::Limiter,
     permit::{Permit, PermitHandle},
 };
 pub(crate) use self::{acquire::Progress, wait_queue::TOLERANCE};

@@ -36,7 +36,7 @@ use crate::{
 /// let tokens = Quota::per_hour(1_000.0).scope("llm-tokens");
 /// let permit = limiter.try_acquire(tokens.clone().cost(400.0)).await?;
 /// permit.settle(150.0);
-/// assert_eq!(limiter.peek(&tokens).await.tokens().floor(), 850.0);
+/// assert_eq!(limiter.bucket(&tokens).level().await.unwrap().floor(), 850.0);
 /// # Ok(()) }
 /// ```
 pub struct Permit {
@@ -57,7 +57,7 @@ pub struct Permit {
 /// let tokens = Quota::per_hour(1_000.0).scope("llm-tokens");
 /// let handle = limiter.try_acquire(tokens.clone().cost(400.0)).await?.handle();
 /// handle.settle(500.0);
-/// assert_eq!(limiter.peek(&tokens).await.tokens().floor(), 500.0);
+/// assert_eq!(limiter.bucket(&tokens).level().await.unwrap().floor(), 500.0);
 /// # Ok(()) }
 /// ```
 #[derive(Clone)]
@@ -280,7 +280,7 @@ impl Permit {
     /// let tokens = Quota::per_hour(100.0).scope("llm-tokens");
     /// let permit = limiter.try_acquire(tokens.clone().cost(10.0)).await.unwrap();
     /// permit.settle(105.0);
-    /// assert_eq!(limiter.peek(&tokens).await.tokens().floor(), -5.0);
+    /// assert_eq!(limiter.bucket(&tokens).level().await.unwrap().floor(), -5.0);
     /// # }
     /// ```
     pub fn settle(&self, actual: f64) {

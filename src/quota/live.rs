@@ -33,7 +33,7 @@ use super::Quota;
 /// limiter.try_acquire(api.current().cost(4.0)).await.unwrap();
 ///
 /// quota.set(Quota::per_hour(100.0));
-/// let level = limiter.peek(&api.current()).await.tokens();
+/// let level = limiter.bucket(&api.current()).level().await.unwrap();
 /// assert_eq!(level.floor(), 6.0); // kept; from here on it fills up to 100
 /// # }
 /// ```

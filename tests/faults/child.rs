@@ -138,7 +138,7 @@ async fn load(order: Order) {
         builder = builder.reserve_for(Duration::from_secs(seconds));
     }
     let limiter = builder.build().expect("a URL");
-    limiter.peek(&scope(SCOPES[0], None)).await;
+    let _ = limiter.bucket(&scope(SCOPES[0], None)).level().await;
     tokio::spawn(watch(limiter.clone(), records.clone()));
     println!("ready");
     read_line().await.expect("a start signal");

@@ -28,9 +28,10 @@ async fn a_tuple_of_keys_is_a_bucket_for_each_combination() {
         limiter.try_acquire(&scopes).await.unwrap();
         assert_eq!(
             limiter
-                .peek(scopes.iter().next().unwrap())
+                .bucket(scopes.iter().next().unwrap())
+                .level()
                 .await
-                .tokens()
+                .unwrap()
                 .floor(),
             9.0
         );
@@ -38,8 +39,11 @@ async fn a_tuple_of_keys_is_a_bucket_for_each_combination() {
     assert_eq!(limiter.scopes_held(), 3);
     // It is named by its keys, which are not one text.
     let named = USER.keys(["GET", "a"]);
-    assert_eq!(limiter.peek(&named).await.tokens().floor(), 9.0);
-    assert_eq!(limiter.peek(&USER.key("GET/a")).await.tokens(), 10.0);
+    assert_eq!(limiter.bucket(&named).level().await.unwrap().floor(), 9.0);
+    assert_eq!(
+        limiter.bucket(&USER.key("GET/a")).level().await.unwrap(),
+        10.0
+    );
     // Methods that a client makes up have one bucket together.
     let made_up = |name| by.extract(&of(name, "a")).iter().next().cloned();
     assert_eq!(made_up("BREW"), made_up("PROPFIND"));
@@ -89,7 +93,7 @@ async fn a_tuple_of_limits_takes_from_all_or_none() {
     let refused = limiter.try_acquire(both.extract(&of("GET", "a"))).await;
     assert_eq!(refused.unwrap_err().scope(), "user");
     assert_eq!(
-        limiter.peek(&SITE).await.tokens(),
+        limiter.bucket(&SITE).level().await.unwrap(),
         10.0,
         "nothing was taken"
     );
@@ -97,7 +101,7 @@ async fn a_tuple_of_limits_takes_from_all_or_none() {
         .try_acquire(both.extract(&of("GET", "b")))
         .await
         .unwrap();
-    assert_eq!(limiter.peek(&SITE).await.tokens().floor(), 9.0);
+    assert_eq!(limiter.bucket(&SITE).level().await.unwrap().floor(), 9.0);
 
     // Of scopes known ahead it is known ahead; a tuple may hold tuples.
     let fixed = (SITE, [USER, DAY.scope("third")], None::<Scope>);
@@ -148,7 +152,7 @@ async fn another_plan_keeps_what_is_left() {
         by.extract(&request).iter().next().cloned().unwrap()
     };
     assert_eq!(of(None).quota(), DAY);
-    let level = async |scope: &Scope| limiter.peek(scope).await.tokens().floor();
+    let level = async |scope: &Scope| limiter.bucket(scope).level().await.unwrap().floor();
     limiter
         .try_acquire(of(Some(100.0)).cost(40.0))
         .await

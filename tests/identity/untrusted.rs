@@ -84,7 +84,15 @@ async fn an_account_has_one_bucket_from_all_addresses() {
         admitted += u32::from(answer.status() == 200);
     }
     assert_eq!(admitted, 7);
-    assert_eq!(limiter.peek(&ACCOUNT.key(7)).await.tokens().floor(), 0.0);
+    assert_eq!(
+        limiter
+            .bucket(&ACCOUNT.key(7))
+            .level()
+            .await
+            .unwrap()
+            .floor(),
+        0.0
+    );
 }
 
 /// How many calls a tonic server admits that have these values of the header, over HTTP/2.
@@ -258,7 +266,7 @@ async fn where_axum_offers_a_route() {
         ("nested_fallback", None),
         ("nowhere", None),
     ] {
-        limiter.reset(&NO_ROUTE).await;
+        limiter.bucket(&NO_ROUTE).reset().await.unwrap();
         let mut limited = 0;
         for n in 0..4 {
             let url = format!("http://{server}/{path}/{n}");
@@ -266,12 +274,12 @@ async fn where_axum_offers_a_route() {
         }
         assert_eq!(limited, 2, "{path}");
         let bucket = route.map_or(NO_ROUTE, |route| ROUTE.key(route));
-        let level = limiter.peek(&bucket).await.tokens();
+        let level = limiter.bucket(&bucket).level().await.unwrap();
         assert_eq!(level.floor(), 0.0, "{path}");
     }
 
     // Around a whole router there is no route yet.
-    limiter.reset(&NO_ROUTE).await;
+    limiter.bucket(&NO_ROUTE).reset().await.unwrap();
     let mut whole = limit().layer(hello());
     for expected in [404, 404, 429] {
         let request = Request::builder()
@@ -314,7 +322,12 @@ async fn a_route_is_one_key_however_its_path_is_spelled() {
             let head = format!("GET {path} HTTP/1.1\r\nhost: a\r\nconnection: close\r\n");
             assert_eq!(raw_head(server, head.as_bytes()).await.0, 200, "{path}");
         }
-        let level = limiter.peek(&CLIENT.key(key)).await.tokens().floor();
+        let level = limiter
+            .bucket(&CLIENT.key(key))
+            .level()
+            .await
+            .unwrap()
+            .floor();
         assert_eq!(level, 20.0 - paths.len() as f64, "{key}");
     }
     assert_eq!(limiter.scopes_held(), 3);

@@ -174,7 +174,10 @@ fn late_heartbeats_bring_nobody_back() {
 /// A limiter of this process that has connected.
 async fn started(server: &Server, process: usize, builder: LimiterBuilder) -> Limiter {
     let limiter = builder.connected_by(server.connector(process), server.lock().rng.next());
-    limiter.peek(&Quota::per_second(1.0).scope("any")).await;
+    let _ = limiter
+        .bucket(&Quota::per_second(1.0).scope("any"))
+        .level()
+        .await;
     limiter
 }
 

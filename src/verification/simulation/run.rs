@@ -103,7 +103,7 @@ impl Process {
             let (limiter, scope) = (limiter.clone(), plan.limits[0].scope(0));
             // It connects, and is counted from then on.
             tasks.push(tokio::spawn(async move {
-                limiter.peek(&scope).await;
+                let _ = limiter.bucket(&scope).level().await;
             }));
         }
         Self {
