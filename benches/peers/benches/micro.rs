@@ -1,4 +1,4 @@
-//! The steps of one request, each by itself: `scripts/bench --micro`.
+//! The steps of one request, measured separately: `scripts/bench --micro`.
 
 use std::{convert::Infallible, hint::black_box, time::Duration};
 
@@ -15,14 +15,14 @@ fn main() {
     divan::main();
 }
 
-/// Never spent here.
+/// Never empty here.
 const WIDE: Scope = Quota::per(Duration::from_secs(1_000_000), 1e9).scope("wide");
-/// Spent by one request.
+/// Empty after one request.
 const NARROW: Scope = Quota::per_day(1.0).scope("narrow");
 
 fn request() -> Request<()> {
     let request = Request::builder().header("x-api-key", "tenant-00000001");
-    request.body(()).expect("a good request")
+    request.body(()).expect("the request is valid")
 }
 
 #[divan::bench]
@@ -53,7 +53,7 @@ fn acquire_in_memory_by_key(bencher: Bencher) {
 }
 
 #[divan::bench]
-fn refused_in_memory(bencher: Bencher) {
+fn rejected_in_memory(bencher: Bencher) {
     let limiter = Limiter::in_memory();
     let _ = limiter.try_acquire(&NARROW).now_or_never();
     bencher.bench(|| limiter.try_acquire(black_box(&NARROW)).now_or_never());
@@ -105,9 +105,9 @@ fn http_reply(bencher: Bencher) {
     let reply = HttpReply::default();
     let limiter = Limiter::in_memory();
     let _ = limiter.try_acquire(&NARROW).now_or_never();
-    let refused = limiter.try_acquire(&NARROW).now_or_never();
-    let Some(Err(rejected)) = refused else {
-        panic!("the bucket is spent")
+    let rejection = limiter.try_acquire(&NARROW).now_or_never();
+    let Some(Err(rejected)) = rejection else {
+        panic!("the bucket is empty")
     };
     bencher
         .with_inputs(|| (rejected.clone(), request()))

@@ -1,4 +1,4 @@
-//! One subject under one load, and the rounds in which cases take turns.
+//! A case is one subject under one load. The cases of a row alternate in rounds.
 
 use std::time::Duration;
 
@@ -9,20 +9,20 @@ use crate::{
     load::{self, Load, Sample, Subject},
     plan::Plan,
     server::Probe,
-    subjects::Terms,
+    subjects::Limit,
 };
 
 pub type Run = Box<dyn Fn(Duration) -> LocalBoxFuture<'static, Sample>>;
 
-/// What "allowed" is, of which admitted is a part.
+/// How many tokens a limit allows, to which the admitted ones are compared.
 #[derive(Clone, Copy, Debug)]
 pub enum Allowed {
-    /// Everything that was asked for.
+    /// All requests.
     Every,
-    /// So much from each of so many buckets, over all rounds together.
-    Once(Terms, usize),
-    /// So much from a new bucket in each round.
-    EachRound(Terms),
+    /// The limit of this many buckets, over all rounds together.
+    Once(Limit, usize),
+    /// The limit of one new bucket per round.
+    EachRound(Limit),
 }
 
 pub struct Case {
@@ -33,7 +33,7 @@ pub struct Case {
 }
 
 impl Case {
-    /// Tasks of the runtime.
+    /// Runs as tasks of the runtime.
     pub fn new<S: Subject>(
         name: &'static str,
         subject: S,
@@ -52,7 +52,7 @@ impl Case {
         }
     }
 
-    /// Threads without a runtime.
+    /// Runs in threads without a runtime.
     pub fn tight<S: Subject>(
         name: &'static str,
         subject: S,
@@ -66,7 +66,7 @@ impl Case {
         Self::of(name, Box::new(run))
     }
 
-    /// A loop of its own.
+    /// Runs a loop of its own.
     pub fn of(name: &'static str, run: Run) -> Self {
         Self {
             name,
@@ -82,12 +82,12 @@ impl Case {
     }
 }
 
-/// What a case came to.
+/// The samples of a case.
 #[derive(Clone, Debug)]
 pub struct Figures {
     pub name: &'static str,
     pub samples: Vec<Sample>,
-    /// Admitted over allowed, the least and the most of the rounds.
+    /// Admitted / allowed: the lowest and the highest round.
     pub admitted: (f64, f64),
     pub failures: u64,
 }
@@ -97,7 +97,7 @@ impl Figures {
         median(self.samples.iter().map(of).collect())
     }
 
-    /// The median of the ratios to what `base` came to in the same round.
+    /// The median of the ratios to `base` within each round.
     pub fn ratio(&self, base: &Self, of: impl Fn(&Sample) -> f64) -> f64 {
         let pairs = self.samples.iter().zip(&base.samples);
         median(pairs.map(|(own, base)| of(own) / of(base)).collect())
@@ -108,12 +108,12 @@ pub fn ops_per_second(sample: &Sample) -> f64 {
     sample.ops as f64 / sample.seconds
 }
 
-/// Nanoseconds of one thread.
+/// Nanoseconds per operation of one thread.
 pub fn ns_per_op(sample: &Sample) -> f64 {
     1e9 / ops_per_second(sample)
 }
 
-/// Microseconds that so many of a thousand stayed below.
+/// The latency in microseconds below which this many of a thousand operations stay.
 pub fn latency(sample: &Sample, per_mille: u32) -> f64 {
     let quantile = f64::from(per_mille) / 1e3;
     sample.latency.value_at_quantile(quantile) as f64 / 1e3
@@ -127,12 +127,12 @@ pub fn p99(sample: &Sample) -> f64 {
     latency(sample, 990)
 }
 
-/// Microseconds of Redis inside commands, per operation.
+/// CPU time that Redis spends in commands, in microseconds per operation.
 pub fn redis_us(sample: &Sample) -> f64 {
     1e6 * sample.redis_cpu / sample.ops as f64
 }
 
-/// Microseconds of this process, per operation.
+/// CPU time of this process, in microseconds per operation.
 pub fn client_us(sample: &Sample) -> f64 {
     1e6 * sample.cpu / sample.ops as f64
 }
@@ -151,8 +151,8 @@ fn median(mut values: Vec<f64>) -> f64 {
     }
 }
 
-/// Warms every case up, then lets them take turns: each round begins with the next one, so that
-/// none always runs in the wake of the same other.
+/// Warms up every case, then runs the cases in rounds. Each round begins with another case, so that
+/// no case always runs after the same other one.
 pub async fn rounds(plan: &Plan, cases: Vec<Case>) -> Vec<Figures> {
     let started = Instant::now();
     let mut lifetime = vec![0; cases.len()];
@@ -161,8 +161,8 @@ pub async fn rounds(plan: &Plan, cases: Vec<Case>) -> Vec<Figures> {
     }
     let mut samples: Vec<Vec<Sample>> = cases.iter().map(|_| Vec::new()).collect();
     for round in 0..plan.rounds {
-        for turn in 0..cases.len() {
-            let index = (turn + round) % cases.len();
+        for offset in 0..cases.len() {
+            let index = (offset + round) % cases.len();
             let sample = (cases[index].run)(plan.slice).await;
             lifetime[index] += sample.total_admitted;
             samples[index].push(sample);
@@ -179,12 +179,12 @@ pub async fn rounds(plan: &Plan, cases: Vec<Case>) -> Vec<Figures> {
             };
             let admitted = match case.allowed {
                 Allowed::Every => each(&|sample| sample.admitted as f64 / sample.ops as f64),
-                Allowed::Once(terms, scopes) => {
-                    let ratio = lifetime as f64 / (terms.allowed(seconds) * scopes as f64);
+                Allowed::Once(limit, scopes) => {
+                    let ratio = lifetime as f64 / (limit.allowed(seconds) * scopes as f64);
                     (ratio, ratio)
                 }
-                Allowed::EachRound(terms) => each(&|sample| {
-                    sample.total_admitted as f64 / terms.allowed(sample.total_seconds)
+                Allowed::EachRound(limit) => each(&|sample| {
+                    sample.total_admitted as f64 / limit.allowed(sample.total_seconds)
                 }),
             };
             Figures {

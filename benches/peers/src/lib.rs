@@ -1,12 +1,13 @@
-//! Measures tower-throttle beside other rate limiters, on the same work in the same run.
+//! Measures tower-throttle and other rate limiters on the same workloads in the same run.
 //!
-//! `scripts/bench` is the way to run it; README.md says what is measured and how.
+//! Run it with `scripts/bench`. README.md describes what is measured and how.
 #![cfg_attr(
     not(feature = "peers"),
-    allow(dead_code, unused_mut, reason = "only the peers need them")
+    allow(dead_code, unused_mut, reason = "used by the peers only")
 )]
 
 pub mod case;
+pub mod chart;
 pub mod load;
 pub mod plan;
 pub mod report;

@@ -1,4 +1,4 @@
-//! The closed loop: so many tasks that ask again as soon as they were answered.
+//! The closed loop: a number of tasks, each of which sends a request when the last one is decided.
 
 use std::{
     cell::OnceCell,
@@ -19,21 +19,21 @@ use tokio::{
 
 use crate::server::Probe;
 
-/// Something that takes one token from one of the scopes it was made for. Each task has a clone.
+/// A limiter under load. Each task has a clone.
 pub trait Subject: Clone + Send + Sync + 'static {
-    /// Decides without leaving the process: such a loop has to yield by itself.
+    /// Whether it decides without I/O. The loop must then yield explicitly.
     const IN_MEMORY: bool = false;
 
-    /// Whether it was admitted.
+    /// Requests one token. Returns whether it is admitted.
     fn take(&mut self, scope: usize) -> impl Future<Output = bool> + Send;
 
-    /// Decisions that a failure made, as far as the subject knows.
+    /// Decisions made without Redis because of a failure, if the limiter counts them.
     fn failures(&self) -> u64 {
         0
     }
 }
 
-/// Operations between two yields of an in-memory loop: one that never yields starves the timers.
+/// Operations between two yields of an in-memory loop, which would otherwise starve the timers.
 const YIELD: u32 = 64;
 
 #[derive(Clone, Copy, Debug)]
@@ -42,24 +42,24 @@ pub struct Load {
     pub scopes: usize,
 }
 
-/// What one round saw between its two marks.
+/// The measurements of one round.
 #[derive(Clone, Debug)]
 pub struct Sample {
     pub ops: u64,
     pub admitted: u64,
     pub seconds: f64,
-    /// CPU seconds of this process.
+    /// CPU time of this process, in seconds.
     pub cpu: f64,
-    /// CPU seconds of Redis inside commands, and how many commands it was sent.
+    /// CPU time that Redis spends in commands, in seconds, and the number of commands.
     pub redis_cpu: f64,
     pub commands: u64,
     pub latency: Histogram<u64>,
-    /// Over the whole round, from the first request to the last answer.
+    /// From the first request of the round to its last reply.
     pub total_admitted: u64,
     pub total_seconds: f64,
 }
 
-/// Where one worker thread counts, so that no two write to one place.
+/// The counters of one worker thread; threads share none.
 pub struct Meter {
     ops: AtomicU64,
     admitted: AtomicU64,
@@ -88,7 +88,7 @@ impl Meter {
     }
 
     pub fn count(&self, ops: u64, admitted: u64) {
-        // One writer: no locked instruction is needed.
+        // There is one writer, so no locked instruction is needed.
         let add = |to: &AtomicU64, n: u64| {
             to.store(to.load(Ordering::Relaxed) + n, Ordering::Relaxed);
         };
@@ -107,13 +107,13 @@ fn histogram() -> Histogram<u64> {
     Histogram::new_with_bounds(1, 60_000_000_000, 3).unwrap()
 }
 
-/// Seconds of CPU that this process has used.
+/// CPU time of this process so far, in seconds.
 pub fn cpu() -> f64 {
     let time = clock_gettime(ClockId::ProcessCPUTime);
     time.tv_sec as f64 + time.tv_nsec as f64 * 1e-9
 }
 
-/// A small generator: enough to choose scopes, and free.
+/// A cheap random number generator (xorshift), good enough to choose scopes.
 pub struct Random(u64);
 
 impl Random {
@@ -133,7 +133,7 @@ impl Random {
     }
 }
 
-/// What the marks at the beginning and the end of a measurement read.
+/// The counters at the beginning or the end of a measurement.
 pub struct Mark {
     at: Instant,
     ops: u64,
@@ -143,7 +143,7 @@ pub struct Mark {
 }
 
 impl Mark {
-    /// Latencies are counted from here on.
+    /// Discards the latencies recorded before.
     pub async fn begin(probe: Option<&Probe>) -> Self {
         let mark = Self::read(probe).await;
         for meter in METERS.lock().unwrap().iter() {
@@ -191,7 +191,7 @@ impl Mark {
     }
 }
 
-/// One round: the tasks start, find their pace, are measured for `slice`, and end.
+/// One round: the tasks start, ramp up, are measured for `slice`, and end.
 pub async fn round<S: Subject>(
     subject: &S,
     load: Load,
@@ -202,9 +202,9 @@ pub async fn round<S: Subject>(
     let started = Instant::now();
     let mut tasks = JoinSet::new();
     for task in 0..load.tasks {
-        tasks.spawn(asking(subject.clone(), load, task, stop.clone()));
+        tasks.spawn(run_task(subject.clone(), load, task, stop.clone()));
     }
-    // The slowest subject needs this long to answer each task once.
+    // The slowest limiter needs this long to decide one request of each task.
     let ramp = Duration::from_millis(40) + Duration::from_micros(15) * load.tasks as u32;
     sleep(ramp).await;
     let mark = Mark::begin(probe).await;
@@ -218,7 +218,12 @@ pub async fn round<S: Subject>(
     sample
 }
 
-async fn asking<S: Subject>(mut subject: S, load: Load, task: usize, stop: Arc<AtomicBool>) -> u64 {
+async fn run_task<S: Subject>(
+    mut subject: S,
+    load: Load,
+    task: usize,
+    stop: Arc<AtomicBool>,
+) -> u64 {
     let mut random = Random::new(task as u64);
     let timed_each = match (S::IN_MEMORY, load.tasks) {
         (true, _) => 64,
@@ -249,7 +254,7 @@ async fn asking<S: Subject>(mut subject: S, load: Load, task: usize, stop: Arc<A
     total
 }
 
-/// One round without a runtime: `threads` loops over a subject that answers at its first poll.
+/// One round without a runtime: `threads` loops over a limiter that is ready at its first poll.
 pub fn tight<S: Subject>(subject: &S, threads: usize, scopes: usize, slice: Duration) -> Sample {
     let before = cpu();
     let started = Instant::now();
@@ -261,7 +266,7 @@ pub fn tight<S: Subject>(subject: &S, threads: usize, scopes: usize, slice: Dura
         loop {
             for _ in 0..YIELD {
                 let decided = subject.take(random.below(scopes)).now_or_never();
-                admitted += u64::from(decided.expect("memory does not wait"));
+                admitted += u64::from(decided.expect("it does not wait"));
             }
             ops += u64::from(YIELD);
             let elapsed = start.elapsed();

@@ -1,8 +1,8 @@
-//! How long and how often.
+//! The length and number of rounds.
 
 use std::time::Duration;
 
-/// All that bounds a run in time.
+/// The length and number of the rounds of a run.
 #[derive(Clone, Copy, Debug)]
 pub struct Plan {
     pub quick: bool,
@@ -26,7 +26,7 @@ impl Plan {
         warm_up: Duration::from_millis(20),
     };
 
-    /// For the points of a curve, of which there are many.
+    /// Fewer rounds, for the many points of a curve.
     pub const fn short(self) -> Self {
         Self {
             rounds: if self.quick { 1 } else { 3 },

@@ -1,38 +1,29 @@
-//! The Redis under the load, and what it says of itself.
+//! The `redis-server` under load, and its statistics.
 
 use std::sync::Arc;
 
 use redis::{AsyncConnectionConfig, Client, IntoConnectionInfo, aio::MultiplexedConnection};
 
-#[allow(
-    dead_code,
-    reason = "the tests' own server, of which a part is needed here"
-)]
+#[allow(dead_code, reason = "shared with the tests; only a part is used here")]
 #[path = "../../../tests/support/redis_server.rs"]
 mod redis_server;
 
-#[allow(
-    dead_code,
-    reason = "the tests' own children, of which a part is needed here"
-)]
+#[allow(dead_code, reason = "shared with the tests; only a part is used here")]
 #[path = "../../../tests/support/process.rs"]
 mod process;
 
-#[allow(
-    dead_code,
-    reason = "the tests' own proxy, of which a part is needed here"
-)]
+#[allow(dead_code, reason = "shared with the tests; only a part is used here")]
 #[path = "../../../tests/support/proxy.rs"]
 mod proxy;
 
 pub use self::{proxy::Proxy, redis_server::RedisServer};
 
-/// Where `scripts/bench` says that it has built the redis-cell module.
+/// The path of the redis-cell module, which `scripts/bench` builds.
 pub fn cell_module() -> Option<String> {
     std::env::var("REDIS_CELL_MODULE").ok()
 }
 
-/// A server for one row, with the redis-cell module where there is one.
+/// Starts a server, with the redis-cell module if there is one.
 pub async fn start() -> RedisServer {
     match cell_module() {
         Some(module) => RedisServer::start_with(&["--loadmodule", &module]).await,
@@ -40,7 +31,7 @@ pub async fn start() -> RedisServer {
     }
 }
 
-/// A connection as a careful user would make it: without Nagle's delay, and patient.
+/// Connects with `TCP_NODELAY` and without timeouts, which would fail under saturation.
 pub async fn connect(url: &str) -> MultiplexedConnection {
     let info = url.into_connection_info().expect("our own URL parses");
     let tcp = info.tcp_settings().clone().set_nodelay(true);
@@ -54,7 +45,7 @@ pub async fn connect(url: &str) -> MultiplexedConnection {
         .unwrap_or_else(|error| panic!("no connection to redis-server: {error}"))
 }
 
-/// Reads the statistics over a connection of its own.
+/// Reads the server's statistics over a separate connection.
 #[derive(Clone)]
 pub struct Probe(Arc<MultiplexedConnection>);
 
@@ -63,8 +54,8 @@ impl Probe {
         Self(Arc::new(connect(url).await))
     }
 
-    /// CPU seconds inside the commands that clients sent, and how many those were. What a script
-    /// calls is part of the script.
+    /// CPU seconds spent in the commands that clients sent, and the number of these commands.
+    /// Commands called by a script count as part of the script.
     pub async fn commands(&self) -> (f64, u64) {
         let mut connection = (*self.0).clone();
         let stats: String = redis::cmd("INFO")

@@ -1,6 +1,5 @@
-//! Counts what does not depend on the machine, for the rows `allocations` and `bytes`: lines of a
-//! name, a tab and a figure. A program of its own, because the allocator that counts would slow
-//! those down that allocate, while they are timed.
+//! Counts allocations and bytes, for the rows of these names. Prints lines of a name, a tab and a
+//! number. It is a separate program because the counting allocator would distort the timings.
 
 use std::{convert::Infallible, future::Future};
 
@@ -13,7 +12,7 @@ use peers::{
     load::Subject,
     server,
     subjects::{
-        Direct, Governor, HOT, Keys, Layered, Naive, Ours, SPENT, in_memory, limiter, no_op,
+        Governor, HOT, Keys, Layered, Minimal, Naive, SPENT, Throttle, in_memory, limiter, no_op,
     },
 };
 use tower::Layer;
@@ -28,58 +27,64 @@ fn main() {
     match arguments.as_slice() {
         [what] if what == "allocations" => allocations(&server.url()),
         [what, scopes] if what == "bytes" => {
-            bytes(&server.url(), scopes.parse().expect("how many scopes"));
+            bytes(
+                &server.url(),
+                scopes.parse().expect("SCOPES is not a number"),
+            );
         }
-        _ => panic!("costs allocations, or costs bytes SCOPES"),
+        _ => panic!("usage: costs allocations, or costs bytes SCOPES"),
     }
 }
 
-fn say(what: &str, figure: f64) {
+fn print(what: &str, figure: f64) {
     println!("{what}\t{figure}");
 }
 
 fn allocations(url: &str) {
     let keys = &Keys::new(1);
     let scope = HOT.quota().scope("bench");
-    say("ours, fixed", at_once(through(scope.clone())));
+    print(
+        "tower-throttle, fixed scope",
+        at_once(through(scope.clone())),
+    );
     let literal = scope.clone();
-    say(
-        "ours, literal key",
+    print(
+        "tower-throttle, literal key",
         at_once(through(move |_: &usize| literal.key("literal"))),
     );
     let (string, owned) = (scope.clone(), keys.clone());
     let string = through(move |n: &usize| string.key(owned.get(*n).clone()));
-    say("ours, `String` key", at_once(string));
-    say(
-        "ours, Redis",
-        batched(|| async { Ours::redis(url, "bench", HOT, keys) }),
+    print("tower-throttle, `String` key", at_once(string));
+    print(
+        "tower-throttle, Redis",
+        batched(|| async { Throttle::redis(url, "bench", HOT, keys) }),
     );
-    say("naive", batched(|| Naive::new(url, HOT, keys)));
-    say("direct", batched(|| Direct::new(url, HOT, keys)));
-    say("governor", at_once(Governor::new(HOT, keys)));
+    print("naive script", batched(|| Naive::new(url, HOT, keys)));
+    print("minimal script", batched(|| Minimal::new(url, HOT, keys)));
+    print("governor", at_once(Governor::new(HOT, keys)));
     #[cfg(feature = "peers")]
     {
         use peers::subjects::{Limitador, rate_limiter, rate_tier, tower_governor};
-        // What a request itself allocates is not the layer's.
+        // Without the allocations of the request itself.
         let request = of_request(keys);
         let redis = || server::connect(url);
         let limiter = batched(|| async { rate_limiter::redis(redis().await, HOT, keys) });
-        say("tower-rate-limiter, Redis", limiter - request);
+        print("tower-rate-limiter, Redis", limiter - request);
         let tier = batched(|| async { rate_tier::redis(redis().await, HOT, keys) });
-        say("tower-rate-tier, Redis", tier - request);
+        print("tower-rate-tier, Redis", tier - request);
         let limiter = at_once(rate_limiter::memory(HOT, keys));
-        say("tower-rate-limiter, memory", limiter - request);
+        print("tower-rate-limiter, memory", limiter - request);
         let tier = at_once(rate_tier::memory(HOT, keys));
-        say("tower-rate-tier, memory", tier - request);
-        say(
+        print("tower-rate-tier, memory", tier - request);
+        print(
             "tower_governor",
             at_once(tower_governor(HOT, keys)) - request,
         );
-        say("limitador, memory", at_once(Limitador::new(HOT, keys)));
+        print("limitador, memory", at_once(Limitador::new(HOT, keys)));
     }
 }
 
-/// The layer over a service that does nothing, in memory.
+/// The layer over a no-op service, in memory.
 fn through<K>(scope: K) -> impl Subject + use<K>
 where
     K: ScopeExtractor<usize> + Clone + Send + Sync + 'static,
@@ -107,21 +112,18 @@ fn of_request(keys: &Keys) -> f64 {
     per_op(counted, OPS)
 }
 
-/// Allocations of one operation that does not wait.
+/// Allocations per operation that does not wait.
 fn at_once(mut subject: impl Subject) -> f64 {
     let mut run = |n| {
         for _ in 0..n {
-            subject
-                .take(0)
-                .now_or_never()
-                .expect("memory does not wait");
+            subject.take(0).now_or_never().expect("it does not wait");
         }
     };
     run(10);
     per_op(measure(|| run(OPS)), OPS)
 }
 
-/// Allocations of one operation of 64 tasks, all on one thread, where they can be counted.
+/// Allocations per operation of 64 tasks, all on one thread, because they are counted per thread.
 fn batched<S: Subject, F: Future<Output = S>>(make: impl FnOnce() -> F + Send) -> f64 {
     alone(|runtime| {
         let subject = runtime.block_on(make());
@@ -145,7 +147,7 @@ fn batched<S: Subject, F: Future<Output = S>>(make: impl FnOnce() -> F + Send) -
     })
 }
 
-/// A runtime on a thread of its own: allocations are counted by thread.
+/// Runs `f` with a runtime on a new thread.
 fn alone<T: Send>(f: impl FnOnce(&tokio::runtime::Runtime) -> T + Send) -> T {
     let run = || {
         let runtime = tokio::runtime::Builder::new_current_thread()
@@ -160,14 +162,17 @@ fn alone<T: Send>(f: impl FnOnce(&tokio::runtime::Runtime) -> T + Send) -> T {
 fn bytes(url: &str, scopes: usize) {
     let keys = &Keys::new(scopes);
     let held = |fill: &mut dyn FnMut()| measure(fill).bytes_current as f64 / scopes as f64;
-    let mut ours = Ours::memory("bench", SPENT, keys);
-    say("ours, memory", held(&mut || fill(&mut ours, scopes)));
-    assert_eq!(ours.limiter().scopes_held(), scopes);
-    drop(ours);
+    let mut throttle = Throttle::memory("bench", SPENT, keys);
+    print(
+        "tower-throttle, memory",
+        held(&mut || fill(&mut throttle, scopes)),
+    );
+    assert_eq!(throttle.limiter().scopes_held(), scopes);
+    drop(throttle);
     let mut governor = Governor::new(SPENT, keys);
-    say("governor", held(&mut || fill(&mut governor, scopes)));
+    print("governor", held(&mut || fill(&mut governor, scopes)));
     drop(governor);
-    say("ours, Redis", remembered(url, keys));
+    print("tower-throttle, Redis", remembered(url, keys));
 }
 
 fn fill(subject: &mut impl Subject, scopes: usize) {
@@ -177,13 +182,13 @@ fn fill(subject: &mut impl Subject, scopes: usize) {
     }
 }
 
-/// Bytes that a limiter over Redis holds of each bucket that it has found spent.
+/// Bytes that a process keeps of each bucket in Redis that it knows to be empty.
 fn remembered(url: &str, keys: &Keys) -> f64 {
     const AT_ONCE: usize = 512;
     alone(|runtime| {
         let limiter = limiter(url);
         let scope = SPENT.quota().scope("bench");
-        // So that connecting and the first batches are not counted.
+        // The connection and the first batches are not counted.
         let _ = runtime.block_on(limiter.try_acquire(&scope));
         let counted = measure(|| {
             runtime.block_on(async {

@@ -1,20 +1,23 @@
-//! Runs the rows and writes the report.
+//! Runs the rows and writes the report. See `USAGE`.
 
 use std::time::Duration;
 
 use peers::{
     plan::Plan,
-    report::Report,
+    report::{Place, Report},
     rows::{Row, all, alone},
 };
 use tokio::{runtime::Builder, time::Instant};
 
 const USAGE: &str = "usage: scripts/bench [--quick] [--list] [ROW…]
-  --quick   short rounds: whether it runs, not how fast
-  --list    the names of the rows
-  ROW       only the row of this name, or those whose names contain it
+  --quick   short rounds: shows that everything runs, not how fast
+  --list    prints the names of the rows
+  ROW       runs the row of this name, or all whose names contain it
+or: scripts/bench --redraw
+  writes results.md and throughput.svg again from docs/benchmarks/results.json
 or, for a profiler: peers --alone SUBJECT URL MILLISECONDS
-  SUBJECT   naive, direct, ours or leased, 256 tasks on one scope of the Redis at URL; memory or layer";
+  SUBJECT   naive, minimal, throttle or leased: 256 tasks on one scope of the Redis at URL;
+            memory or layer: one thread without Redis";
 
 fn main() {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
@@ -26,8 +29,12 @@ fn main() {
     if let [first, subject, url, milliseconds] = arguments.as_slice()
         && first == "--alone"
     {
-        let slice = Duration::from_millis(milliseconds.parse().expect("milliseconds"));
+        let slice =
+            Duration::from_millis(milliseconds.parse().expect("MILLISECONDS is not a number"));
         return runtime.block_on(alone(subject, url, slice));
+    }
+    if arguments == ["--redraw"] {
+        return Report::published().write(Place::Docs);
     }
     let (flags, filters): (Vec<String>, Vec<String>) = arguments
         .into_iter()
@@ -38,14 +45,14 @@ fn main() {
         std::process::exit(2);
     }
     let is_name = |filter: &String| all().iter().any(|row| row.name == filter);
-    let asked = |row: &Row| {
-        let meant = |filter: &String| match is_name(filter) {
+    let is_selected = |row: &Row| {
+        let matches = |filter: &String| match is_name(filter) {
             true => row.name == filter,
             false => row.name.contains(filter.as_str()),
         };
-        filters.is_empty() || filters.iter().any(meant)
+        filters.is_empty() || filters.iter().any(matches)
     };
-    let rows: Vec<Row> = all().into_iter().filter(asked).collect();
+    let rows: Vec<Row> = all().into_iter().filter(is_selected).collect();
     if rows.is_empty() || flags.iter().any(|flag| flag == "--list") {
         for row in all() {
             println!("{:18} {}", row.name, row.title);
@@ -62,7 +69,8 @@ fn main() {
     for row in rows {
         eprintln!("[{:5.1} s] {}", started.elapsed().as_secs_f64(), row.title);
         let outcome = runtime.block_on((row.run)(&plan));
-        report.add(row, outcome);
+        report.add(&row, outcome);
     }
-    report.write(whole, started.elapsed());
+    report.finish(started.elapsed());
+    report.write(if whole { Place::Docs } else { Place::Target });
 }

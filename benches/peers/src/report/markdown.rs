@@ -1,41 +1,36 @@
 //! Tables.
 
-use std::{fmt::Write, time::Duration};
+use std::fmt::Write;
 
-use super::Report;
-use crate::{
-    case::{Figures, client_us, commands_per_op, ops_per_second, p50, p99, redis_us},
-    rows::{Claim, Outcome, Row, Target},
-};
+use super::{CaseReport, Report, RowReport};
+use crate::rows::{Claim, Target};
 
-pub fn page(report: &Report, took: Duration) -> String {
+pub fn page(report: &Report) -> String {
     let mut page = String::from("# Benchmarks\n\n");
-    let plan = &report.plan;
-    let note = if plan.quick {
-        " These rounds are too short for figures to be quoted."
+    let note = if report.quick {
+        " Do not quote these figures: the rounds are too short."
     } else {
         ""
     };
     let _ = writeln!(
         page,
-        "Written by `./scripts/bench` in {} s: medians of {} rounds of {} ms, in which the cases \
-         of a row take turns; a ratio is the median of the ratios within a round.{note} What is \
-         measured and how: [benches/peers](../../benches/peers/README.md).\n",
-        took.as_secs(),
-        plan.rounds,
-        plan.slice.as_millis(),
+        "Written by `./scripts/bench` in {} s on {} cores. Each figure is the median of {} rounds \
+         of {} ms, in which the cases of a row alternate; each ratio is the median of the ratios \
+         within a round.{note} [benches/peers](../../benches/peers/README.md) describes what is \
+         measured and how.\n\n![Throughput](throughput.svg)\n",
+        report.took_s, report.cores, report.rounds, report.round_ms,
     );
     claims(&mut page, report);
-    for (row, outcome) in &report.rows {
-        section(&mut page, row, outcome);
+    for row in &report.rows {
+        section(&mut page, row);
     }
     page
 }
 
 fn claims(page: &mut String, report: &Report) {
-    page.push_str("| work | figure | target | here | |\n|---|---|---|---|---|\n");
-    for (row, outcome) in &report.rows {
-        for claim in &outcome.claims {
+    page.push_str("| workload | figure | target | measured | |\n|---|---|---|---|---|\n");
+    for row in &report.rows {
+        for claim in &row.claims {
             let Claim { what, unit, .. } = claim;
             let target = match claim.target {
                 Target::AtLeast(least) => format!(">= {}", number(least)),
@@ -47,7 +42,7 @@ fn claims(page: &mut String, report: &Report) {
                 "**not reached**"
             };
             let value = beside(claim);
-            let title = row.title;
+            let title = &row.title;
             let _ = writeln!(
                 page,
                 "| {title} | {what} | {target} {unit} | {value} {unit} | {reached} |"
@@ -57,7 +52,7 @@ fn claims(page: &mut String, report: &Report) {
     page.push('\n');
 }
 
-/// In as many digits as it takes to tell it from its target.
+/// With as many digits as distinguish it from its target.
 fn beside(claim: &Claim) -> String {
     let (Target::AtLeast(target) | Target::AtMost(target)) = claim.target;
     let short = number(claim.value);
@@ -68,30 +63,27 @@ fn beside(claim: &Claim) -> String {
     }
 }
 
-fn section(page: &mut String, row: &Row, outcome: &Outcome) {
+fn section(page: &mut String, row: &RowReport) {
     let _ = writeln!(page, "## {}\n", row.title);
-    if !outcome.figures.is_empty() {
-        cases(page, row, outcome);
+    if !row.cases.is_empty() {
+        cases(page, row);
     }
-    if !outcome.counts.is_empty() {
+    if !row.counts.is_empty() {
         page.push_str("| | |\n|---|---|\n");
-        for (what, count) in &outcome.counts {
+        for (what, count) in &row.counts {
             let _ = writeln!(page, "| {what} | {} |", number(*count));
         }
         page.push('\n');
     }
-    if let Some(curve) = &outcome.curve {
-        page.push_str("Operations a second ([chart](curves.svg)):\n\n");
+    if let Some(curve) = &row.curve {
+        page.push_str("Tokens/s:\n\n");
         let _ = write!(page, "| {} |", curve.axis);
-        let names: Vec<_> = curve.lines.iter().map(|(name, _)| *name).collect();
+        let names: Vec<_> = curve.lines.iter().map(|line| &*line.name).collect();
         let _ = writeln!(page, " {} |", names.join(" | "));
         let _ = writeln!(page, "|---|{}", "---|".repeat(names.len()));
-        let first = curve.lines.first().map_or(&[][..], |(_, points)| points);
+        let first = curve.lines.first().map_or(&[][..], |line| &line.points);
         for (index, (x, _)) in first.iter().enumerate() {
-            let each = curve
-                .lines
-                .iter()
-                .map(|(_, points)| number(points[index].1));
+            let each = curve.lines.iter().map(|line| number(line.points[index].1));
             let _ = writeln!(
                 page,
                 "| {} | {} |",
@@ -103,46 +95,37 @@ fn section(page: &mut String, row: &Row, outcome: &Outcome) {
     }
 }
 
-fn cases(page: &mut String, row: &Row, outcome: &Outcome) {
-    let base = outcome.figures.iter().find(|base| base.name == row.base);
+fn cases(page: &mut String, row: &RowReport) {
     let _ = writeln!(
         page,
         "| | ops/s | x {} | p50 µs | p99 µs | Redis CPU µs/op | commands/op | client CPU µs/op | \
          admitted / allowed |\n|---|---|---|---|---|---|---|---|---|",
         row.base
     );
-    for figures in &outcome.figures {
-        let ratio = base.map_or(f64::NAN, |base| figures.ratio(base, ops_per_second));
+    for case in &row.cases {
         let _ = writeln!(
             page,
             "| {} | {} | {} | {} | {} | {} | {} | {} | {} |",
-            figures.name,
-            number(figures.median(ops_per_second)),
-            number(ratio),
-            positive(figures.median(p50)),
-            positive(figures.median(p99)),
-            positive(figures.median(redis_us)),
-            positive(figures.median(commands_per_op)),
-            positive(figures.median(client_us)),
-            admitted(figures),
+            case.name,
+            number(case.ops_per_s),
+            number(case.ratio.unwrap_or(f64::NAN)),
+            positive(case.p50_us),
+            positive(case.p99_us),
+            positive(case.redis_us_per_op),
+            positive(case.commands_per_op),
+            positive(case.client_us_per_op),
+            admitted(case),
         );
     }
     page.push('\n');
-    for figures in outcome
-        .figures
-        .iter()
-        .filter(|figures| figures.failures > 0)
-    {
-        let Figures { name, failures, .. } = figures;
-        let _ = writeln!(
-            page,
-            "{failures} decisions of {name} were made without Redis.\n"
-        );
+    for case in row.cases.iter().filter(|case| case.failures > 0) {
+        let CaseReport { name, failures, .. } = case;
+        let _ = writeln!(page, "{name} made {failures} decisions without Redis.\n");
     }
 }
 
-fn admitted(figures: &Figures) -> String {
-    let (least, most) = figures.admitted;
+fn admitted(case: &CaseReport) -> String {
+    let (least, most) = case.admitted_of_allowed;
     if most - least < 0.0005 {
         format!("{most:.3}")
     } else {
@@ -150,7 +133,7 @@ fn admitted(figures: &Figures) -> String {
     }
 }
 
-/// What was not measured is not shown as zero.
+/// A figure, or a dash where nothing was measured.
 fn positive(value: f64) -> String {
     if value > 0.0 {
         number(value)
@@ -159,7 +142,7 @@ fn positive(value: f64) -> String {
     }
 }
 
-/// Three digits that say something.
+/// Three significant digits.
 fn number(value: f64) -> String {
     match value.abs() {
         _ if value.is_nan() => "–".to_owned(),

@@ -1,4 +1,4 @@
-//! What does not depend on the machine: allocations and bytes.
+//! Allocations and bytes, which do not depend on the machine.
 
 use std::{
     collections::BTreeMap,
@@ -16,10 +16,10 @@ pub async fn allocations(_plan: &Plan) -> Outcome {
     };
     Outcome {
         claims: vec![
-            most("ours, fixed", 0.0),
-            most("ours, literal key", 0.0),
-            most("ours, `String` key", 2.0),
-            most("ours, Redis", 1.0),
+            most("tower-throttle, fixed scope", 0.0),
+            most("tower-throttle, literal key", 0.0),
+            most("tower-throttle, `String` key", 2.0),
+            most("tower-throttle, Redis", 1.0),
         ],
         counts: counts.into_iter().collect(),
         ..Outcome::default()
@@ -31,20 +31,20 @@ pub async fn bytes(plan: &Plan) -> Outcome {
     let mut counts = count(&["bytes", scopes]);
     let claims = vec![
         Claim::at_most(
-            "bytes of a bucket in memory",
+            "bytes per bucket in memory",
             72.0,
-            counts["ours, memory"],
+            counts["tower-throttle, memory"],
             "",
         ),
         Claim::at_most(
-            "bytes kept of a bucket in Redis",
+            "bytes in the process per bucket in Redis",
             96.0,
-            counts["ours, Redis"],
+            counts["tower-throttle, Redis"],
             "",
         ),
     ];
     let scopes = scopes.parse().unwrap_or_default();
-    counts.insert("scopes, with names of 15 bytes".to_owned(), scopes);
+    counts.insert("number of scopes, names of 15 bytes".to_owned(), scopes);
     Outcome {
         claims,
         counts: counts.into_iter().collect(),
@@ -52,7 +52,7 @@ pub async fn bytes(plan: &Plan) -> Outcome {
     }
 }
 
-/// What the counting program says: it lies beside this one.
+/// The output of the program `costs`, which is built into the same directory as this one.
 fn count(arguments: &[&str]) -> BTreeMap<String, f64> {
     let own = std::env::current_exe().expect("this program has a path");
     let output = Command::new(own.with_file_name("costs"))
@@ -60,7 +60,7 @@ fn count(arguments: &[&str]) -> BTreeMap<String, f64> {
         .stdin(Stdio::null())
         .stderr(Stdio::inherit())
         .output()
-        .expect("the counting program does not start");
+        .expect("the program `costs` does not start");
     assert!(
         output.status.success(),
         "counting failed: {}",
@@ -69,6 +69,6 @@ fn count(arguments: &[&str]) -> BTreeMap<String, f64> {
     let lines = String::from_utf8_lossy(&output.stdout).into_owned();
     let figures = lines.lines().filter_map(|line| line.split_once('\t'));
     figures
-        .map(|(what, figure)| (what.to_owned(), figure.parse().expect("a figure")))
+        .map(|(what, figure)| (what.to_owned(), figure.parse().expect("not a number")))
         .collect()
 }

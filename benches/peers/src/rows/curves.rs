@@ -1,9 +1,11 @@
-//! How the cost grows with the work.
+//! Throughput by amount of work.
 
 use std::{
     process::{Command, Stdio},
     time::Duration,
 };
+
+use serde::{Deserialize, Serialize};
 
 use super::Outcome;
 use crate::{
@@ -11,28 +13,39 @@ use crate::{
     load::{self, Load},
     plan::Plan,
     server::{self, Proxy},
-    subjects::{Cell, Direct, HOT, Keys, MANY, Naive, Ours, Terms},
+    subjects::{Cell, HOT, Keys, Limit, MANY, MINIMAL, Minimal, NAIVE, Naive, THROTTLE, Throttle},
 };
 
-/// Operations a second over the amount of work, per subject.
-#[derive(Clone, Debug, Default)]
+/// Throughput by amount of work.
+#[derive(Clone, Debug, Default, Deserialize, Serialize)]
 pub struct Curve {
-    pub axis: &'static str,
-    pub lines: Vec<(&'static str, Vec<(f64, f64)>)>,
+    /// What the work is counted in.
+    pub axis: String,
+    pub lines: Vec<Line>,
+}
+
+/// One limiter: amount of work, and tokens/s.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+pub struct Line {
+    pub name: String,
+    pub points: Vec<(f64, f64)>,
 }
 
 impl Curve {
-    fn new(axis: &'static str) -> Self {
+    fn new(axis: &str) -> Self {
         Self {
-            axis,
+            axis: axis.to_owned(),
             lines: Vec::new(),
         }
     }
 
-    fn add(&mut self, name: &'static str, x: f64, y: f64) {
-        match self.lines.iter_mut().find(|(known, _)| *known == name) {
-            Some((_, points)) => points.push((x, y)),
-            None => self.lines.push((name, vec![(x, y)])),
+    fn add(&mut self, name: &str, x: f64, y: f64) {
+        match self.lines.iter_mut().find(|line| line.name == name) {
+            Some(line) => line.points.push((x, y)),
+            None => self.lines.push(Line {
+                name: name.to_owned(),
+                points: vec![(x, y)],
+            }),
         }
     }
 
@@ -44,16 +57,21 @@ impl Curve {
     }
 }
 
-/// One point for each of the scripts, the module and ours.
-async fn point(plan: &Plan, curve: &mut Curve, x: f64, url: &str, terms: Terms, load: Load) {
+/// Measures one point of each line.
+async fn point(plan: &Plan, curve: &mut Curve, x: f64, url: &str, limit: Limit, load: Load) {
     let keys = &Keys::new(load.scopes);
     let mut cases = vec![
-        Case::new("naive", Naive::new(url, terms, keys).await, load, None),
-        Case::new("direct", Direct::new(url, terms, keys).await, load, None),
-        Case::new("ours", Ours::redis(url, "bench", terms, keys), load, None),
+        Case::new(NAIVE, Naive::new(url, limit, keys).await, load, None),
+        Case::new(MINIMAL, Minimal::new(url, limit, keys).await, load, None),
+        Case::new(
+            THROTTLE,
+            Throttle::redis(url, "bench", limit, keys),
+            load,
+            None,
+        ),
     ];
     if server::cell_module().is_some() {
-        let cell = Cell::new(url, terms, keys).await;
+        let cell = Cell::new(url, limit, keys).await;
         cases.push(Case::new("redis-cell", cell, load, None));
     }
     for figures in rounds(&plan.short(), cases).await {
@@ -81,18 +99,18 @@ pub async fn scopes(plan: &Plan) -> Outcome {
     let full = &[1, 10, 100, 1_000, 10_000, 100_000, 1_000_000];
     for &scopes in points(plan, full, &[1, 100, 10_000]) {
         let server = server::start().await;
-        let terms = if scopes < 100 { HOT } else { MANY };
+        let limit = if scopes < 100 { HOT } else { MANY };
         let load = Load {
             tasks: 1_024,
             scopes,
         };
-        point(plan, &mut curve, scopes as f64, &server.url(), terms, load).await;
+        point(plan, &mut curve, scopes as f64, &server.url(), limit, load).await;
     }
     curve.into_outcome()
 }
 
 pub async fn distance(plan: &Plan) -> Outcome {
-    let mut curve = Curve::new("round trip added, ms");
+    let mut curve = Curve::new("added round trip, ms");
     for &milliseconds in points(plan, &[0, 1, 5], &[0, 5]) {
         let server = server::start().await;
         let proxy = Proxy::start(server.port()).await;
@@ -121,16 +139,16 @@ const PROCESS_TASKS: usize = 256;
 pub async fn processes(plan: &Plan) -> Outcome {
     let mut curve = Curve::new("processes");
     for &processes in points(plan, &[1, 2, 4, 8], &[1, 2]) {
-        for subject in ["naive", "ours"] {
+        for (name, subject) in [(NAIVE, "naive"), (THROTTLE, "throttle")] {
             let server = server::start().await;
             let sum = swarm(&server.url(), subject, processes, plan.slice);
-            curve.add(subject, processes as f64, sum);
+            curve.add(name, processes as f64, sum);
         }
     }
     curve.into_outcome()
 }
 
-/// Operations a second of so many processes together.
+/// Operations per second of all processes together.
 fn swarm(url: &str, subject: &str, processes: usize, slice: Duration) -> f64 {
     let program = std::env::current_exe().expect("this program has a path");
     let children: Vec<_> = (0..processes)
@@ -140,31 +158,39 @@ fn swarm(url: &str, subject: &str, processes: usize, slice: Duration) -> f64 {
                 .stdin(Stdio::null())
                 .stdout(Stdio::piped())
                 .spawn()
-                .expect("a child does not start")
+                .expect("a child process does not start")
         })
         .collect();
-    let outputs = children
-        .into_iter()
-        .map(|child| child.wait_with_output().expect("a child was lost"));
+    let outputs = children.into_iter().map(|child| {
+        child
+            .wait_with_output()
+            .expect("cannot wait for a child process")
+    });
     let figures = outputs.map(|output| {
         let text = String::from_utf8_lossy(&output.stdout).into_owned();
         let figure = text.trim().parse::<f64>();
-        figure.unwrap_or_else(|_| panic!("a child said {text:?}"))
+        figure.unwrap_or_else(|_| panic!("a child process printed {text:?}"))
     });
     figures.sum()
 }
 
-/// One subject by itself, for a child process or a profiler: prints its operations a second.
+/// Runs one subject, for a child process or a profiler, and prints its operations per second.
 pub async fn alone(subject: &str, url: &str, slice: Duration) {
     let keys = &Keys::new(1);
     let sample = match subject {
         "naive" => of(&Naive::new(url, HOT, keys).await, slice).await,
-        "direct" => of(&Direct::new(url, HOT, keys).await, slice).await,
-        "leased" => of(&Ours::leasing(url, "leased", HOT, keys, 16_384.0), slice).await,
-        "ours" => of(&Ours::redis(url, "bench", HOT, keys), slice).await,
-        "memory" => load::tight(&Ours::memory("bench", HOT, keys), 1, 1, slice),
+        "minimal" => of(&Minimal::new(url, HOT, keys).await, slice).await,
+        "leased" => {
+            of(
+                &Throttle::leasing(url, "leased", HOT, keys, 16_384.0),
+                slice,
+            )
+            .await
+        }
+        "throttle" => of(&Throttle::redis(url, "bench", HOT, keys), slice).await,
+        "memory" => load::tight(&Throttle::memory("bench", HOT, keys), 1, 1, slice),
         "layer" => load::tight(&super::memory::fixed_layer(), 1, 1, slice),
-        unknown => panic!("no subject is called {unknown}"),
+        unknown => panic!("no subject is named {unknown}"),
     };
     println!("{}", ops_per_second(&sample));
 }
@@ -174,7 +200,7 @@ async fn of<S: load::Subject>(subject: &S, slice: Duration) -> load::Sample {
         tasks: PROCESS_TASKS,
         scopes: 1,
     };
-    // Long enough for all of them to have started.
+    // Long enough for all processes to start.
     load::round(subject, load, None, Duration::from_millis(150)).await;
     load::round(subject, load, None, slice).await
 }

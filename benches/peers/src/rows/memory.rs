@@ -1,4 +1,4 @@
-//! Buckets in this process.
+//! Buckets in memory.
 
 use std::convert::Infallible;
 
@@ -11,8 +11,8 @@ use crate::{
     load::{Load, Subject},
     plan::Plan,
     subjects::{
-        Governor, HOT, Keys, Layered, MANY, Ours, SPENT, Terms, in_memory, is_success, no_op,
-        no_op_http, requests,
+        Governor, HOT, Keys, Layered, Limit, MANY, SPENT, THROTTLE, Throttle, in_memory,
+        is_success, no_op, no_op_http, requests,
     },
 };
 
@@ -28,52 +28,48 @@ pub async fn million(plan: &Plan) -> Outcome {
     run(plan, MANY, 1_000_000, 1, 0.65).await
 }
 
-pub async fn refused(plan: &Plan) -> Outcome {
+pub async fn rejected(plan: &Plan) -> Outcome {
     run(plan, SPENT, 1, 2, 0.5).await
 }
 
-async fn run(plan: &Plan, terms: Terms, scopes: usize, threads: usize, target: f64) -> Outcome {
+async fn run(plan: &Plan, limit: Limit, scopes: usize, threads: usize, target: f64) -> Outcome {
     let keys = &Keys::new(scopes);
-    let (mut governor, mut ours) = (
-        Governor::new(terms, keys),
-        Ours::memory("bench", terms, keys),
+    let (mut governor, mut throttle) = (
+        Governor::new(limit, keys),
+        Throttle::memory("bench", limit, keys),
     );
-    if terms.tokens > SPENT.tokens {
-        // What is measured is a bucket that is there.
+    if limit.tokens > SPENT.tokens {
+        // The buckets exist before the measurement starts.
         for scope in 0..scopes {
             governor.take(scope).await;
-            ours.take(scope).await;
+            throttle.take(scope).await;
         }
     }
     let mut cases = vec![
         Case::tight("governor", governor, threads, scopes),
-        Case::tight("ours", ours, threads, scopes),
+        Case::tight(THROTTLE, throttle, threads, scopes),
     ];
-    if terms.tokens == SPENT.tokens {
+    if limit.tokens == SPENT.tokens {
         cases = cases
             .into_iter()
-            .map(|case| case.allowed(Allowed::Once(terms, scopes)))
+            .map(|case| case.allowed(Allowed::Once(limit, scopes)))
             .collect();
     }
     let figures = rounds(plan, cases).await;
     Outcome {
-        claims: vec![cheaper("ours", &figures, target)],
+        claims: vec![cheaper(&figures, target)],
         figures,
         ..Outcome::default()
     }
 }
 
-fn cheaper(name: &str, figures: &[Figures], target: f64) -> Claim {
-    let ratio = case(figures, name).ratio(case(figures, "governor"), ns_per_op);
-    Claim::at_most(
-        format!("time per decision of {name}, against governor called directly"),
-        target,
-        ratio,
-        "x",
-    )
+fn cheaper(figures: &[Figures], target: f64) -> Claim {
+    let ratio = case(figures, THROTTLE).ratio(case(figures, "governor"), ns_per_op);
+    let what = "time per decision relative to governor called directly";
+    Claim::at_most(what, target, ratio, "x")
 }
 
-/// The layer with a fixed scope, over a service that does nothing.
+/// The layer with a fixed scope, over a no-op service.
 pub fn fixed_layer() -> impl Subject + use<> {
     through(HOT.quota().scope("bench"))
 }
@@ -106,11 +102,16 @@ pub async fn layer(plan: &Plan) -> Outcome {
     };
     let mut cases = vec![
         Case::tight("governor", Governor::new(HOT, keys), 1, 1),
-        Case::tight("no layer", plain(no_op::<usize>()), 1, 1),
-        Case::tight("ours", fixed_layer(), 1, 1),
-        Case::tight("ours, by key", through(keyed), 1, 1),
-        Case::tight("no layer, http", http_bare(keys), 1, 1),
-        Case::tight("ours, http by header", http_ours(HOT, keys), 1, 1),
+        Case::tight("no-op service", plain(no_op::<usize>()), 1, 1),
+        Case::tight(THROTTLE, fixed_layer(), 1, 1),
+        Case::tight("tower-throttle, by key", through(keyed), 1, 1),
+        Case::tight("no-op service, http", http_bare(keys), 1, 1),
+        Case::tight(
+            "tower-throttle, http by header",
+            http_throttle(HOT, keys),
+            1,
+            1,
+        ),
     ];
     #[cfg(feature = "peers")]
     cases.push(Case::tight(
@@ -121,7 +122,7 @@ pub async fn layer(plan: &Plan) -> Outcome {
     ));
     let figures = rounds(plan, cases).await;
     Outcome {
-        claims: vec![cheaper("ours", &figures, 0.5)],
+        claims: vec![cheaper(&figures, 0.5)],
         figures,
         ..Outcome::default()
     }
@@ -135,9 +136,14 @@ pub async fn tasks(plan: &Plan) -> Outcome {
     let keys = &Keys::new(1);
     let mut cases = vec![
         Case::new("governor", Governor::new(HOT, keys), load, None),
-        Case::new("ours", Ours::memory("bench", HOT, keys), load, None),
-        Case::new("no layer, http", http_bare(keys), load, None),
-        Case::new("ours, http by header", http_ours(HOT, keys), load, None),
+        Case::new(THROTTLE, Throttle::memory("bench", HOT, keys), load, None),
+        Case::new("no-op service, http", http_bare(keys), load, None),
+        Case::new(
+            "tower-throttle, http by header",
+            http_throttle(HOT, keys),
+            load,
+            None,
+        ),
         Case::new("tower RateLimit in a Buffer", buffered(), load, None),
     ];
     #[cfg(feature = "peers")]
@@ -166,8 +172,8 @@ fn http_bare(keys: &Keys) -> impl Subject + use<> {
     Layered::<_, _, _, true>::new(no_op_http::<String>(), requests(keys), is_success)
 }
 
-fn http_ours(terms: Terms, keys: &Keys) -> impl Subject + use<> {
-    let by_header = terms
+fn http_throttle(limit: Limit, keys: &Keys) -> impl Subject + use<> {
+    let by_header = limit
         .quota()
         .scope("bench")
         .by(tower_throttle::extract::header("x-api-key"))
@@ -177,7 +183,7 @@ fn http_ours(terms: Terms, keys: &Keys) -> impl Subject + use<> {
     Layered::<_, _, _, true>::new(service, requests(keys), is_success)
 }
 
-/// tower's own limit is not `Clone`: tasks share it through a `Buffer`.
+/// tower's `RateLimit` is not `Clone`, so tasks share it through a `Buffer`.
 fn buffered() -> impl Subject + use<> {
     let service = tower::ServiceBuilder::new()
         .buffer(1024)

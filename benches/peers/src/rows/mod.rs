@@ -1,49 +1,57 @@
-//! What is claimed, row by row, and what it takes to know.
+//! The rows of the report. Each measures one workload and compares it to its targets.
 
 mod costs;
 mod curves;
-mod distant;
 mod memory;
-mod refused;
+mod rejected;
+mod round_trip;
 mod shared;
 mod waiting;
 
 use futures_util::future::LocalBoxFuture;
+use serde::{Deserialize, Serialize};
 
-pub use self::curves::{Curve, alone};
-use crate::{case::Figures, plan::Plan};
+pub use self::curves::{Curve, Line, alone};
+use crate::{
+    case::Figures,
+    plan::Plan,
+    subjects::{MINIMAL, NAIVE, THROTTLE},
+};
 
-/// A figure that was promised.
-#[derive(Clone, Debug)]
+/// A figure with a target.
+#[derive(Clone, Debug, Deserialize, Serialize)]
 pub struct Claim {
     pub what: String,
+    #[serde(flatten)]
     pub target: Target,
+    #[serde(rename = "figure")]
     pub value: f64,
-    pub unit: &'static str,
+    pub unit: String,
 }
 
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Deserialize, Serialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Target {
     AtLeast(f64),
     AtMost(f64),
 }
 
 impl Claim {
-    pub fn at_least(what: impl Into<String>, least: f64, value: f64, unit: &'static str) -> Self {
+    pub fn at_least(what: impl Into<String>, least: f64, value: f64, unit: &str) -> Self {
         Self {
             what: what.into(),
             target: Target::AtLeast(least),
             value,
-            unit,
+            unit: unit.to_owned(),
         }
     }
 
-    pub fn at_most(what: impl Into<String>, most: f64, value: f64, unit: &'static str) -> Self {
+    pub fn at_most(what: impl Into<String>, most: f64, value: f64, unit: &str) -> Self {
         Self {
             what: what.into(),
             target: Target::AtMost(most),
             value,
-            unit,
+            unit: unit.to_owned(),
         }
     }
 
@@ -55,12 +63,12 @@ impl Claim {
     }
 }
 
-/// What one row came to.
+/// The results of one row.
 #[derive(Clone, Debug, Default)]
 pub struct Outcome {
     pub claims: Vec<Claim>,
     pub figures: Vec<Figures>,
-    /// Plain counts, where there is nothing to time.
+    /// Counts that are not timed, such as allocations.
     pub counts: Vec<(String, f64)>,
     pub curve: Option<Curve>,
 }
@@ -68,13 +76,13 @@ pub struct Outcome {
 pub struct Row {
     pub name: &'static str,
     pub title: &'static str,
-    /// The case that ratios are to.
+    /// The case that ratios are relative to.
     pub base: &'static str,
     pub run: for<'a> fn(&'a Plan) -> LocalBoxFuture<'a, Outcome>,
 }
 
 macro_rules! row {
-    ($name:literal, $base:literal, $title:literal, $run:expr) => {
+    ($name:literal, $base:expr, $title:literal, $run:expr) => {
         Row {
             name: $name,
             title: $title,
@@ -86,60 +94,60 @@ macro_rules! row {
 
 pub fn all() -> Vec<Row> {
     vec![
-        row!("hot-1", "direct", "One hot scope, 1 task", shared::hot_1),
-        row!("hot-64", "naive", "One hot scope, 64 tasks", shared::hot_64),
+        row!("hot-1", MINIMAL, "One hot scope, 1 task", shared::hot_1),
+        row!("hot-64", NAIVE, "One hot scope, 64 tasks", shared::hot_64),
         row!(
             "hot-1024",
-            "naive",
+            NAIVE,
             "One hot scope, 1,024 tasks",
             shared::hot_1024
         ),
         row!(
             "hot-10240",
-            "naive",
+            NAIVE,
             "One hot scope, 10,240 tasks",
             shared::hot_10240
         ),
         row!(
             "lease",
-            "naive",
-            "A lease of 1,024, one hot scope, 1,024 tasks",
+            NAIVE,
+            "One hot scope with a lease of 1,024 tokens, 1,024 tasks",
             shared::lease
         ),
         row!(
             "scopes-10k",
-            "naive",
+            NAIVE,
             "10,000 scopes, 1,024 tasks",
             shared::scopes_10k
         ),
         row!(
             "scopes-100k",
-            "naive",
+            NAIVE,
             "100,000 scopes, 1,024 tasks",
             shared::scopes_100k
         ),
         row!(
-            "refused-1",
+            "rejected-1",
             "governor",
-            "One refused scope, 1,024 tasks",
-            refused::one
+            "One rejected scope, 1,024 tasks",
+            rejected::one
         ),
         row!(
-            "refused-10k",
+            "rejected-10k",
             "governor",
-            "10,000 refused scopes, 1,024 tasks",
-            refused::many
+            "10,000 rejected scopes, 1,024 tasks",
+            rejected::many
         ),
         row!(
             "waiting",
-            "ours",
-            "512 waiters on 20,000 tokens a second, two limiters",
+            THROTTLE,
+            "512 waiters at 20,000 tokens/s, two limiters",
             waiting::patient
         ),
         row!(
             "waiting-cancelled",
-            "ours",
-            "The same, one in five gives up while it waits",
+            THROTTLE,
+            "512 waiters at 20,000 tokens/s, one in five cancelled",
             waiting::cancelled
         ),
         row!(
@@ -161,21 +169,21 @@ pub fn all() -> Vec<Row> {
             memory::million
         ),
         row!(
-            "memory-refused",
+            "memory-rejected",
             "governor",
-            "In memory, one refused scope, 2 threads",
-            memory::refused
+            "In memory, one rejected scope, 2 threads",
+            memory::rejected
         ),
         row!(
             "layer",
             "governor",
-            "The whole layer over a service that does nothing, 1 thread",
+            "The layer over a no-op service, in memory, 1 thread",
             memory::layer
         ),
         row!(
             "layer-1024",
             "governor",
-            "In memory under 1,024 tasks, with every peer",
+            "In memory, one scope, 1,024 tasks, all peers",
             memory::tasks
         ),
         row!(
@@ -187,43 +195,45 @@ pub fn all() -> Vec<Row> {
         row!(
             "bytes",
             "",
-            "Memory per scope that is not full",
+            "Bytes per bucket that is not full",
             costs::bytes
         ),
         row!(
-            "distant",
-            "naive",
-            "Redis 5 ms away, one hot scope, 64 tasks",
-            distant::hot
+            "round-trip",
+            NAIVE,
+            "Redis with a round trip of 5 ms, one hot scope, 64 tasks",
+            round_trip::hot
         ),
         row!(
             "curve-tasks",
             "",
-            "Cost as tasks grow: one hot scope",
+            "Throughput by number of tasks: one hot scope",
             curves::tasks
         ),
         row!(
             "curve-scopes",
             "",
-            "Cost as scopes grow: 1,024 tasks",
+            "Throughput by number of scopes: 1,024 tasks",
             curves::scopes
         ),
         row!(
             "curve-processes",
             "",
-            "Cost as processes grow: one hot scope, 256 tasks each",
+            "Throughput by number of processes: one hot scope, 256 tasks each",
             curves::processes
         ),
         row!(
-            "curve-distance",
+            "curve-round-trip",
             "",
-            "Cost as the round trip grows: one hot scope, 1,024 tasks",
+            "Throughput by round trip: one hot scope, 1,024 tasks",
             curves::distance
         ),
     ]
 }
 
-/// The case of that name, which every row has that asks.
+/// # Panics
+///
+/// If the row has no case of that name.
 fn case<'a>(figures: &'a [Figures], name: &str) -> &'a Figures {
     let found = figures.iter().find(|figures| figures.name == name);
     found.unwrap_or_else(|| panic!("no case is called {name}"))

@@ -1,4 +1,4 @@
-//! Buckets in Redis, everything admitted.
+//! Buckets in Redis. All requests are admitted.
 
 use super::{Claim, Outcome, case};
 use crate::{
@@ -6,52 +6,52 @@ use crate::{
     load::Load,
     plan::Plan,
     server::{self, Probe},
-    subjects::{Cell, Direct, HOT, Keys, MANY, Naive, Ours, Terms},
+    subjects::{Cell, HOT, Keys, Limit, MANY, MINIMAL, Minimal, NAIVE, Naive, THROTTLE, Throttle},
 };
 
-/// Which of the peers take part.
+/// Which peers are measured.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Peers {
     All,
-    /// Where many tasks make every round long.
+    /// For rows whose many tasks make each round long.
     Scripts,
 }
 
-async fn run(plan: &Plan, terms: Terms, load: Load, peers: Peers) -> Vec<Figures> {
+async fn run(plan: &Plan, limit: Limit, load: Load, peers: Peers) -> Vec<Figures> {
     let server = server::start().await;
     let url = server.url();
     let probe = &Probe::new(&url).await;
     let keys = &Keys::new(load.scopes);
     let mut cases = vec![
         Case::new(
-            "naive",
-            Naive::new(&url, terms, keys).await,
+            NAIVE,
+            Naive::new(&url, limit, keys).await,
             load,
             Some(probe),
         ),
         Case::new(
-            "direct",
-            Direct::new(&url, terms, keys).await,
+            MINIMAL,
+            Minimal::new(&url, limit, keys).await,
             load,
             Some(probe),
         ),
         Case::new(
-            "ours",
-            Ours::redis(&url, "bench", terms, keys),
+            THROTTLE,
+            Throttle::redis(&url, "bench", limit, keys),
             load,
             Some(probe),
         ),
     ];
     if server::cell_module().is_some() {
-        let cell = Cell::new(&url, terms, keys).await;
+        let cell = Cell::new(&url, limit, keys).await;
         cases.push(Case::new("redis-cell", cell, load, Some(probe)));
     }
     #[cfg(feature = "peers")]
     if peers == Peers::All {
         use crate::subjects::{rate_limiter, rate_tier};
-        let limiter = rate_limiter::redis(server::connect(&url).await, terms, keys);
+        let limiter = rate_limiter::redis(server::connect(&url).await, limit, keys);
         cases.push(Case::new("tower-rate-limiter", limiter, load, Some(probe)));
-        let tier = rate_tier::redis(server::connect(&url).await, terms, keys);
+        let tier = rate_tier::redis(server::connect(&url).await, limit, keys);
         cases.push(Case::new("tower-rate-tier", tier, load, Some(probe)));
     }
     #[cfg(not(feature = "peers"))]
@@ -65,10 +65,15 @@ fn hot(tasks: usize) -> Load {
 
 pub async fn hot_1(plan: &Plan) -> Outcome {
     let figures = run(plan, HOT, hot(1), Peers::All).await;
-    let ours = case(&figures, "ours");
-    let latency = ours.ratio(case(&figures, "direct"), p50);
+    let throttle = case(&figures, THROTTLE);
+    let latency = throttle.ratio(case(&figures, MINIMAL), p50);
     Outcome {
-        claims: vec![Claim::at_most("p50 against direct", 1.05, latency, "x")],
+        claims: vec![Claim::at_most(
+            "p50 relative to the minimal script",
+            1.05,
+            latency,
+            "x",
+        )],
         figures,
         ..Outcome::default()
     }
@@ -89,10 +94,10 @@ pub async fn hot_1024(plan: &Plan) -> Outcome {
     let figures = run(plan, HOT, hot(1024), Peers::All).await;
     let mut claims = vec![faster(&figures, 40.0)];
     claims.push(fewer_commands(&figures, 0.003));
-    let (ours, naive) = (case(&figures, "ours"), case(&figures, "naive"));
-    let cheaper = naive.ratio(ours, redis_us);
+    let (throttle, naive) = (case(&figures, THROTTLE), case(&figures, NAIVE));
+    let cheaper = naive.ratio(throttle, redis_us);
     claims.push(Claim::at_least(
-        "Redis CPU per token, naive against ours",
+        "Redis CPU per token, naive script relative to tower-throttle",
         150.0,
         cheaper,
         "x",
@@ -120,19 +125,19 @@ pub async fn lease(plan: &Plan) -> Outcome {
     let load = hot(1024);
     let keys = &Keys::new(load.scopes);
     let naive = Naive::new(&url, HOT, keys).await;
-    let leasing = |name, tokens| Ours::leasing(&url, name, HOT, keys, tokens);
+    let leasing = |name, tokens| Throttle::leasing(&url, name, HOT, keys, tokens);
     let cases = vec![
-        Case::new("naive", naive, load, probe),
-        Case::new("ours", leasing("leased", 1_024.0), load, probe),
+        Case::new(NAIVE, naive, load, probe),
+        Case::new(THROTTLE, leasing("leased", 1_024.0), load, probe),
         Case::new(
-            "ours, 16,384",
+            "tower-throttle, lease of 16,384",
             leasing("leased more", 16_384.0),
             load,
             probe,
         ),
         Case::new(
-            "ours, without",
-            Ours::redis(&url, "bench", HOT, keys),
+            "tower-throttle, no lease",
+            Throttle::redis(&url, "bench", HOT, keys),
             load,
             probe,
         ),
@@ -157,9 +162,9 @@ pub async fn scopes_10k(plan: &Plan) -> Outcome {
     let mut claims = vec![faster(&figures, 4.0)];
     if server::cell_module().is_some() {
         let cell = case(&figures, "redis-cell");
-        let ratio = case(&figures, "ours").ratio(cell, ops_per_second);
+        let ratio = case(&figures, THROTTLE).ratio(cell, ops_per_second);
         claims.push(Claim::at_least(
-            "operations against redis-cell",
+            "throughput relative to redis-cell",
             1.8,
             ratio,
             "x",
@@ -175,10 +180,10 @@ pub async fn scopes_10k(plan: &Plan) -> Outcome {
 pub async fn scopes_100k(plan: &Plan) -> Outcome {
     let figures = run(plan, MANY, many(100_000), Peers::All).await;
     let mut claims = vec![faster(&figures, 3.5)];
-    // Hardly any two of 1,024 tasks ask for the same of so many scopes: a token is a scope.
-    let ratio = case(&figures, "ours").ratio(case(&figures, "naive"), redis_us);
+    // Of so many scopes, 1,024 tasks rarely use the same one twice in a call: one token is one scope.
+    let ratio = case(&figures, THROTTLE).ratio(case(&figures, NAIVE), redis_us);
     claims.push(Claim::at_most(
-        "Redis CPU per scope against naive",
+        "Redis CPU per scope relative to the naive script",
         0.35,
         ratio,
         "x",
@@ -191,11 +196,16 @@ pub async fn scopes_100k(plan: &Plan) -> Outcome {
 }
 
 fn faster(figures: &[Figures], target: f64) -> Claim {
-    let ratio = case(figures, "ours").ratio(case(figures, "naive"), ops_per_second);
-    Claim::at_least("operations against naive", target, ratio, "x")
+    let ratio = case(figures, THROTTLE).ratio(case(figures, NAIVE), ops_per_second);
+    Claim::at_least(
+        "throughput relative to the naive script",
+        target,
+        ratio,
+        "x",
+    )
 }
 
 fn fewer_commands(figures: &[Figures], target: f64) -> Claim {
-    let commands = case(figures, "ours").median(commands_per_op);
+    let commands = case(figures, THROTTLE).median(commands_per_op);
     Claim::at_most("Redis commands per token", target, commands, "")
 }

@@ -1,4 +1,4 @@
-//! More wait than there is: what a turn costs, and whether turns come in order.
+//! More callers wait than the rate serves: the cost of a wait, and its length.
 
 use std::{
     sync::{
@@ -21,17 +21,17 @@ use crate::{
     load::{Mark, Meter, Random, Sample, Subject},
     plan::Plan,
     server::{self, Probe},
-    subjects::{Direct, Keys, Naive, SATURATED, limiter},
+    subjects::{Keys, Minimal, Naive, SATURATED, THROTTLE, limiter},
 };
 
 const WAITERS: usize = 512;
 const LIMITERS: usize = 2;
-const PATIENCE: Duration = Duration::from_secs(5);
+const MAX_WAIT: Duration = Duration::from_secs(5);
 
-/// Until the burst is gone and as many sleep as there are.
+/// Until the burst is spent and all callers wait.
 const RAMP: Duration = Duration::from_millis(250);
 
-/// What each waits when all queue for the one rate.
+/// The wait of each caller, in microseconds, if tokens are granted in the order of requests.
 fn ideal_us() -> f64 {
     1e6 * WAITERS as f64 / SATURATED.rate()
 }
@@ -40,11 +40,11 @@ pub async fn patient(plan: &Plan) -> Outcome {
     let server = server::start().await;
     let url = server.url();
     let probe = Probe::new(&url).await;
-    let (naive, direct) = retrying(&url).await;
+    let (naive, minimal) = retrying(&url).await;
     let cases = vec![
-        ours(&url, &probe, 0.0),
-        polling("naive, again after 1 ms", naive, &probe),
-        asking_again("direct, again when told", direct, &probe),
+        throttle(&url, &probe, 0.0),
+        polling("naive script, retried every 1 ms", naive, &probe),
+        retrying_when_due("minimal script, retried after its wait", minimal, &probe),
     ];
     outcome(plan, cases).await
 }
@@ -53,7 +53,7 @@ pub async fn cancelled(plan: &Plan) -> Outcome {
     let server = server::start().await;
     let url = server.url();
     let probe = Probe::new(&url).await;
-    outcome(plan, vec![ours(&url, &probe, 0.2)]).await
+    outcome(plan, vec![throttle(&url, &probe, 0.2)]).await
 }
 
 async fn outcome(plan: &Plan, cases: Vec<Case>) -> Outcome {
@@ -66,30 +66,30 @@ async fn outcome(plan: &Plan, cases: Vec<Case>) -> Outcome {
         .map(|case| case.allowed(Allowed::EachRound(SATURATED)))
         .collect();
     let figures = rounds(&plan, cases).await;
-    let ours = case(&figures, "ours");
+    let throttle = case(&figures, THROTTLE);
     let claims = vec![
         Claim::at_most(
             "Redis commands per token",
             0.3,
-            ours.median(commands_per_op),
+            throttle.median(commands_per_op),
             "",
         ),
         Claim::at_most(
-            "p99 against the ideal wait",
+            "p99 relative to the ideal wait",
             1.05,
-            ours.median(p99) / ideal_us(),
+            throttle.median(p99) / ideal_us(),
             "x",
         ),
         Claim::at_least(
-            "admitted of allowed, the least of all rounds",
+            "admitted / allowed, lowest round",
             0.995,
-            ours.admitted.0,
+            throttle.admitted.0,
             "",
         ),
         Claim::at_most(
-            "admitted of allowed, the most of all rounds",
+            "admitted / allowed, highest round",
             1.0,
-            ours.admitted.1,
+            throttle.admitted.1,
             "",
         ),
     ];
@@ -100,17 +100,18 @@ async fn outcome(plan: &Plan, cases: Vec<Case>) -> Outcome {
     }
 }
 
-/// `Limiter::acquire`; of `cancels` the caller goes away within the time that a turn takes.
-fn ours(url: &str, probe: &Probe, cancels: f64) -> Case {
+/// `Limiter::acquire`. The fraction `cancels` of the acquisitions is cancelled at a random time
+/// within the ideal wait.
+fn throttle(url: &str, probe: &Probe, cancels: f64) -> Case {
     let limiters: Vec<Limiter> = (0..LIMITERS).map(|_| limiter(url)).collect();
-    saturated("ours", probe, move |bucket, waiter| {
+    saturated(THROTTLE, probe, move |bucket, waiter| {
         let limiter = limiters[waiter % LIMITERS].clone();
         let scope = SATURATED.quota().scope("bench").key(bucket);
         async move {
             let mut random = Random::new(waiter as u64);
             loop {
                 let start = Instant::now();
-                let acquire = limiter.acquire(&scope, PATIENCE);
+                let acquire = limiter.acquire(&scope, MAX_WAIT);
                 let chosen = (random.below(1_000_000) as f64) < cancels * 1e6;
                 let admitted = if chosen {
                     let soon = Duration::from_micros(random.below(ideal_us() as usize) as u64);
@@ -129,11 +130,11 @@ fn ours(url: &str, probe: &Probe, cancels: f64) -> Case {
     })
 }
 
-async fn retrying(url: &str) -> (Naive, Direct) {
-    // More buckets than there are rounds: each has its own.
+async fn retrying(url: &str) -> (Naive, Minimal) {
+    // Each round uses a new bucket; there are fewer than 64 rounds.
     let keys = &Keys::new(64);
     let naive = Naive::new(url, SATURATED, keys).await;
-    (naive, Direct::new(url, SATURATED, keys).await)
+    (naive, Minimal::new(url, SATURATED, keys).await)
 }
 
 fn polling(name: &'static str, subject: Naive, probe: &Probe) -> Case {
@@ -152,7 +153,7 @@ fn polling(name: &'static str, subject: Naive, probe: &Probe) -> Case {
     })
 }
 
-fn asking_again(name: &'static str, subject: Direct, probe: &Probe) -> Case {
+fn retrying_when_due(name: &'static str, subject: Minimal, probe: &Probe) -> Case {
     saturated(name, probe, move |bucket, _| {
         let mut subject = subject.clone();
         async move {
@@ -181,7 +182,7 @@ fn admitted_since(start: Instant) {
 
 type Waiter = futures_util::future::BoxFuture<'static, ()>;
 
-/// Rounds with a new bucket each, in which all wait all the time.
+/// Rounds in which all callers wait all the time, each round with a new bucket.
 fn saturated(
     name: &'static str,
     probe: &Probe,

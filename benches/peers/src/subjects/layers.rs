@@ -1,4 +1,4 @@
-//! Tower services: ready, then call.
+//! Tower services: `ready`, then `call`.
 
 use std::{
     convert::Infallible,
@@ -12,7 +12,7 @@ use crate::load::Subject;
 
 pub type HttpRequest = http::Request<String>;
 
-/// A service under load. `MEMORY`: it answers without leaving the process.
+/// A service under load. `MEMORY` is true if it completes without I/O.
 #[derive(Clone)]
 pub struct Layered<S, R, A, const MEMORY: bool> {
     service: S,
@@ -55,19 +55,19 @@ where
 
 type NoOp<Req> = ServiceFn<fn(Req) -> Ready<Result<bool, Infallible>>>;
 
-/// Answers `true` at once.
+/// A service that returns `true` at once.
 pub fn no_op<Req>() -> NoOp<Req> {
     tower::service_fn((|_| ready(Ok(true))) as fn(Req) -> _)
 }
 
 type NoOpHttp<B> = ServiceFn<fn(HttpRequest) -> Ready<Result<http::Response<B>, Infallible>>>;
 
-/// Answers 200 at once, without a byte.
+/// A service that returns status 200 and an empty body at once.
 pub fn no_op_http<B: Default>() -> NoOpHttp<B> {
     tower::service_fn((|_| ready(Ok(http::Response::default()))) as fn(HttpRequest) -> _)
 }
 
-/// Requests that carry the key in a header, as they come from a client.
+/// Makes requests with the key in a header.
 pub fn requests(keys: &Keys) -> impl Fn(usize) -> HttpRequest + Clone + Send + Sync + use<> {
     let values: std::sync::Arc<[http::HeaderValue]> = keys
         .iter()
@@ -87,7 +87,7 @@ pub fn is_success<B, E>(answer: Result<http::Response<B>, E>) -> bool {
     answer.is_ok_and(|response| response.status().is_success())
 }
 
-/// The key in the header of a request.
+/// The key in a request's header.
 pub fn key_of<T>(request: &http::Request<T>) -> Option<&str> {
     request.headers().get(KEY_HEADER)?.to_str().ok()
 }

@@ -4,26 +4,26 @@ use std::{num::NonZeroU32, sync::Arc};
 
 use governor::{DefaultKeyedRateLimiter, Quota, RateLimiter};
 
-use super::{Keys, Terms};
+use super::{Keys, Limit};
 use crate::load::Subject;
 
-/// governor's keyed limiter over `String` keys, called in the loop itself.
+/// governor's keyed limiter with `String` keys, called directly.
 #[derive(Clone)]
 pub struct Governor {
     limiter: Arc<DefaultKeyedRateLimiter<String>>,
     keys: Keys,
 }
 
-pub fn quota(terms: Terms) -> Quota {
-    Quota::with_period(terms.per / terms.tokens)
-        .expect("no period is zero")
-        .allow_burst(NonZeroU32::new(terms.tokens).expect("no limit is zero"))
+pub fn quota(limit: Limit) -> Quota {
+    Quota::with_period(limit.per / limit.tokens)
+        .expect("the period is not zero")
+        .allow_burst(NonZeroU32::new(limit.tokens).expect("the limit is not zero"))
 }
 
 impl Governor {
-    pub fn new(terms: Terms, keys: &Keys) -> Self {
+    pub fn new(limit: Limit, keys: &Keys) -> Self {
         Self {
-            limiter: Arc::new(RateLimiter::keyed(quota(terms))),
+            limiter: Arc::new(RateLimiter::keyed(quota(limit))),
             keys: keys.clone(),
         }
     }

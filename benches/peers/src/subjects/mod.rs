@@ -1,11 +1,11 @@
-//! What is measured: each takes one token from one scope.
+//! The limiters under load. Each operation takes one token from one scope.
 
 mod layers;
 mod memory;
-mod ours;
 #[cfg(feature = "peers")]
 mod peers;
 mod scripts;
+mod throttle;
 
 use std::{sync::Arc, time::Duration};
 
@@ -14,19 +14,23 @@ pub use self::peers::{Limitador, rate_limiter, rate_tier, tower_governor};
 pub use self::{
     layers::{Layered, is_success, no_op, no_op_http, requests},
     memory::Governor,
-    ours::{Ours, in_memory, limiter},
-    scripts::{Cell, Direct, Naive, Serial},
+    scripts::{Cell, Minimal, Naive, Serial},
+    throttle::{Throttle, in_memory, limiter},
 };
 
-/// A limit in whole tokens, as the least of the peers can say it: `tokens` at once, and as many
-/// again over `per`.
+/// Names of the cases that occur in several rows.
+pub const THROTTLE: &str = "tower-throttle";
+pub const NAIVE: &str = "naive script";
+pub const MINIMAL: &str = "minimal script";
+
+/// A limit that all peers can express: a burst of `tokens`, and `tokens` per `per`.
 #[derive(Clone, Copy, Debug)]
-pub struct Terms {
+pub struct Limit {
     pub tokens: u32,
     pub per: Duration,
 }
 
-impl Terms {
+impl Limit {
     const fn new(tokens: u32, per: Duration) -> Self {
         Self { tokens, per }
     }
@@ -35,7 +39,7 @@ impl Terms {
         f64::from(self.tokens) / self.per.as_secs_f64()
     }
 
-    /// What may be admitted in so many seconds, from a full bucket on.
+    /// Tokens that a full bucket admits in this many seconds.
     pub fn allowed(self, seconds: f64) -> f64 {
         f64::from(self.tokens) + self.rate() * seconds
     }
@@ -45,17 +49,17 @@ impl Terms {
     }
 }
 
-/// Never spent by one run, and never full again during it: a full bucket may be forgotten, and
-/// what is measured is a bucket that is kept. The least of the peers holds a year.
-pub const HOT: Terms = Terms::new(1_000_000_000, Duration::from_secs(1_000_000));
-pub const MANY: Terms = Terms::new(10_000_000, Duration::from_secs(10_000_000));
-/// Spent by one request.
-pub const SPENT: Terms = Terms::new(1, Duration::from_secs(86_400));
-/// 20,000 tokens a second, for those who wait.
-pub const SATURATED: Terms = Terms::new(1_000, Duration::from_millis(50));
+/// Neither empty nor full during a run: a full bucket may be dropped, and a bucket that is kept is
+/// to be measured. Some peers support periods of up to a year.
+pub const HOT: Limit = Limit::new(1_000_000_000, Duration::from_secs(1_000_000));
+pub const MANY: Limit = Limit::new(10_000_000, Duration::from_secs(10_000_000));
+/// Empty after one request.
+pub const SPENT: Limit = Limit::new(1, Duration::from_secs(86_400));
+/// 20,000 tokens/s, for callers that wait.
+pub const SATURATED: Limit = Limit::new(1_000, Duration::from_millis(50));
 
-/// Names of 15 bytes. They exist before the clock runs: where a name comes from is the user's
-/// business.
+/// Keys of 15 bytes. They are allocated before the measurement, which does not include the cost of
+/// obtaining a key.
 #[derive(Clone)]
 pub struct Keys(Arc<[String]>);
 

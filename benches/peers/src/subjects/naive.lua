@@ -1,4 +1,4 @@
--- What everybody writes: a hash a bucket, the client's clock, an expiry.
+-- The usual script: a token bucket in a hash, the client's clock, an expiry.
 -- KEYS[1] bucket; ARGV: capacity, rate, now, cost, time to live
 local capacity, rate, now, cost = tonumber(ARGV[1]), tonumber(ARGV[2]), tonumber(ARGV[3]), tonumber(ARGV[4])
 local bucket = redis.call('HMGET', KEYS[1], 'tokens', 'ts')

@@ -1,22 +1,22 @@
-//! The peers' own crates, each used as its documentation says.
+//! The peers, each used as its documentation describes.
 
 use std::sync::Arc;
 
 use limitador::{
     RateLimiter,
-    limit::{Context, Limit, Namespace},
+    limit::{Context, Namespace},
 };
 use redis::aio::MultiplexedConnection;
 use tower::Layer;
 
 use super::{
-    Keys, Terms,
+    Keys, Limit,
     layers::{Layered, is_success, key_of, no_op_http, requests},
 };
 use crate::load::Subject;
 
-/// tower_governor's layer over a service that does nothing.
-pub fn tower_governor(terms: Terms, keys: &Keys) -> impl Subject + use<> {
+/// tower_governor's layer over a no-op service.
+pub fn tower_governor(limit: Limit, keys: &Keys) -> impl Subject + use<> {
     use tower_governor::{
         GovernorError, GovernorLayer, governor::GovernorConfigBuilder, key_extractor::KeyExtractor,
     };
@@ -33,10 +33,10 @@ pub fn tower_governor(terms: Terms, keys: &Keys) -> impl Subject + use<> {
 
     let config = GovernorConfigBuilder::default()
         .key_extractor(Header)
-        .period(terms.per / terms.tokens)
-        .burst_size(terms.tokens)
+        .period(limit.per / limit.tokens)
+        .burst_size(limit.tokens)
         .finish()
-        .expect("nothing is zero");
+        .expect("period and burst are not zero");
     let layer = GovernorLayer::new(config);
     Layered::<_, _, _, true>::new(
         layer.layer(no_op_http::<axum::body::Body>()),
@@ -45,7 +45,7 @@ pub fn tower_governor(terms: Terms, keys: &Keys) -> impl Subject + use<> {
     )
 }
 
-/// tower-rate-limiter's layer over a service that does nothing.
+/// tower-rate-limiter's layer over a no-op service.
 pub mod rate_limiter {
     use tower_rate_limiter::{
         GcraQuota, KeyExtractor, MemoryGcra, RateLimitError, RateLimitLayer, RateLimitPolicy,
@@ -60,14 +60,15 @@ pub mod rate_limiter {
         type Key = String;
         fn extract<T>(&self, request: &http::Request<T>) -> Result<String, RateLimitError> {
             let key = key_of(request).ok_or_else(|| {
-                RateLimitError::Key("no_key".to_owned(), "no header holds a key".to_owned())
+                RateLimitError::Key("no_key".to_owned(), "no header has a key".to_owned())
             })?;
             Ok(key.to_owned())
         }
     }
 
-    fn quota(terms: Terms) -> GcraQuota {
-        GcraQuota::new(terms.tokens, terms.per, terms.tokens).expect("within its bounds")
+    fn quota(limit: Limit) -> GcraQuota {
+        GcraQuota::new(limit.tokens, limit.per, limit.tokens)
+            .expect("the quota is within the bounds")
     }
 
     fn subject<P, const MEMORY: bool>(policy: P, keys: &Keys) -> impl Subject + use<P, MEMORY>
@@ -79,7 +80,7 @@ pub mod rate_limiter {
             .policy_name("bench")
             .with_policy(policy)
             .build()
-            .expect("the name is good");
+            .expect("the name is valid");
         Layered::<_, _, _, MEMORY>::new(
             layer.layer(no_op_http::<String>()),
             requests(keys),
@@ -87,20 +88,20 @@ pub mod rate_limiter {
         )
     }
 
-    pub fn memory(terms: Terms, keys: &Keys) -> impl Subject + use<> {
-        subject::<_, true>(MemoryGcra::new(quota(terms)), keys)
+    pub fn memory(limit: Limit, keys: &Keys) -> impl Subject + use<> {
+        subject::<_, true>(MemoryGcra::new(quota(limit)), keys)
     }
 
     pub fn redis(
         connection: MultiplexedConnection,
-        terms: Terms,
+        limit: Limit,
         keys: &Keys,
     ) -> impl Subject + use<> {
-        subject::<_, false>(RedisGcra::new(connection, quota(terms)), keys)
+        subject::<_, false>(RedisGcra::new(connection, quota(limit)), keys)
     }
 }
 
-/// tower-rate-tier's layer over a service that does nothing.
+/// tower-rate-tier's layer over a no-op service.
 pub mod rate_tier {
     use std::time::Duration;
 
@@ -113,11 +114,11 @@ pub mod rate_tier {
 
     fn subject<const MEMORY: bool>(
         storage: Arc<dyn Storage>,
-        terms: Terms,
+        limit: Limit,
         keys: &Keys,
     ) -> impl Subject + use<MEMORY> {
         let tier = RateTier::builder()
-            .tier("bench", Quota::with_window(terms.tokens, terms.per))
+            .tier("bench", Quota::with_window(limit.tokens, limit.per))
             .storage(storage)
             .build();
         let layer = TierLimitLayer::new(tier).identifier_fn(|headers| {
@@ -134,22 +135,22 @@ pub mod rate_tier {
         )
     }
 
-    pub fn memory(terms: Terms, keys: &Keys) -> impl Subject + use<> {
-        subject::<true>(Arc::new(MemoryStorage::new()), terms, keys)
+    pub fn memory(limit: Limit, keys: &Keys) -> impl Subject + use<> {
+        subject::<true>(Arc::new(MemoryStorage::new()), limit, keys)
     }
 
-    /// With a time-out under which a saturated connection does not fail.
+    /// The timeout is long enough for a saturated connection.
     pub fn redis(
         connection: MultiplexedConnection,
-        terms: Terms,
+        limit: Limit,
         keys: &Keys,
     ) -> impl Subject + use<> {
         let storage = RedisStorage::new(connection).timeout(Duration::from_secs(10));
-        subject::<false>(Arc::new(storage), terms, keys)
+        subject::<false>(Arc::new(storage), limit, keys)
     }
 }
 
-/// limitador's limiter in memory, called directly.
+/// limitador's in-memory limiter, called directly.
 #[derive(Clone)]
 pub struct Limitador {
     limiter: Arc<RateLimiter>,
@@ -158,14 +159,14 @@ pub struct Limitador {
 }
 
 impl Limitador {
-    pub fn new(terms: Terms, keys: &Keys) -> Self {
+    pub fn new(limit: Limit, keys: &Keys) -> Self {
         let limiter = RateLimiter::new(2_000_000);
-        limiter.add_limit(Limit::new(
+        limiter.add_limit(limitador::limit::Limit::new(
             "bench",
-            u64::from(terms.tokens),
-            terms.per.as_secs(),
+            u64::from(limit.tokens),
+            limit.per.as_secs(),
             [],
-            ["tenant".try_into().expect("an expression")],
+            ["tenant".try_into().expect("the expression is valid")],
         ));
         Self {
             limiter: Arc::new(limiter),

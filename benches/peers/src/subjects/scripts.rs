@@ -1,30 +1,30 @@
-//! One command a request, over one `MultiplexedConnection`.
+//! One command per request, over one `MultiplexedConnection`.
 
 use std::{sync::Arc, time::Duration};
 
 use redis::{Cmd, aio::MultiplexedConnection};
 use tokio::sync::Mutex;
 
-use super::{Keys, Terms};
+use super::{Keys, Limit};
 use crate::{load::Subject, server::connect};
 
-/// "Naive": one `EVALSHA` a request of the script that everybody writes.
+/// One `EVALSHA` of `naive.lua` per request.
 #[derive(Clone)]
 pub struct Naive {
     connection: MultiplexedConnection,
     hash: Arc<str>,
-    terms: Terms,
+    limit: Limit,
     keys: Keys,
 }
 
 impl Naive {
-    pub async fn new(url: &str, terms: Terms, keys: &Keys) -> Self {
+    pub async fn new(url: &str, limit: Limit, keys: &Keys) -> Self {
         let mut connection = connect(url).await;
         let hash = load(&mut connection, include_str!("naive.lua")).await;
         Self {
             connection,
             hash,
-            terms,
+            limit,
             keys: keys.prefixed("naive"),
         }
     }
@@ -38,39 +38,39 @@ impl Subject for Naive {
             .arg(&*self.hash)
             .arg(1)
             .arg(self.keys.get(scope))
-            .arg(self.terms.tokens)
-            .arg(self.terms.rate())
+            .arg(self.limit.tokens)
+            .arg(self.limit.rate())
             .arg(wall_clock())
             .arg(1)
-            .arg(2 * self.terms.per.as_secs().max(1));
+            .arg(2 * self.limit.per.as_secs().max(1));
         let allowed: i64 = answered(command.query_async(&mut self.connection).await);
         allowed == 1
     }
 }
 
-/// "Direct": one `EVALSHA` a request of the leanest script with one key.
+/// One `EVALSHA` of `minimal.lua` per request.
 #[derive(Clone)]
-pub struct Direct {
+pub struct Minimal {
     connection: MultiplexedConnection,
     hash: Arc<str>,
-    /// Microseconds that a token and the capacity are worth.
+    /// Microseconds per token, and per capacity.
     arguments: [f64; 2],
     keys: Keys,
 }
 
-impl Direct {
-    pub async fn new(url: &str, terms: Terms, keys: &Keys) -> Self {
+impl Minimal {
+    pub async fn new(url: &str, limit: Limit, keys: &Keys) -> Self {
         let mut connection = connect(url).await;
-        let hash = load(&mut connection, include_str!("direct.lua")).await;
+        let hash = load(&mut connection, include_str!("minimal.lua")).await;
         Self {
             connection,
             hash,
-            arguments: [1e6 / terms.rate(), 1e6 * terms.per.as_secs_f64()],
-            keys: keys.prefixed("direct"),
+            arguments: [1e6 / limit.rate(), 1e6 * limit.per.as_secs_f64()],
+            keys: keys.prefixed("minimal"),
         }
     }
 
-    /// How long to wait before asking again; zero when it was admitted.
+    /// Returns the time after which to retry, or zero if the request is admitted.
     pub async fn ask(&mut self, scope: usize) -> Duration {
         let mut command = Cmd::new();
         command
@@ -84,19 +84,19 @@ impl Direct {
     }
 }
 
-impl Subject for Direct {
+impl Subject for Minimal {
     async fn take(&mut self, scope: usize) -> bool {
         self.ask(scope).await.is_zero()
     }
 }
 
-/// The naive script where a connection is held from request to reply, as a blocking client does.
+/// The naive script without pipelining: the connection is locked from request to reply.
 #[derive(Clone)]
 pub struct Serial(Arc<Mutex<Naive>>);
 
 impl Serial {
-    pub async fn new(url: &str, terms: Terms, keys: &Keys) -> Self {
-        Self(Arc::new(Mutex::new(Naive::new(url, terms, keys).await)))
+    pub async fn new(url: &str, limit: Limit, keys: &Keys) -> Self {
+        Self(Arc::new(Mutex::new(Naive::new(url, limit, keys).await)))
     }
 }
 
@@ -106,19 +106,19 @@ impl Subject for Serial {
     }
 }
 
-/// The redis-cell module: GCRA inside the server.
+/// The redis-cell module: GCRA in the server.
 #[derive(Clone)]
 pub struct Cell {
     connection: MultiplexedConnection,
-    terms: Terms,
+    limit: Limit,
     keys: Keys,
 }
 
 impl Cell {
-    pub async fn new(url: &str, terms: Terms, keys: &Keys) -> Self {
+    pub async fn new(url: &str, limit: Limit, keys: &Keys) -> Self {
         Self {
             connection: connect(url).await,
-            terms,
+            limit,
             keys: keys.prefixed("cell"),
         }
     }
@@ -130,9 +130,9 @@ impl Subject for Cell {
         command
             .arg("CL.THROTTLE")
             .arg(self.keys.get(scope))
-            .arg(self.terms.tokens - 1)
-            .arg(self.terms.tokens)
-            .arg(self.terms.per.as_secs());
+            .arg(self.limit.tokens - 1)
+            .arg(self.limit.tokens)
+            .arg(self.limit.per.as_secs());
         let reply: [i64; 5] = answered(command.query_async(&mut self.connection).await);
         reply[0] == 0
     }
@@ -155,14 +155,14 @@ async fn load(connection: &mut MultiplexedConnection, source: &str) -> Arc<str> 
 }
 
 fn answered<T>(reply: redis::RedisResult<T>) -> T {
-    reply.unwrap_or_else(|error| panic!("Redis did not answer: {error}"))
+    reply.unwrap_or_else(|error| panic!("the call to Redis failed: {error}"))
 }
 
 #[allow(
     clippy::disallowed_methods,
-    reason = "the naive script is given the client's clock"
+    reason = "the naive script uses the client's clock"
 )]
-fn wall_clock() -> f64 {
+pub(super) fn wall_clock() -> f64 {
     std::time::SystemTime::now()
         .duration_since(std::time::UNIX_EPOCH)
         .unwrap_or_default()

@@ -1,5 +1,5 @@
--- The leanest script that keeps a limit by the server's time: GCRA in one string.
--- KEYS[1] bucket; ARGV: microseconds a token, and microseconds that the capacity is worth
+-- The smallest script that enforces a limit by the server's clock: GCRA in one string.
+-- KEYS[1] bucket; ARGV: microseconds per token, microseconds per capacity
 local t = redis.call('TIME')
 local now = t[1] * 1000000 + t[2]
 local tat = math.max(tonumber(redis.call('GET', KEYS[1]) or now), now) + ARGV[1]

@@ -1,42 +1,42 @@
-//! tower-throttle, through its public face.
+//! tower-throttle, through its public API.
 
 use tower_throttle::{Limiter, Scope};
 
-use super::{Keys, Terms};
+use super::{Keys, Limit};
 use crate::load::Subject;
 
-/// `Limiter::try_acquire`; its buckets in Redis, or in memory where `MEMORY`.
+/// `Limiter::try_acquire`, with buckets in memory if `MEMORY`, in Redis otherwise.
 #[derive(Clone)]
-pub struct Ours<const MEMORY: bool> {
+pub struct Throttle<const MEMORY: bool> {
     limiter: Limiter,
     scope: Scope,
-    /// Without keys, all tasks ask for the one scope.
+    /// `None` if all tasks use one scope without a key.
     keys: Option<Keys>,
 }
 
-impl Ours<false> {
-    pub fn redis(url: &str, name: &'static str, terms: Terms, keys: &Keys) -> Self {
+impl Throttle<false> {
+    pub fn redis(url: &str, name: &'static str, limit: Limit, keys: &Keys) -> Self {
         let limiter = limiter(url);
-        Self::with(limiter, name, terms, keys)
+        Self::with(limiter, name, limit, keys)
     }
 
-    /// That takes so many tokens ahead.
-    pub fn leasing(url: &str, name: &'static str, terms: Terms, keys: &Keys, tokens: f64) -> Self {
-        Self::with(leasing(url, tokens), name, terms, keys)
-    }
-}
-
-impl Ours<true> {
-    pub fn memory(name: &'static str, terms: Terms, keys: &Keys) -> Self {
-        Self::with(in_memory(), name, terms, keys)
+    /// With a lease of this many tokens.
+    pub fn leasing(url: &str, name: &'static str, limit: Limit, keys: &Keys, tokens: f64) -> Self {
+        Self::with(leasing(url, tokens), name, limit, keys)
     }
 }
 
-impl<const MEMORY: bool> Ours<MEMORY> {
-    fn with(limiter: Limiter, name: &'static str, terms: Terms, keys: &Keys) -> Self {
+impl Throttle<true> {
+    pub fn memory(name: &'static str, limit: Limit, keys: &Keys) -> Self {
+        Self::with(in_memory(), name, limit, keys)
+    }
+}
+
+impl<const MEMORY: bool> Throttle<MEMORY> {
+    fn with(limiter: Limiter, name: &'static str, limit: Limit, keys: &Keys) -> Self {
         Self {
             limiter,
-            scope: terms.quota().scope(name),
+            scope: limit.quota().scope(name),
             keys: (keys.count() > 1).then(|| keys.clone()),
         }
     }
@@ -63,10 +63,10 @@ pub fn in_memory() -> Limiter {
     Limiter::builder()
         .max_scopes(2_000_000)
         .build()
-        .expect("nothing can be wrong without Redis")
+        .expect("the configuration is valid")
 }
 
-impl<const MEMORY: bool> Subject for Ours<MEMORY> {
+impl<const MEMORY: bool> Subject for Throttle<MEMORY> {
     const IN_MEMORY: bool = MEMORY;
 
     async fn take(&mut self, scope: usize) -> bool {

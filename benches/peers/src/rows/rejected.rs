@@ -1,4 +1,4 @@
-//! Nobody gets anything: the bucket is spent.
+//! All requests are rejected: the buckets are empty.
 
 use tower::Layer;
 use tower_throttle::{Limiter, RateLimitLayer, Rejected};
@@ -9,7 +9,7 @@ use crate::{
     load::Load,
     plan::Plan,
     server::{self, Probe},
-    subjects::{Governor, Keys, Layered, Naive, SPENT, in_memory, limiter, no_op},
+    subjects::{Governor, Keys, Layered, NAIVE, Naive, SPENT, in_memory, limiter, no_op},
 };
 
 pub async fn one(plan: &Plan) -> Outcome {
@@ -32,9 +32,9 @@ async fn run(plan: &Plan, scopes: usize, target: f64) -> Outcome {
     let naive = Naive::new(&url, SPENT, keys).await;
     let mut cases = vec![
         Case::new("governor", Governor::new(SPENT, keys), load, None),
-        ours("ours, Redis", &limiter(&url), keys, load, probe),
-        ours("ours, memory", &in_memory(), keys, load, probe),
-        Case::new("naive", naive, load, Some(probe)),
+        throttle("tower-throttle, Redis", &limiter(&url), keys, load, probe),
+        throttle("tower-throttle, memory", &in_memory(), keys, load, probe),
+        Case::new(NAIVE, naive, load, Some(probe)),
     ];
     #[cfg(feature = "peers")]
     {
@@ -52,13 +52,14 @@ async fn run(plan: &Plan, scopes: usize, target: f64) -> Outcome {
         .into_iter()
         .map(|case| case.allowed(Allowed::Once(SPENT, scopes)))
         .collect();
-    // So that hardly any scope is met for the first time while it is measured.
+    // Long enough that nearly every scope is used before the measurement starts.
     let warm_up = plan.warm_up * if scopes > 1 { 4 } else { 1 };
     let figures = rounds(&Plan { warm_up, ..*plan }, cases).await;
-    let ratio = case(&figures, "ours, Redis").ratio(case(&figures, "governor"), ops_per_second);
+    let ratio =
+        case(&figures, "tower-throttle, Redis").ratio(case(&figures, "governor"), ops_per_second);
     Outcome {
         claims: vec![Claim::at_least(
-            "through the whole layer, against governor called directly",
+            "throughput of the layer relative to governor called directly",
             target,
             ratio,
             "x",
@@ -68,8 +69,8 @@ async fn run(plan: &Plan, scopes: usize, target: f64) -> Outcome {
     }
 }
 
-/// The whole layer over a service that does nothing.
-fn ours(name: &'static str, limiter: &Limiter, keys: &Keys, load: Load, probe: &Probe) -> Case {
+/// The layer over a no-op service.
+fn throttle(name: &'static str, limiter: &Limiter, keys: &Keys, load: Load, probe: &Probe) -> Case {
     let scope = SPENT.quota().scope("bench");
     if load.scopes == 1 {
         return of(name, RateLimitLayer::new(limiter, scope), load, probe);
