@@ -9,6 +9,7 @@
 pub mod case;
 pub mod chart;
 pub mod load;
+pub mod outage;
 pub mod plan;
 pub mod report;
 pub mod rows;

@@ -1,5 +1,6 @@
 //! The limiters under load. Each operation takes one token from one scope.
 
+mod fallback;
 mod layers;
 mod memory;
 #[cfg(feature = "peers")]
@@ -12,6 +13,7 @@ use std::{sync::Arc, time::Duration};
 #[cfg(feature = "peers")]
 pub use self::peers::{Limitador, rate_limiter, rate_tier, tower_governor};
 pub use self::{
+    fallback::NaiveWithFallback,
     layers::{Layered, is_success, no_op, no_op_http, requests},
     memory::Governor,
     scripts::{Cell, Minimal, Naive, Serial},
