@@ -2,7 +2,7 @@
 
 use std::{error::Error, fmt, ops::Range, str::FromStr};
 
-use super::{NANOS_PER_SEC, Quota, default_burst, fits, rate};
+use super::quota::{NANOS_PER_SEC, Quota, default_burst};
 
 /// Units from large to small: what is printed, its length in nanoseconds, what is read.
 pub(super) const UNITS: [(&str, u64, &[&str]); 7] = [
@@ -138,10 +138,8 @@ impl Parser<'_> {
         let tokens = self.number("write how many tokens, a number above zero, such as 100/min")?;
         self.separator()?;
         let period_ns = self.period()?;
-        if !fits(rate(tokens.0, period_ns)) {
-            return Err(self.error(tokens.1, "this rate does not fit a double"));
-        }
-        let quota = Quota::every(period_ns, tokens.0);
+        let quota = Quota::checked(period_ns.into(), tokens.0)
+            .map_err(|problem| self.error(tokens.1, problem))?;
         let burst = self.word();
         if burst.is_empty() {
             return match &self.text[self.at..] {
