@@ -238,7 +238,7 @@ impl Acquire {
         let mode = remote.mode();
         if !matches!(mode, Mode::Unavailable(_)) {
             // Before memory has its say, which may be that nobody is to ask Redis for long.
-            for (scope, until) in core.shares.pending.take() {
+            for (scope, until) in core.shares.pending.take_pauses() {
                 remote.pause(&scope, until);
             }
         }

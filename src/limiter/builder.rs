@@ -6,9 +6,7 @@ use std::{
 };
 
 use super::{
-    core::Core,
-    handle::Limiter,
-    local_share::{LocalShares, PendingCorrections},
+    core::Core, handle::Limiter, local_share::LocalShares, pending::PendingCorrections,
     wait_queue::WaitQueues,
 };
 use crate::{
@@ -142,7 +140,7 @@ impl LimiterBuilder {
         self
     }
 
-    /// How long one call to Redis may take before memory decides; 100 ms unless said.
+    /// How long one call to Redis may take before memory decides. Defaults to 100 ms.
     ///
     /// As long as Redis answers within this time, a request may be queued for ten times as long,
     /// which lets Redis work off a burst. If the queue has been longer than `redis_timeout` for
@@ -179,8 +177,8 @@ impl LimiterBuilder {
         self
     }
 
-    /// What decides while Redis cannot be asked: [`Fallback::LocalShare`] with [`Share::Auto`] unless
-    /// said. A scope may say otherwise for itself: [`Scope::fallback`](crate::Scope::fallback).
+    /// What decides while Redis is unavailable. Defaults to [`Fallback::LocalShare`] with
+    /// [`Share::Auto`]. [`Scope::fallback`](crate::Scope::fallback) overrides it for one scope.
     ///
     /// ```
     /// # use tower_throttle::{Fallback, Limiter};
@@ -192,8 +190,8 @@ impl LimiterBuilder {
         self
     }
 
-    /// How many limiters share the limits, for [`Share::Auto`] as long as they have not been
-    /// counted through Redis for a minute: a hint for a start without it; 1 unless said.
+    /// How many limiters share the limits, for [`Share::Auto`]: a hint for a start without Redis,
+    /// used until a minute of heartbeats has counted them. Defaults to 1.
     ///
     /// ```
     /// # use tower_throttle::Limiter;
@@ -209,7 +207,7 @@ impl LimiterBuilder {
     /// 5 s.
     ///
     /// A limiter sends a heartbeat once a second. One whose last heartbeat is 3 s old is missing:
-    /// it has ended without [`leave`](crate::Limiter::deregister), or it is cut off from Redis and admits
+    /// it has ended without [`deregister`](crate::Limiter::deregister), or it is cut off from Redis and admits
     /// its share from memory. From then on, for this time, the others use only `alive / (alive +
     /// missing)` of each rate, but never less than a quarter. Nothing is reserved for limiters that
     /// lived for less than 5 s, that deregistered, or that were [replaced](Self::instance).
@@ -218,7 +216,7 @@ impl LimiterBuilder {
     /// processes are cut off and others are not: where `k` of `n` limiters are cut off for `t`
     /// seconds, all together admit at most
     /// `k / n * (capacity + rate * (4 + max(0, t - reserve - 3)))` tokens over the limit, besides
-    /// those in flight and those that were promised to waiters. Where less than a quarter of the
+    /// those in flight and those that waiters have reserved. Where less than a quarter of the
     /// limiters is left, up to a quarter of the rate more is admitted while a share is reserved. A
     /// wait or a `Retry-After` is then longer than otherwise by at most this time (by 1 s where it
     /// is less than that).
@@ -286,23 +284,23 @@ impl LimiterBuilder {
         self
     }
 
-    /// Lets this process take up to `tokens` of a scope ahead of its callers, so that while the
-    /// scope is hot most of them need no round trip; zero, which is off, unless said.
+    /// Lets this process lease up to `tokens` of a hot scope, so that most of its callers need no
+    /// round trip. Defaults to 0, which is off.
     ///
-    /// A lease grows with the demand: to what the callers of two milliseconds and two round trips
-    /// took, never over `tokens`, nor over an eighth of the capacity. It is asked for together
-    /// with their demands, of what the bucket holds above half its capacity, and only while
-    /// nobody waits for a turn and no outage is on: where tokens are scarce there are no leases.
-    /// What was not used for a second goes back, and all of it by
-    /// [`leave`](crate::Limiter::deregister), or when the last clone of the limiter is dropped, while
-    /// its runtime still runs. Acquisitions of several scopes at once take no part, nor do those
-    /// that cost more than a lease may hold.
+    /// A lease grows with the traffic: to what the callers of two milliseconds and two round trips
+    /// took, never over `tokens`, nor over an eighth of the capacity. It is requested together with
+    /// requests for the same scope, from what the bucket holds above half its capacity, and only
+    /// while no caller waits and Redis is available: where tokens are scarce there are no leases.
+    /// Leased tokens that were not used for a second go back, and all of them by
+    /// [`deregister`](crate::Limiter::deregister), or when the last clone of the limiter is dropped
+    /// while its runtime still runs. Acquisitions of several scopes at once do not use leases, nor
+    /// do those that cost more than a lease may hold.
     ///
     /// The price: a token is charged when it is leased and may be used later, so that a window of
     /// `w` seconds holds up to `capacity + rate * w + n * min(tokens, capacity / 8)` tokens,
     /// where `n` processes lease. Over the long run nothing is admitted beyond the rate. A
-    /// process that dies loses what it has leased, as does a call whose answer is lost. Of a
-    /// capacity below 16, or with fewer than two `tokens`, nothing is leased.
+    /// process that is killed loses what it has leased, as does a call whose reply is lost. With a
+    /// capacity below 16, or fewer than two `tokens`, nothing is leased.
     ///
     /// ```
     /// # use tower_throttle::Limiter;

@@ -1,28 +1,20 @@
-//! This process's share of limits whose store is away.
+//! The local share of this process: what it may spend of each limit while Redis is unavailable.
 
-use std::sync::{
-    Arc, Mutex, MutexGuard, PoisonError,
-    atomic::{AtomicBool, Ordering},
-};
+use std::sync::Arc;
 
 use tokio::time::Instant;
 
+use super::pending::PendingCorrections;
 use crate::{
     bucket::{Bucket, BucketParams, Reservation},
     fallback::{Fallback, Share},
     memory::{MemoryStore, ShareBounds},
     peers::Peers,
+    redis::{Debt, Ledger},
     scope::{BucketId, Scope},
 };
 
-/// Holds that Redis is to be told of once it is back; more of them are forgotten.
-const MAX_PENDING_PAUSES: usize = 1_024;
-
-/// Cancelled reservations that are kept for Redis; the tokens of more come back by the refill.
-const MOST_CANCELLED: usize = 16_384;
-
-/// The shares of this process: how large they are, what was taken from them, and what of it is
-/// owed to Redis.
+/// How large the local shares are, what was taken from them, and what of it Redis is owed.
 pub(crate) struct LocalShares {
     pub(crate) memory: Arc<MemoryStore>,
     pub(crate) members: Arc<Peers>,
@@ -31,64 +23,8 @@ pub(crate) struct LocalShares {
     pub(crate) pending: PendingCorrections,
 }
 
-/// A reservation whose caller has gone away.
-type Cancelled = (Scope, Reservation);
-
-/// Holds and cancelled reservations that Redis was not told of.
-#[derive(Default)]
-pub(crate) struct PendingCorrections {
-    any: AtomicBool,
-    holds: Mutex<Vec<(Scope, Instant)>>,
-    cancelled: Mutex<Vec<Cancelled>>,
-}
-
-impl PendingCorrections {
-    fn add(&self, scope: &Scope, until: Instant) {
-        let mut holds = self.holds.lock().unwrap_or_else(PoisonError::into_inner);
-        let now = Instant::now();
-        holds.retain(|(_, until)| *until > now);
-        let known = holds.iter_mut().find(|(other, _)| other.same_bucket(scope));
-        if let Some((_, known)) = known {
-            *known = until.max(*known);
-        } else if holds.len() < MAX_PENDING_PAUSES {
-            holds.push((scope.clone(), until));
-        }
-        self.any.store(true, Ordering::Release);
-    }
-
-    pub(crate) fn undo(&self, gone: Cancelled) {
-        let mut cancelled = self.lock_cancelled();
-        if cancelled.len() < MOST_CANCELLED {
-            cancelled.push(gone);
-        }
-    }
-
-    fn lock_cancelled(&self) -> MutexGuard<'_, Vec<Cancelled>> {
-        self.cancelled
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// A reset ends a hold, and forgets reservations.
-    pub(crate) fn forget(&self, scope: &Scope) {
-        let mut holds = self.holds.lock().unwrap_or_else(PoisonError::into_inner);
-        holds.retain(|(other, _)| !other.same_bucket(scope));
-        drop(holds);
-        self.lock_cancelled()
-            .retain(|gone| !gone.0.same_bucket(scope));
-    }
-
-    /// All of them, which from here on are somebody else's to tell.
-    pub(crate) fn take(&self) -> Vec<(Scope, Instant)> {
-        if !self.any.load(Ordering::Relaxed) || !self.any.swap(false, Ordering::AcqRel) {
-            return Vec::new();
-        }
-        let mut holds = self.holds.lock().unwrap_or_else(PoisonError::into_inner);
-        std::mem::take(&mut *holds)
-    }
-}
-
 impl LocalShares {
+    /// The fallback of this scope.
     pub(crate) fn policy(&self, scope: &Scope) -> Fallback {
         scope.own_fallback().unwrap_or(self.fallback)
     }
@@ -98,8 +34,8 @@ impl LocalShares {
         self.policy(scope).share().is_some()
     }
 
-    /// Whether nobody may be admitted to this scope without Redis: the policy says so, or it allows
-    /// no debt and the cost is over the share.
+    /// Whether requests are rejected while Redis is unavailable: the fallback demands it, or it
+    /// allows no debt and the cost is over the share.
     pub(crate) fn fails_closed(&self, scope: &Scope) -> bool {
         match self.policy(scope) {
             Fallback::FailClosed => true,
@@ -108,7 +44,7 @@ impl LocalShares {
         }
     }
 
-    /// Of how many equal shares this process has one.
+    /// The number of equal shares of which this process has one.
     pub(crate) fn divisor(&self, scope: &Scope) -> f64 {
         match self.policy(scope).share() {
             Some(Share::Fixed(part)) => part.recip(),
@@ -116,150 +52,125 @@ impl LocalShares {
         }
     }
 
+    /// The parameters of the local share.
     pub(crate) fn params(&self, scope: &Scope) -> BucketParams {
-        let (whole, divisor) = (scope.params(), self.divisor(scope));
+        let (full, divisor) = (scope.params(), self.divisor(scope));
         match self.policy(scope) {
-            Fallback::StrictShare(_) => whole.strict_share(divisor),
-            _ => whole.share(divisor),
+            Fallback::StrictShare(_) => full.strict_share(divisor),
+            _ => full.share(divisor),
         }
     }
 
-    /// Charges a share, or, below zero, gives back to it, what Redis was not told of.
+    /// Charges the share, or gives back to it if `tokens` is negative, and records that Redis is to
+    /// be corrected in the same way.
     pub(crate) fn correct(&self, scope: &Scope, tokens: f64) {
-        let (id, params, stand_in) = self.correction(scope);
-        self.memory.with_share(
-            &id,
-            params,
-            stand_in,
-            correct(tokens, params, stand_in.full_quota),
-        );
+        let (id, params, bounds) = self.share(scope, true);
+        let correct = correct(tokens, params, bounds.full_quota);
+        self.memory.with_share(&id, params, bounds, correct);
     }
 
-    /// As `correct`, but never on a share that other scopes take from as well.
+    /// As [`correct`](Self::correct), but never on a bucket that unseen keys share.
     pub(crate) fn correct_own(&self, scope: &Scope, tokens: f64) {
-        let (id, params, stand_in) = self.correction(scope);
-        self.memory.with_own_share(
-            &id,
-            params,
-            stand_in,
-            correct(tokens, params, stand_in.full_quota),
-        );
+        let (id, params, bounds) = self.share(scope, true);
+        let correct = correct(tokens, params, bounds.full_quota);
+        self.memory.with_own_share(&id, params, bounds, correct);
     }
 
-    fn correction(&self, scope: &Scope) -> (BucketId, BucketParams, ShareBounds) {
-        let stand_in = ShareBounds {
-            full_quota: scope.params(),
-            most: f64::INFINITY,
-            known: f64::INFINITY,
-            owes: true,
-        };
-        (scope.id(&self.salt), self.params(scope), stand_in)
+    /// Undoes a reservation of the share whose caller has gone away.
+    pub(crate) fn undo(&self, scope: &Scope, cancelled: Reservation, records_debt: bool) {
+        let (id, params, bounds) = self.share(scope, records_debt);
+        self.memory.with_share(&id, params, bounds, |bucket, debt| {
+            bucket.undo(cancelled, params);
+            if records_debt {
+                *debt -= cancelled.tokens;
+            }
+        });
     }
 
-    /// Undoes a reservation of a share, whose caller has gone away.
-    pub(crate) fn undo(&self, scope: &Scope, gone: Reservation, owes: bool) {
-        let (id, params, stand_in) = self.correction(scope);
-        let stand_in = ShareBounds { owes, ..stand_in };
-        self.memory
-            .with_share(&id, params, stand_in, |bucket, owed| {
-                bucket.undo(gone, params);
-                if owes {
-                    *owed -= gone.tokens;
-                }
-            });
-    }
-
-    /// Redis is to be given back what it reserved, as the share is asked for it anew.
+    /// Records that Redis is to be given back a reservation for which the share is asked instead.
     pub(crate) fn credit_reservation(&self, scope: &Scope) {
-        let (id, params, stand_in) = self.correction(scope);
-        let forgo = |_: &mut Bucket, owed: &mut f64| *owed -= scope.tokens();
-        self.memory.with_share(&id, params, stand_in, forgo);
+        let (id, params, bounds) = self.share(scope, true);
+        let credit = |_: &mut Bucket, debt: &mut f64| *debt -= scope.tokens();
+        self.memory.with_share(&id, params, bounds, credit);
     }
 
-    /// Grants nobody anything of a share for so long, in microseconds.
+    /// Pauses the share for `us` microseconds.
     pub(crate) fn pause(&self, scope: &Scope, us: f64) {
-        if !self.has_share(scope) {
-            return;
+        if self.has_share(scope) {
+            let (id, params, bounds) = self.share(scope, false);
+            let pause = |bucket: &mut Bucket, _: &mut f64| bucket.pause(us, params);
+            self.memory.with_own_share(&id, params, bounds, pause);
         }
-        let (params, whole) = (self.params(scope), scope.params());
-        let stand_in = ShareBounds {
-            full_quota: whole,
-            most: f64::INFINITY,
-            known: f64::INFINITY,
-            owes: false,
-        };
-        let id = scope.id(&self.salt);
-        self.memory
-            .with_own_share(&id, params, stand_in, |bucket, _| {
-                bucket.pause(us, params);
-            });
     }
 
-    /// Gives back what was taken beside Redis and not used.
+    /// Gives back what dual admission took from the share and nobody used.
     pub(crate) fn give_back_without_debt(&self, scope: &Scope) {
-        let params = self.params(scope);
-        let stand_in = ShareBounds {
+        let (id, params, bounds) = self.share(scope, false);
+        let give_back = |bucket: &mut Bucket, _: &mut f64| bucket.give_back(scope.tokens(), params);
+        self.memory.with_share(&id, params, bounds, give_back);
+    }
+
+    fn share(&self, scope: &Scope, records_debt: bool) -> (BucketId, BucketParams, ShareBounds) {
+        let bounds = ShareBounds {
             full_quota: scope.params(),
             most: f64::INFINITY,
             known: f64::INFINITY,
-            owes: false,
+            owes: records_debt,
         };
-        let give_back = |bucket: &mut Bucket, _: &mut f64| bucket.give_back(scope.tokens(), params);
-        let id = scope.id(&self.salt);
-        self.memory.with_share(&id, params, stand_in, give_back);
+        (scope.id(&self.salt), self.params(scope), bounds)
     }
 }
 
 fn correct(
     tokens: f64,
     params: BucketParams,
-    whole: BucketParams,
+    full: BucketParams,
 ) -> impl FnOnce(&mut Bucket, &mut f64) {
-    move |bucket, owed| {
+    move |bucket, debt| {
         if tokens > 0.0 {
-            // As deep into debt as the whole bucket could go.
+            // As deep into debt as the undivided bucket could go.
             let deep = BucketParams {
-                capacity: whole.capacity,
+                capacity: full.capacity,
                 ..params
             };
             bucket.charge(tokens, deep);
         } else {
             bucket.give_back(-tokens, params);
         }
-        *owed += tokens;
+        *debt += tokens;
     }
 }
 
-impl crate::redis::Ledger for LocalShares {
+impl Ledger for LocalShares {
     fn correct(&self, scope: &Scope, tokens: f64) {
         LocalShares::correct(self, scope, tokens);
     }
 
     fn pause(&self, scope: &Scope, until: Instant) {
-        self.pending.add(scope, until);
+        self.pending.pause(scope, until);
     }
 
-    fn undo(&self, gone: Box<(Scope, Reservation)>) {
-        self.pending.undo(*gone);
+    fn undo(&self, cancelled: Box<(Scope, Reservation)>) {
+        self.pending.undo(*cancelled);
     }
 
     fn cancelled(&self) -> Vec<(Scope, Reservation)> {
-        std::mem::take(&mut *self.pending.lock_cancelled())
+        self.pending.take_cancelled()
     }
 
-    fn sweep_step(&self, turn: usize) {
-        self.memory.sweep_step(turn);
+    fn sweep_step(&self, step: usize) {
+        self.memory.sweep_step(step);
     }
 
     fn has_debt(&self) -> bool {
         self.memory.has_debt()
     }
 
-    fn drain(&self) -> Vec<crate::redis::Debt> {
+    fn drain(&self) -> Vec<Debt> {
         let debts = self.memory.drain_debts();
         debts
             .into_iter()
-            .map(|debt| crate::redis::Debt {
+            .map(|debt| Debt {
                 id: debt.id,
                 params: debt.whole,
                 tokens: debt.tokens,

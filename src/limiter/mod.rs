@@ -8,6 +8,7 @@ mod builder;
 mod core;
 mod handle;
 mod local_share;
+mod pending;
 mod permit;
 mod steps;
 mod wait_queue;

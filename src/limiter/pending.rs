@@ -1,0 +1,76 @@
+//! Corrections that are kept until Redis has recovered.
+
+use std::sync::{
+    Mutex, MutexGuard, PoisonError,
+    atomic::{AtomicBool, Ordering},
+};
+
+use tokio::time::Instant;
+
+use crate::{bucket::Reservation, scope::Scope};
+
+/// Further pauses are dropped.
+const MAX_PAUSES: usize = 1_024;
+
+/// Further cancelled reservations are dropped; the refill replaces their tokens.
+const MAX_CANCELLED: usize = 16_384;
+
+/// Pauses and cancelled reservations that were not delivered to Redis.
+#[derive(Default)]
+pub(crate) struct PendingCorrections {
+    /// Whether there may be pauses, so that each request can ask without a lock.
+    has_pauses: AtomicBool,
+    pauses: Mutex<Vec<(Scope, Instant)>>,
+    cancelled: Mutex<Vec<(Scope, Reservation)>>,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl PendingCorrections {
+    /// Keeps a pause, or extends the one of the same bucket.
+    pub(crate) fn pause(&self, scope: &Scope, until: Instant) {
+        let mut pauses = lock(&self.pauses);
+        let now = Instant::now();
+        pauses.retain(|(_, until)| *until > now);
+        let known = pauses
+            .iter_mut()
+            .find(|(other, _)| other.same_bucket(scope));
+        if let Some((_, known)) = known {
+            *known = until.max(*known);
+        } else if pauses.len() < MAX_PAUSES {
+            pauses.push((scope.clone(), until));
+        }
+        self.has_pauses.store(true, Ordering::Release);
+    }
+
+    /// Keeps a reservation whose caller has gone away.
+    pub(crate) fn undo(&self, cancelled: (Scope, Reservation)) {
+        let mut kept = lock(&self.cancelled);
+        if kept.len() < MAX_CANCELLED {
+            kept.push(cancelled);
+        }
+    }
+
+    /// Drops what is kept of a bucket that is reset.
+    pub(crate) fn forget(&self, scope: &Scope) {
+        lock(&self.pauses).retain(|(other, _)| !other.same_bucket(scope));
+        lock(&self.cancelled).retain(|(other, _)| !other.same_bucket(scope));
+    }
+
+    /// Takes all pauses. The caller delivers them.
+    pub(crate) fn take_pauses(&self) -> Vec<(Scope, Instant)> {
+        if !self.has_pauses.load(Ordering::Relaxed)
+            || !self.has_pauses.swap(false, Ordering::AcqRel)
+        {
+            return Vec::new();
+        }
+        std::mem::take(&mut *lock(&self.pauses))
+    }
+
+    /// Takes all cancelled reservations. The caller delivers them.
+    pub(crate) fn take_cancelled(&self) -> Vec<(Scope, Reservation)> {
+        std::mem::take(&mut *lock(&self.cancelled))
+    }
+}
