@@ -14,8 +14,9 @@ use tokio::time::Instant;
 use super::{
     backend::{Mode, RedisBackend},
     bound::Bound,
+    charge::{Charged, Origins},
     core::Core,
-    permit::{Charged, Origins, Permit},
+    permit::Permit,
     steps::{Step, Steps},
     wait_queue::TOLERANCE,
     waiter::{Outcome, Waiter},

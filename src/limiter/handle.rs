@@ -12,8 +12,9 @@ use super::{
     acquire::Acquire,
     bucket::BucketHandle,
     builder::LimiterBuilder,
+    charge::{Charged, Origins},
     core::Core,
-    permit::{Charged, Origins, Permit},
+    permit::Permit,
 };
 #[cfg(feature = "redis")]
 use crate::error::ConfigError;

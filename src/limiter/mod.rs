@@ -5,6 +5,7 @@ mod backend;
 mod bound;
 mod bucket;
 mod builder;
+mod charge;
 mod core;
 mod handle;
 mod local_share;

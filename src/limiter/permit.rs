@@ -1,30 +1,23 @@
 //! What an acquisition ends in: [`Permit`].
 
-use std::{
-    fmt,
-    sync::{
-        Arc,
-        atomic::{AtomicU64, Ordering},
-    },
-};
+use std::{fmt, sync::Arc};
 
 use tokio::time::Instant;
 
-use super::core::{Core, unused};
-use crate::{
-    decision::DecidedBy,
-    scope::{Scope, Scopes},
-    telemetry::Cost,
+use super::{
+    charge::{Charged, Origins},
+    core::Core,
 };
+use crate::scope::{Scope, Scopes};
 
 /// Proof that the tokens were taken.
 ///
-/// They count as used at the moment at which it is handed over: use it at once. Whoever keeps it
-/// and uses it later may pass the limit in the window in which that happens. A
-/// [`RateLimit`](crate::RateLimit) service keeps none for more than 100 ms.
+/// The tokens count as used when the permit is returned, so use it at once: what is kept and used
+/// later may exceed the limit in a later window. A [`RateLimit`](crate::RateLimit) service keeps
+/// no permit for more than 100 ms.
 ///
-/// Dropping it spends them, which is the common case. [`refund`](Self::refund) gives them back,
-/// [`settle`](Self::settle) corrects a cost that was an estimate.
+/// Dropping the permit spends the tokens, which is the common case. [`refund`](Self::refund) gives
+/// them back, [`settle`](Self::settle) corrects a cost that was an estimate.
 ///
 /// # Examples
 ///
@@ -45,7 +38,7 @@ pub struct Permit {
     tightest: Option<(u32, f64)>,
 }
 
-/// Settles a [`Permit`] from elsewhere and later, such as from the end of a stream.
+/// Settles the cost of a [`Permit`] later and from elsewhere, such as from the end of a stream.
 ///
 /// # Examples
 ///
@@ -70,120 +63,6 @@ enum Charge {
     Shared(Arc<Charged>),
 }
 
-/// What was taken, from where, and what it was corrected to.
-pub(crate) struct Charged {
-    pub(crate) core: Arc<Core>,
-    pub(crate) scopes: Scopes,
-    pub(crate) origin: Origins,
-    /// The bits of the settled cost; NaN as long as the estimate stands, infinite once it was
-    /// refunded.
-    settled: AtomicU64,
-}
-
-/// Where the tokens of each scope came from.
-#[derive(Clone, Debug)]
-pub(crate) enum Origins {
-    All(DecidedBy),
-    /// In the order of the scopes.
-    Each(Box<[DecidedBy]>),
-}
-
-impl Origins {
-    pub(super) fn get(&self, index: usize) -> DecidedBy {
-        match self {
-            Self::All(origin) => *origin,
-            Self::Each(origins) => origins[index],
-        }
-    }
-
-    fn is_degraded(&self) -> bool {
-        let degraded =
-            |origin: &DecidedBy| matches!(origin, DecidedBy::LocalShare | DecidedBy::Unmetered);
-        match self {
-            Self::All(origin) => degraded(origin),
-            Self::Each(origins) => origins.iter().any(degraded),
-        }
-    }
-}
-
-impl Charged {
-    #[inline]
-    pub(crate) fn new(core: Arc<Core>, scopes: Scopes, origin: Origins) -> Self {
-        Self {
-            core,
-            scopes,
-            origin,
-            settled: AtomicU64::new(f64::NAN.to_bits()),
-        }
-    }
-
-    fn settle(&self, actual: f64) {
-        if !(actual >= 0.0 && actual.is_finite()) {
-            return;
-        }
-        let Some(before) = self.swap(actual) else {
-            return;
-        };
-        let costed = self.scopes.iter().any(Scope::is_costed);
-        for (index, scope) in self.scopes.iter().enumerate() {
-            if scope.is_costed() || !costed {
-                // No more than one capacity beyond the estimate: a store clips larger debts, and
-                // a later correction must not give back what was never charged.
-                let most = scope.tokens() + scope.quota().capacity();
-                let before = before.map_or(scope.tokens(), |before| before.min(most));
-                self.correct(index, scope, before, actual.min(most));
-            }
-        }
-    }
-
-    fn refund(&self) {
-        let Some(before) = self.swap(f64::INFINITY) else {
-            return;
-        };
-        let costed = self.scopes.iter().any(Scope::is_costed);
-        for (index, scope) in self.scopes.iter().enumerate() {
-            let most = scope.tokens() + scope.quota().capacity();
-            let settled = before
-                .filter(|_| scope.is_costed() || !costed)
-                .map(|before| before.min(most));
-            self.correct(index, scope, settled.unwrap_or(scope.tokens()), 0.0);
-        }
-    }
-
-    /// What was settled before, or none; nothing at all once it was refunded. Swapped as one,
-    /// so that the corrections of several handles add up whatever their order.
-    fn swap(&self, actual: f64) -> Option<Option<f64>> {
-        let mut before = self.settled.load(Ordering::Relaxed);
-        loop {
-            let value = f64::from_bits(before);
-            if value.is_infinite() {
-                return None;
-            }
-            match self.settled.compare_exchange_weak(
-                before,
-                actual.to_bits(),
-                Ordering::Relaxed,
-                Ordering::Relaxed,
-            ) {
-                Ok(_) => return Some((!value.is_nan()).then_some(value)),
-                Err(now) => before = now,
-            }
-        }
-    }
-
-    fn correct(&self, index: usize, scope: &Scope, before: f64, after: f64) {
-        let origin = self.origin.get(index);
-        let meter = self.core.observer.meter;
-        if after > before {
-            meter.corrected(scope, Cost::Settled, after - before);
-            self.core.charge(scope, after - before, origin);
-        } else if after < before {
-            meter.corrected(scope, Cost::Refunded, before - after);
-            self.core.give_back(scope, before - after, origin);
-        }
-    }
-}
-
 impl Permit {
     #[inline]
     pub(crate) fn new(taken: Charged, tightest: Option<(usize, f64)>) -> Self {
@@ -196,22 +75,14 @@ impl Permit {
     /// Decided without a call to Redis, for one scope.
     #[inline]
     pub(super) fn at_once(core: Arc<Core>, scopes: Scopes, level: f64) -> Self {
-        let origin = match core.redis {
-            Some(_) => DecidedBy::Redis,
-            None => DecidedBy::Memory,
-        };
+        let origins = Origins::All(core.primary());
         Self {
-            charge: Charge::Own(Charged {
-                core,
-                scopes,
-                origin: Origins::All(origin),
-                settled: AtomicU64::new(f64::NAN.to_bits()),
-            }),
+            charge: Charge::Own(Charged::new(core, scopes, origins)),
             tightest: Some((0, level)),
         }
     }
 
-    fn taken(&self) -> &Charged {
+    fn charged(&self) -> &Charged {
         match &self.charge {
             Charge::Own(taken) => taken,
             Charge::Shared(taken) => taken,
@@ -221,7 +92,7 @@ impl Permit {
     /// Holds one of the scopes back, for all processes.
     #[cfg(feature = "learn")]
     pub(crate) fn pause(&self, which: usize, hold: std::time::Duration) {
-        let taken = self.taken();
+        let taken = self.charged();
         if let Some(scope) = self.scopes().get(which) {
             taken.core.pause(scope, hold);
         }
@@ -230,22 +101,15 @@ impl Permit {
     /// Leaves no more than so many tokens of one of the scopes.
     #[cfg(feature = "learn")]
     pub(crate) fn cap_level(&self, which: usize, tokens: f64) {
-        let taken = self.taken();
+        let taken = self.charged();
         if let Some(scope) = self.scopes().get(which) {
             taken.core.cap_level(scope, tokens);
         }
     }
 
-    /// Gives back what nobody used of tokens that were to be used at `due`.
+    /// Gives back what is left of tokens that were due at `due` and were not used.
     pub(crate) fn give_back_late(self, due: Instant) {
-        let taken = self.taken();
-        if taken.swap(f64::INFINITY) != Some(None) {
-            return;
-        }
-        for (index, scope) in taken.scopes.iter().enumerate() {
-            let lost = scope.tokens() - unused(scope, due);
-            taken.correct(index, scope, scope.tokens(), lost);
-        }
+        self.charged().give_back_late(due);
     }
 
     /// Gives all the tokens back; later settling does nothing.
@@ -264,7 +128,7 @@ impl Permit {
     /// # }
     /// ```
     pub fn refund(self) {
-        self.taken().refund();
+        self.charged().refund();
     }
 
     /// Corrects the cost to `actual` tokens: of the scopes that were given a
@@ -284,7 +148,7 @@ impl Permit {
     /// # }
     /// ```
     pub fn settle(&self, actual: f64) {
-        self.taken().settle(actual);
+        self.charged().settle(actual);
     }
 
     /// Something to settle by later.
@@ -303,12 +167,7 @@ impl Permit {
         let taken = match &self.charge {
             Charge::Shared(taken) => taken.clone(),
             Charge::Own(own) => {
-                let shared = Arc::new(Charged {
-                    core: own.core.clone(),
-                    scopes: own.scopes.clone(),
-                    origin: own.origin.clone(),
-                    settled: AtomicU64::new(own.settled.load(Ordering::Relaxed)),
-                });
+                let shared = Arc::new(own.clone());
                 self.charge = Charge::Shared(shared.clone());
                 shared
             }
@@ -327,7 +186,7 @@ impl Permit {
     /// # }
     /// ```
     pub fn scopes(&self) -> &[Scope] {
-        self.taken().scopes.as_slice()
+        self.charged().scopes.as_slice()
     }
 
     /// The scope with the smallest part of its capacity left, and its level in tokens: what
@@ -358,7 +217,7 @@ impl Permit {
     /// # }
     /// ```
     pub fn is_degraded(&self) -> bool {
-        self.taken().origin.is_degraded()
+        self.charged().origin.is_degraded()
     }
 }
 
