@@ -1,6 +1,8 @@
 //! A limit as a client is told of it: a name that is fit for a header, and whole numbers.
 
-use std::{borrow::Cow, fmt::Write};
+use std::borrow::Cow;
+
+use percent_encoding::{AsciiSet, CONTROLS, utf8_percent_encode};
 
 use super::headers::Left;
 use crate::{Quota, Scope};
@@ -71,20 +73,8 @@ fn seconds(seconds: f64) -> i64 {
 
 /// The name in printable ASCII: anything else, and the percent sign, is percent-encoded.
 pub(super) fn policy_name(name: &str) -> Cow<'_, str> {
-    let plain = |byte: u8| matches!(byte, b' '..=b'~') && byte != b'%';
-    if name.bytes().all(plain) {
-        return Cow::Borrowed(name);
-    }
-    let mut encoded = String::with_capacity(name.len() + 16);
-    for byte in name.bytes() {
-        if plain(byte) {
-            encoded.push(char::from(byte));
-        } else {
-            // Writing to a string cannot fail.
-            let _ = write!(encoded, "%{byte:02X}");
-        }
-    }
-    Cow::Owned(encoded)
+    const ESCAPED: &AsciiSet = &CONTROLS.add(b'%');
+    utf8_percent_encode(name, ESCAPED).into()
 }
 
 #[cfg(test)]
