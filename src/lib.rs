@@ -121,6 +121,8 @@ mod quota;
 )]
 mod redis;
 pub mod reply;
+#[cfg(feature = "http")]
+mod rpc_status;
 mod runtime;
 mod scope;
 mod task;

@@ -6,7 +6,7 @@ use http::{
 };
 
 use super::policy::policy_name;
-use crate::{Reason, Rejected};
+use crate::{Reason, Rejected, rpc_status::RpcStatus};
 
 const GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
 const GRPC_MESSAGE: HeaderName = HeaderName::from_static("grpc-message");
@@ -32,8 +32,14 @@ pub(super) fn refusal<B: Default>(rejected: &Rejected, content_type: HeaderValue
     headers.insert(GRPC_STATUS, HeaderValue::from(u16::from(code)));
     insert(headers, GRPC_MESSAGE, policy_name(&message).into_owned());
     if rejected.reason() != Reason::Unavailable {
-        let status = status(code, &message, rejected);
-        insert(headers, GRPC_DETAILS, base64(&status));
+        // The details also tell this RESOURCE_EXHAUSTED from that of a message that is too large.
+        let status = RpcStatus {
+            code,
+            message: &message,
+            retry_delay: rejected.retry_after(),
+            subject: rejected.scope(),
+        };
+        insert(headers, GRPC_DETAILS, status.to_header());
     }
     if let Some(retry_after) = rejected.retry_after() {
         // The protocol has an i32 here.
@@ -53,83 +59,6 @@ fn insert(headers: &mut http::HeaderMap, name: HeaderName, value: String) {
     if let Ok(value) = HeaderValue::try_from(value) {
         headers.insert(name, value);
     }
-}
-
-/// `google.rpc.Status` with its details, in protobuf's encoding: when to come back, if ever, and
-/// which limit it was. They also tell this RESOURCE_EXHAUSTED from that of a message too large.
-fn status(code: u8, message: &str, rejected: &Rejected) -> Vec<u8> {
-    // Status { int32 code = 1; string message = 2; repeated Any details = 3 }
-    let mut status = Vec::new();
-    number(&mut status, 1, u64::from(code));
-    bytes(&mut status, 2, message.as_bytes());
-    if let Some(retry_after) = rejected.retry_after() {
-        // RetryInfo { Duration retry_delay = 1 }; Duration { int64 seconds = 1; int32 nanos = 2 }
-        let mut delay = Vec::new();
-        number(&mut delay, 1, retry_after.as_secs());
-        number(&mut delay, 2, u64::from(retry_after.subsec_nanos()));
-        let mut retry_info = Vec::new();
-        bytes(&mut retry_info, 1, &delay);
-        detail(&mut status, "google.rpc.RetryInfo", &retry_info);
-    }
-    // QuotaFailure { repeated Violation violations = 1 }
-    // Violation { string subject = 1; string description = 2 }
-    let mut violation = Vec::new();
-    bytes(&mut violation, 1, rejected.scope().as_bytes());
-    bytes(&mut violation, 2, message.as_bytes());
-    let mut quota_failure = Vec::new();
-    bytes(&mut quota_failure, 1, &violation);
-    detail(&mut status, "google.rpc.QuotaFailure", &quota_failure);
-    status
-}
-
-fn detail(status: &mut Vec<u8>, name: &str, value: &[u8]) {
-    // Any { string type_url = 1; bytes value = 2 }
-    let mut any = Vec::new();
-    bytes(
-        &mut any,
-        1,
-        format!("type.googleapis.com/{name}").as_bytes(),
-    );
-    bytes(&mut any, 2, value);
-    bytes(status, 3, &any);
-}
-
-fn number(to: &mut Vec<u8>, field: u8, value: u64) {
-    if value > 0 {
-        to.push(field << 3);
-        varint(to, value);
-    }
-}
-
-fn bytes(to: &mut Vec<u8>, field: u8, value: &[u8]) {
-    to.push(field << 3 | 2);
-    varint(to, value.len() as u64);
-    to.extend_from_slice(value);
-}
-
-fn varint(to: &mut Vec<u8>, mut value: u64) {
-    while value >= 0x80 {
-        to.push(value as u8 | 0x80);
-        value >>= 7;
-    }
-    to.push(value as u8);
-}
-
-/// RFC 4648, without padding, as gRPC sends binary headers.
-fn base64(bytes: &[u8]) -> String {
-    const ALPHABET: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
-    let mut text = String::with_capacity(bytes.len().div_ceil(3) * 4);
-    for chunk in bytes.chunks(3) {
-        let group = chunk.iter().enumerate().fold(0u32, |group, (place, byte)| {
-            group | u32::from(*byte) << (16 - 8 * place)
-        });
-        for place in 0..=chunk.len() {
-            text.push(char::from(
-                ALPHABET[(group >> (18 - 6 * place)) as usize & 63],
-            ));
-        }
-    }
-    text
 }
 
 /// The same status as a server under the limit would answer.
