@@ -1,9 +1,6 @@
 //! What a layer learns from each answer: [`Learn`].
 
-use std::{
-    hash::{BuildHasher, RandomState},
-    time::Duration,
-};
+use std::time::Duration;
 
 use http::{HeaderMap, Response, StatusCode};
 
@@ -121,7 +118,7 @@ where
         if advice.spent || advice.hold.is_some() {
             let hold = advice
                 .hold
-                .map(|hold| self.upstream.jittered(hold, random()));
+                .map(|hold| self.upstream.jittered(hold, fastrand::f64()));
             for which in self.upstream.scopes(permit.scopes()) {
                 match hold {
                     Some(hold) => permit.pause(which, hold),
@@ -135,12 +132,6 @@ where
     fn after_in_shadow(&self, permit: &Permit, res: &Res) {
         self.reply.after_in_shadow(permit, res);
     }
-}
-
-/// From 0 to 1: different in each process and each time.
-fn random() -> f64 {
-    let bits = RandomState::new().hash_one(0);
-    (bits >> 11) as f64 / (1u64 << 53) as f64
 }
 
 #[allow(

@@ -55,7 +55,7 @@ pub(crate) struct ConnectionState {
     pub(crate) steady: AtomicBool,
     /// By which name the other limiters count this one.
     pub(crate) limiter: String,
-    random: AtomicU64,
+    random: Mutex<fastrand::Rng>,
     pub(crate) payments: Mutex<Payments>,
     /// This client may not beat, and that was told.
     may_not_beat: AtomicBool,
@@ -132,7 +132,7 @@ impl ConnectionState {
     pub(crate) fn new(config: ConnectionConfig) -> Self {
         Self {
             limiter: format!("{:016x}", config.seed),
-            random: AtomicU64::new(config.seed),
+            random: Mutex::new(fastrand::Rng::with_seed(config.seed)),
             config,
             state: Mutex::new(State {
                 stage: Stage::Idle,
@@ -162,17 +162,8 @@ impl ConnectionState {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A step of splitmix64 (Steele, Lea, Flood: "Fast splittable pseudorandom number
-    /// generators", 2014).
-    pub(crate) fn random(&self) -> u64 {
-        const STEP: u64 = 0x9e37_79b9_7f4a_7c15;
-        let mut z = self
-            .random
-            .fetch_add(STEP, Ordering::Relaxed)
-            .wrapping_add(STEP);
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
+    pub(crate) fn random(&self) -> MutexGuard<'_, fastrand::Rng> {
+        self.random.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The connection as it is; only the first connection of all is waited for.
@@ -403,7 +394,7 @@ impl ConnectionState {
                 leaves: false,
                 alive_within: self.alive_within(),
                 reserve_for: self.config.peers.reserve_for,
-                random: self.random(),
+                random: self.random().u64(..),
                 good_until: self.given_up_at(within),
                 ..Heartbeat::last(&self.config.keyspace, &self.limiter)
             };

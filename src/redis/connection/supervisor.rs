@@ -90,7 +90,7 @@ impl Supervisor {
                 return;
             };
             // Whoever lost Redis together shall not come back together.
-            let part = (shared.random() >> 11) as f64 / (1u64 << 53) as f64;
+            let part = shared.random().f64();
             let pause = shared.pause().mul_f64(0.5 + 0.5 * part);
             drop(shared);
             // An attempt that took long is part of the pause.
