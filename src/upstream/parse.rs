@@ -103,67 +103,8 @@ pub(super) fn http_date(text: &str) -> Option<f64> {
 
 /// `2026-11-24T17:00:00Z`, with any part of a second and any offset, as seconds since 1970.
 pub(super) fn rfc_3339(text: &str) -> Option<f64> {
-    let bytes = text.as_bytes();
-    if !(20..=LONGEST).contains(&bytes.len()) || !text.is_ascii() {
-        return None;
-    }
-    let number = |from: usize, to: usize| -> Option<i64> {
-        let digits = &text[from..to];
-        digits
-            .bytes()
-            .all(|byte| byte.is_ascii_digit())
-            .then(|| digits.parse().ok())?
-    };
-    let marks = [(4, b'-'), (7, b'-'), (13, b':'), (16, b':')];
-    let separated = matches!(bytes[10], b'T' | b't' | b' ');
-    if !separated || marks.iter().any(|&(at, mark)| bytes[at] != mark) {
-        return None;
-    }
-    let (year, month, day) = (number(0, 4)?, number(5, 7)?, number(8, 10)?);
-    let (hour, minute, second) = (number(11, 13)?, number(14, 16)?, number(17, 19)?);
-    let in_range = (1..=12).contains(&month)
-        && (1..=31).contains(&day)
-        && hour < 24
-        && minute < 60
-        // A leap second is the last of its minute.
-        && second <= 60;
-    if !in_range {
-        return None;
-    }
-    let rest = &text[19..];
-    let (part, zone) = match rest.strip_prefix('.') {
-        None => (0.0, rest),
-        Some(digits) => {
-            let end = digits.find(|c: char| !c.is_ascii_digit())?;
-            let part = format!("0.{}", &digits[..end]).parse().ok()?;
-            (if end == 0 { return None } else { part }, &digits[end..])
-        }
-    };
-    let offset = match zone.as_bytes() {
-        b"Z" | b"z" => 0,
-        [sign @ (b'+' | b'-'), _, _, b':', _, _] => {
-            let at = text.len() - 5;
-            let (hours, minutes) = (number(at, at + 2)?, number(at + 3, at + 5)?);
-            if hours > 23 || minutes > 59 {
-                return None;
-            }
-            let offset = hours * 3_600 + minutes * 60;
-            if *sign == b'-' { -offset } else { offset }
-        }
-        _ => return None,
-    };
-    let days = days_since_1970(year, month, day);
-    let whole = days * 86_400 + hour * 3_600 + minute * 60 + second - offset;
-    Some(whole as f64 + part)
-}
-
-/// Howard Hinnant, "chrono-compatible low-level date algorithms", `days_from_civil`.
-fn days_since_1970(year: i64, month: i64, day: i64) -> i64 {
-    let year = if month <= 2 { year - 1 } else { year };
-    let era = year.div_euclid(400);
-    let of_era = year.rem_euclid(400);
-    let of_year = (153 * ((month + 9) % 12) + 2) / 5 + day - 1;
-    era * 146_097 + of_era * 365 + of_era / 4 - of_era / 100 + of_year - 719_468
+    let time = chrono::DateTime::parse_from_rfc3339(text).ok()?;
+    Some(time.timestamp() as f64 + f64::from(time.timestamp_subsec_nanos()) / 1e9)
 }
 
 /// From a number of seconds; none below zero is more than nothing, and none is beyond `cap`.
