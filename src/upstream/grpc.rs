@@ -1,4 +1,4 @@
-//! What a gRPC status says of a limit.
+//! What a gRPC status says about a limit.
 
 use http::HeaderMap;
 
@@ -7,19 +7,20 @@ use crate::rpc_status::LimitDetails;
 const RESOURCE_EXHAUSTED: &str = "8";
 const UNAVAILABLE: &str = "14";
 
-/// A limit was met; for how many seconds nothing comes, if the upstream says.
-pub(super) struct Limited {
-    pub(super) hold: Option<f64>,
+/// A rejection by a limit of the upstream.
+pub(super) struct Rejection {
+    /// The pause that the upstream asks for, in seconds.
+    pub(super) pause: Option<f64>,
 }
 
-/// None where the status does not speak of a limit: RESOURCE_EXHAUSTED is also a message that is
-/// too large, and UNAVAILABLE a lost connection.
-pub(super) fn limited(headers: &HeaderMap) -> Option<Limited> {
+/// None if the status is not about a limit: RESOURCE_EXHAUSTED also means a message that is too
+/// large, and UNAVAILABLE a lost connection.
+pub(super) fn rejection(headers: &HeaderMap) -> Option<Rejection> {
     let text = |name| headers.get(name)?.to_str().ok();
     if !matches!(text("grpc-status")?, RESOURCE_EXHAUSTED | UNAVAILABLE) {
         return None;
     }
-    // gRFC A6: a number that is negative, or none, says not to retry.
+    // gRFC A6: a negative or malformed number asks not to retry.
     let pushback = text("grpc-retry-pushback-ms").map(|text| text.parse::<i32>().unwrap_or(-1));
     let details = text("grpc-status-details-bin")
         .and_then(LimitDetails::from_header)
@@ -28,8 +29,8 @@ pub(super) fn limited(headers: &HeaderMap) -> Option<Limited> {
         return None;
     }
     let pushback = pushback.filter(|millis| *millis >= 0);
-    let hold = pushback
+    let pause = pushback
         .map(|millis| f64::from(millis) / 1e3)
         .or(details.retry_delay);
-    Some(Limited { hold })
+    Some(Rejection { pause })
 }

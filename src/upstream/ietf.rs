@@ -1,60 +1,73 @@
-//! `RateLimit` of draft-ietf-httpapi-ratelimit-headers in its three shapes.
+//! The `RateLimit` headers of draft-ietf-httpapi-ratelimit-headers, in the three forms that its
+//! versions have had.
 
 use http::HeaderMap;
 use sfv::{BareItem, Dictionary, List, ListEntry, Parameters, Parser};
 
-use super::parse;
+use super::time;
 
-/// One policy: its name, what remains, and for how long nothing comes.
+/// What an answer says about one policy.
 pub(super) struct Policy {
+    /// Empty in the forms without names.
     pub(super) name: String,
+    /// Tokens.
     pub(super) remaining: f64,
+    /// Seconds, or a time since 1970.
     pub(super) reset: Option<f64>,
 }
 
+impl Policy {
+    fn unnamed(remaining: f64, reset: Option<f64>) -> Self {
+        Self {
+            name: String::new(),
+            remaining,
+            reset,
+        }
+    }
+}
+
+/// The policies of an answer, none if the headers are absent or malformed.
 pub(super) fn policies(headers: &HeaderMap) -> Vec<Policy> {
     let mut lines = headers.get_all("ratelimit").iter();
     let Some(first) = lines.next() else {
-        // Drafts 00 to 06: three fields.
-        // Of `50, 100;w=60`, which early drafts allowed, the first.
-        let number = |name| {
-            let text = headers.get(name)?.to_str().ok()?;
-            parse::seconds(text.split([',', ';']).next()?.trim())
-        };
-        let policy = |remaining| Policy {
-            name: String::new(),
-            remaining,
-            reset: number("ratelimit-reset"),
-        };
-        return number("ratelimit-remaining")
-            .map(policy)
-            .into_iter()
-            .collect();
+        return Vec::from_iter(three_fields(headers));
     };
     let mut field = first.as_bytes().to_vec();
     for line in lines {
         field.extend_from_slice(b", ");
         field.extend_from_slice(line.as_bytes());
     }
-    // Draft 07, a dictionary: `limit=100, remaining=50, reset=5`. A list of tokens in lower case can
-    // be read as one, too, whose values are no numbers.
-    if let Ok(dictionary) = Parser::new(&field).parse::<Dictionary>() {
-        let number = |key: &str| match dictionary.get(key) {
-            Some(ListEntry::Item(item)) => integer(&item.bare_item),
-            _ => None,
-        };
-        if let Some(remaining) = number("remaining") {
-            return vec![Policy {
-                name: String::new(),
-                remaining,
-                reset: number("reset"),
-            }];
-        }
+    match dictionary(&field) {
+        Some(policy) => vec![policy],
+        None => list(&field),
     }
-    // Since draft 08, a list: `"burst";r=50;t=30`, in 08 itself `burst;r=50;t=30`.
-    let Ok(list) = Parser::new(&field).parse::<List>() else {
-        return Vec::new();
+}
+
+/// Drafts 00 to 06: `RateLimit-Limit`, `RateLimit-Remaining`, `RateLimit-Reset`.
+fn three_fields(headers: &HeaderMap) -> Option<Policy> {
+    let number = |name| {
+        let text = headers.get(name)?.to_str().ok()?;
+        // Early drafts allow `50, 100;w=60`, whose first number counts.
+        time::seconds(text.split([',', ';']).next()?.trim())
     };
+    let remaining = number("ratelimit-remaining")?;
+    Some(Policy::unnamed(remaining, number("ratelimit-reset")))
+}
+
+/// Draft 07: `limit=100, remaining=50, reset=5`. A list of lowercase tokens is a dictionary too, but
+/// its values are not numbers.
+fn dictionary(field: &[u8]) -> Option<Policy> {
+    let dictionary = Parser::new(field).parse::<Dictionary>().ok()?;
+    let number = |key: &str| match dictionary.get(key) {
+        Some(ListEntry::Item(item)) => integer(&item.bare_item),
+        _ => None,
+    };
+    let remaining = number("remaining")?;
+    Some(Policy::unnamed(remaining, number("reset")))
+}
+
+/// Since draft 08: `"burst";r=50;t=30`, in draft 08 itself `burst;r=50;t=30`.
+fn list(field: &[u8]) -> Vec<Policy> {
     let policy = |entry: &ListEntry| {
         let ListEntry::Item(item) = entry else {
             return None;
@@ -70,6 +83,7 @@ pub(super) fn policies(headers: &HeaderMap) -> Vec<Policy> {
             reset: parameter(&item.params, "t"),
         })
     };
+    let list = Parser::new(field).parse::<List>().unwrap_or_default();
     list.iter().filter_map(policy).collect()
 }
 

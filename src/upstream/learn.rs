@@ -115,13 +115,13 @@ where
                 permit.cap_level(which, *remaining);
             }
         }
-        if advice.spent || advice.hold.is_some() {
-            let hold = advice
-                .hold
-                .map(|hold| self.upstream.jittered(hold, fastrand::f64()));
+        if advice.is_exhausted || advice.pause.is_some() {
+            let pause = advice
+                .pause
+                .map(|pause| self.upstream.jittered(pause, fastrand::f64()));
             for which in self.upstream.scopes(permit.scopes()) {
-                match hold {
-                    Some(hold) => permit.pause(which, hold),
+                match pause {
+                    Some(pause) => permit.pause(which, pause),
                     None => permit.cap_level(which, 0.0),
                 }
             }

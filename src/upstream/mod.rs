@@ -1,5 +1,5 @@
-//! Learning from the answers of an upstream: what it says remains lowers the shared bucket, and
-//! when it says to come back later, every process holds back.
+//! Learning from the answers of an upstream: a bucket is lowered to what the upstream says remains,
+//! and paused in all processes when the upstream says when to retry.
 //!
 //! ```
 //! use std::time::Duration;
@@ -13,13 +13,16 @@
 //!     .learn(Upstream::openai());
 //! ```
 
+mod advice;
 mod grpc;
+mod headers;
 mod ietf;
 mod learn;
-mod parse;
 mod profile;
+mod providers;
 #[cfg(test)]
 mod tests;
+mod time;
 
 pub use self::{
     learn::{HttpParts, Learn, Parts},
