@@ -105,20 +105,6 @@ impl Drop for Answer {
     }
 }
 
-/// splitmix64.
-struct Rng(u64);
-
-impl Rng {
-    /// From zero to one.
-    fn part(&mut self) -> f64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        ((z ^ (z >> 31)) >> 11) as f64 / (1u64 << 53) as f64
-    }
-}
-
 #[allow(
     clippy::disallowed_methods,
     reason = "processes have no other clock in common"
@@ -180,7 +166,7 @@ async fn run_child(url: &str, seed: u64) {
     let mut callers = JoinSet::new();
     for caller in 0..CALLERS {
         let mut gateway = gateway.clone();
-        let mut rng = Rng(seed.wrapping_mul(1_000).wrapping_add(caller));
+        let mut rng = fastrand::Rng::with_seed(seed.wrapping_mul(1_000).wrapping_add(caller));
         callers.spawn(async move {
             while start.elapsed() < RUN {
                 let (least, most) = if start.elapsed() < RUN / 2 {
@@ -188,8 +174,8 @@ async fn run_child(url: &str, seed: u64) {
                 } else {
                     SMALL
                 };
-                let estimate = (least + (most - least) * rng.part()).round();
-                let actual = (estimate * (0.3 + 1.4 * rng.part())).round();
+                let estimate = (least + (most - least) * rng.f64()).round();
+                let actual = (estimate * (0.3 + 1.4 * rng.f64())).round();
                 let request = Request::new(Ask {
                     estimate,
                     actual,
@@ -200,7 +186,7 @@ async fn run_child(url: &str, seed: u64) {
                     continue;
                 };
                 let mut answer = response.into_body();
-                let cancelled = rng.part() < 1.0 / 3.0;
+                let cancelled = rng.f64() < 1.0 / 3.0;
                 while !(answer.is_whole() || cancelled && answer.sent >= actual / 2.0) {
                     answer.chunk().await;
                 }

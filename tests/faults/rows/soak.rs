@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use fastrand::Rng;
 use futures_util::future::FutureExt;
 use tokio::time::Instant;
 
@@ -20,33 +21,14 @@ pub(super) fn seconds() -> Option<f64> {
     std::env::var("THROTTLE_SOAK").ok()?.parse().ok()
 }
 
-/// A step of splitmix64 (Steele, Lea, Flood: "Fast splittable pseudorandom number generators",
-/// 2014).
-struct Rng(u64);
-
-impl Rng {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    }
-
-    fn between(&mut self, least: f64, most: f64) -> f64 {
-        let part = (self.next() >> 11) as f64 / (1u64 << 53) as f64;
-        least + part * (most - least)
-    }
-}
-
 async fn soak(stage: &mut Stage) {
     let seed = std::env::var("THROTTLE_SEED")
         .ok()
         .and_then(|seed| seed.parse().ok())
-        .unwrap_or_else(rand_seed);
+        .unwrap_or_else(|| fastrand::u64(..));
     let seconds = seconds().unwrap_or(60.0);
     println!("THROTTLE_SEED={seed} THROTTLE_SOAK={seconds}");
-    let mut rng = Rng(seed);
+    let mut rng = Rng::with_seed(seed);
     let end = Instant::now() + Duration::from_secs_f64(seconds);
     while Instant::now() < end {
         stage.begins();
@@ -55,20 +37,19 @@ async fn soak(stage: &mut Stage) {
         // Two thirds of an outage's bound: those that come soon after another share it.
         stage.allow(0.2 * CAPACITY + 0.25 * IN_FLIGHT);
         println!("{fault}");
-        let healthy = rng.between(0.2, 6.0);
+        let healthy = between(&mut rng, 0.2, 6.0);
         stage.sleep(healthy).await;
     }
 }
 
-fn rand_seed() -> u64 {
-    use std::hash::BuildHasher;
-    std::hash::RandomState::new().hash_one(0)
+fn between(rng: &mut Rng, least: f64, most: f64) -> f64 {
+    least + rng.f64() * (most - least)
 }
 
 /// Something happens, and is over.
 async fn fault(stage: &mut Stage, rng: &mut Rng) -> String {
-    let kind = rng.next() % 11;
-    let seconds = rng.between(0.02, 4.0);
+    let kind = rng.u64(..11);
+    let seconds = between(rng, 0.02, 4.0);
     let each = |act: fn(&Proxy)| stage.proxies.iter().for_each(act);
     let name = match kind {
         0 => {
@@ -125,7 +106,7 @@ async fn fault(stage: &mut Stage, rng: &mut Rng) -> String {
             "scripts flushed"
         }
         _ => {
-            let one = rng.next() as usize % PROCESSES;
+            let one = rng.usize(..PROCESSES);
             stage.proxies[one].stall();
             let short = seconds.min(2.0);
             stage.sleep(short).await;
