@@ -109,6 +109,9 @@ mod decision;
 mod error;
 pub mod extract;
 mod fallback;
+#[cfg(all(fuzzing, feature = "learn", feature = "redis"))]
+#[doc(hidden)]
+pub mod fuzz;
 mod limiter;
 mod memory;
 mod middleware;
