@@ -10,8 +10,9 @@ use crate::{
     Limiter, LimiterBuilder,
     decision::{Failure, FailureKind},
     redis::{
-        Connect,
-        scripted::{HEARTBEAT, Script, Session},
+        Transport,
+        connection::transport::Session,
+        script::{HEARTBEAT, Script},
     },
     upstream::Upstream,
 };
@@ -24,16 +25,16 @@ pub struct Advice {
     /// The name of each budget, and the tokens that remain of it.
     pub remaining: Vec<(String, f64)>,
     /// The request was rejected without a wait.
-    pub spent: bool,
+    pub is_exhausted: bool,
 }
 
 /// Reads a response that is received at `now`, in seconds since 1970.
 pub fn advice(upstream: &Upstream, status: StatusCode, headers: &HeaderMap, now: f64) -> Advice {
     let advice = upstream.read(status, headers, now);
     Advice {
-        pause: advice.hold,
+        pause: advice.pause,
         remaining: advice.remaining,
-        spent: advice.spent,
+        is_exhausted: advice.is_exhausted,
     }
 }
 
@@ -66,7 +67,7 @@ type Replies = dyn Fn(Call<'_>) -> Option<Vec<u8>> + Send + Sync;
 #[derive(Clone)]
 struct Scripted(Arc<Replies>);
 
-impl Connect for Scripted {
+impl Transport for Scripted {
     fn connect(&self) -> BoxFuture<'_, Result<Box<dyn Session>, Failure>> {
         ready(Ok(Box::new(self.clone()) as Box<dyn Session>)).boxed()
     }

@@ -56,7 +56,7 @@ pub fn redis_replies(data: &[u8]) {
             }
             assert!((0.0..=1.0).contains(&limiter.reserved()));
         }
-        limiter.leave().await;
+        limiter.deregister().await;
     });
 }
 
@@ -77,17 +77,23 @@ async fn act(limiter: &Limiter, action: u8, number: u8) {
             let _ = timeout(longest / 2, limiter.acquire(scopes, longest)).await;
         }
         5 => {
-            let level = limiter.peek(&SMALL).await.tokens();
+            let level = level(limiter, &SMALL).await;
             assert!(level <= SMALL.quota().capacity(), "a level of {level}");
         }
-        6 => limiter.reset(&SMALL).await,
-        7 => limiter.hold_back(&SMALL, longest),
+        6 => _ = limiter.bucket(&SMALL).reset().await,
+        7 => limiter.bucket(&SMALL).pause(longest),
         8 => {
-            let level = limiter.credit(&LARGE, cost).await.tokens();
+            limiter.bucket(&LARGE).adjust(cost);
+            let level = level(limiter, &LARGE).await;
             assert!(level <= LARGE.quota().capacity(), "a level of {level}");
         }
         _ => sleep(longest).await,
     }
+}
+
+async fn level(limiter: &Limiter, scope: &Scope) -> f64 {
+    let level = limiter.bucket(scope).level().await;
+    level.unwrap_or_else(|unavailable| unavailable.local_level())
 }
 
 async fn acquire(acquire: Acquire, longest: Duration) {

@@ -69,7 +69,7 @@ fn bounded(
     let cut = Advice {
         pause: read.pause.map(|pause| pause.min(shorter)),
         remaining: read.remaining.clone(),
-        spent: read.spent,
+        is_exhausted: read.is_exhausted,
     };
     assert_eq!(advice(&upstream.clone().cap(shorter)), cut, "{headers:?}");
     if let Some(pause) = read.pause {
