@@ -1,4 +1,4 @@
-//! The handle that users clone.
+//! [`Limiter`]: the handle that users clone.
 
 use std::{
     fmt,
@@ -32,19 +32,20 @@ use crate::{
 ///
 /// # Runtimes
 ///
-/// The background tasks (the calls to Redis, the waking of waiters) run on the Tokio runtime that
-/// needed them first, and need its timer and, for Redis, its I/O (`enable_all`). Another runtime
-/// may use the same limiter; it takes the tasks over
+/// The background tasks (calls to Redis, wake-ups of waiters) run on the Tokio runtime that first
+/// needed them. They need its timer and, for Redis, its I/O (`enable_all`). Another runtime may use
+/// the same limiter. It takes the tasks over
 ///
-/// - at once, when their runtime is shut down;
-/// - when their runtime is not driven (a `current_thread` runtime outside of `block_on`, a thread
-///   that blocks): for calls to Redis, after it has done nothing for one and a half times
-///   [`redis_timeout`](LimiterBuilder::redis_timeout); for a waiter, 20 ms after its turn.
+/// - at once, if their runtime is shut down;
+/// - if their runtime is not driven (a `current_thread` runtime outside of `block_on`, a thread
+///   that blocks): for calls to Redis, after no progress for one and a half times
+///   [`redis_timeout`](LimiterBuilder::redis_timeout); for a waiter, 20 ms after its reservation
+///   was due.
 ///
-/// The new runtime connects to Redis anew. A call to Redis that is in flight at the shutdown of
-/// its runtime may have been executed: requests in it are made again, and what they took the
-/// first time is lost; its charges and pauses are delivered again, so that a charge counts twice
-/// at most; refunds in it are lost. Nothing is admitted twice.
+/// The new runtime opens a connection of its own. A call to Redis that is in flight when its
+/// runtime is shut down may have been executed. Its requests are made again, and what they took
+/// the first time is lost. Its charges and pauses are delivered again, so a charge counts at most
+/// twice. Its refunds are lost. Nothing is admitted twice.
 ///
 /// # Examples
 ///
@@ -80,13 +81,13 @@ impl Limiter {
     /// A limiter that shares its buckets through the Redis at `url`: `redis://`, `rediss://`
     /// (feature `tls`), or `unix://`.
     ///
-    /// No I/O happens here, so that a dead Redis never stops a start-up: the first acquisition
+    /// No I/O happens here, so an unreachable Redis never delays a start: the first acquisition
     /// connects.
     ///
-    /// While tokio's time is paused (`#[tokio::test(start_paused = true)]`), Redis cannot answer in
-    /// time: timers end as soon as no task can go on, and so before a reply. Acquisitions are then
-    /// decided by memory, as in an outage, and the log says why. In such tests use
-    /// [`in_memory`](Self::in_memory), which follows the paused time.
+    /// While tokio's time is paused (`#[tokio::test(start_paused = true)]`), no reply of Redis comes in
+    /// time: tokio ends timers as soon as all tasks are idle, and so before a reply. Memory then
+    /// decides, as in an outage, and the log says why. Use [`in_memory`](Self::in_memory) in such
+    /// tests: it follows the paused time.
     ///
     /// ```
     /// # use tower_throttle::Limiter;
@@ -96,13 +97,13 @@ impl Limiter {
     ///
     /// # Errors
     ///
-    /// [`ConfigError`] if the URL cannot be read.
+    /// Returns [`ConfigError`] if the URL is invalid.
     #[cfg(feature = "redis")]
     pub fn redis(url: &str) -> Result<Self, ConfigError> {
         Self::builder().redis(url).build()
     }
 
-    /// A limiter with settings.
+    /// Returns a builder of a limiter.
     ///
     /// ```
     /// # use tower_throttle::Limiter;
@@ -119,7 +120,7 @@ impl Limiter {
         }
     }
 
-    /// Takes from all of `scopes` now, or from none: [`Reason::Limited`](crate::Reason) says when to
+    /// Takes tokens from all of `scopes` now, or from none: [`Reason::Limited`](crate::Reason) says when to
     /// come back. More than 128 scopes, counted before equal ones are merged, are
     /// [`Reason::ExceedsCapacity`](crate::Reason).
     ///
@@ -148,24 +149,24 @@ impl Limiter {
         self.acquire(scopes, Duration::ZERO)
     }
 
-    /// Takes from all of `scopes`, waiting for a reservation for up to `max_wait`.
+    /// Takes tokens from all of `scopes`, or from none, and waits for up to `max_wait` if need be.
     ///
-    /// The time in the queue for Redis counts towards `max_wait`; the call to Redis comes on top of
-    /// it. A request whose `max_wait` ends in the queue is sent all the same, without a wait: see
+    /// Time in the queue for Redis counts towards `max_wait`, the call itself does not. A request
+    /// whose `max_wait` ends in the queue is sent all the same, without a wait: see
     /// [`redis_timeout`](LimiterBuilder::redis_timeout) for how long it may be queued.
     ///
     /// Requests for one scope that go to Redis in one call are merged if their costs are equal
     /// and their waits are similar. The shortest of these waits counts for all of them, so it may
     /// be up to a 64th shorter than `max_wait`, and never longer.
     ///
-    /// Turns are given in the order in which the store saw the demands, across processes, and
-    /// are known at once: a wait that does not fit is refused without waiting. A `max_wait`
-    /// beyond 30 years is cut to that.
+    /// Reservations are due in the order in which the backend received the requests, across
+    /// processes. They are made at once, so a request whose wait would exceed `max_wait` is
+    /// rejected without waiting. A `max_wait` over 30 years counts as 30 years.
     ///
-    /// Several scopes are taken together: all of them are used within 100 ms of their
-    /// reservations. Where they are reserved for different times, those that are due earlier are
-    /// given back and reserved again, so that a request for several crowded scopes may wait longer
-    /// than for the slowest of them, and may be refused while it waits.
+    /// Several scopes are taken together, each within 100 ms of its reservation. If their
+    /// reservations are due at different times, the earlier ones are given back and made again. So
+    /// a request for several scarce scopes may wait longer than for the slowest of them, and may be
+    /// rejected while it waits.
     ///
     /// ```
     /// # use std::time::Duration;
@@ -181,13 +182,13 @@ impl Limiter {
     ///
     /// # Cancel safety
     ///
-    /// Dropped before it was sent it takes nothing; later, what it was granted or has reserved is
+    /// Dropped before it was sent, it takes nothing. Later, what it was granted or has reserved is
     /// undone. See [`Acquire`].
     ///
     /// # Panics
     ///
-    /// If it has to wait or to ask Redis and is polled outside a Tokio runtime with a timer
-    /// (`enable_time`, `enable_all`). In memory, what is decided at once needs no runtime.
+    /// If it must wait or ask Redis, and is polled outside a Tokio runtime with a timer
+    /// (`enable_time`, `enable_all`). In memory, a decision without a wait needs no runtime.
     #[inline]
     pub fn acquire(&self, scopes: impl IntoScopes, max_wait: Duration) -> Acquire {
         Acquire::new(self.core.clone(), scopes.into_scopes(), max_wait)
@@ -221,7 +222,7 @@ impl Limiter {
         self.core.heeds_holds.store(true, Ordering::Relaxed);
     }
 
-    /// Which store decides. [`reserved`](Self::reserved) is the part of each limit that is reserved
+    /// Which backend decides. [`reserved`](Self::reserved) is the part of each limit that is reserved
     /// for missing limiters meanwhile.
     ///
     /// ```
@@ -232,10 +233,10 @@ impl Limiter {
         self.core.observer.health()
     }
 
-    /// The transitions of [`health`](Self::health), the latest of them at least.
+    /// Returns a receiver of the changes of [`health`](Self::health). A slow receiver sees the latest.
     ///
-    /// A value that is borrowed from the receiver locks it: the background task that has another
-    /// to publish waits until it is returned. Decisions do not.
+    /// A value that is borrowed from the receiver locks it: the background task waits with the next
+    /// change until it is returned. Decisions do not wait.
     ///
     /// ```
     /// # use tower_throttle::{Health, Limiter};
@@ -277,8 +278,7 @@ impl Limiter {
     /// blocks for up to 0.5 s where Redis does not answer. A process that is killed, or that ends
     /// by a signal that nobody handles, cannot deregister: see
     /// [`instance`](LimiterBuilder::instance). After this call the limiter goes on limiting, but is
-    /// no longer counted, and gives back what it has taken ahead, if it
-    /// [leases](crate::LimiterBuilder::lease).
+    /// no longer counted, and gives back its [leases](crate::LimiterBuilder::lease).
     ///
     /// ```
     /// # use tower_throttle::Limiter;
@@ -291,7 +291,7 @@ impl Limiter {
     ///
     /// # Cancel safety
     ///
-    /// Dropped, the goodbye may or may not have been said.
+    /// If this is dropped, the limiter may or may not be deregistered.
     ///
     /// # Panics
     ///
@@ -302,7 +302,7 @@ impl Limiter {
         }
     }
 
-    /// Decisions that were made without Redis because it could not be asked in time.
+    /// Returns how many decisions were made without Redis because it was unavailable.
     ///
     /// ```
     /// # use tower_throttle::Limiter;
@@ -312,7 +312,7 @@ impl Limiter {
         self.core.observer.fallbacks()
     }
 
-    /// Those of them that were made for this reason.
+    /// Returns how many of the [`fallbacks`](Self::fallbacks) had this reason.
     ///
     /// ```
     /// # use tower_throttle::{FailureKind, Limiter};
@@ -322,7 +322,7 @@ impl Limiter {
         self.core.observer.fallbacks_by(reason)
     }
 
-    /// Buckets held in this process's memory.
+    /// Returns how many buckets are in this process's memory.
     ///
     /// ```
     /// # use tower_throttle::Limiter;
@@ -332,7 +332,7 @@ impl Limiter {
         self.core.memory.scopes()
     }
 
-    /// Decisions of an overflow bucket, which several scopes share, because
+    /// Returns how many decisions an overflow bucket made, which several scopes share, because
     /// [`max_scopes`](LimiterBuilder::max_scopes) buckets were held.
     ///
     /// ```

@@ -72,7 +72,7 @@ impl Permit {
         }
     }
 
-    /// Decided without a call to Redis, for one scope.
+    /// A permit for one scope that was decided without a call to Redis.
     #[inline]
     pub(super) fn at_once(core: Arc<Core>, scopes: Scopes, level: f64) -> Self {
         let origins = Origins::All(core.primary());
@@ -89,7 +89,7 @@ impl Permit {
         }
     }
 
-    /// Holds one of the scopes back, for all processes.
+    /// Pauses one of the scopes, for all processes.
     #[cfg(feature = "learn")]
     pub(crate) fn pause(&self, which: usize, hold: std::time::Duration) {
         let taken = self.charged();
@@ -98,7 +98,7 @@ impl Permit {
         }
     }
 
-    /// Leaves no more than so many tokens of one of the scopes.
+    /// Caps the level of one of the scopes.
     #[cfg(feature = "learn")]
     pub(crate) fn cap_level(&self, which: usize, tokens: f64) {
         let taken = self.charged();
@@ -112,7 +112,7 @@ impl Permit {
         self.charged().give_back_late(due);
     }
 
-    /// Gives all the tokens back; later settling does nothing.
+    /// Gives all tokens back. Settling has no effect after that.
     ///
     /// A bucket never holds more than its capacity. While callers wait for it, it holds at most the
     /// capacity less the largest of their costs; tokens that are given back beyond that are lost. So
@@ -151,7 +151,7 @@ impl Permit {
         self.charged().settle(actual);
     }
 
-    /// Something to settle by later.
+    /// Returns a handle that settles the cost later.
     ///
     /// ```
     /// # use tower_throttle::{Limiter, Quota};
@@ -175,7 +175,7 @@ impl Permit {
         PermitHandle { taken }
     }
 
-    /// The scopes that were taken from.
+    /// The scopes from which tokens were taken.
     ///
     /// ```
     /// # use tower_throttle::{Limiter, Quota};
@@ -189,9 +189,9 @@ impl Permit {
         self.charged().scopes.as_slice()
     }
 
-    /// The scope with the smallest part of its capacity left, and its level in tokens: what
-    /// headers tell. A bucket that was waited for is empty. None when this was decided without
-    /// the store.
+    /// The scope with the smallest part of its capacity left, and its level in tokens, as in
+    /// response headers. A bucket that was waited for is empty. `None` if the permit is
+    /// [degraded](Self::is_degraded).
     ///
     /// ```
     /// # use tower_throttle::{Limiter, Quota};
@@ -206,8 +206,7 @@ impl Permit {
         Some((self.scopes().get(index as usize)?, level))
     }
 
-    /// Whether this process decided from its own memory, because Redis could not be asked in
-    /// time.
+    /// Whether this process decided from its own memory because Redis was unavailable.
     ///
     /// ```
     /// # use tower_throttle::{Limiter, Quota};
@@ -245,7 +244,7 @@ impl PermitHandle {
         self.taken.settle(actual);
     }
 
-    /// The scopes that were taken from.
+    /// The scopes from which tokens were taken.
     ///
     /// ```
     /// # use tower_throttle::{Limiter, Quota};
