@@ -1,16 +1,16 @@
-//! Redis, as the limiter sees it.
+//! [`RedisBackend`]: what the limiter asks of Redis.
 
 use std::{sync::Arc, time::Duration};
 
 use tokio::time::Instant;
 
-use super::waiter::Waiter;
+use super::queue::Waiter;
 use crate::{
     bucket::{BucketParams, Reservation},
     clock::to_us,
-    decision::Failure,
+    decision::{DecidedBy, Decision, Failure},
     redis,
-    scope::{BucketId, Lookup, Scope},
+    scope::{BucketId, Hashes, Lookup, Scope},
 };
 
 pub(crate) use crate::redis::{Mark, Mode};
@@ -24,14 +24,14 @@ pub(crate) struct RedisBackend {
 
 impl RedisBackend {
     pub(crate) fn new(config: redis::ConnectionConfig, salt: [u8; 32]) -> Self {
-        let keyspace = config.keyspace.clone();
-        let known = config.levels.clone();
+        let keys = config.keyspace.clone();
+        let levels = config.levels.clone();
         let leases = config.leases.clone();
-        let books = config.ledger.clone();
-        let link = redis::RedisConnection::new(config);
+        let ledger = config.ledger.clone();
+        let connection = redis::RedisConnection::new(config);
         Self {
-            batcher: redis::Batcher::new(link, keyspace, known.clone(), leases.clone(), books),
-            levels: known,
+            batcher: redis::Batcher::new(connection, keys, levels.clone(), leases.clone(), ledger),
+            levels,
             leases,
             salt,
         }
@@ -41,39 +41,40 @@ impl RedisBackend {
         self.batcher.connection().mode()
     }
 
-    /// A background task has failed.
+    /// A background task has panicked: Redis counts as unavailable until it is connected again.
     pub(crate) fn fail(&self, failure: &Failure) {
         redis::Connection::fail(self.batcher.connection(), failure);
     }
 
-    /// Since when Redis is away, if it is.
+    /// When Redis became unavailable, if it is.
     pub(crate) fn unavailable_since(&self) -> Option<Instant> {
         self.batcher.connection().unavailable_since()
     }
 
-    /// The last outage: when it began, and when it was over.
+    /// When the last outage began, and when it ended.
     pub(crate) fn last_outage(&self) -> (Option<Instant>, Option<Instant>) {
         self.batcher.connection().last_outage()
     }
 
-    /// The level that was told last, refilled since then, if that is less than full; and when
-    /// it was told.
+    /// The last reported level, refilled since then, and when it was reported. `None` if the bucket
+    /// is unknown, or full by now.
     pub(crate) fn last_level(&self, id: &BucketId) -> Option<(f64, Instant)> {
         self.levels.level(id)
     }
 
-    /// Queues a demand; the waiter is told in any case, as long as the marked runtime is driven.
+    /// Queues a request. The waiter is answered in any case, as long as the runtime of the returned
+    /// mark is driven.
     pub(crate) fn take(&self, waiter: Arc<Waiter>) -> Option<Mark> {
         self.batcher.take(waiter)
     }
 
-    /// So long after it was asked, a runtime that is driven has done something.
+    /// A worker whose runtime is driven makes progress within this time.
     pub(crate) fn patience(&self) -> Duration {
         self.batcher.max_silence()
     }
 
-    /// Redis is asked on the current runtime from here on, if the marked one has done nothing:
-    /// then none, and whoever waits asks again.
+    /// If the marked worker has made progress since, returns its new mark. Otherwise a worker on
+    /// the current runtime replaces it, and the request is to be made again.
     pub(crate) fn take_over(&self, mark: Mark) -> Option<Mark> {
         self.batcher.take_over(mark)
     }
@@ -86,18 +87,18 @@ impl RedisBackend {
         self.batcher.charge(scope, tokens);
     }
 
-    /// As far as is known, a bucket has so many tokens more.
+    /// Raises the last reported level of a bucket by `tokens`.
     pub(crate) fn raise_level(&self, scope: &Scope, tokens: f64) {
         let id = scope.id(&self.salt);
         self.levels.raise(&id, scope.params(), tokens);
     }
 
-    /// Undoes a reservation whose caller has gone away.
-    pub(crate) fn undo(&self, gone: Box<(Scope, Reservation)>) {
-        self.batcher.undo(gone);
+    /// Undoes a reservation that was cancelled.
+    pub(crate) fn undo(&self, cancelled: Box<(Scope, Reservation)>) {
+        self.batcher.undo(cancelled);
     }
 
-    /// Grants nobody anything before `until`; in this process from now on.
+    /// Pauses a bucket until `until`: in this process from now on.
     pub(crate) fn pause(&self, scope: &Scope, until: Instant) {
         let (params, id) = (scope.params(), scope.id(&self.salt));
         let left = until.saturating_duration_since(Instant::now());
@@ -106,19 +107,19 @@ impl RedisBackend {
         self.batcher.pause(scope, until);
     }
 
-    /// Leaves no more than so many tokens.
+    /// Lowers the level of a bucket to at most `tokens`.
     pub(crate) fn cap_level(&self, scope: &Scope, tokens: f64) {
         self.leases.forget(&scope.id(&self.salt));
         self.batcher.cap_level(scope, tokens);
     }
 
-    /// When this process heard last of a bucket, and until when it is held back.
+    /// When Redis last reported a bucket, and the end of its pause, if it is paused.
     pub(crate) fn pause_view(&self, id: &Lookup<'_>) -> Option<(Instant, Option<Instant>)> {
-        let heard = self.levels.pause_view(id)?;
-        Some((heard.at, heard.paused_until))
+        let view = self.levels.pause_view(id)?;
+        Some((view.at, view.paused_until))
     }
 
-    /// The part of each rate that is reserved for those who are missing.
+    /// The part of each rate that is reserved for missing peers, from 0 to 1.
     pub(crate) fn reserved(&self) -> f64 {
         use redis::Connection;
         1.0 - self.batcher.connection().part().of_rate
@@ -138,24 +139,24 @@ impl RedisBackend {
         self.batcher.connection().deregister().await;
     }
 
-    /// When to come back, where earlier replies tell that Redis would refuse.
+    /// When to retry, if the level cache shows that Redis would reject the request.
     pub(crate) fn rejects(&self, scope: &Scope, max_wait_us: f64) -> Option<Duration> {
         self.levels.rejects(
-            &scope.lookup(&self.salt, &mut crate::scope::Hashes::default()),
+            &scope.lookup(&self.salt, &mut Hashes::default()),
             scope.params(),
             scope.tokens(),
             max_wait_us,
         )
     }
 
-    /// Whether this process holds anything ahead, at a glance.
+    /// Whether this process has leased any tokens, without a lock.
     #[inline]
     pub(crate) fn has_leased(&self) -> bool {
         !self.leases.is_empty()
     }
 
-    /// Takes from what this process has taken ahead, as long as Redis alone decides: the level
-    /// that is left.
+    /// Takes tokens that this process has leased, if Redis alone decides. Returns the level that
+    /// is left.
     #[inline]
     pub(crate) fn take_leased(
         &self,
@@ -173,7 +174,7 @@ impl RedisBackend {
         Some(leased.level)
     }
 
-    /// The same for somebody who does not wait, as long as Redis alone decides.
+    /// As `rejects`, for a request that does not wait, if Redis alone decides.
     #[inline]
     pub(crate) fn rejects_now(
         &self,
@@ -199,8 +200,8 @@ impl redis::Requester for Arc<Waiter> {
         Waiter::is_wanted(self)
     }
 
-    fn answer(self, answer: Result<crate::decision::Decision, Failure>) {
-        Waiter::answer(&self, answer);
+    fn answer(self, answer: Result<Decision, Failure>) {
+        self.decide(answer, DecidedBy::Redis);
     }
 
     fn retry(self) {

@@ -7,7 +7,7 @@ use std::{
 
 use super::{
     core::Core, handle::Limiter, local_share::LocalShares, pending::PendingCorrections,
-    wait_queue::WaitQueues,
+    queue::WaitQueues,
 };
 use crate::{
     error::ConfigError,
@@ -434,7 +434,7 @@ impl LimiterBuilder {
             memory,
             shares: Arc::new(shares),
             redis: None,
-            queues: WaitQueues::default(),
+            queues: WaitQueues::new(salt),
             observer: Arc::new(Observer::new(health)),
             salt,
             heeds_holds: AtomicBool::new(false),

@@ -8,12 +8,13 @@ use std::{
     time::Duration,
 };
 
+use futures_util::future::{BoxFuture, FutureExt};
 use tokio::time::Instant;
 
 use super::{
     backend::{Mode, RedisBackend},
     local_share::LocalShares,
-    wait_queue::{TOLERANCE, WaitQueues},
+    queue::{Backends, TOLERANCE, WaitQueues, Waiter},
 };
 use crate::{
     bucket::{Bucket, BucketParams, Reservation, TakenAll},
@@ -25,14 +26,14 @@ use crate::{
     telemetry::Observer,
 };
 
-/// For so long a process trusts that a bucket is not held back, once it has heard so.
+/// How long a process trusts the last report that a bucket is not paused.
 const PAUSE_NEWS_AGE: Duration = Duration::from_millis(25);
 
 pub(crate) struct Core {
     pub(crate) memory: Arc<MemoryStore>,
     pub(crate) shares: Arc<LocalShares>,
     pub(crate) redis: Option<RedisBackend>,
-    pub(crate) queues: WaitQueues,
+    pub(crate) queues: WaitQueues<Waiter>,
     pub(crate) observer: Arc<Observer>,
     pub(crate) salt: [u8; 32],
     /// Whether anybody may hold buckets back, so that a turn promised earlier is not to be
@@ -47,15 +48,6 @@ impl Core {
         match self.redis {
             Some(_) => DecidedBy::Redis,
             None => DecidedBy::Memory,
-        }
-    }
-
-    /// A background task has panicked: it is logged, and a limiter on Redis is degraded until it
-    /// has connected anew.
-    pub(crate) fn task_panicked(&self, failure: &Failure) {
-        match &self.redis {
-            Some(remote) => remote.fail(failure),
-            None => self.observer.misconfigured(failure),
         }
     }
 
@@ -107,51 +99,49 @@ impl Core {
         })
     }
 
-    /// Decides on one scope at once, where that takes neither a call to Redis nor a wait: the
-    /// level after it was granted, or when to come back. Else nothing has happened.
+    /// The fast path of every acquisition: decides about one scope without a call to Redis and
+    /// without a wait, and counts the decision. Returns the level after a grant, or when to retry.
+    /// If it returns `None`, nothing has happened, and the level cache need not be asked again.
     #[inline]
     pub(crate) fn decide_locally(
         &self,
         scope: &Scope,
-        at_once: bool,
+        max_wait: Duration,
+        shadow: bool,
     ) -> Option<Result<f64, Duration>> {
+        let decision = self.try_locally(scope, max_wait.is_zero())?;
+        let primary = self.primary().into();
+        match decision {
+            Ok(_) => self.observer.meter.admitted(scope, primary),
+            Err(retry_after) => {
+                self.observer
+                    .refused_at_once(scope, retry_after, primary, shadow);
+            }
+        }
+        Some(decision)
+    }
+
+    #[inline]
+    fn try_locally(&self, scope: &Scope, may_reject: bool) -> Option<Result<f64, Duration>> {
         let (params, cost) = (scope.params(), scope.tokens());
         if cost <= 0.0 || !params.can_grant(cost) {
             return None;
         }
         let mut hashes = Hashes::default();
         let id = scope.lookup(&self.salt, &mut hashes);
-        if let Some(remote) = &self.redis {
-            if remote.has_leased()
-                && self.knows_of_pauses(remote, &id)
-                && let Some(level) = remote.take_leased(scope, &id, params)
+        if let Some(redis) = &self.redis {
+            if redis.has_leased()
+                && self.knows_of_pauses(redis, &id)
+                && let Some(level) = redis.take_leased(scope, &id, params)
             {
                 return Some(Ok(level));
             }
-            let retry_after = at_once.then(|| remote.rejects_now(&id, params, cost));
+            let retry_after = may_reject.then(|| redis.rejects_now(&id, params, cost));
             return retry_after.flatten().map(Err);
         }
         match self.memory.take(&id, params, cost) {
             Ok(level) => Some(Ok(level)),
-            Err(retry_after) => at_once.then(|| Err(from_us(retry_after))),
-        }
-    }
-
-    /// Counts such a decision.
-    #[inline]
-    pub(crate) fn count_local_decision(
-        &self,
-        scope: &Scope,
-        decision: Result<f64, Duration>,
-        shadow: bool,
-    ) {
-        let home = self.primary().into();
-        match decision {
-            Ok(_) => self.observer.meter.admitted(scope, home),
-            Err(retry_after) => {
-                self.observer
-                    .refused_at_once(scope, retry_after, home, shadow);
-            }
+            Err(retry_after) => may_reject.then(|| Err(from_us(retry_after))),
         }
     }
 
@@ -321,50 +311,6 @@ impl Core {
         }
     }
 
-    /// Undoes a reservation that `origin` made, whose caller has gone away before it was due.
-    pub(crate) fn undo(&self, scope: &Scope, gone: Reservation, origin: DecidedBy) {
-        let Some(remote) = &self.redis else {
-            let (id, params) = (scope.id(&self.salt), scope.params());
-            let undo = |bucket: &mut Bucket| bucket.undo(gone, params);
-            return self.memory.with(&id.lookup(), params, undo);
-        };
-        let is_away = remote.unavailable_since().is_some();
-        match origin {
-            DecidedBy::Redis => {
-                let gone = (scope.clone(), gone);
-                if is_away {
-                    // Nor does the share start lower by what nobody waits for any more.
-                    remote.raise_level(scope, gone.1.tokens);
-                    self.shares.pending.undo(gone);
-                } else {
-                    remote.undo(Box::new(gone));
-                }
-            }
-            DecidedBy::LocalShare if is_away => self.shares.undo(scope, gone, true),
-            DecidedBy::DualAdmission => self.shares.undo(scope, gone, false),
-            // What a share reserved was charged to Redis when that came back, and refills there.
-            DecidedBy::LocalShare | DecidedBy::Memory | DecidedBy::Unmetered => {}
-        }
-    }
-
-    /// Whether Redis is away, and what it reserved earlier is to be asked of the share: the other
-    /// processes, who live from their shares, do not know of that debt.
-    pub(crate) fn spends_local_share(&self, scope: &Scope) -> bool {
-        let remote = self.redis.as_ref();
-        let is_away = remote.is_some_and(|remote| remote.unavailable_since().is_some());
-        is_away && self.shares.has_share(scope)
-    }
-
-    /// Gives back what `origin` granted of a scope for a time that may have passed.
-    ///
-    /// Unused, a token leaves room in its bucket only until that has refilled: more than the
-    /// bucket lacked is not kept. What it refilled since, others may have used already, so that
-    /// much of an old token is lost.
-    pub(crate) fn give_back_late(&self, scope: &Scope, origin: DecidedBy, due: Instant) {
-        let tokens = unused(scope, due);
-        self.give_back(scope, tokens, origin);
-    }
-
     /// Charges what was used beyond what `origin` granted.
     pub(crate) fn charge(&self, scope: &Scope, tokens: f64, origin: DecidedBy) {
         if tokens <= 0.0 {
@@ -430,38 +376,13 @@ impl Core {
         }
     }
 
-    /// Until when a bucket is held back, as far as this process has heard.
-    pub(crate) fn paused_until(&self, id: &Lookup<'_>, origin: DecidedBy) -> Option<Instant> {
-        let remote = self.redis.as_ref();
-        let heard = remote
-            .and_then(|remote| remote.pause_view(id))
-            .and_then(|(_, held)| held);
-        match origin {
-            DecidedBy::Redis | DecidedBy::Unmetered => heard,
-            DecidedBy::Memory | DecidedBy::LocalShare | DecidedBy::DualAdmission => {
-                heard.max(self.memory.paused_until(id))
-            }
-        }
-    }
-
-    /// Whether a hold that another process may have made would be known here.
-    fn knows_of_pauses(&self, remote: &RedisBackend, id: &Lookup<'_>) -> bool {
+    /// Whether a pause that another process may have set would be known here.
+    fn knows_of_pauses(&self, redis: &RedisBackend, id: &Lookup<'_>) -> bool {
         if !self.heeds_holds.load(Ordering::Relaxed) {
             return true;
         }
-        let heard = remote.pause_view(id);
-        heard.is_some_and(|(at, _)| at.elapsed() <= PAUSE_NEWS_AGE)
-    }
-
-    /// Hears of a hold that another process may have made since this one heard last.
-    pub(crate) async fn refresh_pause(&self, scope: &Scope, id: &Lookup<'_>) {
-        let Some(remote) = &self.redis else {
-            return;
-        };
-        if !self.knows_of_pauses(remote, id) && !matches!(remote.mode(), Mode::Unavailable(_)) {
-            // Where Redis does not answer, what was promised stands.
-            let _ = remote.look(scope).await;
-        }
+        let view = redis.pause_view(id);
+        view.is_some_and(|(reported_at, _)| reported_at.elapsed() <= PAUSE_NEWS_AGE)
     }
 
     /// The level in the primary backend.
@@ -519,25 +440,85 @@ impl Core {
             Some(redis) => redis.reset(scope).await.map(|_| ()),
         }
     }
+}
 
-    /// Whether somebody here waits for one of these scopes, or Redis is known to refuse it.
-    pub(crate) fn is_scarce(&self, scopes: &[Scope], max_wait_us: f64) -> bool {
-        let origins = match self.redis {
-            None => &[DecidedBy::Memory][..],
-            Some(_) => &[
-                DecidedBy::Redis,
-                DecidedBy::LocalShare,
-                DecidedBy::DualAdmission,
-            ],
+impl Backends for Core {
+    fn queues(&self) -> &WaitQueues<Waiter> {
+        &self.queues
+    }
+
+    fn give_back_late(&self, scope: &Scope, decided_by: DecidedBy, due: Instant) {
+        // An unused token leaves room in its bucket only until that has refilled. What it has
+        // refilled since, others may have used already, so that part of an old token is lost.
+        self.give_back(scope, unused(scope, due), decided_by);
+    }
+
+    fn undo(&self, scope: &Scope, reservation: Reservation, decided_by: DecidedBy) {
+        let Some(redis) = &self.redis else {
+            let (id, params) = (scope.id(&self.salt), scope.params());
+            let undo = |bucket: &mut Bucket| bucket.undo(reservation, params);
+            return self.memory.with(&id.lookup(), params, undo);
         };
-        scopes.iter().any(|scope| {
-            let sleeps = |origin: &DecidedBy| self.queues.has_waiters(self, scope, *origin);
-            origins.iter().any(sleeps)
-                || self
-                    .redis
-                    .as_ref()
-                    .is_some_and(|remote| remote.rejects(scope, max_wait_us).is_some())
-        })
+        let is_unavailable = redis.unavailable_since().is_some();
+        match decided_by {
+            DecidedBy::Redis => {
+                let cancelled = (scope.clone(), reservation);
+                if is_unavailable {
+                    // Otherwise the share would start lower by what nobody waits for any more.
+                    redis.raise_level(scope, reservation.tokens);
+                    self.shares.pending.undo(cancelled);
+                } else {
+                    redis.undo(Box::new(cancelled));
+                }
+            }
+            DecidedBy::LocalShare if is_unavailable => self.shares.undo(scope, reservation, true),
+            DecidedBy::DualAdmission => self.shares.undo(scope, reservation, false),
+            // What a share reserved was charged to Redis after the outage, and refills there.
+            DecidedBy::LocalShare | DecidedBy::Memory | DecidedBy::Unmetered => {}
+        }
+    }
+
+    fn paused_until(&self, id: &Lookup<'_>, decided_by: DecidedBy) -> Option<Instant> {
+        let redis = self.redis.as_ref();
+        let reported = redis
+            .and_then(|redis| redis.pause_view(id))
+            .and_then(|(_, paused_until)| paused_until);
+        match decided_by {
+            DecidedBy::Redis | DecidedBy::Unmetered => reported,
+            DecidedBy::Memory | DecidedBy::LocalShare | DecidedBy::DualAdmission => {
+                reported.max(self.memory.paused_until(id))
+            }
+        }
+    }
+
+    fn refresh_pause<'a>(&'a self, scope: &'a Scope, id: &Lookup<'_>) -> Option<BoxFuture<'a, ()>> {
+        let redis = self.redis.as_ref()?;
+        if self.knows_of_pauses(redis, id) || matches!(redis.mode(), Mode::Unavailable(_)) {
+            return None;
+        }
+        // If Redis does not answer, the reservation stands.
+        let look = async move {
+            let _ = redis.look(scope).await;
+        };
+        Some(look.boxed())
+    }
+
+    fn spends_local_share(&self, scope: &Scope) -> bool {
+        let redis = self.redis.as_ref();
+        let is_unavailable = redis.is_some_and(|redis| redis.unavailable_since().is_some());
+        is_unavailable && self.shares.has_share(scope)
+    }
+
+    fn credit_reservation(&self, scope: &Scope) {
+        self.shares.credit_reservation(scope);
+    }
+
+    /// It is logged, and a limiter on Redis is degraded until it has connected anew.
+    fn task_panicked(&self, failure: &Failure) {
+        match &self.redis {
+            Some(redis) => redis.fail(failure),
+            None => self.observer.misconfigured(failure),
+        }
     }
 }
 

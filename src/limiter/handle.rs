@@ -15,11 +15,11 @@ use super::{
     charge::{Charged, Origins},
     core::Core,
     permit::Permit,
+    queue::Backends,
 };
 #[cfg(feature = "redis")]
 use crate::error::ConfigError;
 use crate::{
-    clock::to_us,
     decision::{Failure, FailureKind},
     scope::{IntoScopes, Scope, Scopes},
     telemetry::Health,
@@ -348,8 +348,7 @@ impl Limiter {
         self.core.task_panicked(failure);
     }
 
-    /// Decides on one scope at once, where that takes neither a call to Redis nor a wait: the
-    /// level after it was granted, or when to come back. Else nothing has happened.
+    /// See [`Core::decide_locally`].
     #[inline]
     pub(crate) fn decide_locally(
         &self,
@@ -357,10 +356,12 @@ impl Limiter {
         max_wait: Duration,
         shadow: bool,
     ) -> Option<Result<f64, Duration>> {
-        let core = &*self.core;
-        let decision = core.decide_locally(scope, max_wait.is_zero())?;
-        core.count_local_decision(scope, decision, shadow);
-        Some(decision)
+        self.core.decide_locally(scope, max_wait, shadow)
+    }
+
+    /// As [`acquire`](Self::acquire), if `decide_locally` was tried for a single scope.
+    pub(crate) fn acquire_undecided(&self, scopes: Scopes, max_wait: Duration) -> Acquire {
+        Acquire::undecided(self.core.clone(), scopes, max_wait)
     }
 
     /// What stands for no decision at all.
@@ -375,9 +376,10 @@ impl Limiter {
         Permit::at_once(self.core.clone(), scope.into_scopes(), level)
     }
 
-    /// Whether an acquisition of these scopes is likely to wait, so that readiness should.
-    pub(crate) fn is_scarce(&self, scopes: &[Scope], max_wait: Duration) -> bool {
-        self.core.is_scarce(scopes, to_us(max_wait))
+    /// Whether an acquisition of these scopes that Redis is not known to reject is likely to wait.
+    pub(crate) fn is_scarce(&self, scopes: &[Scope]) -> bool {
+        let queues = &self.core.queues;
+        scopes.iter().any(|scope| queues.has_waiters(scope))
     }
 }
 

@@ -1,8 +1,7 @@
-//! [`Limiter`]: chooses the store, and owns permits, turns and refunds.
+//! [`Limiter`]: chooses the backend; owns permits, wait queues and corrections.
 
 mod acquire;
 mod backend;
-mod bound;
 mod bucket;
 mod builder;
 mod charge;
@@ -11,10 +10,9 @@ mod handle;
 mod local_share;
 mod pending;
 mod permit;
-mod steps;
-mod wait_queue;
-mod waiter;
+mod queue;
 
+pub(crate) use self::queue::TOLERANCE;
 pub use self::{
     acquire::Acquire,
     bucket::{BucketHandle, Unavailable},
@@ -22,4 +20,3 @@ pub use self::{
     handle::Limiter,
     permit::{Permit, PermitHandle},
 };
-pub(crate) use self::{acquire::Progress, wait_queue::TOLERANCE};

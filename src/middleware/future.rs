@@ -18,7 +18,7 @@ use super::{
 };
 use crate::{
     Rejected, Scopes,
-    limiter::{Acquire, Limiter, Permit, Progress},
+    limiter::{Acquire, Limiter, Permit},
     reply::Reply,
 };
 
@@ -107,7 +107,7 @@ where
             self.step = match &mut self.step {
                 Step::Acquiring { acquire, ready } => match Pin::new(&mut *acquire).poll(cx) {
                     Poll::Pending => {
-                        if *ready && acquire.progress() == Progress::Reserved {
+                        if *ready && acquire.is_reserved() {
                             // Never sleep for a token while holding a place in the inner
                             // service that others could use.
                             self.inner = self.inner.clone();

@@ -16,7 +16,7 @@ use super::{future::ResponseFuture, layer::RateLimitLayer, shadow::Watched};
 use crate::{
     Rejected, Scopes,
     extract::ScopeExtractor,
-    limiter::{Acquire, Permit, Progress, TOLERANCE},
+    limiter::{Acquire, Permit, TOLERANCE},
     reply::{Fail, Reply},
 };
 
@@ -108,7 +108,7 @@ impl State {
         matches!(
             self,
             Self::Acquiring { acquire, offered: false, .. }
-                if acquire.progress() == Progress::Reserved
+                if acquire.is_reserved()
         )
     }
 
@@ -270,7 +270,7 @@ where
                     // Where tokens abound, the response future finishes this: waiting for the
                     // round trip here would put all callers of a shared service in a row.
                     let limiter = &self.layer.limiter;
-                    let scarce = || limiter.is_scarce(scopes.as_slice(), self.layer.max_wait);
+                    let scarce = || limiter.is_scarce(scopes.as_slice());
                     if let State::Acquiring { offered, .. } = &mut self.state
                         && (*offered || !scarce())
                     {
@@ -419,7 +419,7 @@ impl<S, K, O> RateLimit<S, K, O> {
             // What is too old for this request is given back before it asks for its own.
             old => {
                 drop(old);
-                self.call_acquiring(None, req)
+                self.call(req)
             }
         }
     }
@@ -452,7 +452,7 @@ impl<S, K, O> RateLimit<S, K, O> {
         let layer = &self.layer;
         let reply = layer.reply.clone();
         let scopes = scopes.unwrap_or_else(|| layer.scopes(&req));
-        let mut acquire = layer.limiter.acquire(scopes, layer.max_wait);
+        let mut acquire = layer.limiter.acquire_undecided(scopes, layer.max_wait);
         match acquire.decide_now() {
             Some(Ok(permit)) => ResponseFuture::granted(&mut self.inner, reply, Some(permit), req),
             Some(Err(rejected)) => self.refused(rejected, req),

@@ -36,7 +36,7 @@ impl Watched {
                 _ => Self::Nothing,
             };
         }
-        let mut acquire = limiter.acquire(scopes, max_wait).in_shadow();
+        let mut acquire = limiter.acquire_undecided(scopes, max_wait).in_shadow();
         match acquire.decide_now() {
             Some(Ok(permit)) if kept => return Self::Granted(Box::new(permit)),
             Some(_) => return Self::Nothing,
