@@ -116,15 +116,19 @@ pub(crate) async fn rows() -> Vec<Row> {
         assert!(!admitted.metadata().contains_key(name), "{name}");
     }
     let refused = nth!(server(API, memory()).await, 3).expect_err("refused");
-    row("gRPC, refused", ".respond_http()", &refused);
+    row("gRPC, rejected", ".respond_http()", &refused);
     let never = nth!(server(API.cost(3.0), memory()).await, 1).expect_err("impossible");
-    row("gRPC, impossible", ".respond_http()", &never);
+    row(
+        "gRPC, the cost exceeds the capacity",
+        ".respond_http()",
+        &never,
+    );
     let closed = API.fallback(Fallback::FailClosed);
     let away = nth!(server(closed.clone(), without_redis().await).await, 1);
     let away = away.expect_err("unavailable");
     row("gRPC, unavailable", ".respond_http()", &away);
     let share = nth!(server(API, without_redis().await).await, 3).expect_err("refused");
-    row("gRPC, refused without Redis", ".respond_http()", &share);
+    row("gRPC, rejected without Redis", ".respond_http()", &share);
 
     // A client under a limit of its own, before a server that has none.
     let server = limited(RateLimitLayer::new(&memory(), Scopes::default())).await;
@@ -132,7 +136,7 @@ pub(crate) async fn rows() -> Vec<Row> {
     let client = HealthClient::new(http(&memory(), API).layer(channel.clone()));
     let refused = nth!(client, 3).expect_err("refused");
     row(
-        "gRPC client, refused before it asked",
+        "gRPC client, rejected before the call",
         ".respond_http()",
         &refused,
     );
@@ -150,8 +154,8 @@ pub(crate) async fn rows() -> Vec<Row> {
     row("gRPC client, unavailable", ".respond_http()", &away);
 
     for (case, outside) in [
-        ("gRPC-Web, refused outside the translation", true),
-        ("gRPC-Web, refused inside of it", false),
+        ("gRPC-Web, rejected outside the translation", true),
+        ("gRPC-Web, rejected inside the translation", false),
     ] {
         row(case, ".respond_http()", &over_web(outside).await);
     }

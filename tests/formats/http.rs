@@ -89,7 +89,7 @@ async fn styles(rows: &mut Vec<Row>) {
     let none = none.headers(HeaderStyle::None).max_wait(Duration::ZERO);
     let problem = RateLimitLayer::new(&limiter, scope("problem")).respond_http();
     row!(rows, "admitted", ".respond_http()", 1, draft.clone());
-    row!(rows, "refused", ".respond_http()", 2, draft);
+    row!(rows, "rejected", ".respond_http()", 2, draft);
     row!(
         rows,
         "admitted",
@@ -97,7 +97,7 @@ async fn styles(rows: &mut Vec<Row>) {
         1,
         legacy.clone()
     );
-    row!(rows, "refused", ".headers(HeaderStyle::Legacy)", 2, legacy);
+    row!(rows, "rejected", ".headers(HeaderStyle::Legacy)", 2, legacy);
     row!(
         rows,
         "admitted",
@@ -105,7 +105,7 @@ async fn styles(rows: &mut Vec<Row>) {
         1,
         both.clone()
     );
-    row!(rows, "refused", ".headers(HeaderStyle::Both)", 2, both);
+    row!(rows, "rejected", ".headers(HeaderStyle::Both)", 2, both);
     row!(
         rows,
         "admitted",
@@ -113,10 +113,10 @@ async fn styles(rows: &mut Vec<Row>) {
         1,
         none.clone()
     );
-    row!(rows, "refused", ".headers(HeaderStyle::None)", 2, none);
+    row!(rows, "rejected", ".headers(HeaderStyle::None)", 2, none);
     row!(
         rows,
-        "refused",
+        "rejected",
         ".problem_json()",
         3,
         problem.problem_json()
@@ -128,7 +128,13 @@ async fn styles(rows: &mut Vec<Row>) {
         response
     };
     let own = RateLimitLayer::new(&limiter, scope("own")).respond(own);
-    row!(rows, "refused, a body of one's own", ".respond(…)", 3, own);
+    row!(
+        rows,
+        "rejected, with a body of your own",
+        ".respond(…)",
+        3,
+        own
+    );
     let paced = Quota::per_second(10.0).burst(1.0).scope("paced");
     let paced = RateLimitLayer::new(&limiter, paced).respond_http();
     row!(
@@ -141,7 +147,7 @@ async fn styles(rows: &mut Vec<Row>) {
     let dear = RateLimitLayer::new(&limiter, DEAR.key("dear")).respond_http();
     row!(
         rows,
-        "refused, the turn is beyond `max_wait`",
+        "rejected, the wait would exceed `max_wait`",
         ".max_wait(…)",
         2,
         dear.max_wait(SECOND)
@@ -169,7 +175,7 @@ async fn several(rows: &mut Vec<Row>) {
     );
     row!(
         rows,
-        "refused by one of them",
+        "rejected by one of several scopes",
         ".headers(HeaderStyle::Both)",
         2,
         both
@@ -218,14 +224,14 @@ async fn rare(rows: &mut Vec<Row>) {
     let never = layer(API.cost(3.0));
     row!(
         rows,
-        "impossible",
+        "rejected, the cost exceeds the capacity",
         ".problem_json()",
         1,
         never.problem_json()
     );
     row!(
         rows,
-        "refused with tokens left, but too few",
+        "rejected with too few tokens left",
         ".respond_http()",
         2,
         layer(DEAR)
@@ -266,7 +272,7 @@ async fn outages(rows: &mut Vec<Row>) {
     assert_eq!(client.ask().await.number("x-ratelimit-remaining"), Some(1));
     server.kill9();
     let told = ".problem_json().headers(HeaderStyle::Both)";
-    for case in ["admitted without Redis", "refused without Redis"] {
+    for case in ["admitted without Redis", "rejected without Redis"] {
         let answer = client.nth(1).await;
         rows.push(Row {
             case,

@@ -17,7 +17,7 @@ pub(crate) struct Row {
 ///
 /// If the document tells something else than these rows.
 pub(crate) fn compare(rows: &[Row]) {
-    let mut table = String::from("| what happens | layer | answer |\n|---|---|---|\n");
+    let mut table = String::from("| case | layer | response |\n|---|---|---|\n");
     for row in rows {
         let answer = row.answer.iter().map(|line| format!("`{}`", mask(line)));
         let answer = answer.collect::<Vec<_>>().join("<br>");
@@ -35,7 +35,7 @@ pub(crate) fn compare(rows: &[Row]) {
     for (told, sent) in told.lines().zip(table.lines()) {
         assert_eq!(
             told, sent,
-            "docs/formats.md tells the first, the second is sent"
+            "docs/formats.md has the first, the second is sent"
         );
     }
     assert_eq!(told.lines().count(), table.lines().count(), "rows");
