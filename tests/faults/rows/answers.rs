@@ -78,7 +78,7 @@ fn errors() -> Vec<Row> {
         .core(),
         row(
             "master_down",
-            "demoted, and serves nothing: MASTERDOWN",
+            "demoted, serves nothing: MASTERDOWN",
             |stage, _| {
                 async move {
                     stage.begins();
@@ -92,7 +92,7 @@ fn errors() -> Vec<Row> {
         ),
         row(
             "out_of_memory",
-            "full, and nothing may be evicted: OOM",
+            "full, without eviction: OOM",
             |stage, _| {
                 async move {
                     stage.begins();
@@ -136,7 +136,7 @@ fn refusals() -> Vec<Row> {
         }),
         row(
             "wrong_password",
-            "the password changes, and back",
+            "the password is changed, and changed back",
             |stage, _| {
                 async move {
                     stage.begins();
@@ -160,13 +160,13 @@ fn refusals() -> Vec<Row> {
         .on(USER),
         row(
             "no_right_for_scripts",
-            "no right for EVALSHA: NOPERM",
+            "no permission for EVALSHA: NOPERM",
             |stage, _| rights(stage, &["-evalsha", "-eval"], &["+evalsha", "+eval"]).boxed(),
         )
         .on(USER),
         row(
             "no_right_for_set",
-            "no right for SET within the script",
+            "no permission for SET in the script",
             |stage, _| rights(stage, &["-set"], &["+set"]).boxed(),
         )
         .on(USER)

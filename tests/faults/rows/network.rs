@@ -44,35 +44,35 @@ pub(super) fn rows() -> Vec<Row> {
     let rows = vec![
         row(
             "half_open",
-            "links half open: the other end vanishes",
+            "connections half open: the other end disappears",
             |stage, _| spoil(stage, 0.0, Proxy::half_open).boxed(),
         )
         .core(),
         row(
             "black_hole",
-            "packets vanish for 3 s, on new links too",
+            "packets lost for 3 s, on new connections too",
             |stage, _| spoil_and_cut(stage, 3.0, Proxy::stall).boxed(),
         )
         .core(),
         row(
             "cut_mid_reply",
-            "links cut in the middle of a reply",
+            "connections closed in the middle of a reply",
             |stage, _| spoil(stage, 0.2, Proxy::cut_mid_reply).boxed(),
         ),
         row(
             "replies_lost",
-            "replies lost for 2 s: executed, not heard of",
+            "replies lost for 2 s, calls executed",
             |stage, _| spoil_and_cut(stage, 2.0, Proxy::drop_replies).boxed(),
         ),
-        row("slow_5_ms", "5 ms away for 4 s", |stage, _| {
+        row("slow_5_ms", "5 ms of latency for 4 s", |stage, _| {
             away(stage, 5).boxed()
         })
         .expect(CALM),
-        row("slow_50_ms", "50 ms away for 4 s", |stage, _| {
+        row("slow_50_ms", "50 ms of latency for 4 s", |stage, _| {
             away(stage, 50).boxed()
         })
         .expect(CALM),
-        row("slow_500_ms", "500 ms away for 4 s", |stage, _| {
+        row("slow_500_ms", "500 ms of latency for 4 s", |stage, _| {
             away(stage, 500).boxed()
         }),
         row(
@@ -81,12 +81,12 @@ pub(super) fn rows() -> Vec<Row> {
             |stage, _| spoil(stage, 2.0, |proxy| proxy.split(40)).boxed(),
         )
         .expect(CALM),
-        row("reset", "links reset", |stage, _| {
+        row("reset", "connections reset", |stage, _| {
             spoil(stage, 0.0, Proxy::reset).boxed()
         }),
         row(
             "refused",
-            "links cut, new ones refused for 2 s",
+            "connections closed, new ones refused for 2 s",
             |stage, _| {
                 spoil(stage, 2.0, |proxy| {
                     proxy.refuse();

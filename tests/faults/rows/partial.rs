@@ -82,7 +82,7 @@ pub(super) fn rows() -> Vec<Row> {
         .expect(allowed(3)),
         row(
             "process_killed",
-            "a process killed while it holds tokens and turns",
+            "a process killed while it holds tokens and reservations",
             |stage, _| {
                 async move {
                     stage.begins();

@@ -112,7 +112,7 @@ pub(super) fn rows() -> Vec<Row> {
         .core(),
         row(
             "absent_at_start",
-            "not there at the start",
+            "unavailable at the start",
             |stage, length| {
                 async move {
                     stage.begins();
@@ -130,7 +130,7 @@ pub(super) fn rows() -> Vec<Row> {
         .core(),
         row(
             "gone_for_good",
-            "killed, and never there again",
+            "killed, never restarted",
             |stage, length| {
                 async move {
                     stage.begins();
