@@ -1,22 +1,22 @@
-//! One rate limit, held by all processes together.
+//! A [tower](https://docs.rs/tower) layer that enforces one rate limit across all processes.
 //!
-//! [`RateLimitLayer`] makes any tower `Service` keep a token bucket that lives in Redis:
-//! *inbound*, where a server answers 429 or RESOURCE_EXHAUSTED, and *outbound*, where a client
-//! waits for its turn. [`Limiter`] is the same without a service around it.
+//! [`RateLimitLayer`] limits any tower `Service` by token buckets in Redis: a server rejects requests
+//! over the limit with 429 or RESOURCE_EXHAUSTED, and a client waits until its tokens are due.
+//! [`Limiter`] does the same without a service.
 //!
-//! - **Exact.** Over any window of `w` seconds a scope admits at most `capacity + rate * w`
-//!   tokens, summed over all processes; see [the law](#the-law) for what may come on top.
-//! - **Combined.** Concurrent acquisitions go to Redis as one script call, so that the hotter a
-//!   scope is, the fewer round trips a token costs.
-//! - **Fair.** Waiters get their turns in the order in which Redis saw them, at once and for
-//!   certain: nobody polls.
-//! - **Nothing is lost.** A caller that goes away gives its token back.
-//! - **Never in the way.** When Redis is slow or gone, the process decides from its own memory
-//!   within one [`redis_timeout`](LimiterBuilder::redis_timeout) after it has stopped answering.
+//! - **Exact.** Over any window of `w` seconds a scope admits at most `capacity + rate * w` tokens,
+//!   summed over all processes. [Guarantees](#guarantees) lists the exceptions.
+//! - **Batched.** Concurrent requests share one script call: the hotter a scope is, the fewer round
+//!   trips a token costs.
+//! - **Fair.** Waiters are served in the order in which Redis received their requests. A waiter knows
+//!   its time and does not poll.
+//! - **Cancel safe.** A future that is dropped gives its tokens back.
+//! - **Bounded latency.** If Redis is slow or unavailable, the process decides from memory after at
+//!   most one [`redis_timeout`](LimiterBuilder::redis_timeout).
 //!
 //! # Examples
 //!
-//! In front of an HTTP service, a bucket per client, and one per account that the application has
+//! An HTTP service with a bucket for each client, and one for each account that the application has
 //! authenticated. A request takes from both, or from neither:
 //!
 //! ```
@@ -31,7 +31,7 @@
 //! const UNKNOWN: Scope = Quota::per_minute(300.0).scope("unknown-client");
 //! const PER_ACCOUNT: Scope = Quota::per_minute(60.0).burst(20.0).scope("account");
 //!
-//! /// Inserted into a request's extensions by a layer outside of this one, for a valid key only.
+//! /// Inserted into the request's extensions by a layer outside this one, for a valid key only.
 //! #[derive(Clone)]
 //! struct Account { id: u64 }
 //!
@@ -49,14 +49,14 @@
 //! # }
 //! ```
 //!
-//! Two limits at once, waiting for up to half a minute, without a service:
+//! Two limits at once without a service, with a wait of up to 30 s:
 //!
 //! ```
 //! use std::time::Duration;
 //! use tower_throttle::{Limiter, Quota, Scope};
 //!
-//! const RPM: Scope = Quota::per_minute(500.0).scope("openai:rpm");
-//! const TPM: Scope = Quota::per_minute(90_000.0).scope("openai:tpm");
+//! const RPM: Scope = Quota::per_minute(500.0).scope("llm:requests");
+//! const TPM: Scope = Quota::per_minute(90_000.0).scope("llm:tokens");
 //!
 //! # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), tower_throttle::Rejected> {
 //! let limiter = Limiter::in_memory();
@@ -68,39 +68,52 @@
 //! # Ok(()) }
 //! ```
 //!
-//! # The law
+//! # Guarantees
 //!
-//! A bucket holds up to `capacity` tokens and refills at `rate`; a demand that finds too few is
-//! promised a turn, and the level goes below zero by what was promised. What may come on top of
-//! `capacity + rate * w` in a window of uses:
+//! A bucket holds up to `capacity` tokens and refills at `rate` tokens/s. A request that finds too few
+//! tokens and may wait reserves them: the level falls below zero, and the request is admitted when
+//! its reservation is due.
 //!
-//! - tokens that were charged earlier and used, refunded or settled late: a token is used up to
-//!   100 ms after its reservation, also where a request waits for several scopes or a service was
-//!   made ready earlier, else it is given back and asked for again. A [`Permit`] counts as used
-//!   when it is handed over;
-//! - what is settled to more than its estimate while others have been promised turns: their turns
-//!   stay, and those who come later pay;
-//! - what had been promised when a quota was raised, or lowered, for the same name;
-//! - with [leases](LimiterBuilder::lease), which are off unless asked for, what all processes have
-//!   taken ahead: at most an eighth of the capacity each;
-//! - one jump of the server's clock forward by `s` seconds: `rate * s`, at most the capacity and
-//!   what was promised; after a jump back by `s` seconds, the same for reservations that are
-//!   cancelled while the queue lasts;
-//! - while Redis is away, what the shares of the processes allow (see [`Fallback`]).
+//! Over any window of `w` seconds, at most `capacity + rate * w` tokens of a bucket are used by all
+//! processes together. Only the following can come on top:
 //!
-//! # Stacking
+//! - **Late use.** Tokens that were charged earlier and are used, refunded or settled late. A service
+//!   and a request for several scopes use a token at most 100 ms after its reservation; otherwise it
+//!   is given back and requested again. A [`Permit`] counts as used when it is returned.
+//! - **Estimates that were too low.** Tokens that are settled above the estimate while others have
+//!   reservations: the reservations stay, and later requests wait for longer.
+//! - **Changed quotas.** What was reserved when the quota of a name was raised or lowered.
+//! - **[Leases](LimiterBuilder::lease)**, which are off by default: what the processes have taken
+//!   ahead, at most an eighth of the capacity each.
+//! - **Clock steps of the Redis server.** After one forward step of `s` seconds `rate * s`, at most the
+//!   capacity and what was reserved. After a backward step of `s` seconds the same, for
+//!   reservations that are cancelled while the wait queue lasts.
+//! - **Outages.** While Redis is unavailable, what the local shares of the processes allow: see
+//!   [`Fallback`].
 //!
-//! From the outside in: `Retry` (each attempt pays), `ConcurrencyLimit`, this layer, `Timeout`
-//! (per attempt, the wait excluded), the client. A `Timeout` outside does not cover a wait in
-//! `poll_ready`; [`max_wait`](RateLimitLayer::max_wait) does. `Steer` and `Balance` make all of
-//! their services ready for one call, so put this layer outside them, or limit by a closure. An
-//! inner service that is not `Clone` goes behind a `Buffer`.
+//! # Stacking order
+//!
+//! From the outside in: `Retry` (each attempt takes tokens), `ConcurrencyLimit`, this layer, `Timeout`
+//! (for each attempt, without the wait), the client.
+//!
+//! A `Timeout` outside this layer does not cover a wait in `poll_ready`;
+//! [`max_wait`](RateLimitLayer::max_wait) does. `Steer` and `Balance` make all of their services ready
+//! for one call, so put this layer outside them, or find the scopes by a closure. Put a `Buffer` around
+//! an inner service that is not `Clone`.
 //!
 //! # Features
 //!
-//! `redis` and `http` are on by default. All others only add: `tls` (`rediss://`), `axum` and
-//! `tonic` (whose peers `extract::peer_ip` and `extract::client_ip` find), `learn` (lower limits by
-//! what an upstream says), `serde` ([`Quota`] as text), `metrics`, `tracing`.
+//! Defaults to `redis` and `http`. No feature changes what another one provides.
+//!
+//! | feature | provides |
+//! |---|---|
+//! | `redis` | buckets in Redis |
+//! | `http` | `RateLimitLayer::respond_http` and extractors for `http::Request` |
+//! | `axum`, `tonic` | the peer's address for `extract::client_ip` and `extract::peer_ip` |
+//! | `learn` | limits that an upstream reports |
+//! | `tls` | `rediss://` |
+//! | `serde` | [`Quota`] as text |
+//! | `metrics`, `tracing` | metrics and log lines |
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
 mod bucket;
@@ -148,7 +161,12 @@ pub use self::{
     telemetry::Health,
 };
 
-/// The README's examples run as tests.
+/// The examples of the README are compiled as tests.
 #[cfg(all(doctest, feature = "redis", feature = "axum", feature = "tonic"))]
 #[doc = include_str!("../README.md")]
 struct Readme;
+
+/// The examples of this page are compiled as tests.
+#[cfg(all(doctest, feature = "axum"))]
+#[doc = include_str!("../docs/keys.md")]
+struct Keys;

@@ -129,7 +129,7 @@ async fn tls_to_a_port_that_does_not_speak_it_is_degraded() {
     assert_eq!(until_degraded(&limiter).await, FailureKind::Timeout);
 }
 
-/// The rights that the README names.
+/// The permissions that `docs/redis.md` names.
 #[cfg(all(feature = "tracing", feature = "metrics"))]
 mod rights {
     use super::*;
@@ -137,14 +137,14 @@ mod rights {
     use tower_throttle::{Quota, Scope};
     use tracing::Level;
 
-    const README: &str = include_str!("../README.md");
+    const PAGE: &str = include_str!("../docs/redis.md");
 
-    /// Name, password and rules of the line that the README shows.
+    /// Name, password and rules of the line that the page shows.
     fn user() -> (&'static str, &'static str, Vec<&'static str>) {
-        let line = README
+        let line = PAGE
             .lines()
             .find_map(|line| line.strip_prefix("ACL SETUSER "))
-            .expect("the README shows the rights");
+            .expect("the page shows the permissions");
         let mut words = line.split_whitespace();
         let name = words.next().expect("a name");
         let rules: Vec<_> = words.collect();
@@ -171,7 +171,7 @@ mod rights {
     }
 
     #[tokio::test]
-    async fn those_of_the_readme_are_enough_with_and_without_a_database() {
+    async fn documented_permissions_suffice_with_and_without_a_database() {
         const API: Scope = Quota::per_second(50.0).burst(20.0).scope("api");
         for rest in ["", "2", "?protocol=resp3", "2?protocol=resp3"] {
             let server = RedisServer::start().await;

@@ -138,7 +138,7 @@ async fn a_server_waits() {
 async fn a_server_knows_its_peers() {
     const PEER: Scope = DAY.scope("peer");
     let limiter = Limiter::in_memory();
-    // The fifth of the uses that the README shows.
+    // As in `examples/tonic_server.rs`.
     let (incoming, address) = listen();
     let (_, health) = tonic_health::server::health_reporter();
     let server = Server::builder()

@@ -27,7 +27,7 @@ use tower_throttle::{
 /// So slow that nothing comes back during a test.
 const CLIENT: Scope = Quota::per_day(10.0).scope("client");
 
-/// Stated in the README, for each of `max_scopes`; and where names and keys are as long as can be.
+/// Stated in `docs/memory.md`, for each of `max_scopes`; and where names and keys are as long as can be.
 const BYTES_PER_SCOPE: usize = 104;
 const MOST_BYTES_PER_SCOPE: usize = 200;
 

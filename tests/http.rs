@@ -475,7 +475,7 @@ async fn reqwest_as_the_inner_service_waits() {
     assert!(error.downcast_ref::<reqwest::Error>().unwrap().is_connect());
 }
 
-/// The uses that the README shows must compile and run. The two for tonic are in `grpc.rs`.
+/// The uses that the README and `docs/keys.md` show. Those for tonic are in `grpc.rs`.
 mod as_designed {
     use super::*;
 

@@ -203,7 +203,7 @@ async fn newcomers_are_admitted_while_memory_is_full() {
     );
 }
 
-/// As the README states it: of 1,024 overflow buckets of 5 an hour, 1.4 tokens a second come back, and
+/// As `docs/memory.md` states it: of 1,024 overflow buckets of 5 an hour, 1.4 tokens a second come back, and
 /// an attacker who asks for ten times as much leaves a tenth to newcomers.
 #[tokio::test(start_paused = true)]
 async fn newcomers_share_what_an_attacker_leaves() {

@@ -428,7 +428,7 @@ async fn limiters_with_different_prefixes_share_no_bucket() {
     assert_eq!(left, SLOW.capacity() - 5.0);
 }
 
-/// The pattern of the README, with one user per prefix: each works, and reaches none of the others'
+/// The pattern of `docs/redis.md`, with one user per prefix: each works, and reaches none of the others'
 /// keys, though one prefix continues another.
 #[tokio::test(flavor = "multi_thread")]
 async fn an_acl_pattern_covers_one_prefix_alone() {

@@ -30,7 +30,7 @@ struct Account {
     id: u64,
 }
 
-/// The limits of the README, behind an authentication that knows one key and lets those without
+/// The limits of `docs/keys.md`, behind an authentication that knows one key and lets those without
 /// one pass.
 async fn behind_authentication(limiter: &Limiter) -> std::net::SocketAddr {
     let authenticate = from_fn(async |mut req: Request, next: Next| -> Response {
