@@ -1,8 +1,11 @@
-//! What somebody on duty does to a bucket: look into it, fill it, give to it or take from it.
+//! Shows how an operator inspects and adjusts buckets: read the level, fill a bucket, add or take
+//! tokens.
 //!
-//! A server of its own, for this machine only, in front of the same Redis as the services that it
-//! is about. It wants a token, which is compared in constant time, and knows only the limits that
-//! are listed here: a mistyped name is not a new bucket.
+//! This is a separate server, for this machine only, on the same Redis as the services whose limits
+//! it adjusts. Each request needs a token, which is compared in constant time. Only the scopes that
+//! are listed below exist: a misspelled name does not create a bucket.
+//!
+//! Run it with a token, and send it requests:
 //!
 //! ```text
 //! export ADMIN_TOKEN=$(openssl rand -hex 32) REDIS_URL=redis://127.0.0.1:6379
@@ -15,16 +18,16 @@
 //!     --json '{"key": "acme", "tokens": 50}'
 //! curl -H "authorization: Bearer $ADMIN_TOKEN" http://127.0.0.1:9900/scopes/tenant/reset \
 //!     --json '{"key": "acme"}'
-//! # The bucket that the services find by `API_KEY.by(header("x-api-key"))`:
+//! # The bucket of `API_KEY.by(header("x-api-key"))` in the services:
 //! curl -H "authorization: Bearer $ADMIN_TOKEN" http://127.0.0.1:9900/scopes/api-key/reset \
 //!     --json '{"key": "sk-3f9a"}'
-//! # The bucket that they find by a tuple of keys:
+//! # The bucket of a tuple of keys, `ROUTE.by((method(), matched_path()))`:
 //! curl -H "authorization: Bearer $ADMIN_TOKEN" http://127.0.0.1:9900/scopes/route/level \
 //!     --json '{"key": ["GET", "/users/{id}"]}'
 //! ```
 //!
-//! Keys travel in bodies, because addresses end up in logs. Where the services give their limiter
-//! a key prefix or a key secret, this one needs the same.
+//! Keys are sent in bodies, because URLs are logged. If the services set a key prefix or a key
+//! secret, set the same here.
 
 use std::{net::Ipv4Addr, sync::Arc};
 
@@ -40,13 +43,13 @@ use serde_json::{Value, json};
 use tokio::net::TcpListener;
 use tower_throttle::{Limiter, Quota, Scope};
 
-/// As the services write them.
+/// The same names and quotas as in the services.
 const TENANT: Scope = Quota::per_minute(60.0).burst(20.0).scope("tenant");
 const SITE: Scope = Quota::per_second(500.0).scope("site");
 const API_KEY: Scope = Quota::per_minute(60.0).burst(20.0).scope("api-key");
 const ROUTE: Scope = Quota::per_second(50.0).scope("route");
 
-/// A token that can be guessed protects nothing.
+/// In bytes. A shorter token could be guessed.
 const SHORTEST_TOKEN: usize = 16;
 
 type Error = Box<dyn std::error::Error + Send + Sync>;
@@ -62,7 +65,7 @@ async fn main() -> Result<(), Error> {
         Ok(port) => port.parse()?,
         Err(_) => 9900,
     };
-    // Whoever is not on this machine comes through a tunnel, or not at all.
+    // Loopback only: operators on other machines use a tunnel.
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, port)).await?;
     println!("http://{}/scopes", listener.local_addr()?);
     let scopes = [TENANT, SITE, API_KEY, ROUTE];
@@ -75,10 +78,10 @@ async fn main() -> Result<(), Error> {
     Ok(())
 }
 
-/// What to present, from the environment.
+/// Checks the token from the environment.
 pub fn token(given: Option<String>) -> Result<String, Error> {
     match given.map(|token| token.trim().to_owned()) {
-        None => Err("set ADMIN_TOKEN to a long random word: openssl rand -hex 32".into()),
+        None => Err("set ADMIN_TOKEN to a long random string: openssl rand -hex 32".into()),
         Some(token) if token.len() < SHORTEST_TOKEN => {
             Err(format!("ADMIN_TOKEN is too short: {SHORTEST_TOKEN} bytes at least").into())
         }
@@ -89,11 +92,11 @@ pub fn token(given: Option<String>) -> Result<String, Error> {
 struct Admin {
     limiter: Limiter,
     scopes: Vec<Scope>,
-    /// Of what a request must present; hashes are compared in constant time.
+    /// The hash of the token. Hashes are compared in constant time.
     token: blake3::Hash,
 }
 
-/// The buckets of these scopes, for whoever presents the token.
+/// Routes to the buckets of these scopes, for requests with the token.
 pub fn router(limiter: &Limiter, scopes: impl IntoIterator<Item = Scope>, token: &str) -> Router {
     let admin = Arc::new(Admin {
         limiter: limiter.clone(),
@@ -105,7 +108,7 @@ pub fn router(limiter: &Limiter, scopes: impl IntoIterator<Item = Scope>, token:
         .route("/scopes/{name}/level", post(level))
         .route("/scopes/{name}/reset", post(reset))
         .route("/scopes/{name}/adjust", post(adjust))
-        // Whoever has no token does not even learn which paths there are.
+        // Inside the authorization, so that a request without the token cannot probe for paths.
         .fallback(async || StatusCode::NOT_FOUND)
         .layer(from_fn_with_state(admin.clone(), authorize))
         .with_state(admin)
@@ -120,8 +123,8 @@ async fn authorize(State(admin): State<Arc<Admin>>, request: Request, next: Next
     match token {
         Some(token) if blake3::hash(token.as_bytes()) == admin.token => next.run(request).await,
         _ => {
-            let wanted = [(header::WWW_AUTHENTICATE, "Bearer")];
-            (StatusCode::UNAUTHORIZED, wanted).into_response()
+            let challenge = [(header::WWW_AUTHENTICATE, "Bearer")];
+            (StatusCode::UNAUTHORIZED, challenge).into_response()
         }
     }
 }
@@ -129,14 +132,14 @@ async fn authorize(State(admin): State<Arc<Admin>>, request: Request, next: Next
 async fn list(State(admin): State<Arc<Admin>>) -> Json<Value> {
     let scope = |scope: &Scope| json!({"name": scope.name(), "quota": scope.quota().to_string()});
     let scopes: Vec<_> = admin.scopes.iter().map(scope).collect();
-    Json(json!({"scopes": scopes, "store": admin.limiter.health().to_string()}))
+    Json(json!({"scopes": scopes, "health": admin.limiter.health().to_string()}))
 }
 
 async fn level(
     State(admin): State<Arc<Admin>>,
     Path(name): Path<String>,
     Json(body): Json<Value>,
-) -> Result<Json<Value>, Refusal> {
+) -> Result<Json<Value>, BadRequest> {
     let scope = admin.scope(&name, &body)?;
     Ok(admin.level(&scope).await)
 }
@@ -145,9 +148,9 @@ async fn reset(
     State(admin): State<Arc<Admin>>,
     Path(name): Path<String>,
     Json(body): Json<Value>,
-) -> Result<Json<Value>, Refusal> {
+) -> Result<Json<Value>, BadRequest> {
     let scope = admin.scope(&name, &body)?;
-    // An error is part of the answer: `degraded`.
+    // The response states an error as `degraded`.
     let _ = admin.limiter.bucket(&scope).reset().await;
     Ok(admin.level(&scope).await)
 }
@@ -156,17 +159,18 @@ async fn adjust(
     State(admin): State<Arc<Admin>>,
     Path(name): Path<String>,
     Json(body): Json<Value>,
-) -> Result<Json<Value>, Refusal> {
+) -> Result<Json<Value>, BadRequest> {
     let scope = admin.scope(&name, &body)?;
-    let tokens = body["tokens"]
-        .as_f64()
-        .ok_or(Refusal(StatusCode::BAD_REQUEST, "tokens: how many?"))?;
+    let tokens = body["tokens"].as_f64().ok_or(BadRequest(
+        StatusCode::BAD_REQUEST,
+        "tokens: a number is required",
+    ))?;
     admin.limiter.bucket(&scope).adjust(tokens);
     Ok(admin.level(&scope).await)
 }
 
 impl Admin {
-    /// The level of a bucket: that in Redis, or, degraded, what this process may spend meanwhile.
+    /// Returns the level in Redis, or, in degraded mode, the level of this process's share.
     async fn level(&self, scope: &Scope) -> Json<Value> {
         let (tokens, degraded) = match self.limiter.bucket(scope).level().await {
             Ok(level) => (level, false),
@@ -180,18 +184,18 @@ impl Admin {
         }))
     }
 
-    /// The bucket that a request is about.
-    fn scope(&self, name: &str, body: &Value) -> Result<Scope, Refusal> {
+    /// Finds the scope that a request names.
+    fn scope(&self, name: &str, body: &Value) -> Result<Scope, BadRequest> {
         let scope = self.scopes.iter().find(|scope| scope.name() == name);
-        let scope = scope.ok_or(Refusal(StatusCode::NOT_FOUND, "no limit of that name"))?;
-        // A mistyped `key` must not reach the bucket of those without one.
-        let known = |field: &String| matches!(field.as_str(), "key" | "tokens");
+        let scope = scope.ok_or(BadRequest(StatusCode::NOT_FOUND, "no limit of that name"))?;
+        // A misspelled `key` must not select the bucket without a key.
+        let is_known = |field: &String| matches!(field.as_str(), "key" | "tokens");
         if !body
             .as_object()
-            .is_some_and(|fields| fields.keys().all(known))
+            .is_some_and(|fields| fields.keys().all(is_known))
         {
-            let wanted = "an object of key and tokens, and nothing else";
-            return Err(Refusal(StatusCode::BAD_REQUEST, wanted));
+            let expected = "an object with key and tokens only";
+            return Err(BadRequest(StatusCode::BAD_REQUEST, expected));
         }
         match &body["key"] {
             Value::Null => Ok(scope.clone()),
@@ -200,17 +204,17 @@ impl Admin {
                 Ok(scope.keys(keys.iter().filter_map(Value::as_str)))
             }
             _ => {
-                let wanted = "key: a string, an array of strings, or none";
-                Err(Refusal(StatusCode::BAD_REQUEST, wanted))
+                let expected = "key: a string, an array of strings, or none";
+                Err(BadRequest(StatusCode::BAD_REQUEST, expected))
             }
         }
     }
 }
 
-/// Why a request was not done.
-struct Refusal(StatusCode, &'static str);
+/// A request that cannot be executed, and why.
+struct BadRequest(StatusCode, &'static str);
 
-impl IntoResponse for Refusal {
+impl IntoResponse for BadRequest {
     fn into_response(self) -> Response {
         (self.0, Json(json!({"error": self.1}))).into_response()
     }

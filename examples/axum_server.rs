@@ -1,17 +1,19 @@
-//! An axum server with a bucket per client address for everybody, and one per account for requests
-//! with a valid API key: 60 requests a minute each, 8 and 3 of them at once. A request over a limit
-//! gets 429 with `Retry-After`, and takes from neither bucket.
+//! Shows an axum server with two limits: a bucket for each client address, and one for each account
+//! with a valid API key. Both allow 60 requests per minute, the first with a burst of 8, the second
+//! with a burst of 3. A request over either limit gets 429 with `Retry-After` and takes no token.
 //!
-//! It sends itself five requests with a valid key, two without a key and five with invented keys,
-//! which have only what is left of the client's bucket. It prints the answers and what Prometheus
-//! would read at `/metrics`, and ends.
+//! The example sends five requests with a valid key, two without a key and five with invented keys,
+//! which use the bucket of the client. It prints the responses and the page that Prometheus would
+//! read at `/metrics`, and ends.
+//!
+//! Run it in memory, or on Redis:
 //!
 //! ```text
 //! cargo run --example axum_server --features axum,metrics
 //! REDIS_URL=redis://127.0.0.1:6379 cargo run --example axum_server --features axum,metrics
 //! ```
 
-use std::net::SocketAddr;
+use std::{future::IntoFuture, net::SocketAddr};
 
 use axum::{
     Router,
@@ -21,7 +23,7 @@ use axum::{
     routing::get,
 };
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
-use tokio::net::TcpListener;
+use tokio::{net::TcpListener, sync::oneshot};
 use tower_throttle::{
     Limiter, Quota, RateLimitLayer, Scope,
     extract::{TrustedProxies, client_ip, extension},
@@ -33,13 +35,13 @@ const PER_ACCOUNT: Scope = Quota::per_minute(60.0).burst(3.0).scope("account");
 
 type Error = Box<dyn std::error::Error + Send + Sync>;
 
-/// Whose key a request carries.
+/// The account to which the API key of a request belongs.
 #[derive(Clone)]
 struct Account {
     id: u64,
 }
 
-/// Knows one key. Requests with any other are not identified, and pass.
+/// Accepts one API key. Requests with any other key have no account.
 async fn authenticate(mut request: Request, next: Next) -> Response {
     if request
         .headers()
@@ -53,7 +55,7 @@ async fn authenticate(mut request: Request, next: Next) -> Response {
 
 #[tokio::main]
 async fn main() -> Result<(), Error> {
-    // Before the first limiter, so that the gauges count from nothing.
+    // Before the first limiter: gauges start from the values at that time.
     let metrics = recorder()?;
     let limiter = match std::env::var("REDIS_URL") {
         Ok(url) => Limiter::redis(&url)?,
@@ -68,17 +70,21 @@ async fn main() -> Result<(), Error> {
     let app = Router::new()
         .route("/", get(async || "hello"))
         .layer(RateLimitLayer::new(&limiter, limits).respond_http())
-        // Outside of the limits, and so before them.
+        // Outside the limits, so it runs before them.
         .layer(from_fn(authenticate))
-        // Behind the layer, and so not limited by it. Not for everybody: keep it inside.
+        // Added after the layer, so not limited. Do not expose it to the public.
         .route("/metrics", get(async move || metrics.render()));
 
     let listener = TcpListener::bind("127.0.0.1:0").await?;
     let url = format!("http://{}/", listener.local_addr()?);
     let scrape = format!("{url}metrics");
-    // `client_ip` needs the peer's address.
+    // `client_ip` reads the peer's address.
     let app = app.into_make_service_with_connect_info::<SocketAddr>();
-    tokio::spawn(async move { axum::serve(listener, app).await });
+    let (stop, stopped) = oneshot::channel::<()>();
+    let server = axum::serve(listener, app).with_graceful_shutdown(async {
+        let _ = stopped.await; // in a service: a signal
+    });
+    let server = tokio::spawn(server.into_future());
 
     let client = reqwest::Client::new();
     let keys = ["valid"; 5].into_iter().chain([""; 2]);
@@ -100,10 +106,16 @@ async fn main() -> Result<(), Error> {
         println!("key {key:<7} {}{retry_after}", response.status());
     }
     print!("\n{}", client.get(scrape).send().await?.text().await?);
+
+    // The other processes on this Redis use the whole limit at once.
+    let _ = stop.send(());
+    server.await??;
+    limiter.deregister().await;
     Ok(())
 }
 
-/// Histograms need to be told where their buckets end, or Prometheus cannot add them up.
+/// Without the bounds of their buckets, histograms are exported as summaries, which Prometheus cannot
+/// aggregate.
 fn recorder() -> Result<PrometheusHandle, Error> {
     let seconds = [0.0002, 0.001, 0.005, 0.02, 0.1, 0.5, 2.0, 10.0, 60.0];
     let sizes = [1.0, 4.0, 16.0, 64.0, 256.0, 1_024.0, 4_096.0, 16_384.0];
@@ -115,7 +127,7 @@ fn recorder() -> Result<PrometheusHandle, Error> {
         .build_recorder();
     let handle = recorder.handle();
     metrics::set_global_recorder(recorder)?;
-    // A server that goes on calls this every few seconds: it keeps what histograms hold small.
+    // A server calls this every few seconds: it bounds the memory of histograms.
     handle.run_upkeep();
     Ok(handle)
 }

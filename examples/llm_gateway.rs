@@ -1,10 +1,12 @@
-//! A gateway in front of a language model: requests per minute and tokens per minute, both taken
-//! in one acquisition. What a request costs is known when its answer has been streamed: until
-//! then an estimate stands for it. A stream that is cut off settles too, but never for less than
-//! the estimate, because what it would have cost nobody knows.
+//! Shows a gateway in front of a language model with two limits, requests per minute and tokens per
+//! minute, which one acquisition takes together. The cost of a request in tokens is known when its
+//! response has been streamed; until then an estimate is charged. A stream that is cancelled is
+//! settled, too, but never below the estimate, because its full cost is unknown.
 //!
-//! The upstream, the gateway and its clients all run in this process, over real sockets. It ends
-//! by itself after some seconds.
+//! The model, the gateway and its clients run in this process, over real sockets, for about five
+//! seconds.
+//!
+//! Run it in memory, or on Redis:
 //!
 //! ```text
 //! cargo run --example llm_gateway
@@ -36,7 +38,7 @@ const TPM: Scope = Quota::per_minute(60_000.0)
 
 const RUN: Duration = Duration::from_secs(5);
 const CLIENTS: usize = 24;
-/// One token is four bytes here.
+/// One token of the model is four bytes.
 const TOKEN: &str = "word";
 
 type Error = Box<dyn std::error::Error + Send + Sync>;
@@ -47,7 +49,7 @@ async fn main() -> Result<(), Error> {
         Ok(url) => Limiter::redis(&url)?,
         Err(_) => Limiter::in_memory(),
     };
-    // What an earlier run left in Redis is none of this one's.
+    // An earlier run may have left its levels in Redis.
     limiter.bucket(&RPM).reset().await.unwrap();
     limiter.bucket(&TPM).reset().await.unwrap();
 
@@ -72,9 +74,9 @@ async fn main() -> Result<(), Error> {
         clients.spawn(client(n, url.clone(), started + RUN));
     }
     let counts = clients.join_all().await;
-    let refused: usize = counts.iter().map(|(refused, _)| refused).sum();
+    let rejected: usize = counts.iter().map(|(rejected, _)| rejected).sum();
     let cancelled: usize = counts.iter().map(|(_, cancelled)| cancelled).sum();
-    println!("{cancelled} streams were cancelled halfway, {refused} requests refused\n");
+    println!("{cancelled} streams were cancelled halfway, {rejected} requests were rejected\n");
 
     let total = gateway.total.lock().map_err(|_| "a handler panicked")?;
     let seconds = total
@@ -93,7 +95,8 @@ async fn main() -> Result<(), Error> {
         let part = admitted / allowed;
         println!("{name:<10}{admitted:>10.0}{allowed:>10.0}{part:>20.3}");
     }
-    println!("\n{:.0} tokens had been estimated", total.estimated);
+    println!("\nestimate: {:.0} tokens", total.estimated);
+    limiter.deregister().await;
     Ok(())
 }
 
@@ -112,7 +115,7 @@ struct Total {
     last: Option<Instant>,
 }
 
-/// Asks the model, and passes its answer on while it comes.
+/// Sends the request to the model, and streams its response.
 async fn complete(
     State(gateway): State<Gateway>,
     Extension(permit): Extension<PermitHandle>,
@@ -122,29 +125,29 @@ async fn complete(
     let length = tokens(&headers, "x-length").to_string();
     let request = gateway.client.get(gateway.model).header("x-length", length);
     match request.send().await {
-        Ok(answer) => {
-            let next = async |(mut answer, mut meter): (reqwest::Response, Meter)| {
-                let chunk = answer.chunk().await;
+        Ok(response) => {
+            let next = async |(mut response, mut meter): (reqwest::Response, Meter)| {
+                let chunk = response.chunk().await;
                 match &chunk {
-                    // Chunks need not end where tokens do.
+                    // A chunk may end within a token.
                     Ok(Some(bytes)) => meter.bytes += bytes.len(),
-                    Ok(None) => meter.whole = true,
+                    Ok(None) => meter.complete = true,
                     Err(_) => {}
                 }
-                chunk.transpose().map(|chunk| (chunk, (answer, meter)))
+                chunk.transpose().map(|chunk| (chunk, (response, meter)))
             };
-            Body::from_stream(stream::unfold((answer, meter), next)).into_response()
+            Body::from_stream(stream::unfold((response, meter), next)).into_response()
         }
         Err(_) => StatusCode::BAD_GATEWAY.into_response(),
     }
 }
 
-/// Settles when the stream is over, whichever way: it is dropped with it.
+/// Settles the cost when it is dropped with the stream, at its end or when it is cancelled.
 struct Meter {
     permit: PermitHandle,
     estimate: f64,
     bytes: usize,
-    whole: bool,
+    complete: bool,
     total: Arc<Mutex<Total>>,
 }
 
@@ -159,7 +162,7 @@ impl Meter {
             permit,
             estimate,
             bytes: 0,
-            whole: false,
+            complete: false,
             total,
         }
     }
@@ -168,7 +171,7 @@ impl Meter {
 impl Drop for Meter {
     fn drop(&mut self) {
         let sent = self.bytes.div_ceil(TOKEN.len()) as f64;
-        let actual = match self.whole {
+        let actual = match self.complete {
             true => sent,
             false => sent.max(self.estimate),
         };
@@ -184,41 +187,42 @@ fn tokens(headers: &HeaderMap, name: &str) -> f64 {
     value.and_then(|value| value.parse().ok()).unwrap_or(100.0)
 }
 
-/// Asks again and again until the end; every third time it has heard enough halfway.
+/// Sends requests until the end, and cancels every third stream halfway. Returns the numbers of rejected
+/// requests and of cancelled streams.
 async fn client(n: usize, url: reqwest::Url, end: Instant) -> (usize, usize) {
     let client = reqwest::Client::new();
-    let (mut refused, mut cancelled) = (0, 0);
+    let (mut rejected, mut cancelled) = (0, 0);
     for round in n.. {
         if Instant::now() >= end {
             break;
         }
-        // Mostly less than was asked for, sometimes more: estimates are wrong both ways.
-        let (most, length) = (60 + 10 * (round % 7), 20 + 17 * (round % 6));
+        // Estimates are too high most of the time, and sometimes too low.
+        let (estimate, length) = (60 + 10 * (round % 7), 20 + 17 * (round % 6));
         let request = client
             .get(url.clone())
-            .header("x-max-tokens", most)
+            .header("x-max-tokens", estimate)
             .header("x-length", length);
-        let Ok(mut answer) = request.send().await else {
+        let Ok(mut response) = request.send().await else {
             break;
         };
-        if answer.status() == StatusCode::TOO_MANY_REQUESTS {
-            refused += 1;
+        if response.status() == StatusCode::TOO_MANY_REQUESTS {
+            rejected += 1;
             tokio::time::sleep(RUN / 10).await;
             continue;
         }
-        let mut heard = 0;
-        while let Ok(Some(chunk)) = answer.chunk().await {
-            heard += chunk.len() / TOKEN.len();
-            if round % 3 == 0 && 2 * heard >= length {
+        let mut received = 0;
+        while let Ok(Some(chunk)) = response.chunk().await {
+            received += chunk.len() / TOKEN.len();
+            if round % 3 == 0 && 2 * received >= length {
                 cancelled += 1;
                 break;
             }
         }
     }
-    (refused, cancelled)
+    (rejected, cancelled)
 }
 
-/// A model that says ten words at a time.
+/// A model that streams ten tokens every 10 ms.
 async fn model(headers: HeaderMap) -> Body {
     let length = tokens(&headers, "x-length") as usize;
     Body::from_stream(stream::unfold(length, async |left| {

@@ -1,8 +1,8 @@
-//! One limit, four processes: this program starts itself four times on one Redis, lets each take
-//! all it can get for five seconds, adds up what they got and holds it against what the limit
-//! allows. The exit code says whether it was kept.
+//! Shows that four processes keep one limit. The program starts itself four times on one Redis. Each
+//! process takes as many tokens as it can for five seconds. The parent compares their sum with what
+//! the limit allows; the exit code is 0 if the limit was kept.
 //!
-//! It uses the Redis at `REDIS_URL`, or else a `redis-server` of its own, if that is installed.
+//! Run it with a `redis-server` that it starts itself, or on another Redis:
 //!
 //! ```text
 //! cargo run --example many_processes
@@ -29,10 +29,10 @@ const SHARED: Scope = Quota::per_second(100.0).burst(20.0).scope("many-processes
 const PROCESSES: u32 = 4;
 const CALLERS: usize = 8;
 const RUN: Duration = Duration::from_secs(5);
-/// How long anything may take that should be there at once.
+/// The time limit of each step that should take no time.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// Set for the processes that this one starts: whose bucket they share.
+/// The environment variable with the key of the shared bucket, set for child processes.
 const BUCKET: &str = "MANY_PROCESSES_BUCKET";
 
 type Error = Box<dyn std::error::Error + Send + Sync>;
@@ -45,7 +45,7 @@ async fn main() -> Result<ExitCode, Error> {
     }
 }
 
-/// Starts the others, says when to go, and adds up.
+/// Starts the children, gives the start signal, and adds up their counts.
 async fn parent() -> Result<ExitCode, Error> {
     let (url, server) = match std::env::var("REDIS_URL") {
         Ok(url) => (url, None),
@@ -63,7 +63,7 @@ async fn parent() -> Result<ExitCode, Error> {
         child.expect("ready", PATIENCE).await?;
     }
 
-    // From before the first can take anything until after the last has taken all.
+    // Measured from before the first child can take a token until after the last one has taken all.
     let started = Instant::now();
     for child in &mut children {
         child.stdin.write_all(b"go\n").await?;
@@ -87,12 +87,12 @@ async fn parent() -> Result<ExitCode, Error> {
 
     println!(
         "{:<12}{:>10}{:>8}{:>15}",
-        "process", "admitted", "share", "without Redis"
+        "process", "admitted", "part", "degraded"
     );
     for (child, (admitted_here, degraded)) in children.iter().zip(&counts) {
-        let share = 100.0 * *admitted_here as f64 / admitted.max(1) as f64;
+        let part = 100.0 * *admitted_here as f64 / admitted.max(1) as f64;
         println!(
-            "{:<12}{admitted_here:>10}{share:>7.1}%{degraded:>15}",
+            "{:<12}{admitted_here:>10}{part:>7.1}%{degraded:>15}",
             child.id
         );
     }
@@ -106,13 +106,13 @@ async fn parent() -> Result<ExitCode, Error> {
     } else {
         println!("more was admitted than the limit allows");
         if degraded > 0 {
-            println!("Redis was away for a while, and each process held a share of its own");
+            println!("Redis was unavailable for some time, and each process used its local share");
         }
         ExitCode::FAILURE
     })
 }
 
-/// Takes all it can get for a while, with several callers that wait for their turns.
+/// Takes as many tokens as possible for a fixed time, with several callers that wait.
 async fn child(bucket: &str) -> Result<ExitCode, Error> {
     let limiter = Limiter::builder()
         .redis(std::env::var("REDIS_URL")?)
@@ -120,10 +120,10 @@ async fn child(bucket: &str) -> Result<ExitCode, Error> {
         .build()?;
     let scope = SHARED.key(bucket);
 
-    // The first use connects. Without Redis there is nothing to show.
+    // The first use connects. The example needs Redis.
     let _ = limiter.bucket(&scope).level().await;
     if let Health::Degraded { reason, .. } = limiter.health() {
-        println!("Redis cannot be asked: {reason}");
+        println!("Redis is unavailable: {reason}");
         return Ok(ExitCode::FAILURE);
     }
     println!("ready");
@@ -132,7 +132,7 @@ async fn child(bucket: &str) -> Result<ExitCode, Error> {
         .read_line(&mut go)
         .await?;
     if go.is_empty() {
-        return Err("the parent has gone".into());
+        return Err("the parent has ended".into());
     }
 
     let end = Instant::now() + RUN;
@@ -141,7 +141,7 @@ async fn child(bucket: &str) -> Result<ExitCode, Error> {
         let (limiter, scope) = (limiter.clone(), scope.clone());
         callers.spawn(async move {
             let (mut admitted, mut degraded) = (0, 0);
-            // A turn that comes after the end is refused at once: no caller overstays.
+            // A request that would wait beyond the end is rejected at once.
             while let Ok(permit) = limiter
                 .acquire(&scope, end.saturating_duration_since(Instant::now()))
                 .await
@@ -156,10 +156,11 @@ async fn child(bucket: &str) -> Result<ExitCode, Error> {
     let admitted: u64 = counts.iter().map(|&(admitted, _)| admitted).sum();
     let degraded: u64 = counts.iter().map(|&(_, degraded)| degraded).sum();
     println!("{admitted} {degraded}");
+    limiter.deregister().await;
     Ok(ExitCode::SUCCESS)
 }
 
-/// One of the processes, as the parent sees it. It dies with this value.
+/// A child process. It is killed when this value is dropped.
 struct Process {
     id: u32,
     child: Child,
@@ -207,7 +208,7 @@ impl Process {
     }
 }
 
-/// A Redis of our own on a free port. It keeps nothing on disk and is killed when it is dropped.
+/// Starts a Redis on a free port. It writes nothing to disk and is killed when it is dropped.
 async fn start_redis() -> Result<(String, Child), Error> {
     // The port is free again when the listener is dropped, at the end of this statement.
     let port = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))
@@ -222,9 +223,9 @@ async fn start_redis() -> Result<(String, Child), Error> {
         .spawn()
         .map_err(|error| match error.kind() {
             ErrorKind::NotFound => {
-                "there is no redis-server on PATH: install one, or set REDIS_URL".to_owned()
+                "redis-server is not on PATH: install it, or set REDIS_URL".to_owned()
             }
-            _ => format!("redis-server does not start: {error}"),
+            _ => format!("redis-server could not be started: {error}"),
         })?;
 
     let address = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
@@ -234,7 +235,7 @@ async fn start_redis() -> Result<(String, Child), Error> {
             return Err(format!("redis-server ended: {status}").into());
         }
         if Instant::now() > deadline {
-            return Err("redis-server does not answer".into());
+            return Err("redis-server does not accept connections".into());
         }
         sleep(Duration::from_millis(20)).await;
     }

@@ -1,6 +1,9 @@
-//! Both sides of a limit, over real sockets, in about three seconds: a server that refuses what
-//! is too much, and a client that waits for its turn. Both are counted where requests arrive and
-//! held against what the limit allows; the exit code says whether it was kept.
+//! Shows both sides of a limit, over real sockets, in about three seconds: a server that rejects
+//! requests over its limit, and a client that waits for tokens. It counts the requests that each
+//! handler receives and compares them with what the limit allows. The exit code is 0 if both limits
+//! were kept.
+//!
+//! Run it in memory, or on Redis:
 //!
 //! ```text
 //! cargo run --example quickstart
@@ -36,23 +39,23 @@ use tower_throttle::{
     extract::{Peer, extension, peer_ip},
 };
 
-/// Inbound: a bucket per account that is authenticated, together with one per client address for
-/// everybody, because an invented key must not be a new bucket.
+/// Inbound: a bucket for each authenticated account, together with one for each client address,
+/// because an invented API key must not select a new bucket.
 const PER_ACCOUNT: Scope = Quota::per_second(20.0)
     .burst(10.0)
     .scope("quickstart:account");
 const PER_CLIENT: Scope = Quota::per_second(200.0).scope("quickstart:client");
 const UNKNOWN: Scope = Quota::per_second(1.0).scope("quickstart:unknown-client");
 
-/// Outbound: what an upstream takes from us.
+/// Outbound: what an upstream accepts from this client.
 const UPSTREAM: Scope = Quota::per_second(40.0)
     .burst(20.0)
     .scope("quickstart:upstream");
 
-/// The key of the one customer there is.
+/// The API key of the only customer.
 const KEY: &str = "quickstart";
 
-/// Over loopback an answer takes a few milliseconds; one that took longer had waited.
+/// Over loopback a response takes a few milliseconds. A request that takes longer has waited.
 const WAITED: Duration = Duration::from_millis(100);
 
 type Error = Box<dyn std::error::Error + Send + Sync>;
@@ -63,52 +66,56 @@ async fn main() -> Result<ExitCode, Error> {
         Ok(url) => Limiter::redis(&url)?,
         Err(_) => Limiter::in_memory(),
     };
-    // The first use connects; until then nobody knows whether Redis answers.
+    // The first use connects to Redis, so that the line below states whether it is available.
     let _ = limiter.bucket(&UPSTREAM).level().await;
-    println!("store: {}\n", store(&limiter));
+    println!("decides: {}\n", decides(&limiter));
 
     let (inbound, outbound) = tokio::try_join!(inbound(&limiter), outbound(&limiter))?;
 
     println!(
-        "{:<20}{:>9}{:>10}{:>9}{:>8}{:>9}",
-        "", "offered", "admitted", "refused", "waited", "allowed"
+        "{:<20}{:>9}{:>10}{:>10}{:>8}{:>9}",
+        "", "offered", "admitted", "rejected", "waited", "allowed"
     );
-    inbound.print("inbound, refusing");
+    inbound.print("inbound, rejecting");
     outbound.print("outbound, waiting");
 
     println!(
-        "\nstore: {}; decisions made without it: {}",
-        store(&limiter),
+        "\ndecides: {}; decisions in degraded mode: {}",
+        decides(&limiter),
         limiter.fallbacks()
     );
+    // The others on this Redis reserve nothing for this process.
+    limiter.deregister().await;
     Ok(if inbound.is_kept() && outbound.is_kept() {
         ExitCode::SUCCESS
     } else {
         println!("more was admitted than the limit allows");
         if limiter.fallbacks() > 0 {
-            println!("Redis was away for a while, and memory held a bucket of its own");
+            println!("Redis was unavailable for some time, and memory had a bucket of its own");
         }
         ExitCode::FAILURE
     })
 }
 
-/// Which store decides, for people.
-fn store(limiter: &Limiter) -> String {
+/// Names what decides.
+fn decides(limiter: &Limiter) -> String {
     match limiter.health() {
         Health::InMemory => "memory; set REDIS_URL to share the limits".to_owned(),
         Health::Redis => "Redis".to_owned(),
-        Health::Degraded { reason, .. } => format!("memory, because Redis is away ({reason})"),
+        Health::Degraded { reason, .. } => {
+            format!("memory, because Redis is unavailable ({reason})")
+        }
         other => format!("{other:?}"),
     }
 }
 
-/// Whose key a request carries.
+/// The account to which the API key of a request belongs.
 #[derive(Clone)]
 struct Account {
     id: u32,
 }
 
-/// Finds who sends a request, before the limits ask. It knows one key.
+/// Runs before the limits and inserts what they read. It accepts one API key.
 async fn identify(
     ConnectInfo(peer): ConnectInfo<SocketAddr>,
     mut request: axum::extract::Request,
@@ -120,13 +127,13 @@ async fn identify(
     // With the feature `axum` of this crate, `peer_ip` reads `ConnectInfo` itself.
     extensions.insert(Peer(peer.ip()));
     if is_valid {
-        // Another run on the same Redis is another customer.
+        // Each run has a bucket of its own on a shared Redis.
         extensions.insert(Account { id: process::id() });
     }
     next.run(request).await
 }
 
-/// A server under two limits, and 200 requests to it in three seconds, all with one API key.
+/// Runs a server with two limits, and sends it 200 requests in three seconds, all with one API key.
 async fn inbound(limiter: &Limiter) -> Result<Row, Error> {
     let (app, served) = counting_app();
     let limits = (
@@ -153,14 +160,14 @@ async fn inbound(limiter: &Limiter) -> Result<Row, Error> {
     while let Some(status) = requests.join_next().await {
         match status?? {
             StatusCode::OK => {}
-            StatusCode::TOO_MANY_REQUESTS => row.refused += 1,
-            other => return Err(format!("unexpected answer: {other}").into()),
+            StatusCode::TOO_MANY_REQUESTS => row.rejected += 1,
+            other => return Err(format!("unexpected status: {other}").into()),
         }
     }
     Ok(row.finish(&served))
 }
 
-/// An upstream without a limit, and 140 requests at once to it through a client that has one.
+/// Runs an upstream without a limit, and sends it 140 requests at once through a client with one.
 async fn outbound(limiter: &Limiter) -> Result<Row, Error> {
     let (app, served) = counting_app();
     let url = serve(app).await?;
@@ -176,28 +183,28 @@ async fn outbound(limiter: &Limiter) -> Result<Row, Error> {
     for _ in 0..140 {
         row.offered += 1;
         let request = Request::new(Method::GET, url.clone());
-        let answer = client.clone().oneshot(request);
+        let response = client.clone().oneshot(request);
         requests.spawn(async move {
-            let asked = Instant::now();
-            let answer = answer.await;
-            (answer, asked.elapsed())
+            let started = Instant::now();
+            let response = response.await;
+            (response, started.elapsed())
         });
     }
     while let Some(request) = requests.join_next().await {
-        let (answer, took) = request?;
-        match answer {
-            Ok(answer) => {
-                answer.error_for_status()?;
-                row.waited += u64::from(took > WAITED);
+        let (response, elapsed) = request?;
+        match response {
+            Ok(response) => {
+                response.error_for_status()?;
+                row.waited += u64::from(elapsed > WAITED);
             }
-            Err(error) if Rejected::find(&*error).is_some() => row.refused += 1,
+            Err(error) if Rejected::find(&*error).is_some() => row.rejected += 1,
             Err(error) => return Err(error),
         }
     }
     Ok(row.finish(&served))
 }
 
-/// An app that counts the requests that reach its handler.
+/// Makes an app that counts the requests that reach its handler.
 fn counting_app() -> (Router, Arc<AtomicU64>) {
     let served = Arc::new(AtomicU64::new(0));
     let counter = served.clone();
@@ -210,7 +217,7 @@ fn counting_app() -> (Router, Arc<AtomicU64>) {
     (app, served)
 }
 
-/// Serves `app` on a free port of this machine until the process ends.
+/// Serves `app` on a free loopback port until the process ends.
 async fn serve(app: Router) -> Result<Url, Error> {
     let listener = TcpListener::bind("127.0.0.1:0").await?;
     let url = format!("http://{}/", listener.local_addr()?).parse()?;
@@ -219,32 +226,32 @@ async fn serve(app: Router) -> Result<Url, Error> {
     Ok(url)
 }
 
-/// What happened on one side, and how long it took.
+/// The counts of one side.
 struct Row {
     quota: Quota,
     started: Instant,
     offered: u64,
     admitted: u64,
-    refused: u64,
+    rejected: u64,
     waited: u64,
     allowed: f64,
 }
 
 impl Row {
-    /// The clock starts before the first request is sent.
+    /// Starts the clock, before the first request is sent.
     fn new(quota: Quota) -> Self {
         Self {
             quota,
             started: Instant::now(),
             offered: 0,
             admitted: 0,
-            refused: 0,
+            rejected: 0,
             waited: 0,
             allowed: 0.0,
         }
     }
 
-    /// It stops when the last answer is there.
+    /// Stops the clock, after the last response.
     fn finish(mut self, served: &AtomicU64) -> Self {
         let seconds = self.started.elapsed().as_secs_f64();
         self.allowed = self.quota.capacity() + self.quota.rate() * seconds;
@@ -258,8 +265,8 @@ impl Row {
 
     fn print(&self, side: &str) {
         println!(
-            "{side:<20}{:>9}{:>10}{:>9}{:>8}{:>9.1}",
-            self.offered, self.admitted, self.refused, self.waited, self.allowed
+            "{side:<20}{:>9}{:>10}{:>10}{:>8}{:>9.1}",
+            self.offered, self.admitted, self.rejected, self.waited, self.allowed
         );
     }
 }

@@ -1,8 +1,10 @@
-//! A reqwest client that keeps two limits of an upstream at once, as LLM providers set them:
-//! requests per minute and tokens per minute. A request takes from both buckets or from neither,
-//! waits for its turn, and corrects the estimate once the answer says what it did cost.
+//! Shows a reqwest client with two limits, as LLM providers set them: requests per minute and tokens
+//! per minute. A request takes from both buckets or from neither, and waits for its tokens. The
+//! estimated cost is corrected when the response states the actual one.
 //!
-//! The upstream is a server of this process.
+//! The upstream is a server in this process.
+//!
+//! Run it in memory, or on Redis:
 //!
 //! ```text
 //! cargo run --example reqwest_client
@@ -20,7 +22,7 @@ use tower_throttle::{Limiter, Quota, RateLimitLayer, Scope};
 const RPM: Scope = Quota::per_minute(600.0).burst(5.0).scope("llm:rpm");
 const TPM: Scope = Quota::per_minute(90_000.0).burst(6_000.0).scope("llm:tpm");
 
-/// What a request costs as far as we know before it was answered.
+/// The cost of a request, in tokens, before its response is known.
 const ESTIMATE: f64 = 1_200.0;
 
 type Error = Box<dyn std::error::Error + Send + Sync>;
@@ -56,17 +58,17 @@ async fn main() -> Result<(), Error> {
     Ok(())
 }
 
-/// What the upstream says that a request did cost. `None` lets the estimate stand.
+/// Reads the cost from the response. `None` keeps the estimate.
 fn tokens_used(response: &Response) -> Option<f64> {
     let used = response.headers().get("x-tokens-used")?;
     used.to_str().ok()?.parse().ok()
 }
 
-/// A server that charges 1,500 tokens for each answer.
+/// Starts a server that charges 1,500 tokens for each response.
 async fn upstream() -> Result<Url, Error> {
     let app = Router::new().route(
         "/",
-        get(async || (AppendHeaders([("x-tokens-used", "1500")]), "an answer")),
+        get(async || (AppendHeaders([("x-tokens-used", "1500")]), "a response")),
     );
     let listener = TcpListener::bind("127.0.0.1:0").await?;
     let url = format!("http://{}/", listener.local_addr()?).parse()?;

@@ -1,7 +1,9 @@
-//! A tonic client whose channel waits for its turn: four calls at once, then ten per second.
-//! A call that would have to wait for longer than five seconds fails with RESOURCE_EXHAUSTED.
+//! Shows a tonic client whose channel is limited: four calls at once, then ten per second. A call
+//! that would wait for longer than five seconds fails with RESOURCE_EXHAUSTED.
 //!
-//! The server is the standard health service, in this process and over a real socket.
+//! The server is the standard health service, in this process, over a real socket.
+//!
+//! Run it in memory, or on Redis:
 //!
 //! ```text
 //! cargo run --example tonic_channel
@@ -40,17 +42,17 @@ async fn main() -> Result<(), Error> {
 
     let started = Instant::now();
     for n in 1..=12 {
-        let answer = client.check(HealthCheckRequest::default()).await?;
+        let response = client.check(HealthCheckRequest::default()).await?;
         println!(
             "{:>5} ms  call {n:>2}: {:?}",
             started.elapsed().as_millis(),
-            answer.into_inner().status()
+            response.into_inner().status()
         );
     }
     Ok(())
 }
 
-/// The health service on a free port of this machine.
+/// Starts the health service on a free loopback port.
 async fn server() -> Result<String, Error> {
     let (_reporter, health) = tonic_health::server::health_reporter();
     let listener = TcpListener::bind("127.0.0.1:0").await?;

@@ -1,15 +1,17 @@
-//! A tonic server with a bucket per client address. A call that is too much gets
-//! RESOURCE_EXHAUSTED with `RetryInfo`, which clients that follow the standard understand.
+//! Shows a tonic server with a bucket for each client address. A call over the limit gets
+//! RESOURCE_EXHAUSTED with `RetryInfo`, which clients use to retry in time.
 //!
-//! The service is the standard health service; a client of this process calls it six times over
-//! a real socket.
+//! The service is the standard health service. A client in this process calls it six times over a
+//! real socket.
+//!
+//! Run it in memory, or on Redis:
 //!
 //! ```text
 //! cargo run --example tonic_server --features tonic
 //! REDIS_URL=redis://127.0.0.1:6379 cargo run --example tonic_server --features tonic
 //! ```
 
-use tokio::net::TcpListener;
+use tokio::{net::TcpListener, sync::oneshot};
 use tonic::transport::{Channel, Server, server::TcpIncoming};
 use tonic_health::pb::{HealthCheckRequest, health_client::HealthClient};
 use tonic_types::StatusExt;
@@ -30,17 +32,23 @@ async fn main() -> Result<(), Error> {
     let (_reporter, health) = tonic_health::server::health_reporter();
     let listener = TcpListener::bind("127.0.0.1:0").await?;
     let url = format!("http://{}", listener.local_addr()?);
-    tokio::spawn(
+    let (stop, stopped) = oneshot::channel::<()>();
+    let server = tokio::spawn(
         Server::builder()
             .layer(RateLimitLayer::new(&limiter, PEER.by(peer_ip).or(UNKNOWN)).respond_http())
             .add_service(health)
-            .serve_with_incoming(TcpIncoming::from(listener).with_nodelay(Some(true))),
+            .serve_with_incoming_shutdown(
+                TcpIncoming::from(listener).with_nodelay(Some(true)),
+                async {
+                    let _ = stopped.await; // in a service: a signal
+                },
+            ),
     );
 
     let mut client = HealthClient::new(Channel::from_shared(url)?.connect().await?);
     for n in 1..=6 {
         match client.check(HealthCheckRequest::default()).await {
-            Ok(answer) => println!("call {n}: {:?}", answer.into_inner().status()),
+            Ok(response) => println!("call {n}: {:?}", response.into_inner().status()),
             Err(status) => println!(
                 "call {n}: {:?}, retry after {:?}",
                 status.code(),
@@ -50,5 +58,11 @@ async fn main() -> Result<(), Error> {
             ),
         }
     }
+
+    // The other processes on this Redis use the whole limit at once.
+    drop(client);
+    let _ = stop.send(());
+    server.await??;
+    limiter.deregister().await;
     Ok(())
 }
