@@ -74,6 +74,7 @@ async fn main() -> Result<(), Error> {
         clients.spawn(client(n, url.clone(), started + RUN));
     }
     let counts = clients.join_all().await;
+    limiter.deregister().await;
     let rejected: usize = counts.iter().map(|(rejected, _)| rejected).sum();
     let cancelled: usize = counts.iter().map(|(_, cancelled)| cancelled).sum();
     println!("{cancelled} streams were cancelled halfway, {rejected} requests were rejected\n");
@@ -96,7 +97,6 @@ async fn main() -> Result<(), Error> {
         println!("{name:<10}{admitted:>10.0}{allowed:>10.0}{part:>20.3}");
     }
     println!("\nestimate: {:.0} tokens", total.estimated);
-    limiter.deregister().await;
     Ok(())
 }
 
