@@ -167,7 +167,7 @@ impl BucketHandle {
     /// bucket is younger than 25 ms. A shorter pause does not shorten a longer one, and
     /// [`reset`](Self::reset) ends it. Tokens that are given back or charged during the pause are
     /// lost, as far as the pause covers them. While Redis is unavailable, the local share of this
-    /// process is paused, and Redis is told after its recovery.
+    /// process is paused, and the pause is sent to Redis after its recovery.
     ///
     /// ```
     /// # use std::time::Duration;

@@ -312,7 +312,7 @@ impl LimiterBuilder {
         self
     }
 
-    /// A lease is for the demand of so long.
+    /// The time whose demand a lease covers.
     #[cfg(all(test, feature = "redis"))]
     pub(crate) fn lease_ahead(mut self, ahead: Duration) -> Self {
         self.lease_ahead = Some(ahead);
@@ -334,47 +334,48 @@ impl LimiterBuilder {
     pub fn build(self) -> Result<Limiter, ConfigError> {
         if self.timeout.is_zero() {
             return Err(ConfigError::new(
-                "redis_timeout is zero: write how long a call may take, such as 100 ms",
+                "redis_timeout is zero: set how long a call may take, such as 100 ms",
             ));
         }
         if self.connect_timeout.is_zero() {
             return Err(ConfigError::new(
-                "connect_timeout is zero: write how long a step of connecting may take, such as 1 s",
+                "connect_timeout is zero: set how long a step of connecting may take, such as 1 s",
             ));
         }
         if self.replicas == 0 {
             return Err(ConfigError::new(
-                "replicas is zero: write how many processes share the limits, at least 1",
+                "replicas is zero: set how many processes share the limits, at least 1",
             ));
         }
         if self.reserve_for > LONGEST_RESERVE {
             return Err(ConfigError::new(
-                "reserve_for is over an hour: write for how long a share is reserved for a missing \
-                 process, such as 5 s",
+                "reserve_for is over an hour: set for how long a share is reserved for a missing \
+                 limiter, at most 1 h, such as 5 s",
             ));
         }
         if self.instance.as_ref().is_some_and(String::is_empty) {
             return Err(ConfigError::new(
-                "the instance has an empty name: write one that only this process has, such as \
-                 that of its pod",
+                "instance is empty: set a name that only this process has, such as that of its \
+                 pod",
             ));
         }
         if self.max_scopes == 0 {
             return Err(ConfigError::new(
-                "max_scopes is zero: write how many buckets memory may hold, at least 1",
+                "max_scopes is zero: set how many buckets memory may hold, at least 1",
             ));
         }
         if !(self.lease >= 0.0 && self.lease.is_finite()) {
             return Err(ConfigError::new(
-                "lease is not a number of tokens: write how many a process may take ahead, or 0",
+                "lease is negative or not finite: set how many tokens a process may lease, or 0 for \
+                 no leases",
             ));
         }
         let reserved =
             |c: char| c == PREFIX_END || "*?[\\".contains(c) || c.is_whitespace() || c.is_control();
         if self.prefix.contains(reserved) {
             return Err(ConfigError::new(
-                "key_prefix contains `|`, `*`, `?`, `[`, `\\`, a space or a control character: write \
-                 one without, such as \"shop:limits\"",
+                "key_prefix contains `|`, `*`, `?`, `[`, `\\`, a space or a control character: set a \
+                 prefix without them, such as \"shop:limits\"",
             ));
         }
         self.fallback.check()?;
