@@ -6,14 +6,13 @@ use tokio::time::Instant;
 
 use super::queue::Waiter;
 use crate::{
-    bucket::{BucketParams, Reservation},
-    clock::to_us,
+    bucket::BucketParams,
     decision::{DecidedBy, Decision, Failure},
     redis,
     scope::{BucketId, Hashes, Lookup, Scope},
 };
 
-pub(crate) use crate::redis::{Mark, Mode};
+pub(crate) use crate::redis::{Mark, Mode, Op};
 
 pub(crate) struct RedisBackend {
     batcher: redis::Batcher<Arc<Waiter>, redis::RedisConnection>,
@@ -79,38 +78,20 @@ impl RedisBackend {
         self.batcher.take_over(mark)
     }
 
-    pub(crate) fn give_back(&self, scope: &Scope, tokens: f64) {
-        self.batcher.give_back(scope, tokens);
+    /// Queues an operation that nobody waits for.
+    pub(crate) fn send(&self, scope: &Scope, op: Op) {
+        self.batcher.send(scope, op);
     }
 
-    pub(crate) fn charge(&self, scope: &Scope, tokens: f64) {
-        self.batcher.charge(scope, tokens);
+    /// Queues an operation and returns the level of the bucket after it.
+    pub(crate) async fn ask(&self, scope: &Scope, op: Op) -> Result<f64, Failure> {
+        self.batcher.ask(scope, op).await
     }
 
     /// Raises the last reported level of a bucket by `tokens`.
     pub(crate) fn raise_level(&self, scope: &Scope, tokens: f64) {
         let id = scope.id(&self.salt);
         self.levels.raise(&id, scope.params(), tokens);
-    }
-
-    /// Undoes a reservation that was cancelled.
-    pub(crate) fn undo(&self, cancelled: Box<(Scope, Reservation)>) {
-        self.batcher.undo(cancelled);
-    }
-
-    /// Pauses a bucket until `until`: in this process from now on.
-    pub(crate) fn pause(&self, scope: &Scope, until: Instant) {
-        let (params, id) = (scope.params(), scope.id(&self.salt));
-        let left = until.saturating_duration_since(Instant::now());
-        self.levels.pause(&id, params, to_us(left));
-        self.leases.forget(&id);
-        self.batcher.pause(scope, until);
-    }
-
-    /// Lowers the level of a bucket to at most `tokens`.
-    pub(crate) fn cap_level(&self, scope: &Scope, tokens: f64) {
-        self.leases.forget(&scope.id(&self.salt));
-        self.batcher.cap_level(scope, tokens);
     }
 
     /// When Redis last reported a bucket, and the end of its pause, if it is paused.
@@ -123,14 +104,6 @@ impl RedisBackend {
     pub(crate) fn reserved(&self) -> f64 {
         use redis::Connection;
         1.0 - self.batcher.connection().part().of_rate
-    }
-
-    pub(crate) async fn look(&self, scope: &Scope) -> Result<f64, Failure> {
-        self.batcher.look(scope).await
-    }
-
-    pub(crate) async fn reset(&self, scope: &Scope) -> Result<f64, Failure> {
-        self.batcher.reset(scope).await
     }
 
     pub(crate) async fn deregister(&self) {

@@ -12,13 +12,13 @@ use futures_util::future::{BoxFuture, FutureExt};
 use tokio::time::Instant;
 
 use super::{
-    backend::{Mode, RedisBackend},
+    backend::{Mode, Op, RedisBackend},
     local_share::LocalShares,
     queue::{Backends, TOLERANCE, WaitQueues, Waiter},
 };
 use crate::{
     bucket::{Bucket, BucketParams, Reservation, TakenAll},
-    clock::{LONGEST_WAIT, from_us, to_us},
+    clock::{from_us, to_us},
     decision::{DecidedBy, Decision, Failure},
     fallback::Fallback,
     memory::{MemoryStore, Request, ShareBounds},
@@ -303,7 +303,7 @@ impl Core {
             // What a share granted is charged to Redis as soon as that is back.
             (DecidedBy::Redis | DecidedBy::LocalShare, Some(remote)) => {
                 match remote.unavailable_since() {
-                    None => remote.give_back(scope, tokens),
+                    None => remote.send(scope, Op::GiveBack { tokens }),
                     Some(_) => self.shares.correct(scope, -tokens),
                 }
             }
@@ -326,7 +326,7 @@ impl Core {
             }
             (DecidedBy::Redis | DecidedBy::LocalShare | DecidedBy::DualAdmission, Some(remote)) => {
                 match remote.unavailable_since() {
-                    None => remote.charge(scope, tokens),
+                    None => remote.send(scope, Op::Charge { tokens }),
                     Some(_) => self.shares.correct(scope, tokens),
                 }
             }
@@ -347,7 +347,7 @@ impl Core {
             }
             Some(remote) => {
                 self.shares.pause(scope, us);
-                remote.pause(scope, Instant::now() + hold.min(LONGEST_WAIT));
+                remote.send(scope, Op::Pause { us });
             }
         }
         self.queues.recheck(id.as_bytes());
@@ -370,7 +370,7 @@ impl Core {
                 let full = scope.quota().capacity();
                 let known = remote.last_level(&id).map_or(full, |(level, _)| level);
                 if tokens < known {
-                    remote.cap_level(scope, tokens);
+                    remote.send(scope, Op::CapLevel { tokens });
                 }
             }
         }
@@ -391,7 +391,7 @@ impl Core {
             None => Ok(self.level_in_memory(scope, DecidedBy::Memory)),
             Some(redis) => match redis.mode() {
                 Mode::Unavailable(failure) => Err(failure),
-                Mode::Passing | Mode::Recovering => redis.look(scope).await,
+                Mode::Passing | Mode::Recovering => redis.ask(scope, Op::Look).await,
             },
         }
     }
@@ -421,8 +421,8 @@ impl Core {
             Some(remote) if remote.unavailable_since().is_some() => {
                 self.shares.correct_own(scope, -tokens);
             }
-            Some(remote) if tokens > 0.0 => remote.give_back(scope, tokens),
-            Some(remote) if tokens < 0.0 => remote.charge(scope, -tokens),
+            Some(remote) if tokens > 0.0 => remote.send(scope, Op::GiveBack { tokens }),
+            Some(remote) if tokens < 0.0 => remote.send(scope, Op::Charge { tokens: -tokens }),
             Some(_) => {}
         }
     }
@@ -437,7 +437,7 @@ impl Core {
         self.shares.pending.forget(scope);
         match &self.redis {
             None => Ok(()),
-            Some(redis) => redis.reset(scope).await.map(|_| ()),
+            Some(redis) => redis.ask(scope, Op::Reset).await.map(|_| ()),
         }
     }
 }
@@ -462,13 +462,12 @@ impl Backends for Core {
         let is_unavailable = redis.unavailable_since().is_some();
         match decided_by {
             DecidedBy::Redis => {
-                let cancelled = (scope.clone(), reservation);
                 if is_unavailable {
                     // Otherwise the share would start lower by what nobody waits for any more.
                     redis.raise_level(scope, reservation.tokens);
-                    self.shares.pending.undo(cancelled);
+                    self.shares.pending.undo((scope.clone(), reservation));
                 } else {
-                    redis.undo(Box::new(cancelled));
+                    redis.send(scope, Op::Undo(reservation));
                 }
             }
             DecidedBy::LocalShare if is_unavailable => self.shares.undo(scope, reservation, true),
@@ -498,7 +497,7 @@ impl Backends for Core {
         }
         // If Redis does not answer, the reservation stands.
         let look = async move {
-            let _ = redis.look(scope).await;
+            let _ = redis.ask(scope, Op::Look).await;
         };
         Some(look.boxed())
     }

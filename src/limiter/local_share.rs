@@ -150,8 +150,8 @@ impl Ledger for LocalShares {
         self.pending.pause(scope, until);
     }
 
-    fn undo(&self, cancelled: Box<(Scope, Reservation)>) {
-        self.pending.undo(*cancelled);
+    fn undo(&self, scope: Scope, reservation: Reservation) {
+        self.pending.undo((scope, reservation));
     }
 
     fn cancelled(&self) -> Vec<(Scope, Reservation)> {
@@ -175,7 +175,7 @@ impl Ledger for LocalShares {
                 params: debt.whole,
                 tokens: debt.tokens,
                 wait_us: debt.wait_us,
-                big: debt.big,
+                largest_cost: debt.big,
             })
             .collect()
     }

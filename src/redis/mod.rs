@@ -5,20 +5,21 @@ pub(crate) mod batch;
 pub(crate) mod connection;
 pub(crate) mod heartbeat;
 pub(crate) mod lease;
+pub(crate) mod ledger;
 pub(crate) mod level_cache;
+pub(crate) mod op;
 pub(crate) mod script;
 
 #[cfg(feature = "redis")]
 pub(crate) use self::connection::driver::RedisTransport;
 pub(crate) use self::{
-    batch::{
-        command::{Connection, Debt, Ledger, Requester},
-        worker::{Batcher, Mark},
-    },
+    batch::{batcher::Batcher, connection::Connection, queue::Mark, request::Requester},
     connection::{
         redis_connection::{ConnectionConfig, Mode, RedisConnection},
         transport::Transport,
     },
     lease::{AHEAD, Leases},
+    ledger::{Debt, Ledger},
     level_cache::LevelCache,
+    op::Op,
 };

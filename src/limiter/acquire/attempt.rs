@@ -10,7 +10,7 @@ use crate::{
     decision::{DecidedBy, Decision, Failure},
     error::Rejected,
     limiter::{
-        backend::{Mode, RedisBackend},
+        backend::{Mode, Op, RedisBackend},
         queue::{Backends, Waiter},
     },
     runtime,
@@ -50,7 +50,8 @@ impl Acquire {
         if !matches!(mode, Mode::Unavailable(_)) {
             // Before memory decides, which may reject everything for a long time.
             for (scope, until) in core.shares.pending.take_pauses() {
-                redis.pause(&scope, until);
+                let us = to_us(until.saturating_duration_since(Instant::now()));
+                redis.send(&scope, Op::Pause { us });
             }
         }
         match mode {

@@ -1,9 +1,19 @@
 //! Concurrent requests go to Redis as one call: the queue, the task that empties it, and the
 //! merging, encoding and answering of one call.
 
-pub(crate) mod call;
-pub(crate) mod command;
+pub(crate) mod batcher;
+mod bucket;
+mod build;
+mod call;
+mod command;
+pub(crate) mod connection;
+mod context;
+mod in_flight;
+mod leases;
+mod merged_take;
+pub(crate) mod queue;
 pub(crate) mod queue_time;
+pub(crate) mod request;
 #[cfg(test)]
 pub(crate) mod tests;
-pub(crate) mod worker;
+mod worker;

@@ -9,8 +9,9 @@ use std::{
 use tokio::time::Instant;
 
 use crate::redis::{
-    batch::command::Debt,
+    ledger::Debt,
     level_cache::{LastLevel, LevelCache},
+    op::Op,
     script::{Argument, First, Reply},
 };
 use crate::{
@@ -53,10 +54,11 @@ pub(crate) fn lower(keyspace: &Keyspace, remembered: &[LastLevel]) -> impl Itera
     remembered.chunks(MOST_BUCKETS).map(|buckets| {
         let mut argument = Argument::default();
         for bucket in buckets {
-            argument.key(bucket.params, First::NONE);
+            argument.bucket(bucket.params, First::NONE);
         }
         for (index, bucket) in buckets.iter().enumerate() {
-            argument.cap_level(index + 1, bucket.level);
+            let tokens = bucket.level;
+            argument.op(index, Op::CapLevel { tokens });
         }
         Call {
             keys: buckets
@@ -88,12 +90,12 @@ pub(crate) fn undo(keyspace: &Keyspace, gone: &[(Scope, Reservation)]) -> Vec<Ca
     let calls = buckets.chunks(MOST_BUCKETS).map(|buckets| {
         let mut argument = Argument::default();
         for (_, params, _) in buckets {
-            argument.key(*params, First::NONE);
+            argument.bucket(*params, First::NONE);
         }
         for (index, (.., reservations)) in buckets.iter().enumerate() {
             // The last of a queue first, so that the one before it is the last then.
             for reservation in reservations.iter().rev() {
-                argument.undo(index + 1, *reservation);
+                argument.op(index, Op::Undo(*reservation));
             }
         }
         Call {
@@ -163,7 +165,7 @@ impl Payment {
     pub(crate) fn call(&self, keyspace: &Keyspace, limiter: &str, now: Instant) -> Call {
         let mut argument = Argument::default();
         // A bucket that is emptied by the payment, and full again when it is forgotten.
-        argument.key(
+        argument.bucket(
             BucketParams::new(1.0, PAID.as_secs_f64().recip()),
             First::NONE,
         );
@@ -180,15 +182,21 @@ impl Payment {
             .collect();
         for owed in &due {
             keys.push(keyspace.bucket(&owed.id));
-            argument.key(owed.params, First::NONE);
+            argument.bucket(owed.params, First::NONE);
         }
-        argument.once(1);
+        argument.op(0, Op::EmptyOrStop);
         for (index, owed) in due.iter().enumerate() {
-            if owed.tokens > 0.0 {
-                argument.write_back(index + 2, owed.tokens, owed.wait_us, owed.big);
-            } else {
-                argument.give_back(index + 2, -owed.tokens);
-            }
+            let op = match owed.tokens > 0.0 {
+                true => Op::WriteBack {
+                    tokens: owed.tokens,
+                    wait_us: owed.wait_us,
+                    largest_cost: owed.largest_cost,
+                },
+                false => Op::GiveBack {
+                    tokens: -owed.tokens,
+                },
+            };
+            argument.op(index + 1, op);
         }
         Call {
             keys,
@@ -212,7 +220,7 @@ mod tests {
                 params: BucketParams::new(10.0, 1.0),
                 tokens: 3.0,
                 wait_us: 0.0,
-                big: 0.0,
+                largest_cost: 0.0,
             })
             .collect()
     }

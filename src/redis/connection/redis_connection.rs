@@ -8,11 +8,12 @@ use std::{
 use tokio::time::Instant;
 
 use crate::redis::{
-    batch::command::{Connection, Deadline, Ledger},
+    batch::connection::{Connection, Deadline},
     connection::failure::timed_out,
     connection::state::{ConnectionState, Stage, disconnected},
     connection::transport::Transport,
     lease::Leases,
+    ledger::Ledger,
     level_cache::LevelCache,
 };
 use crate::{

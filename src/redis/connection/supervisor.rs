@@ -22,6 +22,7 @@ use crate::redis::{
     connection::state::{ConnectionState, Live, data_lost, disconnected},
     connection::transport::{Session, Transport},
     heartbeat::Epoch,
+    op::Op,
     script::{Argument, First},
 };
 use crate::{bucket::BucketParams, decision::Failure, scope::Keyspace, task};
@@ -134,8 +135,8 @@ impl Supervisor {
         let config = &shared.config;
         let session = config.connect.connect().await?;
         let mut argument = Argument::default();
-        argument.key(BucketParams::new(1.0, 1.0), First::NONE);
-        argument.reset(1);
+        argument.bucket(BucketParams::new(1.0, 1.0), First::NONE);
+        argument.op(0, Op::Reset);
         let key = config.keyspace.own(PROBE);
         let bytes = argument.into_bytes();
         shared.probe(&*session, key, &bytes).await?;

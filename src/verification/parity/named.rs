@@ -2,9 +2,14 @@
 
 use redis::aio::MultiplexedConnection;
 
-use crate::bucket::{BucketParams, Reservation};
-use crate::redis::script::{ACQUIRE, Answer, Reply};
-use crate::verification::reference_model::{Call, Command};
+use crate::{
+    bucket::{BucketParams, Reservation},
+    redis::{
+        op::Op,
+        script::{ACQUIRE, Answer, Reply},
+    },
+    verification::reference_model::{Call, Step},
+};
 
 use super::support::RedisServer;
 
@@ -35,23 +40,19 @@ async fn call(connection: &mut MultiplexedConnection, call: &Call) -> Answered {
         .query_async(connection)
         .await
         .expect("the script runs");
-    let (takes, keys) = (hoisted.takes(), call.keys.len());
-    let reply = Reply::new(&bytes, keys, takes).expect("a readable reply");
-    let mut firsts = vec![None; keys];
-    for (key, first) in hoisted.firsts.iter().enumerate() {
-        firsts[key] = (first.n > 0).then(|| Answer {
-            taken: reply.first(key),
-            which: 0,
-        });
-    }
-    let mut rest = (0..takes).map(|take| reply.answer(take));
-    let answers = call.commands.iter().filter_map(|command| match command {
-        Command::Take { of, .. } => match of[..] {
-            [(key, _)] => firsts[key].take().or_else(|| rest.next()),
-            _ => rest.next(),
-        },
-        Command::Lease(..) => rest.next(),
-        _ => None,
+    let (answers, keys) = (hoisted.answers(), call.keys.len());
+    let reply = Reply::new(&bytes, keys, answers).expect("a readable reply");
+    let firsts = hoisted.firsts.iter().enumerate();
+    let mut firsts: Vec<_> = firsts
+        .map(|(key, first)| (first.n > 0).then(|| reply.first(key)))
+        .collect();
+    let mut rest = (0..answers).map(|nth| reply.answer(nth));
+    let answers = call.steps.iter().filter(|step| step.has_answer());
+    let answers = answers.filter_map(|step| match step {
+        Step::Take { costs, .. } if costs.len() == 1 => {
+            firsts[costs[0].0].take().or_else(|| rest.next())
+        }
+        _ => rest.next(),
     });
     Answered {
         time: reply.time().unwrap_or_default(),
@@ -60,16 +61,24 @@ async fn call(connection: &mut MultiplexedConnection, call: &Call) -> Answered {
     }
 }
 
-fn take(cost: f64, max_wait: f64) -> Command {
-    Command::Take {
+fn take(cost: f64, max_wait: f64) -> Step {
+    Step::Take {
         n: 1,
         max_wait,
-        of: vec![(0, cost)],
+        costs: vec![(0, cost)],
     }
 }
 
-fn one(params: BucketParams, command: Command) -> Call {
-    Call::new(KEY, params, vec![command])
+fn write_back(tokens: f64) -> Op {
+    Op::WriteBack {
+        tokens,
+        wait_us: 0.0,
+        largest_cost: 0.0,
+    }
+}
+
+fn one(params: BucketParams, step: Step) -> Call {
+    Call::new(KEY, params, vec![step])
 }
 
 async fn run<T: redis::FromRedisValue>(
@@ -139,7 +148,7 @@ async fn numbers_that_are_none_count_as_full_and_are_overwritten() {
         for field in 0..length {
             for bad in [f64::NAN, -f64::NAN, f64::INFINITY, f64::NEG_INFINITY] {
                 // A level of 1, two seconds ago.
-                let now = call(&mut connection, &one(TERMS, Command::Look(0)))
+                let now = call(&mut connection, &one(TERMS, Step::Op(0, Op::Look)))
                     .await
                     .time;
                 let at = now - 2.0 * SECOND;
@@ -153,7 +162,7 @@ async fn numbers_that_are_none_count_as_full_and_are_overwritten() {
     }
     // A rate that is no rate would make a life of the wrong sign, or none.
     for rate in [0.0, -1.0] {
-        let now = call(&mut connection, &one(TERMS, Command::Look(0)))
+        let now = call(&mut connection, &one(TERMS, Step::Op(0, Op::Look)))
             .await
             .time;
         plant(&mut connection, &[1.0, now, 10.0, rate, now + 1e9]).await;
@@ -179,7 +188,11 @@ async fn whoever_knows_a_bucket_by_more_is_remembered() {
         let _: redis::Value = run(&mut connection, &[b"FLUSHALL"]).await;
         call(&mut connection, &one(first, take(10.0, 0.0))).await;
         for _ in 0..2 {
-            call(&mut connection, &one(second, Command::Charge(0, 1e9))).await;
+            call(
+                &mut connection,
+                &one(second, Step::Op(0, Op::Charge { tokens: 1e9 })),
+            )
+            .await;
             let ttl = ttl_ms(&mut connection).await;
             assert!(
                 ttl > 1_000 * seconds - 1_000,
@@ -187,7 +200,7 @@ async fn whoever_knows_a_bucket_by_more_is_remembered() {
             );
         }
         // The debt of the larger one is still there when the smaller would be full.
-        let looked = call(&mut connection, &one(second, Command::Look(0))).await;
+        let looked = call(&mut connection, &one(second, Step::Op(0, Op::Look))).await;
         assert!(looked.levels[0].0 < 0.0);
     }
 }
@@ -219,12 +232,12 @@ async fn a_refusal_writes_nothing_but_a_mended_clock() {
         vec![(KEY.to_owned(), TERMS), ("other".to_owned(), TERMS)],
         vec![
             take(5.0, 0.0),
-            Command::Take {
+            Step::Take {
                 n: 1,
                 max_wait: 0.0,
-                of: vec![(1, 5.0), (0, 5.0)],
+                costs: vec![(1, 5.0), (0, 5.0)],
             },
-            Command::Look(1),
+            Step::Op(1, Op::Look),
             take(0.0, 0.0),
         ],
     );
@@ -256,8 +269,12 @@ async fn a_key_outlives_the_time_until_its_bucket_is_full() {
     let server = RedisServer::start().await;
     let mut connection = server.connection().await;
     // Full at once, which `PX 0` would make an error.
-    call(&mut connection, &one(TERMS, Command::GiveBack(0, 1.0))).await;
-    call(&mut connection, &one(TERMS, Command::Reset(0))).await;
+    call(
+        &mut connection,
+        &one(TERMS, Step::Op(0, Op::GiveBack { tokens: 1.0 })),
+    )
+    .await;
+    call(&mut connection, &one(TERMS, Step::Op(0, Op::Reset))).await;
     // Twice as long as needed; then, as long as it is enough and not too much, as before.
     for (tokens, ms) in [
         (3.0, 6_000),
@@ -269,14 +286,14 @@ async fn a_key_outlives_the_time_until_its_bucket_is_full() {
         (-1.0, 10_000),
     ] {
         let command = match tokens > 0.0 {
-            true => Command::Charge(0, tokens),
-            false => Command::GiveBack(0, -tokens),
+            true => Step::Op(0, Op::Charge { tokens }),
+            false => Step::Op(0, Op::GiveBack { tokens: -tokens }),
         };
         call(&mut connection, &one(TERMS, command)).await;
         let ttl = ttl_ms(&mut connection).await;
         assert!((ms - 1_000..=ms).contains(&ttl), "{tokens}: {ttl}");
     }
-    call(&mut connection, &one(TERMS, Command::Reset(0))).await;
+    call(&mut connection, &one(TERMS, Step::Op(0, Op::Reset))).await;
     let ttl = ttl_ms(&mut connection).await;
     assert!(ttl <= 1, "{ttl}");
     // 2^53 ms is the longest; beyond 9.2e18 Redis refuses to run.
@@ -307,10 +324,14 @@ async fn sleepers_are_kept_while_they_sleep() {
     assert!(stored[4] >= answered.time + wait, "kept as long as that");
     assert_eq!(stored[5..], [answered.time + wait, 2.0, 0.0]);
     // Given back while somebody sleeps: for a newcomer, not for the level.
-    let answered = call(&mut connection, &one(TERMS, Command::GiveBack(0, 3.0))).await;
+    let answered = call(
+        &mut connection,
+        &one(TERMS, Step::Op(0, Op::GiveBack { tokens: 3.0 })),
+    )
+    .await;
     assert!(answered.levels[0].0 < 0.0 && answered.levels[0].1 == 3.0);
     assert_eq!(value(&mut connection).await[7], 3.0);
-    call(&mut connection, &one(TERMS, Command::Reset(0))).await;
+    call(&mut connection, &one(TERMS, Step::Op(0, Op::Reset))).await;
     // Full: without sleepers, and gone within a millisecond.
     assert!(matches!(value(&mut connection).await.len(), 0 | 5));
 }
@@ -320,17 +341,17 @@ async fn a_call_of_many_keys_and_demands_is_answered_in_full() {
     let server = RedisServer::start().await;
     let mut connection = server.connection().await;
     let keys: Vec<_> = (0..300).map(|key| (format!("k{key}"), TERMS)).collect();
-    let commands = (0..300).map(|index| Command::Take {
+    let commands = (0..300).map(|index| Step::Take {
         n: 3,
         max_wait: 1e12,
-        of: vec![(index, (index % 10 + 1) as f64)],
+        costs: vec![(index, (index % 10 + 1) as f64)],
     });
     let mut call_of_all = Call::of(keys, commands.collect());
     let all = (0..300).map(|index| (index, 1.0)).collect();
-    call_of_all.commands.push(Command::Take {
+    call_of_all.steps.push(Step::Take {
         n: 1,
         max_wait: 1e12,
-        of: all,
+        costs: all,
     });
     let answered = call(&mut connection, &call_of_all).await;
     for (index, answer) in answered.takes[..300].iter().enumerate() {
@@ -365,7 +386,10 @@ async fn a_payment_is_charged_once_and_a_bound_lowers() {
     let payment = |marker: &str, tokens: f64| {
         Call::of(
             vec![(marker.to_owned(), once), (KEY.to_owned(), slow)],
-            vec![Command::Once(0), Command::Pay(1, tokens, 0.0, 0.0)],
+            vec![
+                Step::Op(0, Op::EmptyOrStop),
+                Step::Op(1, write_back(tokens)),
+            ],
         )
     };
     for (marker, tokens, level) in [
@@ -382,14 +406,14 @@ async fn a_payment_is_charged_once_and_a_bound_lowers() {
         );
     }
     for (bound, level) in [(8.0, 6.0), (2.0, 2.0), (-4.0, -4.0), (5.0, -4.0)] {
-        let lower = one(slow, Command::Lower(0, bound));
+        let lower = one(slow, Step::Op(0, Op::CapLevel { tokens: bound }));
         let answered = call(&mut connection, &lower).await;
         assert!((answered.levels[0].0 - level).abs() < 1e-3, "{bound}");
     }
     // What was promised meanwhile may be many capacities; a settlement is cut at one.
     for (command, level) in [
-        (Command::Pay(0, 100.0, 0.0, 0.0), -104.0),
-        (Command::Charge(0, 100.0), -104.0),
+        (Step::Op(0, write_back(100.0)), -104.0),
+        (Step::Op(0, Op::Charge { tokens: 100.0 }), -104.0),
     ] {
         let answered = call(&mut connection, &one(slow, command)).await;
         assert!((answered.levels[0].0 - level).abs() < 1e-3);
@@ -411,9 +435,9 @@ async fn cancelled_reservations_that_are_due_together_are_remembered() {
     }
     // The first was taken at once, and the last stands behind the others.
     for gone in &reserved[1..5] {
-        call(&mut connection, &one(fast, Command::Undo(0, *gone))).await;
+        call(&mut connection, &one(fast, Step::Op(0, Op::Undo(*gone)))).await;
     }
-    let looked = call(&mut connection, &one(fast, Command::Look(0))).await;
+    let looked = call(&mut connection, &one(fast, Step::Op(0, Op::Look))).await;
     let (level, _) = looked.levels[0];
     assert!((-1.1e9..0.0).contains(&level), "{level}");
     assert!(

@@ -3,12 +3,17 @@
 use redis::aio::MultiplexedConnection;
 use redis::{Cmd, Pipeline};
 
-use crate::bucket::{BucketParams, Reservation};
-use crate::redis::batch::tests::hostile;
-use crate::redis::script::{ACQUIRE, Reply};
-use crate::verification::bucket_model::{Rng, seed, sequences};
-use crate::verification::reference_model::{
-    Call, Command, Outcome, ReferenceModel, Stored, Written,
+use crate::{
+    bucket::{BucketParams, Reservation},
+    redis::{
+        batch::tests::hostile,
+        op::Op,
+        script::{ACQUIRE, Reply},
+    },
+    verification::{
+        bucket_model::{Rng, seed, sequences},
+        reference_model::{Call, Outcome, ReferenceModel, Step, Stored, Written},
+    },
 };
 
 use super::support::RedisServer;
@@ -64,17 +69,17 @@ fn command(sha: &str, call: &Call) -> Cmd {
         command.arg(key);
     }
     command.arg(call.argument());
-    command.arg("").arg(call.back.to_string());
+    command.arg("").arg(call.recovered.to_string());
     command
 }
 
 /// What Redis answered: the time, the rest, and what it says about what it wrote.
 fn read(bytes: &[u8], call: &Call) -> (Option<f64>, Outcome) {
-    let (takes, keys) = (call.takes(), call.keys.len());
-    let length = 8 * (1 + 6 * keys + 5 * takes);
+    let (answers, keys) = (call.answers(), call.keys.len());
+    let length = 8 * (1 + 6 * keys + 5 * answers);
     assert!(bytes.len() >= length, "{} bytes for {call:?}", bytes.len());
     let (reply, written) = bytes.split_at(length);
-    let Some(reply) = Reply::new(reply, keys, takes) else {
+    let Some(reply) = Reply::new(reply, keys, answers) else {
         panic!("numbers that are none: {call:?}");
     };
     let number = |bytes: &[u8]| f64::from_le_bytes(bytes.try_into().expect("eight bytes"));
@@ -83,12 +88,12 @@ fn read(bytes: &[u8], call: &Call) -> (Option<f64>, Outcome) {
         (index as usize, px, length as usize)
     });
     let outcome = Outcome {
-        firsts: (0..keys).map(|key| reply.first(key)).collect(),
-        answers: (0..takes).map(|take| reply.answer(take)).collect(),
+        firsts: (0..keys).map(|key| reply.first(key).taken).collect(),
+        answers: (0..answers).map(|nth| reply.answer(nth)).collect(),
         levels: (0..keys).map(|key| reply.level(key)).collect(),
-        held: (0..keys).map(|key| reply.pause_us(key)).collect(),
+        pauses: (0..keys).map(|key| reply.pause_us(key)).collect(),
         written: written.collect(),
-        ahead: reply.time().is_none(),
+        is_ahead: reply.time().is_none(),
     };
     (reply.time(), outcome)
 }
@@ -116,7 +121,7 @@ fn random_keys(rng: &mut Rng, sequence: u64, fast: bool) -> Vec<Known> {
         .collect()
 }
 
-fn random_call(rng: &mut Rng, known: &[Known], twin: &ReferenceModel) -> Call {
+fn random_call(rng: &mut Rng, known: &[Known], model: &ReferenceModel) -> Call {
     let mut keys = Vec::new();
     for known in known {
         if rng.percent(60) {
@@ -127,13 +132,13 @@ fn random_call(rng: &mut Rng, known: &[Known], twin: &ReferenceModel) -> Call {
         keys.push((known[0].key.clone(), known[0].quotas[0]));
     }
     let most = rng.pick(&[1, 2, 4]);
-    let commands = (0..1 + rng.below(most))
-        .map(|_| random_command(rng, &keys, twin))
+    let steps = (0..1 + rng.below(most))
+        .map(|_| random_step(rng, &keys, model))
         .collect();
-    let back = rng.pick(&[1.0, 1.0, 0.75, 1.0 / 3.0, 0.0]);
+    let recovered = rng.pick(&[1.0, 1.0, 0.75, 1.0 / 3.0, 0.0]);
     let call = Call {
-        back,
-        ..Call::of(keys, commands)
+        recovered,
+        ..Call::of(keys, steps)
     };
     // Most have nothing but first demands, in the end.
     match rng.percent(80) {
@@ -142,11 +147,7 @@ fn random_call(rng: &mut Rng, known: &[Known], twin: &ReferenceModel) -> Call {
     }
 }
 
-fn random_command(
-    rng: &mut Rng,
-    keys: &[(String, BucketParams)],
-    twin: &ReferenceModel,
-) -> Command {
+fn random_step(rng: &mut Rng, keys: &[(String, BucketParams)], model: &ReferenceModel) -> Step {
     let index = rng.below(keys.len() as u32) as usize;
     let params = keys[index].1;
     let cost = random_cost(rng, params);
@@ -154,54 +155,63 @@ fn random_command(
     let max_wait = rng
         .pick(&[0.0, unit, 2.5 * unit, 10.0 * unit, 1e12])
         .round();
-    match rng.below(28) {
-        0..8 => Command::Take {
-            n: 1 + rng.below(6) * rng.below(2),
-            max_wait,
-            of: vec![(index, cost)],
-        },
+    let op = match rng.below(28) {
+        0..8 => {
+            return Step::Take {
+                n: 1 + rng.below(6) * rng.below(2),
+                max_wait,
+                costs: vec![(index, cost)],
+            };
+        }
         8..12 => {
-            let mut of = Vec::new();
+            let mut costs = Vec::new();
             for (index, (_, params)) in keys.iter().enumerate() {
                 if rng.percent(70) {
-                    of.push((index, random_cost(rng, *params)));
+                    costs.push((index, random_cost(rng, *params)));
                 }
             }
-            if of.is_empty() {
-                of.push((index, cost));
+            if costs.is_empty() {
+                costs.push((index, cost));
             }
-            // The order of a demand's buckets decides which of equally slow ones is the slowest.
+            // The order of a request's buckets decides which of equally slow ones is the slowest.
             if rng.percent(50) {
-                of.reverse();
+                costs.reverse();
             }
             let n = 1;
-            Command::Take { n, max_wait, of }
+            return Step::Take { n, max_wait, costs };
         }
-        12..15 => Command::GiveBack(index, cost),
-        15 => {
-            let wait = (rng.pick(&[0.0, 0.0, 1.0, 10.0]) * cost / params.per_us).ceil();
-            Command::Pay(index, cost * rng.pick(&[0.1, 1.0, 3.0, 30.0]), wait, cost)
-        }
-        16 => Command::Charge(index, cost * rng.pick(&[0.1, 1.0, 3.0, 1e9])),
-        17 => Command::Reset(index),
-        18 => Command::Lower(
-            index,
-            cost - rng.pick(&[0.0, params.capacity / 2.0, params.capacity]),
-        ),
-        19 => Command::Look(index),
-        23..28 => {
+        12..15 => Op::GiveBack { tokens: cost },
+        15 => Op::WriteBack {
+            wait_us: (rng.pick(&[0.0, 0.0, 1.0, 10.0]) * cost / params.per_us).ceil(),
+            tokens: cost * rng.pick(&[0.1, 1.0, 3.0, 30.0]),
+            largest_cost: cost,
+        },
+        16 => Op::Charge {
+            tokens: cost * rng.pick(&[0.1, 1.0, 3.0, 1e9]),
+        },
+        17 => Op::Reset,
+        18 => Op::CapLevel {
+            tokens: cost - rng.pick(&[0.0, params.capacity / 2.0, params.capacity]),
+        },
+        19 => Op::Look,
+        20 => Op::Pause {
+            us: (rng.pick(&[0.0, 0.5, 3.0, 20.0]) * unit).ceil(),
+        },
+        21 | 22 => Op::Lease {
+            tokens: (cost * rng.pick(&[0.5, 1.0, 3.0, 30.0])).ceil(),
+        },
+        _ => {
             // The last reservation, or one before it, as far as there are any.
-            let stored = twin.keys.get(&keys[index].0);
-            let tail = stored.map_or(1.7e15, |stored| {
+            let stored = model.keys.get(&keys[index].0);
+            let last_due = stored.map_or(1.7e15, |stored| {
                 stored.bucket.last_due.max(stored.bucket.at)
             });
             let places = [0.0, 0.0, 1.0, 2.0, 4.0, rng.part()];
-            let due = tail - (rng.pick(&places) * cost * unit).round();
-            Command::Undo(index, Reservation::due(due, cost, params))
+            let due = last_due - (rng.pick(&places) * cost * unit).round();
+            Op::Undo(Reservation::due(due, cost, params))
         }
-        20 => Command::HoldBack(index, (rng.pick(&[0.0, 0.5, 3.0, 20.0]) * unit).ceil()),
-        _ => Command::Lease(index, (cost * rng.pick(&[0.5, 1.0, 3.0, 30.0])).ceil()),
-    }
+    };
+    Step::Op(index, op)
 }
 
 fn random_cost(rng: &mut Rng, params: BucketParams) -> f64 {
@@ -260,7 +270,7 @@ fn foreign_value(rng: &mut Rng, quotas: &[BucketParams], now: f64) -> Vec<u8> {
     bytes.collect()
 }
 
-fn random_step(rng: &mut Rng, known: &[Known]) -> f64 {
+fn random_time_step(rng: &mut Rng, known: &[Known]) -> f64 {
     let params = known[0].quotas[0];
     let unit = 1.0 / params.per_us;
     let part = rng.part();
@@ -279,8 +289,8 @@ fn random_step(rng: &mut Rng, known: &[Known]) -> f64 {
 }
 
 /// What Redis forgets must be full for everyone who knew it.
-fn assert_full(twin: &ReferenceModel, known: &Known, now: f64) {
-    let stored = &twin.keys[&known.key];
+fn assert_full(model: &ReferenceModel, known: &Known, now: f64) {
+    let stored = &model.keys[&known.key];
     let quotas = known.quotas.iter().filter(|quota| {
         let widest = stored.widest;
         quota.capacity <= widest.capacity && quota.per_us >= widest.per_us
@@ -321,14 +331,14 @@ async fn the_twins_agree_on_our_time_line() {
             let seed = first.wrapping_add(sequence);
             let mut rng = Rng::new(seed);
             let known = random_keys(&mut rng, sequence, false);
-            let (mut twin, mut now) = (ReferenceModel::default(), 1.7e15);
+            let (mut model, mut now) = (ReferenceModel::default(), 1.7e15);
             for _ in 0..4 + rng.below(12) {
-                now += random_step(&mut rng, &known);
+                now += random_time_step(&mut rng, &known);
                 for known in &known {
-                    let stored = twin.keys.get(&known.key);
+                    let stored = model.keys.get(&known.key);
                     if stored.is_some_and(|stored| stored.is_expired(now)) {
-                        assert_full(&twin, known, now);
-                        twin.keys.remove(&known.key);
+                        assert_full(&model, known, now);
+                        model.keys.remove(&known.key);
                         pipeline.del(&known.key).ignore();
                         forgotten += 1;
                     }
@@ -337,26 +347,26 @@ async fn the_twins_agree_on_our_time_line() {
                     let known = &known[rng.below(known.len() as u32) as usize];
                     let value = foreign_value(&mut rng, &known.quotas, now);
                     pipeline.set(&known.key, &value).ignore();
-                    twin.keys.remove(&known.key);
+                    model.keys.remove(&known.key);
                     if let Some(stored) = Stored::read(&value) {
-                        twin.keys.insert(known.key.clone(), stored);
+                        model.keys.insert(known.key.clone(), stored);
                         foreign += 1;
                     }
                 }
-                let call = random_call(&mut rng, &known, &twin);
+                let call = random_call(&mut rng, &known, &model);
                 let mut command = command(&sha, &call);
                 pipeline.add_command(command.arg(&now.to_le_bytes()).clone());
                 let keys: Vec<_> = call.keys.iter().map(|(key, _)| key.clone()).collect();
-                assert_eq!(Call::read(&keys, &call.argument(), call.back), call);
-                let outcome = twin.call(&call, now);
+                assert_eq!(Call::read(&keys, &call.argument(), call.recovered), call);
+                let outcome = model.call(&call, now);
                 let taken = outcome.answers.iter().map(|answer| &answer.taken);
                 let taken = taken.chain(&outcome.firsts);
                 waits += taken.filter(|taken| taken.last > 0.0).count();
-                alone += usize::from(call.commands.is_empty());
+                alone += usize::from(call.steps.is_empty());
                 slowest += outcome.answers.iter().filter(|a| a.which > 0).count();
                 let gaps = |stored: &Stored| stored.bucket.gaps.len();
-                cancelled += twin.keys.values().map(gaps).sum::<usize>();
-                held += outcome.held.iter().filter(|held| **held > 0.0).count();
+                cancelled += model.keys.values().map(gaps).sum::<usize>();
+                held += outcome.pauses.iter().filter(|held| **held > 0.0).count();
                 pooled += outcome
                     .levels
                     .iter()
@@ -414,10 +424,10 @@ async fn the_twins_agree_on_the_servers_time() {
                 known.quotas.truncate(1);
             }
             // Nor does it where the whole sequence refills at one pace.
-            let back = rng.pick(&[1.0, 1.0, 0.75, 1.0 / 3.0, 0.0]);
+            let recovered = rng.pick(&[1.0, 1.0, 0.75, 1.0 / 3.0, 0.0]);
             for _ in 0..4 + rng.below(12) {
                 let call = Call {
-                    back,
+                    recovered,
                     ..random_call(&mut rng, &known, &ReferenceModel::default())
                 };
                 pipeline.add_command(command(&sha, &call));
@@ -429,14 +439,14 @@ async fn the_twins_agree_on_the_servers_time() {
             .query_async(&mut connection)
             .await
             .expect("the script runs");
-        let mut twin = ReferenceModel::default();
+        let mut model = ReferenceModel::default();
         for (bytes, (seed, call)) in replies.iter().zip(calls) {
             let (now, lua) = read(bytes, &call);
             let now = now.expect("this server's clock is not set back");
             let written = Vec::new();
             let outcome = Outcome {
                 written,
-                ..twin.call(&call, now)
+                ..model.call(&call, now)
             };
             let repeat = format!("THROTTLE_SEED={seed} THROTTLE_SEQUENCES=1 repeats it");
             assert_eq!(lua, outcome, "left: Redis, at {now}: {call:?}; {repeat}");

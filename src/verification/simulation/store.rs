@@ -4,8 +4,11 @@ use std::collections::BTreeMap;
 
 use crate::{
     decision::{Failure, FailureKind},
-    redis::script::{ACQUIRE, HEARTBEAT, Script},
-    verification::reference_model::{Call, Command, ReferenceModel},
+    redis::{
+        op::Op,
+        script::{ACQUIRE, HEARTBEAT, Script},
+    },
+    verification::reference_model::{Call, ReferenceModel, Step},
 };
 
 /// All keys of a Redis.
@@ -97,9 +100,9 @@ impl Store {
         let call = Call::read(&keys, &arguments[0], back);
         let outcome = self.buckets.call(&call, now);
         // They come after all demands.
-        let leases = call.commands.iter().rev();
+        let leases = call.steps.iter().rev();
         let leases = leases.zip(outcome.answers.iter().rev());
-        let leases = leases.take_while(|(command, _)| matches!(command, Command::Lease(..)));
+        let leases = leases.take_while(|(step, _)| matches!(step, Step::Op(_, Op::Lease { .. })));
         self.leased += leases.map(|(_, answer)| answer.taken.granted).sum::<f64>();
         let first = outcome.written.first().is_some_and(|(key, ..)| *key == 0);
         let payment = paid(&call);
@@ -214,9 +217,9 @@ fn paid(call: &Call) -> Option<Paid> {
     let (key, _) = call.keys.first()?;
     let (_, payment) = key.split_once("#paid:")?;
     let (limiter, number) = payment.split_once(':')?;
-    let tokens = call.commands.iter().map(|command| match command {
-        Command::Pay(_, tokens, ..) => *tokens,
-        Command::GiveBack(_, tokens) => -tokens,
+    let tokens = call.steps.iter().map(|step| match step {
+        Step::Op(_, Op::WriteBack { tokens, .. }) => *tokens,
+        Step::Op(_, Op::GiveBack { tokens }) => -tokens,
         _ => 0.0,
     });
     Some(Paid {

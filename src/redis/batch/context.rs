@@ -1,0 +1,20 @@
+//! What a batcher, its workers and their calls share.
+
+use std::sync::Arc;
+
+use crate::{
+    redis::{
+        batch::connection::Connection, lease::Leases, ledger::Ledger, level_cache::LevelCache,
+    },
+    scope::Keyspace,
+    telemetry::Meter,
+};
+
+pub(super) struct Context<C: Connection> {
+    pub(super) connection: C,
+    pub(super) keyspace: Keyspace,
+    pub(super) levels: Arc<LevelCache>,
+    pub(super) leases: Arc<Leases>,
+    pub(super) ledger: Arc<dyn Ledger>,
+    pub(super) meter: Meter,
+}

@@ -1,0 +1,91 @@
+//! The queue between callers and the worker.
+
+use std::{
+    collections::VecDeque,
+    sync::{Mutex, MutexGuard, PoisonError},
+};
+
+use tokio::{runtime::Id, sync::Notify};
+
+use crate::redis::batch::{command::Command, request::Requester};
+
+/// Requests that may be queued before further ones are left to the fallback.
+pub(crate) const MAX_QUEUED: usize = 131_072;
+
+/// No length wakes the worker.
+pub(super) const NEVER: usize = usize::MAX;
+
+/// Which worker is to do something, and how far it had come when that was queued.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) struct Mark {
+    pub(crate) runtime: Id,
+    pub(super) worker: u64,
+    pub(super) progress: u64,
+}
+
+pub(super) struct SharedQueue<R: Requester> {
+    queue: Mutex<Queue<R>>,
+    /// Wakes the worker.
+    pub(super) wake: Notify,
+}
+
+impl<R: Requester> SharedQueue<R> {
+    pub(super) fn new() -> Self {
+        Self {
+            queue: Mutex::new(Queue {
+                commands: VecDeque::new(),
+                gathered: 0,
+                wake_at: NEVER,
+                running: None,
+                worker: 0,
+                progress: 0,
+                is_closed: false,
+                reported: 0,
+            }),
+            wake: Notify::new(),
+        }
+    }
+
+    pub(super) fn lock(&self) -> MutexGuard<'_, Queue<R>> {
+        // No panic under this lock can leave the queue half written.
+        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+pub(super) struct Queue<R: Requester> {
+    pub(super) commands: VecDeque<Command<R>>,
+    /// How many more the worker holds and has not sent.
+    pub(super) gathered: usize,
+    /// At how many commands the worker is woken. It has no use for fewer.
+    pub(super) wake_at: usize,
+    /// The runtime of the worker, if one runs.
+    pub(super) running: Option<Id>,
+    /// The number of the last worker. Earlier ones stop.
+    pub(super) worker: u64,
+    /// Counts the steps of workers. It stands still while their runtime is not driven.
+    pub(super) progress: u64,
+    pub(super) is_closed: bool,
+    /// The length that the gauge shows.
+    reported: usize,
+}
+
+impl<R: Requester> Queue<R> {
+    pub(super) fn len(&self) -> usize {
+        self.commands.len() + self.gathered
+    }
+
+    /// What the gauge shows and what it is to show. To be reported without the lock.
+    pub(super) fn report(&mut self) -> (usize, usize) {
+        let now = self.len();
+        (std::mem::replace(&mut self.reported, now), now)
+    }
+
+    /// None if no worker runs.
+    pub(super) fn mark(&self) -> Option<Mark> {
+        Some(Mark {
+            runtime: self.running?,
+            worker: self.worker,
+            progress: self.progress,
+        })
+    }
+}

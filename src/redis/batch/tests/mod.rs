@@ -1,0 +1,12 @@
+//! The batcher over a scripted Redis, in paused time.
+
+mod leases;
+mod limits;
+mod merging;
+mod overload;
+mod quotas;
+mod replies;
+mod support;
+mod undelivered;
+
+pub(crate) use self::support::hostile;

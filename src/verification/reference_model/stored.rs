@@ -1,0 +1,114 @@
+//! What Redis stores of a bucket.
+
+use crate::bucket::{Bucket, BucketParams, Reservation};
+
+#[derive(Clone, Debug)]
+pub(crate) struct Stored {
+    pub(crate) bucket: Bucket,
+    /// The largest capacity and the slowest rate by which any call has known the bucket.
+    pub(crate) widest: BucketParams,
+    /// When Redis forgets the value, in milliseconds.
+    pub(crate) expires: f64,
+    /// Until when the value itself says that it is kept, in microseconds.
+    pub(crate) kept: f64,
+}
+
+impl Stored {
+    /// Reads a value that may not be written by a call. Returns none if its length is wrong, or if
+    /// one of its numbers is not finite.
+    pub(crate) fn read(value: &[u8]) -> Option<Self> {
+        let mut numbers = [0.0; 10];
+        let has_length = match value.len() {
+            40 | 64 => true,
+            length => length >= 80 && (length - 80).is_multiple_of(24),
+        };
+        if !has_length {
+            return None;
+        }
+        for (number, bytes) in numbers.iter_mut().zip(value.chunks_exact(8)) {
+            *number = f64::from_le_bytes(bytes.try_into().ok()?);
+        }
+        let [
+            level,
+            at,
+            capacity,
+            per_us,
+            kept,
+            last_due,
+            largest_cost,
+            returned,
+            paused_until,
+            pause_rate,
+        ] = numbers;
+        let number = |bytes: &[u8]| f64::from_le_bytes(bytes.try_into().expect("eight bytes"));
+        let gaps = value.get(80..).unwrap_or_default().chunks_exact(24);
+        let gaps: Vec<_> = gaps
+            .map(|gap| Reservation {
+                from: number(&gap[..8]),
+                until: number(&gap[8..16]),
+                tokens: number(&gap[16..]),
+            })
+            .collect();
+        let of_gaps = gaps.iter();
+        let of_gaps = of_gaps.flat_map(|gap| [gap.from, gap.until, gap.tokens]);
+        let all_finite = numbers.into_iter().chain(of_gaps).all(f64::is_finite);
+        all_finite.then_some(Self {
+            bucket: Bucket {
+                level,
+                at,
+                last_due,
+                largest_cost,
+                returned,
+                paused_until,
+                pause_rate,
+                gaps,
+            },
+            widest: BucketParams { capacity, per_us },
+            expires: f64::INFINITY,
+            kept,
+        })
+    }
+
+    /// Whether a call may have written the value: no amount below zero, no wait of 300 years, no
+    /// debt of as many years at a ten-thousandth of the rate.
+    pub(crate) fn is_plausible(&self, params: BucketParams) -> bool {
+        let (bucket, widest) = (&self.bucket, self.widest);
+        widest.per_us > 0.0
+            && widest.capacity > 0.0
+            && widest.capacity <= 1e100
+            && bucket.largest_cost >= 0.0
+            && bucket.returned >= 0.0
+            && bucket.pause_rate >= 0.0
+            && bucket.pause_rate <= 1e100
+            && bucket.last_due - bucket.at <= 1e16
+            && bucket.paused_until - bucket.at <= 1e16
+            && bucket.level >= -2.0 * widest.capacity - 1e20 * (params.per_us + bucket.pause_rate)
+            && bucket.gaps.len() <= 64
+            && bucket.gaps.is_sorted_by(|a, b| a.until <= b.until)
+            && bucket.gaps.iter().all(|gap| {
+                gap.from < gap.until
+                    && gap.until <= bucket.last_due
+                    && gap.tokens > 0.0
+                    && gap.tokens <= widest.capacity * 1e10
+            })
+    }
+
+    /// Whether Redis has forgotten the value.
+    pub(crate) fn is_expired(&self, now: f64) -> bool {
+        (now / 1_000.0).floor() > self.expires
+    }
+
+    /// The length of the value in bytes.
+    pub(crate) fn length(&self) -> usize {
+        let bucket = &self.bucket;
+        if !bucket.gaps.is_empty() {
+            80 + 24 * bucket.gaps.len()
+        } else if bucket.paused_until > bucket.at {
+            80
+        } else if bucket.last_due > bucket.at {
+            64
+        } else {
+            40
+        }
+    }
+}
