@@ -179,32 +179,6 @@ impl Op {
             | Self::Lease { .. } => {}
         }
     }
-
-    /// Records in the ledger what Redis did not confirm.
-    ///
-    /// If the script may have been executed, charges and pauses are repeated, which at worst
-    /// charges twice; tokens are not returned again.
-    fn undelivered(
-        self,
-        scope: Scope,
-        queued_at: Instant,
-        maybe_executed: bool,
-        ledger: &dyn Ledger,
-    ) {
-        match self {
-            Self::Charge { tokens } => ledger.correct(&scope, tokens),
-            Self::Pause { us } => ledger.pause(&scope, queued_at + from_us(us)),
-            Self::GiveBack { tokens } if !maybe_executed => ledger.correct(&scope, -tokens),
-            Self::Undo(reservation) if !maybe_executed => ledger.undo(scope, reservation),
-            Self::GiveBack { .. } | Self::Undo(_) => {}
-            // Whoever asked is told of the failure, or asks again.
-            Self::Reset | Self::Look => {}
-            // The next response of the upstream service has a newer cap.
-            Self::CapLevel { .. } => {}
-            // Not queued: the supervisor repeats a write-back, and leases have requests of their own.
-            Self::EmptyOrStop | Self::WriteBack { .. } | Self::Lease { .. } => {}
-        }
-    }
 }
 
 /// Receives the level of the bucket after an operation.
@@ -252,22 +226,29 @@ impl QueuedOp {
         }
     }
 
-    /// Not delivered: because of `failure`, or because the task that sends ended, and then whoever
-    /// waits for a reply asks again.
+    /// Records in the ledger what was not delivered: because of `failure`, or because the worker
+    /// ended, and then whoever waits for a reply asks again.
+    ///
+    /// If the script may have been executed, charges and pauses are repeated, which at worst
+    /// charges twice; tokens are not returned again.
     pub(crate) fn undelivered(
         self,
         maybe_executed: bool,
         failure: Option<&Failure>,
         ledger: &dyn Ledger,
     ) {
-        let Self {
-            scope,
-            op,
-            queued_at,
-            reply,
-        } = self;
-        op.undelivered(scope, queued_at, maybe_executed, ledger);
-        if let (Some(reply), Some(failure)) = (reply, failure) {
+        let scope = self.scope;
+        match self.op {
+            Op::Charge { tokens } => ledger.correct(&scope, tokens),
+            Op::Pause { us } => ledger.pause(&scope, self.queued_at + from_us(us)),
+            Op::GiveBack { tokens } if !maybe_executed => ledger.correct(&scope, -tokens),
+            Op::Undo(reservation) if !maybe_executed => ledger.undo(scope, reservation),
+            // The next response of the upstream service has a newer cap.
+            Op::GiveBack { .. } | Op::Undo(_) | Op::CapLevel { .. } | Op::Reset | Op::Look => {}
+            // Not queued: the supervisor repeats a write-back, and leases have their own requests.
+            Op::EmptyOrStop | Op::WriteBack { .. } | Op::Lease { .. } => {}
+        }
+        if let (Some(reply), Some(failure)) = (self.reply, failure) {
             let _ = reply.send(Err(failure.clone()));
         }
     }

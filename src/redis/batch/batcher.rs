@@ -7,30 +7,18 @@ use tokio::{
     time::{Instant, timeout},
 };
 
-use crate::{
-    clock::LONGEST_WAIT,
-    decision::{Failure, FailureKind},
-    redis::{
-        batch::{
-            command::Command,
-            connection::Connection,
-            context::Context,
-            leases,
-            queue::{MAX_QUEUED, Mark, NEVER, SharedQueue},
-            request::{PendingRequest, Requester, abandoned},
-            worker::Worker,
-        },
-        connection::failure::timed_out,
-        lease::Leases,
-        ledger::Ledger,
-        level_cache::LevelCache,
-        op::{Op, QueuedOp},
-    },
-    runtime,
-    scope::{Keyspace, Scope},
-    task::supervised,
-    telemetry::Meter,
+use crate::redis::{
+    connection::failure::timed_out, lease::Leases, ledger::Ledger, level_cache::LevelCache, op::Op,
+    op::QueuedOp,
 };
+use crate::{
+    clock::LONGEST_WAIT, decision::Failure, decision::FailureKind, runtime, scope::Keyspace,
+    scope::Scope, task::supervised, telemetry::Meter,
+};
+
+use super::queue::{MAX_QUEUED, Mark, NEVER, SharedQueue};
+use super::request::{PendingRequest, Requester, abandoned};
+use super::{command::Command, connection::Connection, context::Context, leases, worker::Worker};
 
 /// How often an operation is queued again because workers end before they have answered.
 const MOST_ATTEMPTS: usize = 4;
@@ -52,15 +40,16 @@ impl<R: Requester, C: Connection> Batcher<R, C> {
         leases: Arc<Leases>,
         ledger: Arc<dyn Ledger>,
     ) -> Self {
+        let meter = Meter::new();
         Self {
-            queue: Arc::new(SharedQueue::new()),
+            queue: Arc::new(SharedQueue::new(meter)),
             context: Arc::new(Context {
                 connection,
                 keyspace,
                 levels,
                 leases,
                 ledger,
-                meter: Meter::new(),
+                meter,
             }),
         }
     }
@@ -172,9 +161,7 @@ impl<R: Requester, C: Connection> Batcher<R, C> {
             .into_iter()
             .partition(Command::is_kept);
         queue.commands = kept;
-        let (before, now) = queue.report();
-        drop(queue);
-        self.context.meter.queue(before, now);
+        self.queue.unlock_and_report(queue);
         self.connection().abandon();
         self.start();
         // Without the lock: a request that is made again is queued.
@@ -224,11 +211,10 @@ impl<R: Requester, C: Connection> Batcher<R, C> {
             queue.wake_at = NEVER;
         }
         // Between two calls the gauge follows in steps: not every request is to pay for it.
-        let report = queue.len().is_power_of_two().then(|| queue.report());
-        let mark = queue.mark();
-        drop(queue);
-        if let Some((before, now)) = report {
-            self.context.meter.queue(before, now);
+        let (length, mark) = (queue.len(), queue.mark());
+        match length.is_power_of_two() {
+            true => self.queue.unlock_and_report(queue),
+            false => drop(queue),
         }
         if wakes {
             self.queue.wake.notify_waiters();

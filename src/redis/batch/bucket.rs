@@ -4,12 +4,9 @@ use std::hash::BuildHasher;
 
 use hashbrown::HashTable;
 
-use crate::{
-    bucket::BucketParams,
-    packed_map::Hashing,
-    redis::batch::{merged_take::MergedTake, request::Requester},
-    scope::{BucketId, Scope},
-};
+use crate::{bucket::BucketParams, packed_map::Hashing, scope::BucketId, scope::Scope};
+
+use super::{merged_take::MergedTake, request::Requester};
 
 /// Buckets in one call. Redis runs one script at a time: a longer one would delay its other users.
 pub(super) const MOST_BUCKETS: usize = 128;

@@ -4,22 +4,14 @@ use std::collections::VecDeque;
 
 use tokio::time::Instant;
 
-use crate::{
-    decision::{Failure, FailureKind},
-    redis::{
-        batch::{
-            bucket::{BucketIndex, Last, MOST_BUCKETS, Unfit},
-            call::{Batch, Step},
-            command::Command,
-            connection::Connection,
-            context::Context,
-            leases::TakenAhead,
-            merged_take::MergedTake,
-            queue_time::QueueTime,
-            request::{PendingRequest, Requester},
-        },
-        op::QueuedOp,
-    },
+use crate::decision::{Failure, FailureKind};
+use crate::{redis::op::QueuedOp, scope::Scope};
+
+use super::bucket::{BucketIndex, Last, MOST_BUCKETS, Unfit};
+use super::request::{PendingRequest, Requester};
+use super::{
+    call::Batch, call::Step, command::Command, connection::Connection, context::Context,
+    leases::TakenAhead, merged_take::MergedTake, queue_time::QueueTime,
 };
 
 /// Commands in one call. Equal requests are merged, so that most of these cost Redis nothing.
@@ -97,20 +89,20 @@ impl<R: Requester> Batch<R> {
                 Command::Lease(_) if !takes_ahead => continue,
                 command => command,
             };
-            match builder.add(command) {
-                Ok(()) => builder.batch.length += 1,
-                Err((Unfit::Full, command)) => {
+            match builder.fit(&command) {
+                Ok(place) => builder.add(command, place),
+                Err(Unfit::Full) => {
                     commands.push_front(command);
                     break;
                 }
-                Err((Unfit::OtherQuota, command)) => {
+                Err(Unfit::OtherQuota) => {
                     postponed.push(command);
                     if postponed.len() >= MOST_POSTPONED {
                         break;
                     }
                 }
                 // Answered by being dropped.
-                Err((Unfit::Contradictory, command)) => drop(command),
+                Err(Unfit::Contradictory) => drop(command),
             }
         }
         // In front of everything else: the next call has their quota.
@@ -130,147 +122,127 @@ impl<R: Requester> Batch<R> {
     }
 }
 
+/// Which buckets of the call a command is about: one, or several.
+struct Place {
+    bucket: usize,
+    several: Vec<usize>,
+}
+
 impl<R: Requester> Builder<'_, R> {
-    /// Adds a command, or returns it.
+    /// Finds the buckets of a command, if it may be part of this call.
     ///
     /// Requests by two quotas may overtake each other within a call, as those of two processes do.
     /// An operation is not overtaken: whoever made it relies on it in later requests.
-    fn add(&mut self, command: Command<R>) -> Result<(), (Unfit, Command<R>)> {
-        match command {
-            Command::Take { request, queued_at } => {
-                let max_wait_us = MergedTake::wait_left(&request, self.now - queued_at);
-                let added = match request.scopes() {
-                    [_] => self.take(request, max_wait_us),
-                    _ => self.take_several(request, max_wait_us),
-                };
-                added.map_err(|(unfit, request)| (unfit, Command::Take { request, queued_at }))
-            }
-            Command::Op(queued) => {
-                let added = self.op(queued);
-                added.map_err(|(unfit, queued)| (unfit, Command::Op(queued)))
-            }
-            // How much is taken is decided when all requests are known.
-            Command::Lease(half_used) => {
-                let (buckets, scope) = (&mut self.batch.buckets, &half_used.0);
-                match self.index.find_or_add(buckets, scope, self.secret) {
-                    Ok(bucket) => self.half_used.push(bucket),
-                    Err(unfit) => return Err((unfit, Command::Lease(half_used))),
-                }
-                Ok(())
-            }
+    fn fit(&mut self, command: &Command<R>) -> Result<Place, Unfit> {
+        let [scope] = command.scopes() else {
+            return self.fit_several(command.scopes());
+        };
+        let is_op = matches!(command, Command::Op(_));
+        if is_op && self.is_full(1) {
+            return Err(Unfit::Full);
         }
-    }
-
-    /// Adds a request for one bucket.
-    fn take(
-        &mut self,
-        request: PendingRequest<R>,
-        max_wait_us: f64,
-    ) -> Result<(), (Unfit, PendingRequest<R>)> {
-        let is_full = self.is_full(1);
-        let batch = &mut self.batch;
-        let scope = &request.scopes()[0];
-        let index = match self
-            .index
-            .find_or_add(&mut batch.buckets, scope, self.secret)
+        let buckets = &mut self.batch.buckets;
+        let found = self.index.find_or_add(buckets, scope, self.secret);
+        if is_op && let Err(Unfit::OtherQuota) = found {
+            buckets[self.index.last()].is_closed = true;
+        }
+        let bucket = found?;
+        if let Command::Take { request, queued_at } = command
+            && self.is_full(1)
+            && !matches!(self.batch.buckets[bucket].last, Last::Nothing)
         {
-            Ok(index) => index,
-            Err(unfit) => return Err((unfit, request)),
-        };
-        let bucket = &mut batch.buckets[index];
-        let last = match bucket.last {
-            Last::Nothing | Last::Several => None,
-            Last::First => bucket.first.as_mut(),
-            Last::Step(step) => match &mut batch.steps[step] {
-                Step::Take(take) => Some(take),
-                Step::Op(..) => None,
-            },
-        };
-        let request = match last {
-            Some(take) => match take.merge(request, max_wait_us) {
-                Ok(()) => return Ok(()),
-                Err(request) => request,
-            },
-            None => request,
-        };
-        if let Last::Nothing = bucket.last {
-            bucket.last = Last::First;
-            bucket.first = Some(MergedTake::one(index, request, max_wait_us));
-            return Ok(());
+            let wait_us = request.wait_left(self.now - *queued_at);
+            let last = self.batch.last_take(bucket);
+            if !last.is_some_and(|last| last.admits(scope.tokens(), wait_us)) {
+                return Err(Unfit::Full);
+            }
         }
-        if is_full {
-            return Err((Unfit::Full, request));
-        }
-        bucket.last = Last::Step(batch.steps.len());
-        self.step(Step::Take(MergedTake::one(index, request, max_wait_us)), 1);
-        Ok(())
+        let several = Vec::new();
+        Ok(Place { bucket, several })
     }
 
-    /// Adds a request for several buckets.
-    fn take_several(
-        &mut self,
-        request: PendingRequest<R>,
-        max_wait_us: f64,
-    ) -> Result<(), (Unfit, PendingRequest<R>)> {
-        let weight = request.scopes().len();
-        if self.is_full(weight) {
-            return Err((Unfit::Full, request));
+    fn fit_several(&mut self, scopes: &[Scope]) -> Result<Place, Unfit> {
+        if self.is_full(scopes.len()) {
+            return Err(Unfit::Full);
         }
         let buckets = &mut self.batch.buckets;
         let before = buckets.len();
-        let mut indexes = Vec::with_capacity(weight);
-        for scope in request.scopes() {
+        let mut several = Vec::with_capacity(scopes.len());
+        for scope in scopes {
             match self.index.find_or_add(buckets, scope, self.secret) {
-                Ok(index) => indexes.push(index),
+                Ok(bucket) => several.push(bucket),
                 Err(unfit) => {
                     self.index.truncate(buckets, before);
-                    let unfit = if before > 0 {
+                    return Err(if before > 0 {
                         unfit
                     } else {
                         Unfit::Contradictory
-                    };
-                    return Err((unfit, request));
+                    });
                 }
             }
         }
-        for index in &indexes {
-            buckets[*index].last = Last::Several;
-        }
-        let take = MergedTake::several(indexes, request, max_wait_us);
-        self.step(Step::Take(take), weight);
-        Ok(())
+        let bucket = self.index.last();
+        Ok(Place { bucket, several })
     }
 
-    /// Adds an operation.
-    fn op(&mut self, queued: Box<QueuedOp>) -> Result<(), (Unfit, Box<QueuedOp>)> {
-        if self.is_full(1) {
-            return Err((Unfit::Full, queued));
-        }
-        let batch = &mut self.batch;
-        let (buckets, scope) = (&mut batch.buckets, &queued.scope);
-        let index = match self.index.find_or_add(buckets, scope, self.secret) {
-            Ok(index) => index,
-            Err(unfit) => {
-                if let Unfit::OtherQuota = unfit {
-                    buckets[self.index.last()].is_closed = true;
+    fn add(&mut self, command: Command<R>, place: Place) {
+        self.batch.length += 1;
+        match command {
+            Command::Take { request, queued_at } => {
+                let wait_us = request.wait_left(self.now - queued_at);
+                match place.several.is_empty() {
+                    true => self.take(place.bucket, request, wait_us),
+                    false => self.take_several(place.several, request, wait_us),
                 }
-                return Err((unfit, queued));
             }
-        };
+            Command::Op(queued) => self.op(place.bucket, queued),
+            // How much is taken is decided when all requests are known.
+            Command::Lease(_) => self.half_used.push(place.bucket),
+        }
+    }
+
+    fn take(&mut self, index: usize, request: PendingRequest<R>, wait_us: f64) {
+        let cost = request.scopes()[0].tokens();
+        if let Some(last) = self.batch.last_take(index)
+            && last.admits(cost, wait_us)
+        {
+            last.push(request, wait_us);
+            return;
+        }
+        let take = MergedTake::one(index, request, wait_us);
+        let bucket = &mut self.batch.buckets[index];
+        if let Last::Nothing = bucket.last {
+            bucket.last = Last::First;
+            bucket.first = Some(take);
+        } else {
+            bucket.last = Last::Step(self.batch.steps.len());
+            self.step(Step::Take(take), 1);
+        }
+    }
+
+    fn take_several(&mut self, buckets: Vec<usize>, request: PendingRequest<R>, wait_us: f64) {
+        for index in &buckets {
+            self.batch.buckets[*index].last = Last::Several;
+        }
+        let weight = buckets.len();
+        let take = MergedTake::several(buckets, request, wait_us);
+        self.step(Step::Take(take), weight);
+    }
+
+    fn op(&mut self, index: usize, queued: Box<QueuedOp>) {
+        let Batch { buckets, steps, .. } = &mut self.batch;
         let bucket = &mut buckets[index];
         let is_last = |step: &usize| matches!(bucket.last, Last::Step(last) if last == *step);
-        let earlier = bucket
-            .last_op
-            .filter(|step| queued.op.overtakes_requests() || is_last(step));
-        if let Some(Step::Op(_, earlier)) = earlier.map(|step| &mut batch.steps[step])
+        let overtakes = queued.op.overtakes_requests();
+        let earlier = bucket.last_op.filter(|step| overtakes || is_last(step));
+        if let Some(Step::Op(_, earlier)) = earlier.map(|step| &mut steps[step])
             && earlier.merge(&queued)
         {
-            return Ok(());
+            return;
         }
-        let step = batch.steps.len();
-        (bucket.last, bucket.last_op) = (Last::Step(step), Some(step));
+        bucket.last = Last::Step(steps.len());
+        bucket.last_op = Some(steps.len());
         self.step(Step::Op(index, queued), 1);
-        Ok(())
     }
 
     fn step(&mut self, step: Step<R>, weight: usize) {

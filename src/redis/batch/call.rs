@@ -2,23 +2,15 @@
 
 use tokio::time::Instant;
 
-use crate::{
-    decision::Failure,
-    peers::RatePart,
-    redis::{
-        batch::{
-            bucket::CallBucket,
-            connection::Connection,
-            context::Context,
-            leases::TakenAhead,
-            merged_take::{MergedTake, Results},
-            request::Requester,
-        },
-        ledger::Ledger,
-        level_cache::BucketState,
-        op::QueuedOp,
-        script::{Argument, First, Reply},
-    },
+use crate::redis::{
+    ledger::Ledger, level_cache::BucketState, op::QueuedOp, script::Argument, script::First,
+    script::Reply,
+};
+use crate::{decision::Failure, peers::RatePart};
+
+use super::{
+    bucket::CallBucket, bucket::Last, connection::Connection, context::Context, leases::TakenAhead,
+    merged_take::MergedTake, merged_take::Results, request::Requester,
 };
 
 /// Commands that go to Redis as one call.
@@ -45,26 +37,37 @@ impl<R: Requester> Batch<R> {
         self.buckets.is_empty()
     }
 
-    /// All requests for tokens.
-    pub(super) fn takes(&self) -> impl Iterator<Item = &MergedTake<R>> {
-        let firsts = self
-            .buckets
-            .iter()
-            .filter_map(|bucket| bucket.first.as_ref());
-        firsts.chain(self.steps.iter().filter_map(|step| match step {
-            Step::Take(take) => Some(take),
-            Step::Op(..) => None,
-        }))
+    /// The last request for a bucket, which an equal one may join.
+    pub(super) fn last_take(&mut self, bucket: usize) -> Option<&mut MergedTake<R>> {
+        let bucket = &mut self.buckets[bucket];
+        match bucket.last {
+            Last::Nothing | Last::Several => None,
+            Last::First => bucket.first.as_mut(),
+            Last::Step(step) => match &mut self.steps[step] {
+                Step::Take(take) => Some(take),
+                Step::Op(..) => None,
+            },
+        }
     }
 
-    fn step_answers(&self) -> usize {
-        let is_take = |step: &&Step<R>| matches!(step, Step::Take(_));
-        self.steps.iter().filter(is_take).count()
+    /// All requests for tokens: the first ones, then the others.
+    pub(super) fn takes(&self) -> impl Iterator<Item = &MergedTake<R>> {
+        let firsts = self.buckets.iter();
+        firsts
+            .filter_map(|bucket| bucket.first.as_ref())
+            .chain(self.later_takes())
+    }
+
+    fn later_takes(&self) -> impl Iterator<Item = &MergedTake<R>> {
+        self.steps.iter().filter_map(|step| match step {
+            Step::Take(take) => Some(take),
+            Step::Op(..) => None,
+        })
     }
 
     /// How many answers the reply has, those of the first requests aside.
     pub(super) fn answers(&self) -> usize {
-        self.step_answers() + self.ahead.len()
+        self.later_takes().count() + self.ahead.len()
     }
 
     pub(super) fn argument(&self) -> Vec<u8> {
@@ -104,8 +107,9 @@ impl<R: Requester> Batch<R> {
             params: &params,
             states: &states,
         };
-        let of_leases = (self.step_answers()..).map(|nth| reply.answer(nth));
-        self.ahead.answer(of_leases, &states, sent);
+        let takes = self.later_takes().count();
+        let answers = (takes..).map(|nth| reply.answer(nth));
+        self.ahead.answer(answers, &states, sent);
         for (index, bucket) in self.buckets.into_iter().enumerate() {
             if let Some(first) = bucket.first {
                 first.answer(reply.first(index), &results);
@@ -131,19 +135,13 @@ impl<R: Requester> Batch<R> {
         sent: Instant,
     ) {
         let mut rejects = vec![false; self.buckets.len()];
-        let firsts = self.buckets.iter().enumerate();
-        let firsts = firsts.filter_map(|(index, bucket)| {
-            let first = bucket.first.as_ref()?;
-            first.rejected_by(reply.first(index))
-        });
-        firsts.for_each(|bucket| rejects[bucket] = true);
-        let mut nth = 0;
-        for step in &self.steps {
-            if let Step::Take(take) = step {
-                if let Some(bucket) = take.rejected_by(reply.answer(nth)) {
-                    rejects[bucket] = true;
-                }
-                nth += 1;
+        let with_first = self.buckets.iter().enumerate();
+        let with_first = with_first.filter(|(_, bucket)| bucket.first.is_some());
+        let firsts = with_first.map(|(index, _)| reply.first(index));
+        let answers = firsts.chain((0..).map(|nth| reply.answer(nth)));
+        for (take, answer) in self.takes().zip(answers) {
+            if let Some(bucket) = take.rejected_by(answer) {
+                rejects[bucket] = true;
             }
         }
         for (index, bucket) in self.buckets.iter().enumerate() {

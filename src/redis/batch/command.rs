@@ -2,16 +2,10 @@
 
 use tokio::time::Instant;
 
-use crate::{
-    decision::Failure,
-    redis::{
-        batch::request::{PendingRequest, Requester},
-        lease::LeaseRequest,
-        ledger::Ledger,
-        op::QueuedOp,
-    },
-    scope::Scope,
-};
+use crate::redis::{lease::LeaseRequest, ledger::Ledger, op::QueuedOp};
+use crate::{decision::Failure, scope::Scope};
+
+use super::request::{PendingRequest, Requester};
 
 /// What is rarer than requests is boxed, so that the queue stays small.
 pub(crate) enum Command<R: Requester> {
@@ -25,6 +19,14 @@ pub(crate) enum Command<R: Requester> {
 }
 
 impl<R: Requester> Command<R> {
+    pub(crate) fn scopes(&self) -> &[Scope] {
+        match self {
+            Self::Take { request, .. } => request.scopes(),
+            Self::Op(queued) => std::slice::from_ref(&queued.scope),
+            Self::Lease(lease) => std::slice::from_ref(&lease.0),
+        }
+    }
+
     /// Whether it stays queued for a later worker. Others are made again if they are still wanted.
     pub(crate) fn is_kept(&self) -> bool {
         match self {

@@ -2,13 +2,10 @@
 
 use std::sync::Arc;
 
-use crate::{
-    redis::{
-        batch::connection::Connection, lease::Leases, ledger::Ledger, level_cache::LevelCache,
-    },
-    scope::Keyspace,
-    telemetry::Meter,
-};
+use crate::redis::{lease::Leases, ledger::Ledger, level_cache::LevelCache};
+use crate::{scope::Keyspace, telemetry::Meter};
+
+use super::connection::Connection;
 
 pub(super) struct Context<C: Connection> {
     pub(super) connection: C,

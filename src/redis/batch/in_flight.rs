@@ -4,17 +4,11 @@ use std::sync::Arc;
 
 use tokio::time::Instant;
 
-use crate::{
-    decision::{Failure, FailureKind},
-    redis::{
-        batch::{
-            call::Batch,
-            connection::{Connection, Deadline},
-            context::Context,
-            request::Requester,
-        },
-        script::Reply,
-    },
+use crate::decision::{Failure, FailureKind};
+use crate::redis::script::Reply;
+
+use super::{
+    call::Batch, connection::Connection, connection::Deadline, context::Context, request::Requester,
 };
 
 /// A call that answers everybody in any case.

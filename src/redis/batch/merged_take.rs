@@ -1,18 +1,15 @@
 //! Requests that the script decides as one: which are merged, and what each of them gets.
 
-use std::time::Duration;
-
+use crate::redis::level_cache::BucketState;
+use crate::redis::script::{Answer, Argument, First};
 use crate::{
     bucket::{BucketParams, Reservation, Taken},
-    clock::{from_us, to_us},
+    clock::from_us,
     decision::{Decision, Failure},
     peers::RatePart,
-    redis::{
-        batch::request::{PendingRequest, Requester},
-        level_cache::BucketState,
-        script::{Answer, Argument, First},
-    },
 };
+
+use super::request::{PendingRequest, Requester};
 
 /// Equal requests are merged if their waits differ by at most this part of the longest. The
 /// shortest is used for all of them, so that nobody waits for longer than requested.
@@ -74,29 +71,20 @@ impl<R: Requester> MergedTake<R> {
         }
     }
 
-    /// What is left of a request's wait when it has been queued for this long, in microseconds.
-    pub(super) fn wait_left(request: &PendingRequest<R>, queued: Duration) -> f64 {
-        (request.max_wait_us() - to_us(queued)).max(0.0)
-    }
-
-    /// Adds a request for the same bucket, or returns it if it differs too much.
+    /// Whether a request for the same bucket may be merged with these.
     ///
     /// The order is kept: if some are rejected by the shortest wait, those before them were granted
     /// as they would be alone.
-    pub(super) fn merge(
-        &mut self,
-        request: PendingRequest<R>,
-        max_wait_us: f64,
-    ) -> Result<(), PendingRequest<R>> {
+    pub(super) fn admits(&self, cost: f64, max_wait_us: f64) -> bool {
         let longest = self.longest_us.max(max_wait_us);
         let shortest = self.max_wait_us.min(max_wait_us);
-        let cost = request.scopes()[0].tokens();
-        if self.costs()[0].1 != cost || longest - shortest > longest * SIMILAR_WAIT {
-            return Err(request);
-        }
-        (self.max_wait_us, self.longest_us) = (shortest, longest);
+        self.costs()[0].1 == cost && longest - shortest <= longest * SIMILAR_WAIT
+    }
+
+    pub(super) fn push(&mut self, request: PendingRequest<R>, max_wait_us: f64) {
+        self.max_wait_us = self.max_wait_us.min(max_wait_us);
+        self.longest_us = self.longest_us.max(max_wait_us);
         self.more.push(request);
-        Ok(())
     }
 
     /// Buckets and costs.

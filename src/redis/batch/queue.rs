@@ -7,7 +7,9 @@ use std::{
 
 use tokio::{runtime::Id, sync::Notify};
 
-use crate::redis::batch::{command::Command, request::Requester};
+use crate::telemetry::Meter;
+
+use super::{command::Command, request::Requester};
 
 /// Requests that may be queued before further ones are left to the fallback.
 pub(crate) const MAX_QUEUED: usize = 131_072;
@@ -27,10 +29,11 @@ pub(super) struct SharedQueue<R: Requester> {
     queue: Mutex<Queue<R>>,
     /// Wakes the worker.
     pub(super) wake: Notify,
+    meter: Meter,
 }
 
 impl<R: Requester> SharedQueue<R> {
-    pub(super) fn new() -> Self {
+    pub(super) fn new(meter: Meter) -> Self {
         Self {
             queue: Mutex::new(Queue {
                 commands: VecDeque::new(),
@@ -43,12 +46,21 @@ impl<R: Requester> SharedQueue<R> {
                 reported: 0,
             }),
             wake: Notify::new(),
+            meter,
         }
     }
 
     pub(super) fn lock(&self) -> MutexGuard<'_, Queue<R>> {
         // No panic under this lock can leave the queue half written.
         self.queue.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Unlocks the queue, and reports its length to the gauge.
+    pub(super) fn unlock_and_report(&self, mut queue: MutexGuard<'_, Queue<R>>) {
+        let now = queue.len();
+        let before = std::mem::replace(&mut queue.reported, now);
+        drop(queue);
+        self.meter.queue(before, now);
     }
 }
 
@@ -72,12 +84,6 @@ pub(super) struct Queue<R: Requester> {
 impl<R: Requester> Queue<R> {
     pub(super) fn len(&self) -> usize {
         self.commands.len() + self.gathered
-    }
-
-    /// What the gauge shows and what it is to show. To be reported without the lock.
-    pub(super) fn report(&mut self) -> (usize, usize) {
-        let now = self.len();
-        (std::mem::replace(&mut self.reported, now), now)
     }
 
     /// None if no worker runs.

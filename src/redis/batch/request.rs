@@ -1,6 +1,9 @@
 //! A request that waits for a decision of Redis.
 
+use std::time::Duration;
+
 use crate::{
+    clock::to_us,
     decision::{Decision, Failure, FailureKind},
     scope::Scope,
 };
@@ -32,6 +35,11 @@ impl<R: Requester> PendingRequest<R> {
 
     pub(crate) fn max_wait_us(&self) -> f64 {
         self.0.as_ref().map_or(0.0, Requester::max_wait_us)
+    }
+
+    /// What is left of its wait after it has been queued for this long, in microseconds.
+    pub(crate) fn wait_left(&self, queued: Duration) -> f64 {
+        (self.max_wait_us() - to_us(queued)).max(0.0)
     }
 
     pub(crate) fn is_wanted(&self) -> bool {

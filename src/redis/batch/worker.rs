@@ -5,20 +5,12 @@ use std::{collections::VecDeque, pin::pin, sync::Arc};
 
 use futures_util::stream::{FuturesUnordered, StreamExt};
 
-use crate::{
-    decision::Failure,
-    redis::batch::{
-        bucket::BucketIndex,
-        call::Batch,
-        command::Command,
-        connection::{Connection, Deadline},
-        context::Context,
-        in_flight::InFlight,
-        leases::{self, IdleLeases},
-        queue::{NEVER, SharedQueue},
-        queue_time::QueueTime,
-        request::Requester,
-    },
+use crate::decision::Failure;
+
+use super::{
+    bucket::BucketIndex, call::Batch, command::Command, connection::Connection,
+    connection::Deadline, context::Context, in_flight::InFlight, leases, leases::IdleLeases,
+    queue::NEVER, queue::SharedQueue, queue_time::QueueTime, request::Requester,
 };
 
 /// With fewer commands gathered, a second call in flight would only halve the batches.
@@ -165,9 +157,7 @@ impl<R: Requester, C: Connection> Worker<R, C> {
             return;
         }
         queue.gathered = self.gathered.len();
-        let (before, now) = queue.report();
-        drop(queue);
-        self.context.meter.queue(before, now);
+        self.queue.unlock_and_report(queue);
     }
 
     /// Fails what waits behind a failed call, so that nobody finds out separately that Redis does
@@ -210,9 +200,7 @@ impl<R: Requester, C: Connection> Drop for Worker<R, C> {
             queue.running = None;
             queue.gathered = 0;
             orphans.append(&mut queue.commands);
-            let (before, now) = queue.report();
-            drop(queue);
-            self.context.meter.queue(before, now);
+            self.queue.unlock_and_report(queue);
             self.context.connection.abandon();
         } else {
             drop(queue);
