@@ -40,12 +40,12 @@ fn on_our_time() -> String {
              written[#written + 1] = pack('<ddd', i - 1, 0, #value)\n",
         ),
         (
-            "if alone then return table.concat(reply) end",
-            "if alone then return table.concat(reply) .. table.concat(written) end",
+            "if only_firsts then return table.concat(reply) end",
+            "if only_firsts then return table.concat(reply) .. table.concat(written) end",
         ),
         (
-            "return table.concat(reply) .. table.concat(taken)",
-            "return table.concat(reply) .. table.concat(taken) .. table.concat(written)",
+            "return table.concat(reply) .. table.concat(answers)",
+            "return table.concat(reply) .. table.concat(answers) .. table.concat(written)",
         ),
     ];
     let mut source = ACQUIRE.source.to_owned();
