@@ -1,5 +1,5 @@
-//! The twins side by side: `bucket.rs` here and `acquire.lua` in a real `redis-server`, through the
-//! same random calls. Both must agree to the last bit.
+//! The reference model and `acquire.lua` in a real `redis-server` execute the same calls. Both must
+//! agree to the last bit.
 
 mod named;
 mod sequences;

@@ -1,4 +1,4 @@
-//! What only the script has to deal with: foreign values, expiry, several quotas, sizes.
+//! What only the script has to handle: foreign values, expiry, several quotas, large calls.
 
 use redis::aio::MultiplexedConnection;
 
@@ -15,7 +15,7 @@ use super::support::RedisServer;
 
 const SECOND: f64 = 1e6;
 const KEY: &str = "bucket";
-const TERMS: BucketParams = BucketParams {
+const PARAMS: BucketParams = BucketParams {
     capacity: 10.0,
     per_us: 1e-6,
 };
@@ -26,8 +26,8 @@ struct Answered {
     levels: Vec<(f64, f64)>,
 }
 
-/// Each first demand goes with its key, as the batcher sends it; the answers are in the order of
-/// the commands all the same.
+/// First requests go with their keys, as the batcher sends them. The answers are in the order of the
+/// steps all the same.
 async fn call(connection: &mut MultiplexedConnection, call: &Call) -> Answered {
     let hoisted = call.clone().hoisted();
     let mut command = redis::cmd("EVAL");
@@ -107,9 +107,9 @@ async fn ttl_ms(connection: &mut MultiplexedConnection) -> i64 {
     run(connection, &[b"PTTL", KEY.as_bytes()]).await
 }
 
-/// The bucket counted as full, and the key holds one now.
-async fn assert_heals(connection: &mut MultiplexedConnection, what: &str) {
-    let answered = call(connection, &one(TERMS, take(3.0, 0.0))).await;
+/// The bucket counted as full, and its value is a regular one now.
+async fn assert_overwritten(connection: &mut MultiplexedConnection, what: &str) {
+    let answered = call(connection, &one(PARAMS, take(3.0, 0.0))).await;
     assert_eq!(answered.takes[0].taken.now, 1.0, "{what}");
     assert_eq!(answered.levels, [(7.0, 0.0)], "{what}");
     let stored = value(connection).await;
@@ -131,24 +131,24 @@ async fn foreign_values_count_as_full_and_are_overwritten() {
     for words in types {
         let _: redis::Value = run(&mut connection, &[b"DEL", key]).await;
         let _: redis::Value = run(&mut connection, words).await;
-        assert_heals(&mut connection, &String::from_utf8_lossy(words[0])).await;
+        assert_overwritten(&mut connection, &String::from_utf8_lossy(words[0])).await;
     }
     for length in (0..=72).filter(|length| ![40, 64].contains(length)) {
         let bytes = vec![0; length];
         let _: () = run(&mut connection, &[b"SET", key, &bytes]).await;
-        assert_heals(&mut connection, &format!("{length} bytes")).await;
+        assert_overwritten(&mut connection, &format!("{length} bytes")).await;
     }
 }
 
 #[tokio::test]
-async fn numbers_that_are_none_count_as_full_and_are_overwritten() {
+async fn values_with_numbers_that_are_not_finite_count_as_full_and_are_overwritten() {
     let server = RedisServer::start().await;
     let mut connection = server.connection().await;
     for length in [5, 8] {
         for field in 0..length {
             for bad in [f64::NAN, -f64::NAN, f64::INFINITY, f64::NEG_INFINITY] {
                 // A level of 1, two seconds ago.
-                let now = call(&mut connection, &one(TERMS, Step::Op(0, Op::Look)))
+                let now = call(&mut connection, &one(PARAMS, Step::Op(0, Op::Look)))
                     .await
                     .time;
                 let at = now - 2.0 * SECOND;
@@ -156,27 +156,27 @@ async fn numbers_that_are_none_count_as_full_and_are_overwritten() {
                 numbers[field] = bad;
                 plant(&mut connection, &numbers[..length]).await;
                 let what = format!("{bad} in {field} of {length}");
-                assert_heals(&mut connection, &what).await;
+                assert_overwritten(&mut connection, &what).await;
             }
         }
     }
-    // A rate that is no rate would make a life of the wrong sign, or none.
+    // These rates would make an expiry that is negative or infinite.
     for rate in [0.0, -1.0] {
-        let now = call(&mut connection, &one(TERMS, Step::Op(0, Op::Look)))
+        let now = call(&mut connection, &one(PARAMS, Step::Op(0, Op::Look)))
             .await
             .time;
         plant(&mut connection, &[1.0, now, 10.0, rate, now + 1e9]).await;
-        assert_heals(&mut connection, &format!("rate {rate}")).await;
+        assert_overwritten(&mut connection, &format!("rate {rate}")).await;
     }
 }
 
 #[tokio::test]
-async fn whoever_knows_a_bucket_by_more_is_remembered() {
+async fn expiry_is_that_of_the_widest_quota() {
     let server = RedisServer::start().await;
     let mut connection = server.connection().await;
     let quotas = [(100.0, 1.0), (10.0, 1.0), (10.0, 50.0), (10.0, 0.1)];
     let [large, small, fast, slow] = quotas.map(|(cap, rate)| BucketParams::new(cap, rate));
-    // In whatever order they come, the key must outlive the debt of the widest.
+    // In either order, the key must outlive the debt of the widest quota.
     for (first, second, seconds) in [
         (large, small, 100),
         (small, large, 100),
@@ -199,20 +199,20 @@ async fn whoever_knows_a_bucket_by_more_is_remembered() {
                 "{ttl}: {first:?}, {second:?}"
             );
         }
-        // The debt of the larger one is still there when the smaller would be full.
+        // The debt by the larger quota is still stored when the smaller one would be full.
         let looked = call(&mut connection, &one(second, Step::Op(0, Op::Look))).await;
         assert!(looked.levels[0].0 < 0.0);
     }
 }
 
 #[tokio::test]
-async fn a_rolling_deploy_forgets_no_debt() {
+async fn rolling_deploy_keeps_the_debt_of_the_larger_quota() {
     let server = RedisServer::start().await;
     let mut connection = server.connection().await;
     let (large, small) = (BucketParams::new(100.0, 1.0), BucketParams::new(10.0, 1.0));
     call(&mut connection, &one(large, take(10.0, 0.0))).await;
     call(&mut connection, &one(small, take(10.0, 0.0))).await;
-    // After ten seconds the key was gone, and the larger quota found a full bucket: 100 more.
+    // If the key expired after ten seconds, the larger quota would find a full bucket: 100 more.
     let ttl = ttl_ms(&mut connection).await;
     assert!((199_000..=200_000).contains(&ttl), "{ttl}");
     let taken = call(&mut connection, &one(large, take(100.0, 0.0)))
@@ -222,14 +222,14 @@ async fn a_rolling_deploy_forgets_no_debt() {
 }
 
 #[tokio::test]
-async fn a_refusal_writes_nothing_but_a_mended_clock() {
+async fn rejection_writes_only_a_corrected_clock() {
     let server = RedisServer::start().await;
     let mut connection = server.connection().await;
-    call(&mut connection, &one(TERMS, take(10.0, 0.0))).await;
+    call(&mut connection, &one(PARAMS, take(10.0, 0.0))).await;
     let before = value(&mut connection).await;
     server.reset_stats().await;
     let three = Call::of(
-        vec![(KEY.to_owned(), TERMS), ("other".to_owned(), TERMS)],
+        vec![(KEY.to_owned(), PARAMS), ("other".to_owned(), PARAMS)],
         vec![
             take(5.0, 0.0),
             Step::Take {
@@ -254,28 +254,29 @@ async fn a_refusal_writes_nothing_but_a_mended_clock() {
     let exists: bool = run(&mut connection, &[b"EXISTS", b"other"]).await;
     assert!(!exists);
 
-    // The value of a server whose clock was a minute ahead: kept, it would refuse for that long.
+    // Written while the server's clock was a minute ahead: not corrected, it would reject for that
+    // long.
     let ahead = answered.time + 60.0 * SECOND;
     plant(&mut connection, &[0.0, ahead, 10.0, 1e-6, ahead]).await;
     server.reset_stats().await;
-    let answered = call(&mut connection, &one(TERMS, take(5.0, 0.0))).await;
+    let answered = call(&mut connection, &one(PARAMS, take(5.0, 0.0))).await;
     assert_eq!(answered.takes[0].taken.retry_after, 5.0 * SECOND);
     assert_eq!(server.calls("set").await, 1);
     assert_eq!(value(&mut connection).await[..2], [0.0, answered.time]);
 }
 
 #[tokio::test]
-async fn a_key_outlives_the_time_until_its_bucket_is_full() {
+async fn key_outlives_the_time_until_its_bucket_is_full() {
     let server = RedisServer::start().await;
     let mut connection = server.connection().await;
-    // Full at once, which `PX 0` would make an error.
+    // The bucket is full at once, but `PX 0` is an error.
     call(
         &mut connection,
-        &one(TERMS, Step::Op(0, Op::GiveBack { tokens: 1.0 })),
+        &one(PARAMS, Step::Op(0, Op::GiveBack { tokens: 1.0 })),
     )
     .await;
-    call(&mut connection, &one(TERMS, Step::Op(0, Op::Reset))).await;
-    // Twice as long as needed; then, as long as it is enough and not too much, as before.
+    call(&mut connection, &one(PARAMS, Step::Op(0, Op::Reset))).await;
+    // Twice as long as needed. While that is enough and not too long, it stays.
     for (tokens, ms) in [
         (3.0, 6_000),
         (2.0, 6_000),
@@ -289,14 +290,14 @@ async fn a_key_outlives_the_time_until_its_bucket_is_full() {
             true => Step::Op(0, Op::Charge { tokens }),
             false => Step::Op(0, Op::GiveBack { tokens: -tokens }),
         };
-        call(&mut connection, &one(TERMS, command)).await;
+        call(&mut connection, &one(PARAMS, command)).await;
         let ttl = ttl_ms(&mut connection).await;
         assert!((ms - 1_000..=ms).contains(&ttl), "{tokens}: {ttl}");
     }
-    call(&mut connection, &one(TERMS, Step::Op(0, Op::Reset))).await;
+    call(&mut connection, &one(PARAMS, Step::Op(0, Op::Reset))).await;
     let ttl = ttl_ms(&mut connection).await;
     assert!(ttl <= 1, "{ttl}");
-    // 2^53 ms is the longest; beyond 9.2e18 Redis refuses to run.
+    // The longest expiry is 2^53 ms. Redis rejects more than 9.2e18.
     let _: () = run(&mut connection, &[b"FLUSHALL"]).await;
     let never = BucketParams::new(1e15, 1e-12);
     call(
@@ -310,12 +311,12 @@ async fn a_key_outlives_the_time_until_its_bucket_is_full() {
 }
 
 #[tokio::test]
-async fn sleepers_are_kept_while_they_sleep() {
+async fn reservations_are_stored_while_they_are_outstanding() {
     let server = RedisServer::start().await;
     let mut connection = server.connection().await;
-    call(&mut connection, &one(TERMS, take(10.0, 0.0))).await;
+    call(&mut connection, &one(PARAMS, take(10.0, 0.0))).await;
     assert_eq!(value(&mut connection).await.len(), 5);
-    let answered = call(&mut connection, &one(TERMS, take(2.0, 1e12))).await;
+    let answered = call(&mut connection, &one(PARAMS, take(2.0, 1e12))).await;
     let wait = answered.takes[0].taken.last;
     assert!(wait > SECOND && wait <= 2.0 * SECOND);
     let stored = value(&mut connection).await;
@@ -323,56 +324,60 @@ async fn sleepers_are_kept_while_they_sleep() {
     assert_eq!(stored[1..4], [answered.time, 10.0, 1e-6]);
     assert!(stored[4] >= answered.time + wait, "kept as long as that");
     assert_eq!(stored[5..], [answered.time + wait, 2.0, 0.0]);
-    // Given back while somebody sleeps: for a newcomer, not for the level.
+    // Returned while a reservation is outstanding: for a newcomer, not to the level.
     let answered = call(
         &mut connection,
-        &one(TERMS, Step::Op(0, Op::GiveBack { tokens: 3.0 })),
+        &one(PARAMS, Step::Op(0, Op::GiveBack { tokens: 3.0 })),
     )
     .await;
     assert!(answered.levels[0].0 < 0.0 && answered.levels[0].1 == 3.0);
     assert_eq!(value(&mut connection).await[7], 3.0);
-    call(&mut connection, &one(TERMS, Step::Op(0, Op::Reset))).await;
-    // Full: without sleepers, and gone within a millisecond.
+    call(&mut connection, &one(PARAMS, Step::Op(0, Op::Reset))).await;
+    // Full: no reservations, and it expires within a millisecond.
     assert!(matches!(value(&mut connection).await.len(), 0 | 5));
 }
 
 #[tokio::test]
-async fn a_call_of_many_keys_and_demands_is_answered_in_full() {
+async fn call_of_many_keys_and_requests_is_answered_in_full() {
     let server = RedisServer::start().await;
     let mut connection = server.connection().await;
-    let keys: Vec<_> = (0..300).map(|key| (format!("k{key}"), TERMS)).collect();
+    let keys: Vec<_> = (0..300).map(|key| (format!("k{key}"), PARAMS)).collect();
     let commands = (0..300).map(|index| Step::Take {
         n: 3,
         max_wait: 1e12,
         costs: vec![(index, (index % 10 + 1) as f64)],
     });
-    let mut call_of_all = Call::of(keys, commands.collect());
+    let mut large_call = Call::of(keys, commands.collect());
     let all = (0..300).map(|index| (index, 1.0)).collect();
-    call_of_all.steps.push(Step::Take {
+    large_call.steps.push(Step::Take {
         n: 1,
         max_wait: 1e12,
         costs: all,
     });
-    let answered = call(&mut connection, &call_of_all).await;
+    let answered = call(&mut connection, &large_call).await;
     for (index, answer) in answered.takes[..300].iter().enumerate() {
         let cost = (index % 10 + 1) as f64;
         assert_eq!(answer.taken.granted, 3.0);
         assert_eq!(answer.taken.now, (10.0 / cost).floor().min(3.0));
     }
-    // Of all the first that is in deepest debt decides, and it alone is taken.
+    // The first of the buckets in deepest debt decides, and only it is taken from.
     assert_eq!(
         (answered.takes[300].which, answered.takes[300].taken.now),
         (9, 0.0)
     );
-    for (index, (level, pool)) in answered.levels.iter().enumerate() {
+    for (index, (level, returned)) in answered.levels.iter().enumerate() {
         let cost = (index % 10 + 1) as f64;
         let more = if index == 9 { 1.0 } else { 0.0 };
-        assert_eq!((*level, *pool), (10.0 - 3.0 * cost - more, 0.0), "{index}");
+        assert_eq!(
+            (*level, *returned),
+            (10.0 - 3.0 * cost - more, 0.0),
+            "{index}"
+        );
     }
 }
 
 #[tokio::test]
-async fn a_payment_is_charged_once_and_a_bound_lowers() {
+async fn write_back_is_charged_once_and_a_cap_lowers() {
     let server = RedisServer::start().await;
     let mut connection = server.connection().await;
     let once = BucketParams {
@@ -383,7 +388,7 @@ async fn a_payment_is_charged_once_and_a_bound_lowers() {
         capacity: 10.0,
         per_us: 1e-12,
     };
-    let payment = |marker: &str, tokens: f64| {
+    let write_back_once = |marker: &str, tokens: f64| {
         Call::of(
             vec![(marker.to_owned(), once), (KEY.to_owned(), slow)],
             vec![
@@ -394,23 +399,23 @@ async fn a_payment_is_charged_once_and_a_bound_lowers() {
     };
     for (marker, tokens, level) in [
         ("paid:1", 3.0, 7.0),
-        // The reply was lost, and it is sent again: with whatever amount.
+        // Sent again because the reply was lost; the amount does not matter.
         ("paid:1", 3.0, 7.0),
         ("paid:1", 5.0, 7.0),
         ("paid:2", 1.0, 6.0),
     ] {
-        let answered = call(&mut connection, &payment(marker, tokens)).await;
+        let answered = call(&mut connection, &write_back_once(marker, tokens)).await;
         assert!(
             (answered.levels[1].0 - level).abs() < 1e-3,
             "{marker} {tokens}"
         );
     }
-    for (bound, level) in [(8.0, 6.0), (2.0, 2.0), (-4.0, -4.0), (5.0, -4.0)] {
-        let lower = one(slow, Step::Op(0, Op::CapLevel { tokens: bound }));
+    for (cap, level) in [(8.0, 6.0), (2.0, 2.0), (-4.0, -4.0), (5.0, -4.0)] {
+        let lower = one(slow, Step::Op(0, Op::CapLevel { tokens: cap }));
         let answered = call(&mut connection, &lower).await;
-        assert!((answered.levels[0].0 - level).abs() < 1e-3, "{bound}");
+        assert!((answered.levels[0].0 - level).abs() < 1e-3, "{cap}");
     }
-    // What was promised meanwhile may be many capacities; a settlement is cut at one.
+    // What local shares granted may be many capacities; a charge ends at a debt of one.
     for (command, level) in [
         (Step::Op(0, write_back(100.0)), -104.0),
         (Step::Op(0, Op::Charge { tokens: 100.0 }), -104.0),
@@ -420,10 +425,10 @@ async fn a_payment_is_charged_once_and_a_bound_lowers() {
     }
 }
 
-/// Reservations of a fast quota are due in the same microsecond; what the script writes of them is
-/// what it reads.
+/// Reservations of a fast quota are due in the same microsecond. The script must be able to read
+/// what it writes of them.
 #[tokio::test]
-async fn cancelled_reservations_that_are_due_together_are_remembered() {
+async fn gaps_that_are_due_together_are_remembered() {
     let server = RedisServer::start().await;
     let mut connection = server.connection().await;
     let fast = BucketParams::new(1e9, 1e7);
@@ -433,15 +438,19 @@ async fn cancelled_reservations_that_are_due_together_are_remembered() {
         let due = answered.time + answered.takes[0].taken.last;
         reserved.push(Reservation::due(due, cost, fast));
     }
-    // The first was taken at once, and the last stands behind the others.
-    for gone in &reserved[1..5] {
-        call(&mut connection, &one(fast, Step::Op(0, Op::Undo(*gone)))).await;
+    // The first was granted at once, and the last is behind the others.
+    for reservation in &reserved[1..5] {
+        call(
+            &mut connection,
+            &one(fast, Step::Op(0, Op::Undo(*reservation))),
+        )
+        .await;
     }
     let looked = call(&mut connection, &one(fast, Step::Op(0, Op::Look))).await;
     let (level, _) = looked.levels[0];
     assert!((-1.1e9..0.0).contains(&level), "{level}");
     assert!(
         value(&mut connection).await.len() > 10,
-        "none is remembered"
+        "no gap is remembered"
     );
 }

@@ -1,4 +1,4 @@
-//! Random calls through both twins.
+//! Random calls to the reference model and the script.
 
 use redis::aio::MultiplexedConnection;
 use redis::{Cmd, Pipeline};
@@ -18,12 +18,12 @@ use crate::{
 
 use super::support::RedisServer;
 
-/// Sequences of one pipeline.
+/// Sequences in one pipeline.
 const AT_ONCE: u64 = 50;
 
-/// The script on a time line of ours: it takes the time from a further argument, keeps every value
-/// until we delete it, and says after its reply what it wrote and for how long.
-fn on_our_time() -> String {
+/// The script with a clock of the test: it reads the time from a further argument, lets no value
+/// expire, and appends to its reply what it wrote and for how long.
+fn with_clock_of_the_test() -> String {
     let lines = [
         (
             "local t = redis.call('TIME')\nlocal now = t[1] * 1000000 + t[2]\n",
@@ -50,7 +50,11 @@ fn on_our_time() -> String {
     ];
     let mut source = ACQUIRE.source.to_owned();
     for (from, to) in lines {
-        assert_eq!(source.matches(from).count(), 1, "not once there: {from}");
+        assert_eq!(
+            source.matches(from).count(),
+            1,
+            "not found exactly once: {from}"
+        );
         source = source.replace(from, to);
     }
     source
@@ -73,14 +77,14 @@ fn command(sha: &str, call: &Call) -> Cmd {
     command
 }
 
-/// What Redis answered: the time, the rest, and what it says about what it wrote.
+/// Reads a reply, and what is appended to it: the server's time, and everything else.
 fn read(bytes: &[u8], call: &Call) -> (Option<f64>, Outcome) {
     let (answers, keys) = (call.answers(), call.keys.len());
     let length = 8 * (1 + 6 * keys + 5 * answers);
     assert!(bytes.len() >= length, "{} bytes for {call:?}", bytes.len());
     let (reply, written) = bytes.split_at(length);
     let Some(reply) = Reply::new(reply, keys, answers) else {
-        panic!("numbers that are none: {call:?}");
+        panic!("a reply of another length: {call:?}");
     };
     let number = |bytes: &[u8]| f64::from_le_bytes(bytes.try_into().expect("eight bytes"));
     let written = written.chunks(24).map(|chunk| -> Written {
@@ -98,13 +102,13 @@ fn read(bytes: &[u8], call: &Call) -> (Option<f64>, Outcome) {
     (reply.time(), outcome)
 }
 
-/// The quotas by which one key is known, each by another process.
-struct Known {
+/// A key, and the quotas that processes have for it.
+struct KnownKey {
     key: String,
     quotas: Vec<BucketParams>,
 }
 
-fn random_keys(rng: &mut Rng, sequence: u64, fast: bool) -> Vec<Known> {
+fn random_keys(rng: &mut Rng, sequence: u64, fast: bool) -> Vec<KnownKey> {
     let count = 1 + rng.below(4);
     (0..count)
         .map(|key| {
@@ -113,7 +117,7 @@ fn random_keys(rng: &mut Rng, sequence: u64, fast: bool) -> Vec<Known> {
             let times = if fast { 1e4 } else { 1.0 };
             let quotas = 1 + rng.below(3) * rng.below(2);
             let quota = |_| BucketParams::new(rng.pick(&caps), rng.pick(&rates) * times);
-            Known {
+            KnownKey {
                 key: format!("{sequence}:{key}"),
                 quotas: (0..quotas).map(quota).collect(),
             }
@@ -121,7 +125,7 @@ fn random_keys(rng: &mut Rng, sequence: u64, fast: bool) -> Vec<Known> {
         .collect()
 }
 
-fn random_call(rng: &mut Rng, known: &[Known], model: &ReferenceModel) -> Call {
+fn random_call(rng: &mut Rng, known: &[KnownKey], model: &ReferenceModel) -> Call {
     let mut keys = Vec::new();
     for known in known {
         if rng.percent(60) {
@@ -140,7 +144,7 @@ fn random_call(rng: &mut Rng, known: &[Known], model: &ReferenceModel) -> Call {
         recovered,
         ..Call::of(keys, steps)
     };
-    // Most have nothing but first demands, in the end.
+    // Most calls have only first requests then.
     match rng.percent(80) {
         true => call.hoisted(),
         false => call,
@@ -225,15 +229,15 @@ fn random_cost(rng: &mut Rng, params: BucketParams) -> f64 {
         params.capacity * part,
     ]);
     match rng.below(50) {
-        // Nothing at all is rare, but must do nothing at all.
+        // Zero is rare, but must do nothing.
         0 => 0.0,
-        // So is more than all, of a share of a larger limit.
+        // So is more than the capacity, of a local share of a larger limit.
         1 | 2 => params.capacity * (1.0 + part),
         _ => cost.min(params.capacity),
     }
 }
 
-/// A value of some length, plausible in most of its numbers.
+/// A value of a random length, plausible in most of its numbers.
 fn foreign_value(rng: &mut Rng, quotas: &[BucketParams], now: f64) -> Vec<u8> {
     let params = rng.pick(quotas);
     let until = now + rng.pick(&[0.5, 3.0, 20.0]) / params.per_us;
@@ -270,7 +274,7 @@ fn foreign_value(rng: &mut Rng, quotas: &[BucketParams], now: f64) -> Vec<u8> {
     bytes.collect()
 }
 
-fn random_time_step(rng: &mut Rng, known: &[Known]) -> f64 {
+fn random_time_step(rng: &mut Rng, known: &[KnownKey]) -> f64 {
     let params = known[0].quotas[0];
     let unit = 1.0 / params.per_us;
     let part = rng.part();
@@ -288,8 +292,8 @@ fn random_time_step(rng: &mut Rng, known: &[Known]) -> f64 {
     back.unwrap_or_else(|| rng.pick(&forward)).round()
 }
 
-/// What Redis forgets must be full for everyone who knew it.
-fn assert_full(model: &ReferenceModel, known: &Known, now: f64) {
+/// A value that expires must be full by every quota that it was known by.
+fn assert_full(model: &ReferenceModel, known: &KnownKey, now: f64) {
     let stored = &model.keys[&known.key];
     let quotas = known.quotas.iter().filter(|quota| {
         let widest = stored.widest;
@@ -306,24 +310,24 @@ fn assert_full(model: &ReferenceModel, known: &Known, now: f64) {
         );
         assert!(
             bucket.last_due == 0.0,
-            "forgot sleepers: {stored:?} at {now}"
+            "forgot reservations: {stored:?} at {now}"
         );
         assert!(
             bucket.paused_until == 0.0,
-            "forgot a hold: {stored:?} at {now}"
+            "forgot a pause: {stored:?} at {now}"
         );
     }
 }
 
 #[tokio::test]
-async fn the_twins_agree_on_our_time_line() {
+async fn script_equals_the_model_by_the_clock_of_the_test() {
     let server = RedisServer::start().await;
     let mut connection = server.connection().await;
-    let sha = load(&mut connection, &on_our_time()).await;
+    let sha = load(&mut connection, &with_clock_of_the_test()).await;
     let (first, count) = (seed(), sequences(2_000, 50_000));
     println!("THROTTLE_SEED={first}");
-    let (mut forgotten, mut waits, mut pooled, mut slowest, mut alone) = (0, 0, 0, 0, 0);
-    let (mut held, mut cancelled, mut foreign) = (0, 0, 0);
+    let (mut forgotten, mut waits, mut returned, mut slowest, mut only_firsts) = (0, 0, 0, 0, 0);
+    let (mut paused, mut gaps, mut foreign) = (0, 0, 0);
     let mut sequence = 0;
     while sequence < count {
         let (mut pipeline, mut expected) = (Pipeline::new(), Vec::new());
@@ -362,15 +366,15 @@ async fn the_twins_agree_on_our_time_line() {
                 let taken = outcome.answers.iter().map(|answer| &answer.taken);
                 let taken = taken.chain(&outcome.firsts);
                 waits += taken.filter(|taken| taken.last > 0.0).count();
-                alone += usize::from(call.steps.is_empty());
+                only_firsts += usize::from(call.steps.is_empty());
                 slowest += outcome.answers.iter().filter(|a| a.which > 0).count();
-                let gaps = |stored: &Stored| stored.bucket.gaps.len();
-                cancelled += model.keys.values().map(gaps).sum::<usize>();
-                held += outcome.pauses.iter().filter(|held| **held > 0.0).count();
-                pooled += outcome
+                let of_stored = |stored: &Stored| stored.bucket.gaps.len();
+                gaps += model.keys.values().map(of_stored).sum::<usize>();
+                paused += outcome.pauses.iter().filter(|pause| **pause > 0.0).count();
+                returned += outcome
                     .levels
                     .iter()
-                    .filter(|(_, pool)| *pool > 0.0)
+                    .filter(|(_, returned)| *returned > 0.0)
                     .count();
                 expected.push((seed, now, call, outcome));
             }
@@ -390,22 +394,22 @@ async fn the_twins_agree_on_our_time_line() {
         }
     }
     println!(
-        "{count}: {forgotten} forgotten, {waits} waits, {pooled} pools, {held} held back, {cancelled} \
-         cancelled, {foreign} foreign values, {slowest} slowest, {alone} of first demands alone"
+        "{count}: {forgotten} forgotten, {waits} waits, {returned} with returned tokens, {paused} paused, \
+         {gaps} gaps, {foreign} foreign values, {slowest} slowest, {only_firsts} of first requests alone"
     );
-    let all = held > 0
-        && cancelled > 0
+    let all = paused > 0
+        && gaps > 0
         && foreign > 0
         && forgotten > 0
         && waits > 0
-        && pooled > 0
+        && returned > 0
         && slowest > 0
-        && alone > 0;
+        && only_firsts > 0;
     assert!(all || count < 1_000, "something never happened");
 }
 
 #[tokio::test]
-async fn the_twins_agree_on_the_servers_time() {
+async fn script_equals_the_model_by_the_clock_of_the_server() {
     let server = RedisServer::start().await;
     let mut connection = server.connection().await;
     let sha = load(&mut connection, ACQUIRE.source).await;
@@ -419,11 +423,11 @@ async fn the_twins_agree_on_the_servers_time() {
             let mut rng = Rng::new(seed);
             let mut known = random_keys(&mut rng, sequence, true);
             for known in &mut known {
-                // Whether Redis has forgotten a key by now is not ours to know, but for one quota
-                // it makes no difference.
+                // The test does not know when Redis forgets a key, but with one quota that makes
+                // no difference.
                 known.quotas.truncate(1);
             }
-            // Nor does it where the whole sequence refills at one pace.
+            // Nor does it if the whole sequence refills at one pace.
             let recovered = rng.pick(&[1.0, 1.0, 0.75, 1.0 / 3.0, 0.0]);
             for _ in 0..4 + rng.below(12) {
                 let call = Call {

@@ -48,12 +48,15 @@ async fn hot_bucket_is_leased_renewed_and_returned() {
         setup.settle().await;
     }
     let calls = setup.redis.calls();
-    assert!(calls[0].steps.is_empty(), "nobody knows how hot it is");
+    assert!(
+        calls[0].steps.is_empty(),
+        "how hot the bucket is, is not known yet"
+    );
     // A hundred in the first milliseconds, for two milliseconds.
     let leased = calls[1].steps[2];
     assert_eq!(calls[1].steps[..2], [8.0, 1.0]);
     assert!((50.0..=125.0).contains(&leased), "{leased}");
-    // Taken by callers without a call, until half is left; then by one that nobody waits for.
+    // Callers take without a call until half is left. Then a call that nobody waits for renews it.
     let before = setup.redis.calls().len();
     while setup.redis.calls().len() == before {
         for _ in 0..25 {
@@ -62,9 +65,9 @@ async fn hot_bucket_is_leased_renewed_and_returned() {
         setup.settle().await;
     }
     let call = setup.redis.calls().pop().expect("a call");
-    assert_eq!(call.firsts, [[0.0; 3]], "nobody's demand");
+    assert_eq!(call.firsts, [[0.0; 3]], "no request");
     assert_eq!(call.steps[..2], [8.0, 1.0]);
-    // Unused, all of it goes back.
+    // What is not used is returned.
     let before = setup.redis.calls().len();
     tokio::time::sleep(3 * IDLE_CHECK).await;
     let back = setup.redis.calls()[before..].to_vec();
@@ -73,7 +76,7 @@ async fn hot_bucket_is_leased_renewed_and_returned() {
         "{back:?}"
     );
     assert!(leases.is_empty());
-    let given: f64 = setup
+    let returned: f64 = setup
         .redis
         .calls()
         .iter()
@@ -85,7 +88,7 @@ async fn hot_bucket_is_leased_renewed_and_returned() {
         .iter()
         .flat_map(|call| of_op(call, 8.0))
         .sum();
-    let used = leased - given;
+    let used = leased - returned;
     assert!(used > 0.0 && used % 25.0 == 0.0, "{used} of {leased}");
 }
 
@@ -109,10 +112,10 @@ async fn dropped_limiter_returns_its_leases() {
         tokio::time::sleep(Duration::from_millis(10)).await;
         let calls = wire.calls();
         let leased = calls.iter().filter_map(|call| of_op(call, 8.0)).next_back();
-        let given = calls.iter().filter_map(|call| of_op(call, 1.0)).next_back();
+        let returned = calls.iter().filter_map(|call| of_op(call, 1.0)).next_back();
         let used = if in_flight { 0.0 } else { 1.0 };
         assert!(leased.is_some_and(|leased| leased > 1.0), "{calls:?}");
-        assert_eq!(given, leased.map(|leased| leased - used));
+        assert_eq!(returned, leased.map(|leased| leased - used));
         assert!(leases.drain().is_empty());
     }
 }
@@ -130,16 +133,16 @@ async fn failed_lease_is_requested_again() {
     assert_eq!(setup.redis.calls().len(), 2, "the second is in flight");
     let id = a.id(&[0; 32]);
     let ask = || leases.ask(&a, &id, BucketParams::new(1_000.0, 1e6), (99.0, 99.0));
-    assert!(ask().is_none(), "it is being asked for");
-    // The wire answers with too few bytes for a reply.
+    assert!(ask().is_none(), "it is already requested");
+    // The reply is too short.
     setup.redis.cuts.store(true, Ordering::Relaxed);
     setup.redis.answers.add_permits(1);
     setup.settle().await;
     assert!(ask().is_some());
 }
 
-/// A lease in hand, which half a hundred callers at a time made: how much.
-async fn in_hand(setup: &mut Setup, scope: &Scope) -> f64 {
+/// Makes a bucket hot, by fifty callers at a time, and returns how much is leased.
+async fn leased(setup: &mut Setup, scope: &Scope) -> f64 {
     for _ in 0..2 {
         (0..50).for_each(|_| setup.ask([scope.clone()]));
         setup.settle().await;
@@ -149,14 +152,14 @@ async fn in_hand(setup: &mut Setup, scope: &Scope) -> f64 {
     leased.expect("it is hot")
 }
 
-/// Redis comes back empty: what it is told is at most so much, and what the books say besides.
+/// If Redis recovers empty, a bucket is capped at its cached level, and the ledger is applied to it.
 #[tokio::test(start_paused = true)]
 async fn leases_returned_in_an_outage_count_once() {
     let (mut setup, _) = leasing(99);
     let known = setup.levels.clone();
     // Refills too slowly to matter.
     let scope = Quota::per_day(1.0).burst(1_000.0).scope("a");
-    let leased = in_hand(&mut setup, &scope).await;
+    let leased = leased(&mut setup, &scope).await;
     let level = || {
         known
             .level(&scope.id(&[0; 32]))
@@ -192,12 +195,12 @@ async fn costs_over_the_largest_lease_take_nothing_ahead() {
 async fn scarce_bucket_is_not_asked_for_each_token() {
     let (mut setup, leases) = leasing(999);
     let a = HOT.scope("a");
-    let leased = in_hand(&mut setup, &a).await;
+    let leased = leased(&mut setup, &a).await;
     setup.redis.is_scarce.store(true, Ordering::Relaxed);
     let before = setup.redis.calls().len();
     for _ in 0..leased as usize {
         assert!(take(&setup, &leases, &a));
-        // Time for a call.
+        // Gives a call the time to run.
         for _ in 0..4 {
             tokio::task::yield_now().await;
         }
@@ -220,7 +223,7 @@ async fn many_idle_leases_delay_no_request() {
         ask(scope).expect("hot").answer(10.0, 500.0, Instant::now());
     }
     setup.ask([QUOTA.scope("b")]);
-    // Nobody takes of them.
+    // Nobody uses the leases.
     let before = setup.redis.calls().len();
     while setup.redis.calls().len() <= before + 1 {
         setup.settle().await;
@@ -245,7 +248,7 @@ async fn many_idle_leases_delay_no_request() {
 async fn deregistered_limiter_returns_its_leases_and_takes_no_more() {
     let (mut setup, leases) = leasing(999);
     let a = HOT.scope("a");
-    let leased = in_hand(&mut setup, &a).await;
+    let leased = leased(&mut setup, &a).await;
     assert!(take(&setup, &leases, &a));
     let before = setup.redis.calls().len();
     setup.batcher.return_leases().await;
@@ -261,7 +264,7 @@ async fn deregistered_limiter_returns_its_leases_and_takes_no_more() {
     let later = calls[before + 1..].iter();
     assert!(later.clone().count() > 0);
     assert!(later.clone().all(|call| call.steps.is_empty()), "{calls:?}");
-    // Where there is nothing to give back, nothing is said.
+    // Nothing is sent if there is nothing to return.
     let before = setup.redis.calls().len();
     setup.batcher.return_leases().await;
     assert_eq!(setup.redis.calls().len(), before);

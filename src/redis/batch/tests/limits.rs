@@ -30,7 +30,7 @@ async fn call_has_at_most_256_steps() {
     let mut setup = Setup::new(ScriptedRedis::new(999));
     let keys: Vec<_> = (0..100).map(|key| QUOTA.scope("s").key(key)).collect();
     for n in 0..2_000 {
-        // Costs that the callers choose; pairs; all that can be had at once; corrections.
+        // Different costs, two buckets, a hundred buckets, and operations.
         setup.ask([keys[0].clone().cost(f64::from(1 + n))]);
         match n % 100 {
             0 => setup.ask(keys.clone()),
@@ -53,10 +53,10 @@ async fn call_has_at_most_256_steps() {
         });
         let steps = steps.sum::<f64>() as usize;
         assert!(steps <= STEPS, "{steps} steps");
-        // A step of one bucket takes the most bytes of its argument.
+        // Of all steps, a request for one bucket takes the most bytes for each bucket.
         assert!(8 * call.steps.len() <= 48 * STEPS, "{}", call.steps.len());
     }
-    // 2,000 alone, 20 of a hundred, 980 of two and 2,000 corrections: little room is wasted.
+    // 2,000 alone, 20 of a hundred, 980 of two and 2,000 operations: little room is wasted.
     let least = (2_000 + 20 * 100 + 980 * 2 + 2_000usize).div_ceil(STEPS);
     assert!(calls.len() <= 2 * least, "{} of {least}", calls.len());
 }
@@ -72,7 +72,7 @@ async fn requests_for_the_same_buckets_share_a_call() {
     setup.settle().await;
     assert_eq!(setup.answered().len(), 60);
     assert_eq!(setup.redis.calls().len(), 10);
-    // What does not fit takes no room.
+    // A request that does not fit takes no room.
     let other = |key: usize| QUOTA.scope("t").key(key);
     setup.ask(keys.clone());
     setup.ask((0..60).map(other).collect::<Vec<_>>());

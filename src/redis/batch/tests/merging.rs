@@ -23,7 +23,7 @@ async fn commands_queued_during_a_call_are_sent_as_one() {
     let calls = setup.redis.calls();
     assert_eq!(calls[0].firsts, [[1.0, 0.0, 1.0]]);
     assert_eq!(calls[1].keys, ["|a", "|b"]);
-    // Demands on different buckets commute, so equal ones merge across each other.
+    // Requests for different buckets commute, so equal ones are merged across each other.
     assert_eq!(calls[1].firsts, [[10.0, 0.0, 1.0]; 2]);
     assert!(calls.iter().all(|call| call.steps.is_empty()));
     assert_eq!(setup.answered().len(), 21);
@@ -69,8 +69,8 @@ async fn similar_waits_are_merged_by_the_shortest() {
     for n in 0..100 {
         setup.ask_for([a.clone()], 5e6 + f64::from(n % 7), true);
     }
-    // No caller waits for longer than asked, and who does not wait at all is not merged with
-    // somebody who does.
+    // No caller waits for longer than requested. A caller that does not wait is not merged with one
+    // that does.
     setup.ask_for([a.clone()], 4.9e6, true);
     setup.ask_for([a.clone()], 1.0, true);
     setup.ask_for([a.clone()], 0.0, true);
@@ -127,7 +127,7 @@ async fn requests_are_merged_across_returned_tokens() {
         setup.give_back(&a, 2.0);
         setup.ask([a.clone()]);
     }
-    // A bound on the bucket counts after what was given back before it, and only after that.
+    // A cap applies to tokens returned before it, and not to those returned after it.
     setup.cap_level(&a, 5.0);
     setup.give_back(&a, 1.0);
     setup.redis.answers.add_permits(2);

@@ -8,7 +8,7 @@ use crate::{decision::FailureKind, redis::batch::queue::MAX_QUEUED};
 
 use super::support::{QUOTA, ScriptedRedis, Setup, TIMEOUT};
 
-/// Over a Redis that takes so long for each call, of 128 keys.
+/// A batcher over a Redis that takes this long for each call of 128 keys.
 fn slow(takes: Duration) -> Setup {
     Setup::new(ScriptedRedis {
         takes,
@@ -35,7 +35,7 @@ async fn burst_stays_queued_while_redis_works_it_off() {
 
 #[tokio::test(start_paused = true)]
 async fn lasting_overload_is_turned_away_after_one_timeout() {
-    // 25,600 requests a second, and 1.5 times as many are asked for.
+    // 25,600 requests a second, and 1.5 times as many are made.
     let mut setup = slow(TIMEOUT / 10);
     let start = Instant::now();
     let (mut asked, mut key) = (Vec::new(), 0);
@@ -58,13 +58,13 @@ async fn lasting_overload_is_turned_away_after_one_timeout() {
         seen = answers.len();
     }
     println!("{slowest:?}, {failed:?}");
-    // No more than Redis cannot decide.
+    // Not more than Redis is too slow for.
     assert!(
         failed.iter().sum::<usize>() <= asked.len() * 2 / 5,
         "{failed:?}"
     );
     assert!(failed[5] > 0);
-    // The first second may be a burst; from then on a request is queued for one timeout.
+    // The first second may be a burst. From then on a request is queued for one timeout.
     assert!(slowest.iter().all(|slowest| *slowest <= 11 * TIMEOUT));
     let lasting = &slowest[3..];
     assert!(

@@ -1,4 +1,4 @@
-//! One bucket by several quotas in a queue.
+//! Several quotas for one bucket.
 
 use super::support::{QUOTA, ScriptedRedis, Setup, split_steps};
 
@@ -16,15 +16,15 @@ async fn two_quotas_of_one_bucket_delay_no_other_bucket() {
     }
     setup.redis.answers.add_permits(2);
     setup.settle().await;
-    // All others are in the first call after that.
+    // Requests for other buckets are all in the first call after that.
     let answered = setup.answered();
     assert!(others.iter().all(|other| answered.contains(other)));
     setup.redis.answers.add_permits(9_999);
     setup.settle().await;
     assert_eq!(setup.answered().len(), setup.asked);
-    // One for each quota.
+    // One call for each quota.
     assert_eq!(setup.redis.calls().len(), 3);
-    // Those by one quota keep their order.
+    // Requests by one quota keep their order.
     let answered = setup.answered();
     for quota in 0..2 {
         let order = answered
@@ -72,7 +72,7 @@ async fn operation_is_not_overtaken_on_its_bucket() {
     assert_eq!(first.keys, ["|a", "|b"]);
     assert_eq!(first.firsts, [[1.0, 0.0, 1.0]; 2]);
     assert!(first.steps.is_empty());
-    // The charge, and whoever is behind it with this quota.
+    // The charge, and the request behind it by the same quota.
     assert_eq!(second.keys, ["|a"]);
     assert_eq!(
         split_steps(&second.steps),

@@ -14,7 +14,7 @@ use super::{
     support::{QUOTA, ScriptedRedis, Setup},
 };
 
-/// Whatever is replied, everybody is answered, within what was asked for.
+/// Everybody is answered within what was requested.
 #[tokio::test(start_paused = true)]
 async fn implausible_replies_are_bounded() {
     let first = seed();
@@ -58,7 +58,7 @@ async fn implausible_replies_are_bounded() {
             if let Some((level, _)) = setup.levels.level(&id) {
                 assert!((-1e20..=1_000.0).contains(&level), "seed {seed}: {level}");
             }
-            // No more than an eighth of the capacity was asked for.
+            // No more than an eighth of the capacity was requested.
             let more = leases.take(&id.lookup(), params, 125.5);
             assert!(more.is_none(), "seed {seed}: {more:?}");
         }

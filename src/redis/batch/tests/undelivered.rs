@@ -60,7 +60,8 @@ async fn undelivered_corrections_are_recorded_in_the_ledger() {
     setup.charge(&scope, 8.0);
     setup.redis.answers.add_permits(1);
     setup.settle().await;
-    // What was in flight may have happened: it is charged again, and not given back again.
+    // The call in flight may have been executed: charges are repeated, and tokens are not returned
+    // again.
     let books = setup.ledger.corrections.lock().expect("no panic").clone();
     assert_eq!(books, [2.0, -4.0, 8.0]);
     assert_eq!(setup.redis.calls().len(), 1);
@@ -85,7 +86,7 @@ fn requests_are_made_again_when_the_runtime_shuts_down() {
     assert!(setup.redis.is_abandoned.load(Ordering::Relaxed));
 }
 
-/// Perhaps it was executed: a charge and a hold are made again, a refund is not.
+/// It may have been executed: charges and pauses are repeated, and tokens are not returned again.
 #[test]
 fn call_in_flight_at_shutdown_is_recorded_in_the_ledger() {
     let mut setup = Setup::new(ScriptedRedis::new(0));
@@ -102,7 +103,7 @@ fn call_in_flight_at_shutdown_is_recorded_in_the_ledger() {
         while setup.redis.calls().is_empty() {
             tokio::task::yield_now().await;
         }
-        // Queued behind it, it is exact.
+        // Queued behind the call, this was certainly not executed.
         setup.give_back(&scope, 7.0);
     });
     drop(runtime);
