@@ -22,7 +22,7 @@
 --                                      reservation among these tokens is due after this wait, the
 --                                      largest costs this much
 --            8 bucket tokens           lease: take up to this many from the upper half, unless
---                                      somebody waits for the bucket
+--                                      reservations are outstanding
 --            9 bucket us               pause: grant nothing for so long
 --            10 bucket tokens due from undo a reservation: its tokens refill from `from` and are
 --                                      due at `due`

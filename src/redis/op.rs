@@ -51,7 +51,7 @@ pub(crate) enum Op {
         largest_cost: f64,
     },
     /// Takes up to this many tokens ahead of requests, from the upper half of the bucket, unless
-    /// somebody waits for it.
+    /// reservations are outstanding.
     Lease { tokens: f64 },
     /// Grants nothing for this many microseconds.
     Pause { us: f64 },
@@ -227,7 +227,7 @@ impl QueuedOp {
     }
 
     /// Records in the ledger what was not delivered: because of `failure`, or because the worker
-    /// ended, and then whoever waits for a reply asks again.
+    /// ended; then a caller that waits for the reply queues the operation again.
     ///
     /// If the script may have been executed, charges and pauses are repeated, which at worst
     /// charges twice; tokens are not returned again.

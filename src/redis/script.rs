@@ -125,7 +125,7 @@ pub(crate) struct Reply<'a> {
 impl<'a> Reply<'a> {
     /// Returns none if the length is not that of a call with this many buckets and answers.
     ///
-    /// The numbers are not checked: whoever uses one bounds it by what was requested.
+    /// The numbers are not checked. They must be bounded by what was requested where they are used.
     pub(crate) fn new(bytes: &'a [u8], buckets: usize, answers: usize) -> Option<Self> {
         let numbers = 1 + 6 * buckets + 5 * answers;
         (bytes.len() == 8 * numbers).then_some(Self { bytes, buckets })

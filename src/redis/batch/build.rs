@@ -132,7 +132,7 @@ impl<R: Requester> Builder<'_, R> {
     /// Finds the buckets of a command, if it may be part of this call.
     ///
     /// Requests by two quotas may overtake each other within a call, as those of two processes do.
-    /// An operation is not overtaken: whoever made it relies on it in later requests.
+    /// An operation is not overtaken: its caller relies on it in later requests.
     fn fit(&mut self, command: &Command<R>) -> Result<Place, Unfit> {
         let [scope] = command.scopes() else {
             return self.fit_several(command.scopes());

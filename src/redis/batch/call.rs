@@ -99,7 +99,7 @@ impl<R: Requester> Batch<R> {
         let states: Vec<_> = states
             .map(|(bucket, params)| reply.state(bucket, *params))
             .collect();
-        // First, so that whoever is answered finds the new levels.
+        // First, so that callers who are answered find the new levels.
         self.update_levels(reply, &states, context, sent);
         let results = Results {
             part: self.part,

@@ -1,4 +1,4 @@
-//! What one call says.
+//! What one call consists of.
 
 use crate::{
     bucket::BucketParams,

@@ -1,5 +1,5 @@
-//! The specification of `acquire.lua`: what Redis stores, what a call says, and what the call does,
-//! told with the bucket model of `bucket/`.
+//! The specification of `acquire.lua`, in terms of the bucket model of `bucket/`: what Redis stores,
+//! what a call consists of, and what it does.
 
 mod call;
 mod model;

@@ -62,8 +62,8 @@ async fn undelivered_corrections_are_recorded_in_the_ledger() {
     setup.settle().await;
     // The call in flight may have been executed: charges are repeated, and tokens are not returned
     // again.
-    let books = setup.ledger.corrections.lock().expect("no panic").clone();
-    assert_eq!(books, [2.0, -4.0, 8.0]);
+    let corrections = setup.ledger.corrections.lock().expect("no panic").clone();
+    assert_eq!(corrections, [2.0, -4.0, 8.0]);
     assert_eq!(setup.redis.calls().len(), 1);
 }
 
