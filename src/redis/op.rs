@@ -189,28 +189,32 @@ pub(crate) type LevelReply = oneshot::Sender<Result<f64, Failure>>;
 pub(crate) struct QueuedOp {
     pub(crate) scope: Scope,
     pub(crate) op: Op,
-    /// A pause counts from here.
-    queued_at: Instant,
+    /// When a pause ends. It counts from when it was queued.
+    pause_ends: Option<Instant>,
     reply: Option<LevelReply>,
 }
 
 impl QueuedOp {
     pub(crate) fn new(scope: Scope, op: Op, reply: Option<LevelReply>) -> Self {
+        let pause_ends = match op {
+            Op::Pause { us } => Some(Instant::now() + from_us(us)),
+            _ => None,
+        };
         Self {
             scope,
             op,
-            queued_at: Instant::now(),
+            pause_ends,
             reply,
         }
     }
 
     /// The operation as it is to be sent now: of a pause only the rest is left.
     pub(crate) fn to_send(&self) -> Op {
-        match self.op {
-            Op::Pause { us } => Op::Pause {
-                us: (us - to_us(self.queued_at.elapsed())).max(0.0),
+        match self.pause_ends {
+            Some(ends) => Op::Pause {
+                us: to_us(ends.saturating_duration_since(Instant::now())),
             },
-            op => op,
+            None => self.op,
         }
     }
 
@@ -240,7 +244,11 @@ impl QueuedOp {
         let scope = self.scope;
         match self.op {
             Op::Charge { tokens } => ledger.correct(&scope, tokens),
-            Op::Pause { us } => ledger.pause(&scope, self.queued_at + from_us(us)),
+            Op::Pause { .. } => {
+                if let Some(ends) = self.pause_ends {
+                    ledger.pause(&scope, ends);
+                }
+            }
             Op::GiveBack { tokens } if !maybe_executed => ledger.correct(&scope, -tokens),
             Op::Undo(reservation) if !maybe_executed => ledger.undo(scope, reservation),
             // The next response of the upstream service has a newer cap.
