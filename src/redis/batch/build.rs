@@ -122,10 +122,10 @@ impl<R: Requester> Batch<R> {
     }
 }
 
-/// Which buckets of the call a command is about: one, or several.
+/// Which buckets of the call a command is about: one, or several, each with its cost.
 struct Place {
     bucket: usize,
-    several: Vec<usize>,
+    several: Vec<(usize, f64)>,
 }
 
 impl<R: Requester> Builder<'_, R> {
@@ -170,7 +170,7 @@ impl<R: Requester> Builder<'_, R> {
         let mut several = Vec::with_capacity(scopes.len());
         for scope in scopes {
             match self.index.find_or_add(buckets, scope, self.secret) {
-                Ok(bucket) => several.push(bucket),
+                Ok(bucket) => several.push((bucket, scope.tokens())),
                 Err(unfit) => {
                     self.index.truncate(buckets, before);
                     return Err(if before > 0 {
@@ -220,12 +220,12 @@ impl<R: Requester> Builder<'_, R> {
         }
     }
 
-    fn take_several(&mut self, buckets: Vec<usize>, request: PendingRequest<R>, wait_us: f64) {
-        for index in &buckets {
+    fn take_several(&mut self, costs: Vec<(usize, f64)>, request: PendingRequest<R>, wait_us: f64) {
+        for (index, _) in &costs {
             self.batch.buckets[*index].last = Last::Several;
         }
-        let weight = buckets.len();
-        let take = MergedTake::several(buckets, request, wait_us);
+        let weight = costs.len();
+        let take = MergedTake::several(costs, request, wait_us);
         self.step(Step::Take(take), weight);
     }
 

@@ -50,14 +50,12 @@ impl<R: Requester> MergedTake<R> {
         Self::new(Costs::One([(bucket, cost)]), request, max_wait_us)
     }
 
-    /// `buckets` are those of the request's scopes.
+    /// `costs` are buckets and costs, at least one.
     pub(super) fn several(
-        buckets: Vec<usize>,
+        costs: Vec<(usize, f64)>,
         request: PendingRequest<R>,
         max_wait_us: f64,
     ) -> Self {
-        let costs = request.scopes().iter().map(|scope| scope.tokens());
-        let costs = buckets.into_iter().zip(costs).collect();
         Self::new(Costs::Several(costs), request, max_wait_us)
     }
 
