@@ -116,11 +116,11 @@ impl PackedBucket {
                 self.widest.widen(params);
                 Some(Ok(self.level))
             }
-            AtOnce::Short(wait) => {
+            AtOnce::Rejected(wait) => {
                 self.widest.widen(params);
                 Some(Err(wait))
             }
-            AtOnce::Mends => None,
+            AtOnce::ClockWasSetBack => None,
         }
     }
 

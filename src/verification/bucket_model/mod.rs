@@ -8,6 +8,7 @@ mod case;
 mod named;
 mod random;
 mod record;
+mod script_operations;
 mod search;
 mod simulator;
 mod unit;

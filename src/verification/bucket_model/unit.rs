@@ -524,13 +524,13 @@ fn taken_at_once_is_visited_and_taken() {
                     assert!(by_law.now == 1.0 && !mended);
                     taken += 1;
                 }
-                AtOnce::Short(wait) => {
+                AtOnce::Rejected(wait) => {
                     assert_eq!((level, at), (before.level, before.at));
                     assert!(by_law.now == 0.0 && !mended);
                     assert_eq!(wait, by_law.retry_after);
                     refused += 1;
                 }
-                AtOnce::Mends => assert!(mended),
+                AtOnce::ClockWasSetBack => assert!(mended),
             }
         }
     }
