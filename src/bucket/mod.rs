@@ -3,6 +3,7 @@
 //! A bucket refills at its rate up to its capacity. A request that finds too few tokens reserves
 //! tokens that refill later, and waits until they are due. The model consists of:
 //!
+//! - **Level.** The tokens in the bucket. Below zero, it is what waiters have reserved, or debt.
 //! - **Returned tokens.** While reservations are outstanding, a returned token does not raise the
 //!   level. That would let the next reservation be due earlier than the ones made before it, and
 //!   two of them could fall into one window. Returned tokens are counted apart instead. A new
@@ -23,6 +24,7 @@
 //! same order, so that their results agree to the last bit.
 
 mod at_once;
+mod debt;
 mod gaps;
 mod model;
 mod params;
@@ -31,6 +33,7 @@ mod take_all;
 
 pub(crate) use self::{
     at_once::{AtOnce, take_at_once},
+    debt::Debt,
     model::{Bucket, Taken},
     params::BucketParams,
     reservation::Reservation,

@@ -6,11 +6,11 @@ use tokio::time::Instant;
 
 use super::pending::PendingCorrections;
 use crate::{
-    bucket::{Bucket, BucketParams, Reservation},
+    bucket::{Bucket, BucketParams, Debt, Reservation},
     fallback::{Fallback, Share},
     memory::{MemoryStore, ShareBounds},
     peers::Peers,
-    redis::{Debt, Ledger},
+    redis::Ledger,
     scope::{BucketId, Scope},
 };
 
@@ -167,16 +167,6 @@ impl Ledger for LocalShares {
     }
 
     fn drain(&self) -> Vec<Debt> {
-        let debts = self.memory.drain_debts();
-        debts
-            .into_iter()
-            .map(|debt| Debt {
-                id: debt.id,
-                params: debt.whole,
-                tokens: debt.tokens,
-                wait_us: debt.wait_us,
-                largest_cost: debt.big,
-            })
-            .collect()
+        self.memory.drain_debts()
     }
 }

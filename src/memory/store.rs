@@ -9,7 +9,7 @@ use tokio::time::Instant;
 
 use super::packed::{PackedBucket, remaining_debt};
 use crate::{
-    bucket::{Bucket, BucketParams, TakenAll, take_all},
+    bucket::{Bucket, BucketParams, Debt, TakenAll, take_all},
     clock::Clock,
     packed_map::{Entry, Hashing, PackedMap},
     scope::{BucketId, Lookup},
@@ -72,19 +72,6 @@ impl ShareBounds {
             false => self.most.min(self.known),
         }
     }
-}
-
-/// What is owed to the other store for one bucket.
-#[derive(Clone, Debug)]
-pub(crate) struct Debt {
-    pub(crate) id: Box<[u8]>,
-    pub(crate) whole: BucketParams,
-    /// Tokens; below zero: to be given back.
-    pub(crate) tokens: f64,
-    /// Until the last turn that was promised of them, in microseconds.
-    pub(crate) wait_us: f64,
-    /// The largest cost of those who were promised one.
-    pub(crate) big: f64,
 }
 
 /// Buckets by identity.
@@ -391,10 +378,10 @@ impl MemoryStore {
                 {
                     debts.push(Debt {
                         id: entry.id().into(),
-                        whole,
+                        params: whole,
                         tokens,
                         wait_us: (bucket.last_due - bucket.at).max(0.0),
-                        big: bucket.largest_cost,
+                        largest_cost: bucket.largest_cost,
                     });
                 }
             }

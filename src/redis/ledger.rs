@@ -3,7 +3,7 @@
 use tokio::time::Instant;
 
 use crate::{
-    bucket::{BucketParams, Reservation},
+    bucket::{Debt, Reservation},
     scope::Scope,
 };
 
@@ -23,18 +23,4 @@ pub(crate) trait Ledger: Send + Sync + 'static {
     fn has_debt(&self) -> bool;
     /// Removes and returns what Redis is to be charged.
     fn drain(&self) -> Vec<Debt>;
-}
-
-/// What one bucket is to be charged.
-#[derive(Clone, Debug, PartialEq)]
-pub(crate) struct Debt {
-    pub(crate) id: Box<[u8]>,
-    /// The full quota, not a local share.
-    pub(crate) params: BucketParams,
-    /// Below zero, tokens to be returned.
-    pub(crate) tokens: f64,
-    /// Until the last reservation that these tokens include is due, in microseconds.
-    pub(crate) wait_us: f64,
-    /// The largest cost of these reservations.
-    pub(crate) largest_cost: f64,
 }

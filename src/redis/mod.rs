@@ -19,7 +19,7 @@ pub(crate) use self::{
         transport::Transport,
     },
     lease::{AHEAD, Leases},
-    ledger::{Debt, Ledger},
+    ledger::Ledger,
     level_cache::LevelCache,
     op::Op,
 };

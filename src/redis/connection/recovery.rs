@@ -9,13 +9,12 @@ use std::{
 use tokio::time::Instant;
 
 use crate::redis::{
-    ledger::Debt,
     level_cache::{LastLevel, LevelCache},
     op::Op,
     script::{Argument, First, Reply},
 };
 use crate::{
-    bucket::{BucketParams, Reservation},
+    bucket::{BucketParams, Debt, Reservation},
     clock::from_us,
     scope::{BucketId, Keyspace, Scope},
 };

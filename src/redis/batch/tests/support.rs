@@ -23,7 +23,7 @@ use crate::{
             request::Requester,
         },
         lease::{AHEAD, Leases},
-        ledger::{Debt, Ledger},
+        ledger::Ledger,
         level_cache::LevelCache,
         op::Op,
         script::TAKE,
