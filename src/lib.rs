@@ -141,6 +141,7 @@ pub mod reply;
 mod rpc_status;
 mod runtime;
 mod scope;
+mod sharded;
 mod task;
 mod telemetry;
 #[cfg(feature = "learn")]

@@ -93,9 +93,9 @@ impl Core {
         }
         Some(ShareBounds {
             full_quota: scope.params(),
-            most,
-            known,
-            owes,
+            max_level: most,
+            max_own_level: known,
+            incurs_debt: owes,
         })
     }
 
@@ -164,7 +164,7 @@ impl Core {
                 let (taken, level, at) = match self.share_bounds(scope, &id, origin) {
                     None => self.memory.with(&id.lookup(), params, take),
                     Some(stand_in) => {
-                        let owes = stand_in.owes;
+                        let owes = stand_in.incurs_debt;
                         self.memory
                             .with_share(&id, params, stand_in, |bucket, owed| {
                                 let took = take(bucket);

@@ -77,11 +77,11 @@ impl LocalShares {
     }
 
     /// Undoes a reservation of the share whose caller has gone away.
-    pub(crate) fn undo(&self, scope: &Scope, cancelled: Reservation, records_debt: bool) {
-        let (id, params, bounds) = self.share(scope, records_debt);
+    pub(crate) fn undo(&self, scope: &Scope, cancelled: Reservation, incurs_debt: bool) {
+        let (id, params, bounds) = self.share(scope, incurs_debt);
         self.memory.with_share(&id, params, bounds, |bucket, debt| {
             bucket.undo(cancelled, params);
-            if records_debt {
+            if incurs_debt {
                 *debt -= cancelled.tokens;
             }
         });
@@ -110,13 +110,8 @@ impl LocalShares {
         self.memory.with_share(&id, params, bounds, give_back);
     }
 
-    fn share(&self, scope: &Scope, records_debt: bool) -> (BucketId, BucketParams, ShareBounds) {
-        let bounds = ShareBounds {
-            full_quota: scope.params(),
-            most: f64::INFINITY,
-            known: f64::INFINITY,
-            owes: records_debt,
-        };
+    fn share(&self, scope: &Scope, incurs_debt: bool) -> (BucketId, BucketParams, ShareBounds) {
+        let bounds = ShareBounds::unbounded(scope.params(), incurs_debt);
         (scope.id(&self.salt), self.params(scope), bounds)
     }
 }

@@ -1,6 +1,13 @@
-//! Buckets in this process: the whole limit without Redis, a share of it while Redis is away.
+//! Buckets in the memory of this process: for a limiter without Redis, and for the local shares of
+//! one with Redis.
 
+mod overflow;
 mod packed;
+mod share;
 mod store;
+mod take_all;
 
-pub(crate) use self::store::{MemoryStore, Request, ShareBounds};
+#[cfg(test)]
+mod tests;
+
+pub(crate) use self::{share::ShareBounds, store::MemoryStore, take_all::Request};

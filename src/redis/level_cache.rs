@@ -1,11 +1,10 @@
-//! What replies told of each bucket: a denied key costs no command, and an outage starts from
-//! what was left.
+//! The last reported levels of the buckets in Redis.
+//!
+//! They let a process reject a request without a call, and tell it at the beginning of an outage
+//! how many tokens were left.
 
 use std::{
-    sync::{
-        Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicUsize, Ordering},
-    },
+    sync::atomic::{AtomicUsize, Ordering},
     time::Duration,
 };
 
@@ -14,105 +13,82 @@ use tokio::time::Instant;
 use crate::{
     bucket::BucketParams,
     clock::{Clock, LONGEST_WAIT, ceil, from_us},
-    packed_map::{Hashing, PackedMap},
+    packed_map::Entry,
     scope::{BucketId, Lookup},
+    sharded::Sharded,
 };
 
-const SHARDS: usize = 32;
-
-/// An upper bound is not trusted for longer, because refunds by other processes raise the level
-/// without telling this one. A second, in microseconds.
+/// A level is trusted as an upper bound for this long, in microseconds: refunds by other processes
+/// raise the level, and this process is not notified.
 const TRUSTED_US: f64 = 1_000_000.0;
 
-/// As `LONGEST_WAIT`, in microseconds.
+/// [`LONGEST_WAIT`] in microseconds.
 const LONGEST_US: f64 = LONGEST_WAIT.as_micros() as f64;
 
-const SMALLEST_SWEEP: usize = 64;
-
-/// In so many turns of `tidy` all shards are swept.
-const SWEEP_STEPS: usize = 8;
-
-/// The last known level of each bucket that is not full, as far as there is room.
+/// The last reported level of each bucket that is not full, as far as there is room.
 ///
-/// A reply's level, refilled since its call was *sent*, is an upper bound of the level now, as
-/// long as nobody gives tokens back. If even that refuses a demand, Redis would.
+/// The level in a reply, refilled since the call was *sent*, is an upper bound of the level now, as
+/// long as nobody gives tokens back. A request that this bound rejects is rejected by Redis, too.
 pub(crate) struct LevelCache {
-    shards: Box<[Shard]>,
-    hasher: Hashing,
+    records: Sharded<Record>,
+    max: usize,
     clock: Clock,
-    most: usize,
-    count: AtomicUsize,
-    /// Those of them that refused somebody: while there are none, nobody needs to look.
+    /// How many buckets rejected the last request. While there are none, no request needs a look.
     rejecting: AtomicUsize,
-}
-
-#[derive(Default)]
-struct Shard {
-    records: Mutex<Records>,
-}
-
-#[derive(Default)]
-struct Records {
-    table: PackedMap<Record>,
-    sweep_at: usize,
-    swept: f64,
-}
-
-impl Shard {
-    #[inline]
-    fn lock(&self) -> MutexGuard<'_, Records> {
-        self.records.lock().unwrap_or_else(PoisonError::into_inner)
-    }
 }
 
 struct Record {
     level: f64,
     params: BucketParams,
-    /// When the call was sent that told the level, in microseconds.
+    /// When the call that reported the level was sent, in microseconds.
     sent: f64,
-    /// What calls that were sent before this told is no bound: tokens were given back.
-    forgotten: f64,
-    /// What most do not have.
+    /// The levels of calls sent before this time are no upper bound: tokens were given back.
+    raised: f64,
     rare: Option<Box<Rare>>,
     rejects: bool,
 }
 
+/// The state that most buckets do not have.
 #[derive(Clone, Copy)]
 struct Rare {
-    /// What was given back while others sleep, as the call told.
-    pool: f64,
-    /// Until when nobody is granted anything.
-    held: f64,
+    /// Tokens returned while reservations were outstanding.
+    returned: f64,
+    /// The end of the pause.
+    paused_until: f64,
 }
 
-/// What a reply tells of a bucket: its level and pool, and for how long, in microseconds, nobody
-/// is granted anything.
+/// The state of a bucket, as a reply reports it.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct BucketState {
+    /// In tokens.
     pub(crate) level: f64,
+    /// Tokens returned while reservations were outstanding.
     pub(crate) returned: f64,
+    /// The rest of the pause, in microseconds.
     pub(crate) pause_us: f64,
 }
 
 impl From<(f64, f64)> for BucketState {
-    fn from((level, pool): (f64, f64)) -> Self {
+    /// Level and returned tokens of a bucket that is not paused.
+    fn from((level, returned): (f64, f64)) -> Self {
         Self {
             level,
-            returned: pool,
+            returned,
             pause_us: 0.0,
         }
     }
 }
 
 impl BucketState {
-    /// Within what a bucket of this quota can be: a level that is no number is that of a full one.
+    /// Limited to what a bucket with these parameters can be. A level that is not finite counts as
+    /// full.
     pub(crate) fn bounded(self, params: BucketParams) -> Self {
         let lowest = -2.0 * params.capacity - LONGEST_US * params.per_us;
         let level = match self.level.is_finite() {
             true => self.level.min(params.capacity).max(lowest),
             false => params.capacity,
         };
-        // `max` takes the other, where one is no number.
+        // `max` and `min` replace NaN by the other operand.
         Self {
             level,
             returned: self.returned.max(0.0).min(params.capacity),
@@ -121,42 +97,65 @@ impl BucketState {
     }
 }
 
-/// What this process has heard of a bucket's hold.
+/// What this process knows about the pause of a bucket.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct PauseView {
-    /// It was so at this time, and may have changed since.
+    /// When this was the case. It may have changed since.
     pub(crate) at: Instant,
-    /// Until when nobody is granted anything.
+    /// The end of the pause, if the bucket is paused.
     pub(crate) paused_until: Option<Instant>,
 }
 
+/// A bucket that is not full, as far as this process knows.
+pub(crate) struct LastLevel {
+    pub(crate) id: Box<[u8]>,
+    pub(crate) params: BucketParams,
+    /// An upper bound, in tokens.
+    pub(crate) level: f64,
+}
+
 impl Record {
-    fn pool(&self) -> f64 {
-        self.rare.as_ref().map_or(0.0, |rare| rare.pool)
+    fn full(params: BucketParams, sent: f64) -> Self {
+        Self {
+            level: params.capacity,
+            params,
+            sent,
+            raised: f64::NEG_INFINITY,
+            rare: None,
+            rejects: false,
+        }
     }
 
-    fn held(&self) -> f64 {
-        self.rare.as_ref().map_or(0.0, |rare| rare.held)
+    fn returned(&self) -> f64 {
+        self.rare.as_ref().map_or(0.0, |rare| rare.returned)
     }
 
-    fn set(&mut self, told: BucketState, sent: f64) {
-        self.level = told.level;
+    fn paused_until(&self) -> f64 {
+        self.rare.as_ref().map_or(0.0, |rare| rare.paused_until)
+    }
+
+    fn set(&mut self, state: BucketState, sent: f64) {
+        self.level = state.level;
         self.sent = sent;
-        let (pool, held) = (told.returned, sent + told.pause_us);
-        self.rare = (pool > 0.0 || told.pause_us > 0.0).then(|| Box::new(Rare { pool, held }));
+        let rare = Rare {
+            returned: state.returned,
+            paused_until: sent + state.pause_us,
+        };
+        let is_rare = state.returned > 0.0 || state.pause_us > 0.0;
+        self.rare = is_rare.then(|| Box::new(rare));
     }
 
-    /// The level now, unless somebody gave tokens back, in its own params.
+    /// An upper bound of the level now, unless tokens were given back.
     fn level_at(&self, now: f64) -> f64 {
-        // The pool joins the level once nobody is promised a turn any more, which may be now.
+        // Returned tokens join the level when the last reservation is due, which it may be by now.
         let refilled = (now - self.sent).max(0.0) * self.params.per_us;
         let level = self
             .params
             .capacity
-            .min(self.level + self.pool() + refilled);
-        let held = self.held();
-        if held > now {
-            return level.min((now - held) * self.params.per_us);
+            .min(self.level + self.returned() + refilled);
+        let paused_until = self.paused_until();
+        if paused_until > now {
+            return level.min((now - paused_until) * self.params.per_us);
         }
         level
     }
@@ -166,28 +165,18 @@ impl Record {
     }
 }
 
-/// A bucket that is not full, as far as is known.
-pub(crate) struct LastLevel {
-    pub(crate) id: Box<[u8]>,
-    pub(crate) params: BucketParams,
-    /// At most so many tokens are in it.
-    pub(crate) level: f64,
-}
-
 impl LevelCache {
-    /// Remembers at most so many buckets.
-    pub(crate) fn new(most: usize) -> Self {
+    /// Remembers at most `max` buckets.
+    pub(crate) fn new(max: usize) -> Self {
         Self {
-            shards: (0..SHARDS).map(|_| Shard::default()).collect(),
-            hasher: Hashing::default(),
+            records: Sharded::new(),
+            max,
             clock: Clock::new(),
-            most,
-            count: AtomicUsize::new(0),
             rejecting: AtomicUsize::new(0),
         }
     }
 
-    /// When to come back, if the bucket refuses `cost` for certain.
+    /// When to retry, if the bucket is certain to reject `cost`.
     #[inline]
     pub(crate) fn rejects(
         &self,
@@ -199,26 +188,24 @@ impl LevelCache {
         if self.rejecting.load(Ordering::Relaxed) == 0 {
             return None;
         }
-        self.find_rejection(id, params, cost, max_wait_us)
+        let retry_after = self.records.find(id, |record| {
+            self.rejection(record, params, cost, max_wait_us)
+        });
+        retry_after.flatten()
     }
 
-    fn find_rejection(
+    fn rejection(
         &self,
-        id: &Lookup<'_>,
+        record: &Record,
         params: BucketParams,
         cost: f64,
         max_wait_us: f64,
     ) -> Option<Duration> {
-        let hash = id.hash(&self.hasher);
-        let shard = self.shard(hash);
-        let mut records = shard.lock();
-        let records = &mut *records;
-        let record = &*records.table.value(records.table.find(hash, id)?);
-        if !record.rejects || record.params != params || record.sent < record.forgotten {
+        if !record.rejects || record.params != params || record.sent < record.raised {
             return None;
         }
         let now = self.clock.now_us();
-        if now - record.sent > TRUSTED_US || record.pool() >= cost {
+        if now - record.sent > TRUSTED_US || record.returned() >= cost {
             return None;
         }
         let level = record.level_at(now);
@@ -229,112 +216,136 @@ impl LevelCache {
         Some(from_us((wait - max_wait_us).max(1.0)))
     }
 
-    /// A call sent at `sent` was answered; whether it refused somebody.
+    /// Records the state in the reply to a call sent at `sent`, and whether a request was rejected.
     pub(crate) fn update(
         &self,
         id: &[u8],
         params: BucketParams,
-        told: impl Into<BucketState>,
+        state: impl Into<BucketState>,
         sent: Instant,
-        refused: bool,
+        rejected: bool,
     ) {
-        let told = told.into().bounded(params);
+        let state = state.into().bounded(params);
         let sent = self.clock.us_at(sent);
-        let lookup = Lookup::of(id);
-        let hash = lookup.hash(&self.hasher);
-        let shard = self.shard(hash);
-        let mut records = shard.lock();
-        if let Some(place) = records.table.find(hash, &lookup) {
-            let record = records.table.value(place);
+        // A full bucket equals an absent one.
+        let insert = state.level + state.returned < params.capacity;
+        let new = insert.then(|| Record::full(params, sent));
+        self.find_or_insert(&Lookup::of(id), new, |record| {
             if sent >= record.sent {
-                record.set(told, sent);
+                record.set(state, sent);
                 record.params = params;
-                // Scarce until there are tokens again.
-                self.mark(record, refused || (record.rejects && told.level <= 0.0));
+                // A bucket that rejected remains scarce until there are tokens again.
+                self.mark(record, rejected || (record.rejects && state.level <= 0.0));
             }
-            return;
-        }
-        if told.level + told.returned < params.capacity {
-            self.insert(hash, &mut records, id, params, told, sent, refused);
-        }
+        });
     }
 
-    /// This process gives tokens back: what calls sent before now tell is no bound.
+    /// This process gives tokens back: levels of calls sent before now are no upper bound.
     pub(crate) fn raise(&self, id: &BucketId, params: BucketParams, tokens: f64) {
-        self.forget(id, params, |level| level + tokens);
+        self.raise_record(id, params, |record| record.level += tokens);
     }
 
-    /// This process makes the bucket full.
+    /// This process resets the bucket.
     pub(crate) fn fill(&self, id: &BucketId, params: BucketParams) {
-        self.forget(id, params, |_| params.capacity);
-        let lookup = id.lookup();
-        let hash = lookup.hash(&self.hasher);
-        let mut records = self.shard(hash).lock();
-        if let Some(place) = records.table.find(hash, &lookup) {
-            records.table.value(place).rare = None;
-        }
+        self.raise_record(id, params, |record| {
+            record.level = params.capacity;
+            record.rare = None;
+        });
     }
 
-    /// This process holds the bucket back: calls sent before now do not know it.
+    fn raise_record(&self, id: &BucketId, params: BucketParams, raise: impl FnOnce(&mut Record)) {
+        let now = self.clock.now_us();
+        // Inserted even if it is full, so that replies that are out of date find it.
+        let new = Some(Record::full(params, now));
+        self.find_or_insert(&id.lookup(), new, |record| {
+            raise(record);
+            record.level = params.capacity.min(record.level);
+            record.raised = now;
+            self.mark(record, false);
+        });
+    }
+
+    /// This process pauses the bucket: calls sent before now do not report the pause.
     pub(crate) fn pause(&self, id: &BucketId, params: BucketParams, us: f64) {
         let now = self.clock.now_us();
-        let lookup = id.lookup();
-        let hash = lookup.hash(&self.hasher);
-        let mut records = self.shard(hash).lock();
-        let mut told = BucketState {
-            level: -us * params.per_us,
-            returned: 0.0,
-            pause_us: us,
-        };
-        if let Some(place) = records.table.find(hash, &lookup) {
-            let record = records.table.value(place);
-            told.level = told.level.min(record.level_at(now));
-            told.pause_us = told.pause_us.max(record.held() - now);
-            record.set(told, now);
-            return;
-        }
-        let id = id.as_bytes();
-        self.insert(hash, &mut records, id, params, told, now, false);
+        let new = Some(Record::full(params, now));
+        self.find_or_insert(&id.lookup(), new, |record| {
+            let state = BucketState {
+                level: record.level_at(now).min(-us * params.per_us),
+                returned: 0.0,
+                pause_us: us.max(record.paused_until() - now),
+            };
+            record.set(state, now);
+        });
     }
 
-    /// What is known of a bucket's hold; none where nothing is.
+    /// What is known about the pause of a bucket, if anything.
     pub(crate) fn pause_view(&self, id: &Lookup<'_>) -> Option<PauseView> {
-        let hash = id.hash(&self.hasher);
-        let mut records = self.shard(hash).lock();
-        let place = records.table.find(hash, id)?;
-        let record = &*records.table.value(place);
-        let held = record.held();
+        let seen = |record: &mut Record| (record.sent, record.paused_until());
+        let (sent, until) = self.records.find(id, seen)?;
         Some(PauseView {
-            at: self.clock.at_us(record.sent),
-            paused_until: (held > self.clock.now_us()).then(|| self.clock.at_us(held)),
+            at: self.clock.at_us(sent),
+            paused_until: (until > self.clock.now_us()).then(|| self.clock.at_us(until)),
         })
     }
 
-    fn forget(&self, id: &BucketId, params: BucketParams, level: impl FnOnce(f64) -> f64) {
+    /// The last reported level, refilled since, if it is below the capacity; and when it was
+    /// reported.
+    pub(crate) fn level(&self, id: &BucketId) -> Option<(f64, Instant)> {
+        let seen = |record: &mut Record| {
+            let level = record.level_at(self.clock.now_us());
+            (level < record.params.capacity).then_some((level, record.sent))
+        };
+        let (level, sent) = self.records.find(&id.lookup(), seen)??;
+        Some((level, self.clock.at_us(sent)))
+    }
+
+    /// All buckets that are not full, as far as is known.
+    pub(crate) fn all(&self) -> Vec<LastLevel> {
         let now = self.clock.now_us();
-        let lookup = id.lookup();
-        let hash = lookup.hash(&self.hasher);
-        let shard = self.shard(hash);
-        let mut records = shard.lock();
-        if let Some(place) = records.table.find(hash, &lookup) {
-            let record = records.table.value(place);
-            record.level = params.capacity.min(level(record.level));
-            record.forgotten = now;
-            self.mark(record, false);
-            return;
+        let mut all = Vec::new();
+        self.records.for_each(|entry| {
+            if !entry.value.is_full(now) {
+                all.push(LastLevel {
+                    id: entry.id().into(),
+                    params: entry.value.params,
+                    level: entry.value.level_at(now),
+                });
+            }
+        });
+        all
+    }
+
+    /// Removes full buckets from a part of the cache.
+    /// [`SWEEP_STEPS`](crate::sharded::SWEEP_STEPS) calls with consecutive numbers cover it.
+    pub(crate) fn sweep_step(&self, step: usize) {
+        let now = self.clock.now_us();
+        self.records.sweep_step(step, now, self.keep(now));
+    }
+
+    /// Runs `f` on the record of a bucket, or on `new` if there is none and there is room for it.
+    fn find_or_insert(&self, id: &Lookup<'_>, new: Option<Record>, f: impl FnOnce(&mut Record)) {
+        let hash = self.records.hash(id);
+        let mut shard = self.records.lock(hash);
+        if let Some(record) = shard.get_mut(hash, id) {
+            return f(record);
         }
-        // Replies that are on their way must find that they are out of date.
-        let full = BucketState::from((params.capacity, 0.0));
-        let id = id.as_bytes();
-        if let Some(record) = self.insert(hash, &mut records, id, params, full, now, false) {
-            record.forgotten = now;
+        let Some(new) = new else { return };
+        let now = self.clock.now_us();
+        let is_at_max = || self.records.len() >= self.max;
+        if self
+            .records
+            .has_room(&mut shard, now, is_at_max, self.keep(now))
+        {
+            let id = id.id();
+            f(self.records.insert(&mut shard, hash, id.as_bytes(), new));
         }
     }
 
-    fn mark(&self, record: &mut Record, refused: bool) {
-        if record.rejects != refused {
-            record.rejects = refused;
-            if refused {
+    fn mark(&self, record: &mut Record, rejects: bool) {
+        if record.rejects != rejects {
+            record.rejects = rejects;
+            if rejects {
                 self.rejecting.fetch_add(1, Ordering::Relaxed);
             } else {
                 self.rejecting.fetch_sub(1, Ordering::Relaxed);
@@ -342,233 +353,19 @@ impl LevelCache {
         }
     }
 
-    #[allow(clippy::too_many_arguments, reason = "the fields of a record")]
-    fn insert<'a>(
-        &self,
-        hash: u64,
-        records: &'a mut Records,
-        id: &[u8],
-        params: BucketParams,
-        told: BucketState,
-        sent: f64,
-        refused: bool,
-    ) -> Option<&'a mut Record> {
-        let now = self.clock.now_us();
-        let at_limit = || self.count.load(Ordering::Relaxed) >= self.most;
-        if records.table.len() >= records.sweep_at.max(SMALLEST_SWEEP)
-            || (at_limit() && now - records.swept > TRUSTED_US)
-        {
-            self.sweep(records, now);
+    /// What a sweep keeps.
+    fn keep(&self, now: f64) -> impl FnMut(&mut Entry<Record>) -> bool {
+        move |entry| {
+            let record = &mut entry.value;
+            // A recent one must outlive replies that are out of date.
+            let keep = !record.is_full(now) || now - record.sent <= TRUSTED_US;
+            if !keep {
+                self.mark(record, false);
+            }
+            keep
         }
-        if self.count.load(Ordering::Relaxed) >= self.most {
-            return None;
-        }
-        self.count.fetch_add(1, Ordering::Relaxed);
-        let mut record = Record {
-            level: told.level,
-            params,
-            sent,
-            forgotten: f64::NEG_INFINITY,
-            rare: None,
-            rejects: false,
-        };
-        record.set(told, sent);
-        self.mark(&mut record, refused);
-        let hash_of = |id: &[u8]| Lookup::of(id).hash(&self.hasher);
-        let place = records.table.insert(hash, id, record, hash_of);
-        Some(records.table.value(place))
-    }
-
-    /// Forgets what is full in some of the shards; in eight turns, in all of them.
-    pub(crate) fn sweep_step(&self, turn: usize) {
-        let now = self.clock.now_us();
-        for shard in self
-            .shards
-            .iter()
-            .skip(turn % SWEEP_STEPS)
-            .step_by(SWEEP_STEPS)
-        {
-            self.sweep(&mut shard.lock(), now);
-        }
-    }
-
-    fn sweep(&self, records: &mut Records, now: f64) {
-        let before = records.table.len();
-        let mut refusing = 0;
-        records.table.retain(
-            |entry| {
-                let record = &entry.value;
-                // A young one may have to outlive replies that are out of date.
-                let keep = !record.is_full(now) || now - record.sent <= TRUSTED_US;
-                refusing += usize::from(!keep && record.rejects);
-                keep
-            },
-            |id| Lookup::of(id).hash(&self.hasher),
-        );
-        self.rejecting.fetch_sub(refusing, Ordering::Relaxed);
-        self.count
-            .fetch_sub(before - records.table.len(), Ordering::Relaxed);
-        records.sweep_at = 2 * records.table.len();
-        records.swept = now;
-    }
-
-    /// The level that was told last, refilled since then, if that is less than full; and when
-    /// it was told.
-    pub(crate) fn level(&self, id: &BucketId) -> Option<(f64, Instant)> {
-        let lookup = id.lookup();
-        let hash = lookup.hash(&self.hasher);
-        let mut records = self.shard(hash).lock();
-        let place = records.table.find(hash, &lookup)?;
-        let record = &*records.table.value(place);
-        let now = self.clock.now_us();
-        let level = record.level_at(now);
-        (level < record.params.capacity).then(|| (level, self.clock.at_us(record.sent)))
-    }
-
-    /// All buckets that are not full, as far as is known.
-    pub(crate) fn all(&self) -> Vec<LastLevel> {
-        let now = self.clock.now_us();
-        let mut all = Vec::new();
-        for shard in &self.shards {
-            let records = shard.lock();
-            let entries = records.table.iter();
-            let spent = entries.filter(|entry| !entry.value.is_full(now));
-            all.extend(spent.map(|entry| LastLevel {
-                id: entry.id().into(),
-                params: entry.value.params,
-                level: entry.value.level_at(now),
-            }));
-        }
-        all
-    }
-
-    #[inline]
-    fn shard(&self, hash: u64) -> &Shard {
-        &self.shards[(hash >> 40) as usize % SHARDS]
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::quota::Quota;
-
-    const SECOND: Duration = Duration::from_secs(1);
-
-    fn id(key: u32) -> BucketId {
-        Quota::per_second(1.0).scope("s").key(key).id(&[0; 32])
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn refuses_exactly_until_it_could_succeed() {
-        let known = LevelCache::new(10);
-        let id = id(0);
-        let params = BucketParams::new(10.0, 10.0);
-        let refuses = |params, max_wait| known.rejects(&id.lookup(), params, 1.0, max_wait);
-        assert_eq!(refuses(params, 0.0), None);
-        known.update(id.as_bytes(), params, (-1.0, 0.0), Instant::now(), true);
-        assert_eq!(refuses(params, 0.0), Some(Duration::from_millis(200)));
-        assert_eq!(refuses(params, 200_000.0), None);
-        tokio::time::advance(Duration::from_millis(150)).await;
-        assert_eq!(refuses(params, 0.0), Some(Duration::from_millis(50)));
-        assert_eq!(refuses(BucketParams::new(20.0, 10.0), 0.0), None);
-        tokio::time::advance(Duration::from_millis(50)).await;
-        assert_eq!(refuses(params, 0.0), None);
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn an_older_reply_does_not_bring_a_forgotten_bound_back() {
-        let known = LevelCache::new(10);
-        let id = id(0);
-        let params = BucketParams::new(10.0, 1e-3);
-        let refuses = || known.rejects(&id.lookup(), params, 1.0, 0.0);
-        let sent = Instant::now();
-        tokio::time::advance(Duration::from_millis(1)).await;
-        known.raise(&id, params, 1.0);
-        known.update(id.as_bytes(), params, (0.0, 0.0), sent, true);
-        assert_eq!(refuses(), None);
-        known.update(id.as_bytes(), params, (0.0, 0.0), Instant::now(), true);
-        assert!(refuses().is_some());
-        // The same where the bucket is known already.
-        let sent = Instant::now();
-        tokio::time::advance(Duration::from_millis(1)).await;
-        known.raise(&id, params, 1.0);
-        known.update(id.as_bytes(), params, (0.0, 0.0), sent, true);
-        assert_eq!(refuses(), None);
-        known.update(id.as_bytes(), params, (0.0, 0.0), Instant::now(), true);
-        assert!(refuses().is_some());
-        // Nor is any bound trusted for longer than a second.
-        tokio::time::advance(Duration::from_millis(1_001)).await;
-        assert_eq!(refuses(), None);
-        // But the level is remembered.
-        let (level, _) = known.level(&id).expect("not full");
-        assert!((0.001..0.002).contains(&level), "{level}");
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn what_nobody_asks_for_any_more_is_forgotten() {
-        let known = LevelCache::new(1_000);
-        let params = BucketParams::new(10.0, 10.0);
-        for key in 0..1_000 {
-            known.update(id(key).as_bytes(), params, (0.0, 0.0), Instant::now(), true);
-        }
-        tokio::time::advance(2 * SECOND).await;
-        for turn in 3..3 + SWEEP_STEPS {
-            known.sweep_step(turn);
-        }
-        assert_eq!(known.count.load(Ordering::Relaxed), 0);
-        assert_eq!(known.rejecting.load(Ordering::Relaxed), 0);
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn levels_refill_and_full_ones_are_forgotten() {
-        let known = LevelCache::new(1_000);
-        let params = BucketParams::new(10.0, 1.0);
-        for key in 0..100 {
-            known.update(
-                id(key).as_bytes(),
-                params,
-                (4.0, 1.0),
-                Instant::now(),
-                false,
-            );
-        }
-        assert_eq!(
-            known.rejects(&id(0).lookup(), params, 9.0, 0.0),
-            None,
-            "nobody was"
-        );
-        tokio::time::advance(2 * SECOND).await;
-        assert_eq!(known.level(&id(7)).map(|(level, _)| level), Some(7.0));
-        assert_eq!(known.all().len(), 100);
-        known.raise(&id(7), params, 1.0);
-        assert_eq!(known.level(&id(7)).map(|(level, _)| level), Some(8.0));
-        known.fill(&id(8), params);
-        assert_eq!(known.level(&id(8)), None);
-        tokio::time::advance(4 * SECOND).await;
-        assert_eq!(known.level(&id(9)), None, "full is the same as unknown");
-        assert!(known.all().is_empty());
-        // Room for as many as are allowed, again and again.
-        for round in 1..20 {
-            for key in 0..1_000 {
-                known.update(
-                    id(round * 1_000 + key).as_bytes(),
-                    params,
-                    (9.9, 0.0),
-                    Instant::now(),
-                    true,
-                );
-            }
-            assert!(known.count.load(Ordering::Relaxed) <= 1_000);
-            tokio::time::advance(2 * SECOND).await;
-        }
-        let last = id(19_999);
-        known.update(last.as_bytes(), params, (0.0, 0.0), Instant::now(), true);
-        assert!(known.level(&last).is_some());
-        let refusing = known.rejecting.load(Ordering::Relaxed);
-        assert!(
-            refusing <= known.count.load(Ordering::Relaxed),
-            "{refusing}"
-        );
-    }
-}
+mod tests;
