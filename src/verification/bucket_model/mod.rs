@@ -1,8 +1,8 @@
-//! The law by search: random sequences of everything that can happen to a bucket, and in each of
-//! them every window of what was used.
+//! Searches over the bucket model: random sequences of everything that can happen to a bucket. In
+//! each sequence, every window of the tokens used is checked.
 //!
 //! `THROTTLE_SEED` repeats a run, `THROTTLE_SEQUENCES` sets its length, and `THROTTLE_FULL=1`
-//! asks for the long one.
+//! selects the long one.
 
 mod case;
 mod named;

@@ -1,8 +1,8 @@
-//! What looked right and was not: each case by its name, with the numbers that showed it.
+//! The counterexamples that shaped the model, with their numbers.
 
 use crate::bucket::{Bucket, BucketParams, Reservation};
 
-use super::case::{BUCKETS, Case, Fate, Law, Op, Outcome};
+use super::case::{BUCKETS, Case, Fate, Model, Op, Outcome};
 use super::random::Rng;
 use super::simulator::run;
 
@@ -22,8 +22,8 @@ fn one(id: u32, cost: f64) -> Op {
     take(id, [cost, 0.0, 0.0], Fate::Use)
 }
 
-fn held(id: u32, cost: f64) -> Op {
-    take(id, [cost, 0.0, 0.0], Fate::Hold)
+fn deferred(id: u32, cost: f64) -> Op {
+    take(id, [cost, 0.0, 0.0], Fate::Defer)
 }
 
 fn case(params: &[(f64, f64)], ops: &[Op]) -> Case {
@@ -37,7 +37,7 @@ fn case(params: &[(f64, f64)], ops: &[Op]) -> Case {
     }
 }
 
-/// What was used of one bucket: seconds and tokens.
+/// The uses of one bucket: seconds and tokens.
 fn uses(outcome: &Outcome, bucket: usize) -> Vec<(f64, f64)> {
     let uses = outcome.records[bucket].uses.iter();
     uses.map(|used| (used.time / SECOND, used.tokens)).collect()
@@ -49,12 +49,12 @@ fn assert_near(left: f64, right: f64) {
 }
 
 #[test]
-fn a_plain_refund_pulls_a_promised_turn_forward() {
-    // The debt of 0.5 is not what was promised for t = 1: half of that has refilled already.
+fn a_refund_that_raises_the_level_exceeds_the_window_of_a_waiter() {
+    // The debt of 0.5 is not what is reserved for t = 1: half of that has refilled already.
     let case = case(
         &[(1.0, 1.0)],
         &[
-            held(0, 1.0),
+            deferred(0, 1.0),
             Op::Wait(0.5 * SECOND),
             one(1, 1.0),
             Op::Finish(0),
@@ -62,32 +62,32 @@ fn a_plain_refund_pulls_a_promised_turn_forward() {
             one(2, 1.0),
         ],
     );
-    let plain = run(&case, Law::Plain);
-    assert_eq!(uses(&plain, 0), [(1.0, 1.0), (1.0, 1.0)]);
-    assert_near(plain.excess, 1.0);
-    let real = run(&case, Law::Real);
+    let wrong = run(&case, Model::RaisesLevel);
+    assert_eq!(uses(&wrong, 0), [(1.0, 1.0), (1.0, 1.0)]);
+    assert_near(wrong.excess, 1.0);
+    let real = run(&case, Model::Real);
     assert_eq!(uses(&real, 0), [(1.0, 1.0), (2.0, 1.0)]);
     assert_near(real.excess, 0.0);
 }
 
 #[test]
-fn a_plain_refund_of_a_whole_capacity_doubles_it() {
+fn a_refund_of_a_whole_capacity_that_raises_the_level_doubles_it() {
     let case = case(
         &[(10.0, 1.0)],
         &[
-            held(0, 10.0),
+            deferred(0, 10.0),
             Op::Wait(9.0 * SECOND),
             one(1, 10.0),
             Op::Finish(0),
             one(2, 10.0),
         ],
     );
-    assert_near(run(&case, Law::Plain).excess, 10.0);
-    assert_near(run(&case, Law::Real).excess, 0.0);
+    assert_near(run(&case, Model::RaisesLevel).excess, 10.0);
+    assert_near(run(&case, Model::Real).excess, 0.0);
 }
 
 #[test]
-fn newcomers_take_the_places_of_cancelled_reservations() {
+fn new_requests_fill_gaps() {
     let case = case(
         &[(2.0, 1.0)],
         &[
@@ -101,19 +101,19 @@ fn newcomers_take_the_places_of_cancelled_reservations() {
             one(5, 2.0),
         ],
     );
-    let plain = run(&case, Law::Early);
-    let real = run(&case, Law::Real);
-    assert_near(plain.excess, 0.0);
+    let wrong = run(&case, Model::GivesBackEarly);
+    let real = run(&case, Model::Real);
+    assert_near(wrong.excess, 0.0);
     assert_near(real.excess, 0.0);
     assert_eq!(
         uses(&real, 0),
         [(0.0, 2.0), (0.5, 0.5), (2.5, 2.0), (4.5, 0.5)]
     );
 
-    // Where the window of the sleepers has room, a slot may not be used before its turn either.
+    // Even if the waiters' window has room, a reservation may not be used before it is due.
     let case = case_of_small_costs();
-    assert_near(run(&case, Law::Early).excess, 1.0);
-    assert_near(run(&case, Law::Real).excess, 0.0);
+    assert_near(run(&case, Model::GivesBackEarly).excess, 1.0);
+    assert_near(run(&case, Model::Real).excess, 0.0);
 }
 
 fn case_of_small_costs() -> Case {
@@ -130,11 +130,11 @@ fn case_of_small_costs() -> Case {
 }
 
 #[test]
-fn a_late_refund_is_late_by_what_was_held() {
+fn tokens_refunded_late_are_an_exception() {
     let case = case(
         &[(1.0, 1.0)],
         &[
-            held(0, 1.0),
+            deferred(0, 1.0),
             Op::Wait(SECOND),
             one(1, 1.0),
             Op::Finish(0),
@@ -142,14 +142,14 @@ fn a_late_refund_is_late_by_what_was_held() {
             one(3, 1.0),
         ],
     );
-    let outcome = run(&case, Law::Real);
-    // The refund finds a bucket with a debt, but without sleepers: #2 may go, and that is stated.
+    let outcome = run(&case, Model::Real);
+    // The refund finds a bucket with debt, but without waiters: #2 is granted, as an exception.
     assert_eq!(uses(&outcome, 0), [(1.0, 1.0), (1.0, 1.0), (2.0, 1.0)]);
     assert_near(outcome.excess, 0.0);
 }
 
 #[test]
-fn several_buckets_taken_with_one_wait_overrun_the_faster() {
+fn several_buckets_taken_with_one_wait_exceed_the_window_of_the_faster() {
     let (a, both, b) = ([2.0, 0.0, 0.0], [2.0, 2.0, 0.0], [0.0, 4.0, 0.0]);
     let case = case(
         &[(2.0, 1.0), (4.0, 0.25)],
@@ -160,16 +160,16 @@ fn several_buckets_taken_with_one_wait_overrun_the_faster() {
             take(2, b, Fate::Use),
         ],
     );
-    let wrong = run(&case, Law::AllAtOnce);
+    let wrong = run(&case, Model::AllAtOnce);
     assert_eq!(uses(&wrong, 1), [(2.0, 2.0), (8.0, 4.0)]);
     assert_near(wrong.excess, 0.5);
-    let real = run(&case, Law::Real);
+    let real = run(&case, Model::Real);
     assert_eq!(uses(&real, 1), [(2.0, 2.0), (10.0, 4.0)]);
     assert_near(real.excess, 0.0);
 }
 
 #[test]
-fn the_rest_refused_gives_the_slowest_back_at_its_turn() {
+fn a_second_rejection_gives_the_slowest_back_when_it_is_due() {
     let ask = |id, costs, max_wait| Op::Take {
         id,
         n: 1,
@@ -188,15 +188,15 @@ fn the_rest_refused_gives_the_slowest_back_at_its_turn() {
             ask(3, [2.0, 0.0, 0.0], 0.0),
         ],
     );
-    let outcome = run(&case, Law::Real);
+    let outcome = run(&case, Model::Real);
     assert_eq!(uses(&outcome, 0), [(0.0, 2.0), (2.0, 2.0)]);
     assert_eq!(uses(&outcome, 1), [(1.0, 4.0)]);
-    assert_eq!(outcome.seen.second_refusals, 1);
+    assert_eq!(outcome.seen.second_rejections, 1);
     assert_near(outcome.excess, 0.0);
 }
 
 #[test]
-fn waits_of_a_batch_follow_from_the_last() {
+fn waits_of_a_batch_follow_from_the_last_wait() {
     let params = BucketParams::new(5.0, 1.0);
     let mut bucket = Bucket::full(0.0, params);
     bucket.level = 2.5;
@@ -207,11 +207,11 @@ fn waits_of_a_batch_follow_from_the_last() {
 }
 
 #[test]
-fn a_clock_set_back_is_mended_even_by_a_refusal() {
+fn a_clock_set_back_is_repaired_even_by_a_rejection() {
     let params = BucketParams::new(1.0, 1.0);
     let mut bucket = Bucket::full(100.0 * SECOND, params);
     bucket.take(1.0, 1, 0.0, params);
-    // A refusal that forgot this would repeat itself until the clock has caught up.
+    // If a rejection did not store this, all requests would be rejected until the clock catches up.
     assert!(bucket.advance(40.0 * SECOND, params));
     assert_eq!(bucket.take(1.0, 1, 0.0, params).retry_after, SECOND);
     assert!(!bucket.advance(41.0 * SECOND, params));
@@ -219,14 +219,14 @@ fn a_clock_set_back_is_mended_even_by_a_refusal() {
 }
 
 #[test]
-fn a_clock_set_back_leaves_sleepers_where_they_are() {
+fn a_clock_set_back_keeps_waits() {
     let params = BucketParams::new(2.0, 1.0);
     let mut bucket = Bucket::full(100.0 * SECOND, params);
     bucket.take(1.0, 5, 1e12, params);
     bucket.advance(101.0 * SECOND, params);
     bucket.advance(41.0 * SECOND, params);
-    // Three seconds had been promised, one of them has passed; without the shift what is given
-    // back would sit in the pool for another minute.
+    // Three seconds were reserved, of which one has passed. Without the shift, returned tokens
+    // would be kept apart for another minute.
     assert_eq!(bucket.last_due, 43.0 * SECOND);
     bucket.give_back(1.0, params);
     assert_eq!((bucket.level, bucket.returned), (-2.0, 1.0));
@@ -239,10 +239,10 @@ fn a_clock_set_back_after_a_grant_frees_nothing() {
     let case = case(
         &[(5.0, 1.0)],
         &[
-            held(0, 5.0),
+            deferred(0, 5.0),
             one(1, 5.0),
             Op::Wait(SECOND),
-            Op::Step(-60.0 * SECOND),
+            Op::StepClock(-60.0 * SECOND),
             Op::Finish(0),
             one(2, 5.0),
             Op::Cancel(2),
@@ -250,11 +250,11 @@ fn a_clock_set_back_after_a_grant_frees_nothing() {
             one(4, 5.0),
         ],
     );
-    assert_near(run(&case, Law::Real).excess, 0.0);
+    assert_near(run(&case, Model::Real).excess, 0.0);
 }
 
 #[test]
-fn a_clock_slightly_behind_refills_nothing_until_it_has_caught_up() {
+fn a_clock_slightly_behind_refills_nothing_until_it_catches_up() {
     let params = BucketParams::new(1.0, 1.0);
     let mut bucket = Bucket::full(100.0 * SECOND, params);
     bucket.take(1.0, 1, 0.0, params);
@@ -265,46 +265,46 @@ fn a_clock_slightly_behind_refills_nothing_until_it_has_caught_up() {
 }
 
 #[test]
-fn a_clock_set_forward_forgives_debts_and_then_cannot_tell_who_sleeps() {
-    // A charge is a debt as well as a promise is.
+fn a_clock_set_forward_forgives_debt_and_forgets_waiters() {
+    // A charge is a debt as a reservation is.
     let charged = case(
         &[(2.0, 1.0)],
         &[
-            take(0, [2.0, 0.0, 0.0], Fate::Over(2.0)),
+            take(0, [2.0, 0.0, 0.0], Fate::UseMore(2.0)),
             Op::Finish(0),
-            Op::Step(60.0 * SECOND),
+            Op::StepClock(60.0 * SECOND),
             one(1, 2.0),
         ],
     );
-    let outcome = run(&charged, Law::Real);
+    let outcome = run(&charged, Model::Real);
     assert_eq!(uses(&outcome, 0), [(0.0, 2.0), (0.0, 2.0), (0.0, 2.0)]);
     assert_near(outcome.excess, 0.0);
 
-    // By the server's clock #1 has gone at .4, so that the refund raises the level: .45 from the
-    // step, and .25 more from that.
+    // By the server's clock #1 is granted at .4, so the refund raises the level: .45 from the jump,
+    // and .25 more from the refund.
     let refunded = case(
         &[(1.0, 0.5)],
         &[
-            take(0, [0.5, 0.0, 0.0], Fate::Part(0.5)),
+            take(0, [0.5, 0.0, 0.0], Fate::UsePart(0.5)),
             one(1, 1.0),
-            Op::Step(0.9 * SECOND),
+            Op::StepClock(0.9 * SECOND),
             Op::Wait(0.4 * SECOND),
             Op::Finish(0),
             one(2, 1.0),
         ],
     );
-    let outcome = run(&refunded, Law::Real);
+    let outcome = run(&refunded, Model::Real);
     assert_eq!(uses(&outcome, 0), [(0.0, 0.25), (1.0, 1.0), (1.6, 1.0)]);
     assert_near(outcome.records[0].jumps[0].tokens, 0.45 + 0.25);
     assert_near(outcome.excess, 0.0);
 }
 
 #[test]
-fn a_quota_raised_under_debt_adds_what_was_promised() {
+fn a_quota_raised_under_debt_adds_what_was_reserved() {
     let (old, new) = (BucketParams::new(5.0, 1.0), BucketParams::new(10.0, 10.0));
     let mut bucket = Bucket::full(0.0, old);
     bucket.take(5.0, 1, 0.0, old);
-    // Promised for t = 5, and paid at the new rate by t = .5.
+    // Due at t = 5, and paid at the new rate by t = .5.
     assert_eq!(bucket.take(5.0, 1, 1e12, old).last, 5.0 * SECOND);
     bucket.advance(0.0, new);
     let mut used = 5.0;
@@ -312,10 +312,10 @@ fn a_quota_raised_under_debt_adds_what_was_promised() {
         bucket.advance(f64::from(tenth) * 0.1 * SECOND, new);
         used += bucket.take(1.0, 100, 0.0, new).granted;
     }
-    // From the raise to t = 5, the sleeper included.
+    // From the raise to t = 5, the waiter included.
     let beyond = used - (new.capacity + 5.0 * new.per_us * SECOND);
     assert!((-10.0..=5.0).contains(&beyond), "{beyond}");
-    // From the moment at which the new capacity was first full: exactly the promise more.
+    // From the moment at which the new capacity is first full: exactly the reservation more.
     let mut bucket = Bucket::full(0.0, old);
     bucket.take(5.0, 2, 1e12, old);
     bucket.advance(1.5 * SECOND, new);
@@ -329,16 +329,16 @@ fn a_quota_raised_under_debt_adds_what_was_promised() {
 }
 
 #[test]
-fn a_quota_raised_under_debt_leaves_sleepers_their_window() {
+fn a_quota_raised_under_debt_keeps_the_window_of_waiters() {
     let (old, new) = (BucketParams::new(5.0, 1.0), BucketParams::new(5.0, 10.0));
     let mut bucket = Bucket::full(0.0, old);
     bucket.take(5.0, 1, 0.0, old);
     bucket.take(3.0, 2, 1e12, old);
-    // Promised for t = 3 and 6, but at the new rate a later one comes first.
+    // Due at t = 3 and 6, but at the new rate a later reservation is due first.
     bucket.advance(0.0, new);
     assert_eq!(bucket.take(1.0, 1, 1e12, new).last, 0.7 * SECOND);
     assert_eq!(bucket.last_due, 6.0 * SECOND);
-    // There are tokens already, while somebody sleeps; beside both the pool has room for one.
+    // There are tokens already while a request waits. Besides both, one token may be returned.
     bucket.advance(0.8 * SECOND, new);
     assert_near(bucket.level, 1.0);
     bucket.give_back(5.0, new);
@@ -359,32 +359,32 @@ fn a_changed_quota_keeps_the_level_in_tokens() {
 }
 
 #[test]
-fn settling_up_cannot_block_a_bucket_for_ever() {
+fn a_charge_cannot_block_a_bucket_for_ever() {
     let params = BucketParams::new(10.0, 1.0);
     let mut bucket = Bucket::full(0.0, params);
     bucket.take(10.0, 1, 0.0, params);
     bucket.take(5.0, 1, 1e12, params);
     bucket.charge(1e9, params);
-    // One capacity beyond what was promised.
+    // One capacity beyond what is reserved.
     assert_eq!(bucket.level, -15.0);
     bucket.charge(1e9, params);
     assert_eq!(bucket.level, -15.0);
 }
 
-/// The used part of the rate, in a queue that is never empty: everyone takes 3 of a capacity of
-/// 20, uses 1 and settles.
+/// The part of the rate that is used by a queue that is never empty, in which each request takes 3
+/// of a capacity of 20, uses 1 and settles.
 fn settled_use(gives_back: bool) -> f64 {
     let params = BucketParams::new(20.0, 1.0);
     let mut bucket = Bucket::full(0.0, params);
-    let mut turns = Vec::new();
+    let mut due_times = Vec::new();
     let (end, mut now, mut used) = (2_000.0 * SECOND, 0.0, 0.0);
     while now < end {
-        while turns.len() < 8 {
+        while due_times.len() < 8 {
             let taken = bucket.take(3.0, 1, 1e12, params);
-            turns.push(now + taken.last);
+            due_times.push(now + taken.last);
         }
-        turns.sort_by(f64::total_cmp);
-        now = turns.remove(0);
+        due_times.sort_by(f64::total_cmp);
+        now = due_times.remove(0);
         used += 1.0;
         bucket.advance(now, params);
         if gives_back {
@@ -395,13 +395,14 @@ fn settled_use(gives_back: bool) -> f64 {
 }
 
 #[test]
-fn settling_down_helps_while_others_sleep() {
+fn tokens_returned_while_others_wait_are_used() {
     assert!(settled_use(false) < 0.35);
     let used = settled_use(true);
     assert!((0.95..=1.0).contains(&used), "{used}");
 }
 
-/// The used part of the rate, in a queue that is never empty and from which every third goes away.
+/// The part of the rate that is used by a queue that is never empty, of which a third is
+/// cancelled.
 fn cancelled_use(hand_over: bool) -> f64 {
     let mut rng = Rng::new(1);
     let mut ops = Vec::new();
@@ -423,7 +424,7 @@ fn cancelled_use(hand_over: bool) -> f64 {
         hand_over,
         ..case(&[(1.0, 1.0)], &ops)
     };
-    let outcome = run(&case, Law::Real);
+    let outcome = run(&case, Model::Real);
     assert_near(outcome.excess, 0.0);
     let used: f64 = uses(&outcome, 0).iter().map(|(_, tokens)| tokens).sum();
     used / f64::from(seconds)
@@ -437,7 +438,7 @@ fn cancelled_reservations_lose_no_tokens() {
     }
 }
 
-/// Reserves for `n` callers of cost 1 and cancels all of them, in this order.
+/// Makes `n` reservations of cost 1 and cancels all of them, in this order.
 fn reserve_and_cancel(params: BucketParams, n: u32, order: impl Fn(u32) -> u32) -> Bucket {
     let mut bucket = Bucket::full(1.7e15, params);
     bucket.take(params.capacity, 1, 0.0, params);
@@ -454,7 +455,7 @@ fn reserve_and_cancel(params: BucketParams, n: u32, order: impl Fn(u32) -> u32) 
 }
 
 #[test]
-fn after_all_waiters_are_gone_a_bucket_is_as_without_them() {
+fn after_all_waiters_have_cancelled_a_bucket_is_as_without_them() {
     for params in [
         BucketParams::new(1.0, 1.0),
         BucketParams::new(10.0, 3.0),
@@ -466,7 +467,7 @@ fn after_all_waiters_are_gone_a_bucket_is_as_without_them() {
             |k| k,
             |k| 19 - k,
             |k| (7 * k) % 20,
-            // Of two processes, one after the other, whose callers stand in turn.
+            // Of two processes with alternating reservations, one process after the other.
             |k| if k < 10 { 2 * k } else { 2 * k - 19 },
         ];
         for order in orders {
@@ -479,10 +480,10 @@ fn after_all_waiters_are_gone_a_bucket_is_as_without_them() {
 }
 
 #[test]
-fn cancelled_reservations_beyond_those_remembered_come_back_by_the_refill() {
+fn tokens_of_gaps_beyond_the_limit_return_by_the_refill() {
     let params = BucketParams::new(1.0, 1.0);
-    // Of two processes whose callers stand in turn: none of the first are neighbours, and the last
-    // of them is cancelled first.
+    // Of two processes with alternating reservations: those of the first are no neighbours, and its
+    // last one is cancelled first.
     let order = |k| if k < 100 { 198 - 2 * k } else { 399 - 2 * k };
     let mut bucket = reserve_and_cancel(params, 200, order);
     let lost = 100.0 - 64.0;
@@ -493,7 +494,7 @@ fn cancelled_reservations_beyond_those_remembered_come_back_by_the_refill() {
 }
 
 #[test]
-fn newcomers_are_not_told_a_wait_that_counts_cancelled_reservations() {
+fn a_quoted_wait_does_not_count_gaps() {
     let params = BucketParams::new(1.0, 1.0);
     let mut bucket = Bucket::full(1.7e15, params);
     bucket.take(1.0, 1, 0.0, params);
@@ -504,7 +505,7 @@ fn newcomers_are_not_told_a_wait_that_counts_cancelled_reservations() {
     );
     bucket.take(1.0, 1, 1e12, params);
     bucket.undo(first, params);
-    // Somebody waits for t = 2; t = 1 is free.
+    // A request waits for t = 2. A gap is due at t = 1.
     assert_eq!(bucket.quote(1.0, params), SECOND);
     assert_eq!(bucket.take(1.0, 1, 0.0, params).retry_after, SECOND);
     assert_eq!(bucket.take(1.0, 1, SECOND, params).last, SECOND);
@@ -512,7 +513,7 @@ fn newcomers_are_not_told_a_wait_that_counts_cancelled_reservations() {
 }
 
 #[test]
-fn a_pause_takes_cancelled_reservations_with_it() {
+fn a_pause_drops_gaps_that_are_due_within_it() {
     let params = BucketParams::new(1.0, 1.0);
     let mut bucket = Bucket::full(1.7e15, params);
     bucket.take(1.0, 1, 0.0, params);
@@ -528,7 +529,7 @@ fn a_pause_takes_cancelled_reservations_with_it() {
 }
 
 #[test]
-fn what_others_may_have_used_since_it_was_due_does_not_come_back() {
+fn a_reservation_undone_late_returns_what_has_not_refilled_since() {
     let params = BucketParams::new(10.0, 1.0);
     let mut bucket = Bucket::full(1.7e15, params);
     bucket.take(10.0, 1, 0.0, params);
@@ -544,14 +545,14 @@ fn what_others_may_have_used_since_it_was_due_does_not_come_back() {
 }
 
 #[test]
-fn a_pause_keeps_cancelled_reservations_that_are_due_after_it() {
+fn a_pause_keeps_gaps_that_are_due_after_it() {
     let params = BucketParams::new(1.0, 1.0);
     let mut bucket = Bucket::full(1.7e15, params);
     bucket.take(1.0, 1, 0.0, params);
     let at = bucket.at;
     let mut reserve = || Reservation::due(at + bucket.take(1.0, 1, 1e12, params).last, 1.0, params);
     let reserved: Vec<_> = (0..9).map(|_| reserve()).collect();
-    // Due after 2 s, and after 8 s.
+    // Due at 2 s and at 8 s.
     bucket.undo(reserved[1], params);
     bucket.undo(reserved[7], params);
     bucket.pause(5.0 * SECOND, params);

@@ -1,9 +1,9 @@
-//! Random numbers that a seed repeats.
+//! Reproducible random numbers.
 
 use std::env;
 use std::hash::{BuildHasher, RandomState};
 
-/// splitmix64.
+/// The generator splitmix64.
 pub(crate) struct Rng(u64);
 
 impl Rng {
@@ -32,18 +32,18 @@ impl Rng {
         from[self.below(from.len() as u32) as usize]
     }
 
-    /// From zero to one.
+    /// From zero to one, inclusive.
     pub(crate) fn part(&mut self) -> f64 {
         f64::from(self.below(u32::MAX)) / f64::from(u32::MAX)
     }
 }
 
-/// Said by whoever repeats a failure, else new in every run.
+/// The seed from `THROTTLE_SEED`, or a new one.
 pub(crate) fn seed() -> u64 {
     number("THROTTLE_SEED").unwrap_or_else(|| RandomState::new().hash_one(0))
 }
 
-/// For searches by proptest: the seed is printed, and nothing is left in the tree.
+/// The configuration of proptest: prints the seed, and writes no files.
 pub(crate) fn seeded() -> proptest::test_runner::Config {
     use proptest::test_runner::{Config, RngSeed};
     let seed = seed();
@@ -55,7 +55,8 @@ pub(crate) fn seeded() -> proptest::test_runner::Config {
     }
 }
 
-/// How many sequences to try: the usual number, or the one for a long run.
+/// The number of sequences to try: `THROTTLE_SEQUENCES`, or `full` with `THROTTLE_FULL=1`, or
+/// `usual`.
 pub(crate) fn sequences(usual: u64, full: u64) -> u64 {
     let long = env::var("THROTTLE_FULL").is_ok_and(|value| value != "0");
     number("THROTTLE_SEQUENCES").unwrap_or(if long { full } else { usual })
@@ -64,5 +65,5 @@ pub(crate) fn sequences(usual: u64, full: u64) -> u64 {
 fn number(name: &str) -> Option<u64> {
     let text = env::var(name).ok()?;
     let number = text.parse();
-    Some(number.unwrap_or_else(|_| panic!("{name} is a whole number, not {text:?}")))
+    Some(number.unwrap_or_else(|_| panic!("{name} must be a whole number, not {text:?}")))
 }

@@ -1,29 +1,30 @@
-//! What one bucket let through, and how far that is beyond what the law promises.
+//! The tokens used from one bucket, and by how many they exceed the guarantee.
 //!
-//! No window of w may hold more than `capacity + rate * w`, plus what is stated:
+//! No window of length w may contain more than `capacity + rate * w`, plus these exceptions:
 //!
-//! - **Late.** Tokens whose turn came, and that were used, or given back and then used by another,
-//!   only later: they count for windows that begin after the turn and hold the late event. A
-//!   demand on several buckets makes the slowest one's tokens late while it waits for the rest. A
-//!   cancelled sleeper is never late, since its slot is given back at its turn.
-//! - **Charged.** A settle-up reports tokens already used, and nobody can take that back. Those
-//!   who had a turn before keep it, so the amount counts until somebody uses a turn that was
-//!   promised after it: by then it has been paid. What the floor of the debt forgives stays.
-//! - **Over.** A demand over the whole capacity (of a process's share: the whole limit knows no
-//!   such demand) goes when the bucket is full, into debt. What it is over counts until somebody
-//!   uses a turn that was promised after it: the debt does not add up.
-//! - **Jumps.** A server's clock that steps forward by s refills by s and forgets who sleeps and
-//!   what was charged: `rate * s`, and what is given back while somebody still sleeps, which no
-//!   pool then keeps back; together not over `capacity + debt`. It counts for windows that reach
-//!   from before the debt would have been paid to after the step. After a step back by s a
-//!   cancelled reservation may be undone in a place that is off by up to s: `rate * s`. Without
-//!   one, a step back costs nothing.
+//! - **Late.** Tokens that were used, or given back and then used by another request, only after
+//!   they were due. They count for windows that begin after the due time and contain the late
+//!   event. A request for several buckets uses the tokens of the slowest one late while it waits
+//!   for the others. A cancelled waiter is never late, since its reservation is undone by its due
+//!   time.
+//! - **Charged.** A settlement above the estimate reports tokens that are used already. Waiters
+//!   keep their reservations, so the amount counts until a reservation made after it is used: by
+//!   then it is paid. What the floor of the debt forgives counts for good.
+//! - **Over.** A cost over the capacity (of a local share: with the full quota it is rejected) is
+//!   granted when the bucket is full, and leaves debt. The excess counts until a reservation made
+//!   after it is used: the debt does not add up.
+//! - **Jumps.** When the server's clock jumps forward by s, the bucket refills by s and forgets
+//!   waiters and debt: `rate * s`, plus what is given back while requests still wait, which is not
+//!   kept apart then; together at most `capacity + debt`. It counts for windows that reach from
+//!   before the debt would have been paid to after the jump. After a jump back by s, a cancelled
+//!   reservation may be undone in a place that is off by up to s: `rate * s`. Otherwise a jump back
+//!   costs nothing.
 
 use crate::bucket::BucketParams;
 
-/// Turns are whole microseconds, rounded up: a window that begins at such a turn may be shorter by
-/// the rest, and what refills in it less by that; so may one that begins in the place of a
-/// cancelled reservation. Beside it, the rounding of doubles.
+/// Due times are rounded up to whole microseconds: a window that begins at one may be shorter by
+/// up to a microsecond, and what refills in it less by that; so may one that begins in a filled
+/// gap. The rest is for the rounding of doubles.
 fn rounding(params: BucketParams) -> f64 {
     2.0 * params.per_us + 1e-9
 }
@@ -32,16 +33,16 @@ fn rounding(params: BucketParams) -> f64 {
 pub(crate) struct Use {
     pub(crate) time: f64,
     pub(crate) tokens: f64,
-    /// Which grant, counted over the case, if it came from the level: turns are paid in order,
-    /// and only the pool overtakes.
+    /// The number of the grant within the case, if it came from the level: only requests that use
+    /// returned tokens overtake others.
     pub(crate) order: Option<u32>,
-    /// By how much the demand was over the capacity.
+    /// By how much the cost exceeded the capacity.
     pub(crate) over: f64,
 }
 
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Late {
-    pub(crate) turn: f64,
+    pub(crate) due: f64,
     pub(crate) end: f64,
     pub(crate) tokens: f64,
 }
@@ -57,7 +58,7 @@ pub(crate) struct Charged {
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Jump {
     pub(crate) time: f64,
-    pub(crate) last_turn: f64,
+    pub(crate) last_due: f64,
     pub(crate) tokens: f64,
     pub(crate) most: f64,
 }
@@ -72,22 +73,22 @@ pub(crate) struct Record {
 
 impl Record {
     pub(crate) fn given_back(&mut self, now: f64, tokens: f64) {
-        for jump in self.jumps.iter_mut().filter(|jump| now < jump.last_turn) {
+        for jump in self.jumps.iter_mut().filter(|jump| now < jump.last_due) {
             jump.tokens = jump.most.min(jump.tokens + tokens);
         }
     }
 
-    /// The most by which any window breaks the promise; zero where none does.
+    /// The most tokens by which a window exceeds the guarantee; zero if none does.
     pub(crate) fn excess(&mut self, params: BucketParams) -> f64 {
         self.uses.sort_by(|a, b| a.time.total_cmp(&b.time));
         let mut worst = 0.0_f64;
-        // A window is worst from one use to another; from a turn on, nobody is late for it.
+        // The worst windows reach from one use to another, or from the due time of a late use.
         for index in 0..self.uses.len() {
             worst = worst.max(self.excess_from(self.uses[index].time, index, params));
         }
         for late in &self.late {
-            let first = self.uses.partition_point(|used| used.time < late.turn);
-            worst = worst.max(self.excess_from(late.turn, first, params));
+            let first = self.uses.partition_point(|used| used.time < late.due);
+            worst = worst.max(self.excess_from(late.due, first, params));
         }
         worst
     }
@@ -106,15 +107,15 @@ impl Record {
             }
             let beyond = used - params.capacity - (last.time - start) * params.per_us;
             if beyond > worst + rounding {
-                worst = worst.max(beyond - over - self.stated(start, last.time, newest));
+                worst = worst.max(beyond - over - self.exceptions(start, last.time, newest));
             }
         }
         if worst > rounding { worst } else { 0.0 }
     }
 
-    fn stated(&self, start: f64, end: f64, newest: Option<u32>) -> f64 {
+    fn exceptions(&self, start: f64, end: f64, newest: Option<u32>) -> f64 {
         let late = self.late.iter();
-        let late = late.filter(|late| late.turn < start && start <= late.end && late.end <= end);
+        let late = late.filter(|late| late.due < start && start <= late.end && late.end <= end);
         let late: f64 = late.map(|late| late.tokens).sum();
         let charged = self.charged.iter();
         let charged = charged.filter(|charged| start <= charged.time && charged.time <= end);
@@ -125,7 +126,7 @@ impl Record {
             })
             .sum();
         let jumps = self.jumps.iter();
-        let jumps = jumps.filter(|jump| start <= jump.last_turn && jump.time <= end);
+        let jumps = jumps.filter(|jump| start <= jump.last_due && jump.time <= end);
         let jumps: f64 = jumps.map(|jump| jump.tokens).sum();
         late + charged + jumps
     }

@@ -1,24 +1,24 @@
-//! The search itself: makes cases, runs them, and cuts down those that break the promise.
+//! The search: generates cases, runs them, and shrinks those that violate the guarantee.
 
 use std::fmt;
 
 use crate::bucket::BucketParams;
 
-use super::case::{BUCKETS, Case, Fate, Law, Op, Outcome, Seen};
+use super::case::{BUCKETS, Case, Fate, Model, Op, Outcome, Seen};
 use super::random::{Rng, seed, sequences};
 use super::simulator::run;
 
-/// What may happen in a search, beside takes, waits and cancelled sleepers.
+/// What may happen in a search, besides requests, waits and cancellations.
 #[derive(Clone, Copy, Debug, Default)]
 struct Profile {
-    /// Refunds, late uses, settling up and down, and costs over the capacity.
+    /// Refunds, late uses, settlements above and below the estimate, costs over the capacity.
     corrections: bool,
     /// The server's clock jumps.
     jumps: bool,
-    /// Demands on several buckets.
+    /// Requests for several buckets.
     several: bool,
-    /// Nobody goes away.
-    patient: bool,
+    /// No cancellations.
+    no_cancels: bool,
 }
 
 #[derive(Debug)]
@@ -26,7 +26,7 @@ struct Found {
     seed: u64,
     after: u64,
     excess: f64,
-    out_of_turn: bool,
+    out_of_order: bool,
     case: Case,
 }
 
@@ -35,10 +35,10 @@ impl fmt::Display for Found {
         let Self {
             seed,
             excess,
-            out_of_turn,
+            out_of_order,
             ..
         } = self;
-        writeln!(f, "excess {excess}, out of turn: {out_of_turn}")?;
+        writeln!(f, "excess {excess}, out of order: {out_of_order}")?;
         writeln!(f, "THROTTLE_SEED={seed} THROTTLE_SEQUENCES=1 repeats it")?;
         for params in &self.case.params {
             writeln!(f, "cap {} rate {}", params.capacity, params.per_us * 1e6)?;
@@ -51,24 +51,24 @@ impl fmt::Display for Found {
     }
 }
 
-/// Tries so many cases, and returns the first that breaks the promise, cut down.
-fn search(law: Law, profile: Profile, count: u64) -> (Option<Found>, Seen) {
+/// Tries `count` cases. Returns the first that violates the guarantee, after shrinking.
+fn search(model: Model, profile: Profile, count: u64) -> (Option<Found>, Seen) {
     let first = seed();
     println!("THROTTLE_SEED={first}");
     let mut seen = Seen::default();
     for after in 0..count {
         let seed = first.wrapping_add(after);
         let case = random_case(&mut Rng::new(seed), profile);
-        let outcome = run(&case, law);
+        let outcome = run(&case, model);
         seen.add(&outcome.seen);
-        if breaks(&outcome, law) {
-            let case = cut_down(case, law);
-            let outcome = run(&case, law);
+        if is_violation(&outcome, model) {
+            let case = shrink(case, model);
+            let outcome = run(&case, model);
             let found = Found {
                 seed,
                 after,
                 excess: outcome.excess,
-                out_of_turn: outcome.out_of_turn,
+                out_of_order: outcome.out_of_order,
                 case,
             };
             return (Some(found), seen);
@@ -77,9 +77,9 @@ fn search(law: Law, profile: Profile, count: u64) -> (Option<Found>, Seen) {
     (None, seen)
 }
 
-/// A law under test must also keep turns in order; of a wrong one only the windows count.
-fn breaks(outcome: &Outcome, law: Law) -> bool {
-    outcome.excess > 0.0 || law == Law::Real && outcome.out_of_turn
+/// The real model must also keep the order. Of a wrong one only the windows count.
+fn is_violation(outcome: &Outcome, model: Model) -> bool {
+    outcome.excess > 0.0 || model == Model::Real && outcome.out_of_order
 }
 
 fn random_case(rng: &mut Rng, profile: Profile) -> Case {
@@ -95,22 +95,22 @@ fn random_case(rng: &mut Rng, profile: Profile) -> Case {
             BucketParams::new(cap, rate * rng.pick(&[1.0, 1.0, 0.25, 0.5, 2.0]))
         })
         .collect();
-    // Few different costs, or nobody could hand over anything.
+    // Few different costs, so that reservations are handed over.
     let costs: Vec<[f64; 2]> = params
         .iter()
         .map(|params| [(); 2].map(|()| random_cost(rng, profile, params.capacity)))
         .collect();
     let unit = 1.0 / params[0].per_us;
-    let (mut ops, mut ids, mut loose) = (Vec::new(), Vec::new(), Vec::new());
+    let (mut ops, mut ids, mut unfinished) = (Vec::new(), Vec::new(), Vec::new());
     for index in 0..6 + rng.below(24) {
         let op = match rng.below(100) {
             0..30 => Op::Wait(random_wait(rng, unit, params[0].capacity)),
-            30..45 if !profile.patient && !ids.is_empty() => Op::Cancel(recent(rng, &ids)),
-            45..57 if !loose.is_empty() => Op::Finish(recent(rng, &loose)),
-            57..60 if !loose.is_empty() => Op::Late(recent(rng, &loose)),
+            30..45 if !profile.no_cancels && !ids.is_empty() => Op::Cancel(recent(rng, &ids)),
+            45..57 if !unfinished.is_empty() => Op::Finish(recent(rng, &unfinished)),
+            57..60 if !unfinished.is_empty() => Op::UseLate(recent(rng, &unfinished)),
             60..64 if profile.jumps => {
                 let far = [unit, 10.0 * unit, 3e5, 9e5, 1.5e6, 6e7];
-                Op::Step((rng.pick(&far) * rng.pick(&[-1.0, -1.0, -0.5, 1.0])).ceil())
+                Op::StepClock((rng.pick(&far) * rng.pick(&[-1.0, -1.0, -0.5, 1.0])).ceil())
             }
             _ => {
                 let id = 8 * index;
@@ -123,7 +123,7 @@ fn random_case(rng: &mut Rng, profile: Profile) -> Case {
                         ..
                     }
                 ) {
-                    loose.extend(id..id + n);
+                    unfinished.extend(id..id + n);
                 }
                 op
             }
@@ -188,9 +188,9 @@ fn random_take(
         1 + rng.below(5)
     };
     let fate = match rng.below(100) {
-        0..15 if profile.corrections => Fate::Hold,
-        15..25 if profile.corrections => Fate::Part(rng.pick(&[0.0, 0.25, 0.5])),
-        25..30 if profile.corrections => Fate::Over(rng.pick(&[0.5, 1.0, 3.0, 50.0])),
+        0..15 if profile.corrections => Fate::Defer,
+        15..25 if profile.corrections => Fate::UsePart(rng.pick(&[0.0, 0.25, 0.5])),
+        25..30 if profile.corrections => Fate::UseMore(rng.pick(&[0.5, 1.0, 3.0, 50.0])),
         _ => Fate::Use,
     };
     let waits = [0.0, unit, 2.5 * unit, 5.0 * unit, 10.0 * unit, 1e12];
@@ -204,8 +204,8 @@ fn random_take(
     (n, op)
 }
 
-/// Removes and simplifies operations as long as the case still breaks the promise.
-fn cut_down(mut case: Case, law: Law) -> Case {
+/// Removes and simplifies operations as long as the case still violates the guarantee.
+fn shrink(mut case: Case, model: Model) -> Case {
     loop {
         let mut simpler = Vec::new();
         for index in 0..case.ops.len() {
@@ -226,7 +226,7 @@ fn cut_down(mut case: Case, law: Law) -> Case {
         }
         match simpler
             .into_iter()
-            .find(|case| breaks(&run(case, law), law))
+            .find(|case| is_violation(&run(case, model), model))
         {
             Some(found) => case = found,
             None => return case,
@@ -277,40 +277,40 @@ fn simpler_ops(op: Op) -> Vec<Op> {
     simpler
 }
 
-/// Four of these searches make a run: 40,000 cases, or four millions.
-fn holds(profile: Profile) -> Seen {
+/// A run consists of four of these searches: 40,000 cases, or four million.
+fn check(profile: Profile) -> Seen {
     let count = sequences(10_000, 1_000_000);
-    let (found, seen) = search(Law::Real, profile, count);
+    let (found, seen) = search(Model::Real, profile, count);
     if let Some(found) = found {
         panic!("{profile:?}: {found}");
     }
     println!("{profile:?}, {count} sequences: {seen:?}");
     if count >= 1_000 {
-        assert!(seen.slept > count && seen.handed_over > 0 && seen.cancelled > 0);
-        assert!(seen.pooled > 0, "nobody took from a pool");
+        assert!(seen.waited > count && seen.handed_over > 0 && seen.cancelled > 0);
+        assert!(seen.from_returned > 0, "no request used returned tokens");
     }
     seen
 }
 
 #[test]
-fn takes_and_cancelled_sleepers_never_exceed_a_window() {
-    let seen = holds(Profile::default());
-    // Nothing is excused here: not one late use, charge or jump.
-    assert_eq!(seen.stated, 0);
+fn requests_and_cancellations_never_exceed_a_window() {
+    let seen = check(Profile::default());
+    // There is no exception here: no late use, charge or jump.
+    assert_eq!(seen.exceptions, 0);
 }
 
 #[test]
-fn refunds_and_settling_exceed_no_window_by_more_than_stated() {
-    let seen = holds(Profile {
+fn refunds_and_settlements_exceed_windows_by_the_exceptions_only() {
+    let seen = check(Profile {
         corrections: true,
         ..Profile::default()
     });
-    assert!(seen.stated > 0 && seen.charged > 0 || sequences(10_000, 10_000) < 1_000);
+    assert!(seen.exceptions > 0 && seen.charged > 0 || sequences(10_000, 10_000) < 1_000);
 }
 
 #[test]
-fn steps_of_the_servers_clock_exceed_no_window_by_more_than_stated() {
-    holds(Profile {
+fn jumps_of_the_servers_clock_exceed_windows_by_the_exceptions_only() {
+    check(Profile {
         corrections: true,
         jumps: true,
         ..Profile::default()
@@ -318,53 +318,54 @@ fn steps_of_the_servers_clock_exceed_no_window_by_more_than_stated() {
 }
 
 #[test]
-fn demands_on_several_buckets_exceed_no_window_by_more_than_stated() {
-    let seen = holds(Profile {
+fn requests_for_several_buckets_exceed_windows_by_the_exceptions_only() {
+    let seen = check(Profile {
         corrections: true,
         several: true,
         ..Profile::default()
     });
-    let enough = seen.second_waits > 0 && seen.second_refusals > 0 && seen.realigned > 0;
+    let enough = seen.second_waits > 0 && seen.second_rejections > 0 && seen.realigned > 0;
     assert!(enough || sequences(10_000, 10_000) < 1_000);
 }
 
-/// The search finds what is known to be wrong; otherwise its silence would mean nothing.
-fn finds(law: Law, profile: Profile) {
-    let (found, _) = search(law, profile, 20_000);
-    let found = found.unwrap_or_else(|| panic!("{law:?} went unnoticed"));
-    println!("{law:?} after {}: {found}", found.after);
+/// The search finds a wrong model. If it did not, finding nothing in the real one would prove
+/// nothing.
+fn finds(model: Model, profile: Profile) {
+    let (found, _) = search(model, profile, 20_000);
+    let found = found.unwrap_or_else(|| panic!("{model:?} was not found wrong"));
+    println!("{model:?} after {}: {found}", found.after);
 }
 
 #[test]
-fn finds_that_a_bucket_without_a_pool_admits_too_much() {
+fn finds_that_raising_the_level_while_requests_wait_admits_too_much() {
     let profile = Profile {
         corrections: true,
         ..Profile::default()
     };
-    finds(Law::Plain, profile);
+    finds(Model::RaisesLevel, profile);
 }
 
 #[test]
-fn finds_that_a_slot_given_back_before_its_turn_admits_too_much() {
-    finds(Law::Early, Profile::default());
+fn finds_that_giving_a_reservation_back_before_it_is_due_admits_too_much() {
+    finds(Model::GivesBackEarly, Profile::default());
 }
 
 #[test]
 fn finds_that_several_buckets_taken_with_one_wait_admit_too_much() {
     let profile = Profile {
         several: true,
-        patient: true,
+        no_cancels: true,
         ..Profile::default()
     };
-    finds(Law::AllAtOnce, profile);
+    finds(Model::AllAtOnce, profile);
 }
 
 #[test]
-fn finds_that_the_slowest_kept_for_the_rest_admits_too_much() {
+fn finds_that_keeping_the_slowest_for_the_others_admits_too_much() {
     let profile = Profile {
         several: true,
-        patient: true,
+        no_cancels: true,
         ..Profile::default()
     };
-    finds(Law::Kept, profile);
+    finds(Model::KeepsSlowest, profile);
 }

@@ -1,56 +1,59 @@
 //! Everything that can happen to a few buckets, in virtual time and on one thread.
 //!
-//! Time here is true time, in which the sleepers sleep; the server's clock, which is all that the
-//! buckets know, is that plus an offset.
+//! Time here is true time, by which requests wait. The buckets know only the server's clock, which
+//! is that plus an offset.
 
 use crate::bucket::{Bucket, BucketParams, Reservation, TakenAll, take_all};
 
-use super::case::{BUCKETS, Case, Fate, Law, Op, Outcome};
+use super::case::{BUCKETS, Case, Fate, Model, Op, Outcome};
 use super::record::{Charged, Jump, Late, Record, Use};
 
-/// Turns of one demand that lie no further apart are used together.
+/// Reservations of one request are used together if they are due within this time, in
+/// microseconds.
 const ALIGNED: f64 = 75_000.0;
 
-/// Whoever holds a token for the rest of its demand longer than this breaks its window.
+/// A request must not keep tokens for its other buckets longer than this, in microseconds.
 const TOLERANCE: f64 = 100_000.0;
 
-/// About what Redis says: from here on a double counts in quarters of a microsecond.
+/// About the time of a Redis server: from here on a double has a resolution of a quarter of a
+/// microsecond.
 const EPOCH: f64 = 1.7e15;
 
+/// A cost granted to a request by one bucket, now or for a later time.
 #[derive(Clone, Copy, Debug)]
-struct Slot {
+struct Grant {
     bucket: usize,
     cost: f64,
-    turn: f64,
+    due: f64,
     order: Option<u32>,
     owner: usize,
-    /// What a caller that goes away undoes; none where the bucket's time is ahead of the server's,
-    /// which is all that a reply tells.
+    /// What a cancelled request undoes. None if the bucket's time is ahead of the server's, since
+    /// a reply contains only the latter.
     reservation: Option<Reservation>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum State {
-    Asking,
-    Sleeping,
+    Requesting,
+    Waiting,
     Granted,
     Done,
 }
 
 #[derive(Debug)]
-struct Demand {
+struct Request {
     id: u32,
     missing: [f64; BUCKETS],
-    held: Vec<Slot>,
+    granted: Vec<Grant>,
     deadline: f64,
     fate: Fate,
     state: State,
 }
 
-pub(crate) fn run(case: &Case, law: Law) -> Outcome {
+pub(crate) fn run(case: &Case, model: Model) -> Outcome {
     let mut simulator = Simulator {
         case,
-        law,
+        model,
         now: 0.0,
         offset: 0.0,
         jumped: false,
@@ -59,10 +62,10 @@ pub(crate) fn run(case: &Case, law: Law) -> Outcome {
             .iter()
             .map(|&t| Bucket::full(EPOCH, t))
             .collect(),
-        last_turn: vec![0.0; case.params.len()],
-        slots: Vec::new(),
-        looks: Vec::new(),
-        demands: Vec::new(),
+        last_due: vec![0.0; case.params.len()],
+        reserved: Vec::new(),
+        checks: Vec::new(),
+        requests: Vec::new(),
         order: 0,
         back: Vec::new(),
         outcome: Outcome {
@@ -83,7 +86,7 @@ pub(crate) fn run(case: &Case, law: Law) -> Outcome {
     }
     for (record, &params) in outcome.records.iter_mut().zip(&case.params) {
         outcome.excess = outcome.excess.max(record.excess(params));
-        outcome.seen.stated +=
+        outcome.seen.exceptions +=
             (record.late.len() + record.charged.len() + record.jumps.len()) as u64;
     }
     outcome
@@ -91,18 +94,18 @@ pub(crate) fn run(case: &Case, law: Law) -> Outcome {
 
 struct Simulator<'a> {
     case: &'a Case,
-    law: Law,
+    model: Model,
     now: f64,
     offset: f64,
     jumped: bool,
     buckets: Vec<Bucket>,
-    last_turn: Vec<f64>,
-    slots: Vec<Slot>,
-    /// When a demand asks for the rest, unless something happens to it earlier.
-    looks: Vec<(f64, usize)>,
-    demands: Vec<Demand>,
+    last_due: Vec<f64>,
+    reserved: Vec<Grant>,
+    /// When a request asks for its other buckets, unless something happens to it earlier.
+    checks: Vec<(f64, usize)>,
+    requests: Vec<Request>,
     order: u32,
-    /// By how much the clock was set back, of each bucket.
+    /// Jumps back of the clock, for each bucket.
     back: Vec<Jump>,
     outcome: Outcome,
 }
@@ -120,45 +123,45 @@ impl Simulator<'_> {
             } => self.take(id, n, costs, max_wait, fate),
             Op::Cancel(id) => self.cancel(id),
             Op::Finish(id) => self.finish(id),
-            Op::Late(id) => {
-                if let Some(demand) = self.find(id, State::Granted, |fate| fate == Fate::Hold) {
-                    self.spend(demand, 1.0);
-                    self.demands[demand].state = State::Done;
+            Op::UseLate(id) => {
+                if let Some(request) = self.find(id, State::Granted, |fate| fate == Fate::Defer) {
+                    self.spend(request, 1.0);
+                    self.requests[request].state = State::Done;
                 }
             }
-            Op::Step(us) => self.jump(us),
+            Op::StepClock(us) => self.jump(us),
         }
     }
 
-    /// Serves all turns up to then, each at its time.
+    /// Grants all reservations up to then, each when it is due.
     fn advance(&mut self, to: f64) {
         loop {
-            let turns = self.slots.iter().enumerate();
-            let next = turns.min_by(|(_, a), (_, b)| a.turn.total_cmp(&b.turn));
-            let looks = self.looks.iter().copied().enumerate();
-            let look = looks.min_by(|(_, (a, _)), (_, (b, _))| a.total_cmp(b));
-            if let Some((index, (at, demand))) = look
-                && at <= next.map_or(to, |(_, slot)| slot.turn.min(to))
+            let reserved = self.reserved.iter().enumerate();
+            let next = reserved.min_by(|(_, a), (_, b)| a.due.total_cmp(&b.due));
+            let checks = self.checks.iter().copied().enumerate();
+            let check = checks.min_by(|(_, (a, _)), (_, (b, _))| a.total_cmp(b));
+            if let Some((index, (at, request))) = check
+                && at <= next.map_or(to, |(_, grant)| grant.due.min(to))
             {
-                self.looks.remove(index);
+                self.checks.remove(index);
                 self.now = at;
-                self.ask_for_the_rest(demand, false);
+                self.ask_for_others(request, false);
                 continue;
             }
-            let Some((index, slot)) = next.map(|(index, &slot)| (index, slot)) else {
+            let Some((index, grant)) = next.map(|(index, &grant)| (index, grant)) else {
                 break;
             };
-            if slot.turn > to {
+            if grant.due > to {
                 break;
             }
-            // Not swapped: of equal turns the first promised comes first.
-            self.slots.remove(index);
-            self.now = slot.turn;
-            self.demands[slot.owner].held.push(slot);
-            if self.is_reserving(slot.owner) {
-                self.realign(slot.owner);
+            // Not `swap_remove`: of reservations due at one time, the earliest made comes first.
+            self.reserved.remove(index);
+            self.now = grant.due;
+            self.requests[grant.owner].granted.push(grant);
+            if self.is_reserving(grant.owner) {
+                self.realign(grant.owner);
             } else {
-                self.ask(slot.owner, 1);
+                self.ask(grant.owner, 1);
             }
         }
         if to.is_finite() {
@@ -167,24 +170,24 @@ impl Simulator<'_> {
     }
 
     fn take(&mut self, id: u32, n: u32, costs: [f64; BUCKETS], max_wait: f64, fate: Fate) {
-        let first = self.demands.len();
+        let first = self.requests.len();
         for k in 0..n {
-            self.demands.push(Demand {
+            self.requests.push(Request {
                 id: id + k,
                 missing: costs,
-                held: Vec::new(),
+                granted: Vec::new(),
                 deadline: self.now + max_wait,
                 fate,
-                state: State::Asking,
+                state: State::Requesting,
             });
         }
         self.ask(first, n);
     }
 
-    /// Asks for what a demand misses; `n` demands at once only for a single bucket.
-    fn ask(&mut self, demand: usize, n: u32) {
-        let missing = self.demands[demand].missing;
-        let max_wait = self.demands[demand].deadline - self.now;
+    /// Takes what a request misses. `n` equal requests at once for a single bucket only.
+    fn ask(&mut self, request: usize, n: u32) {
+        let missing = self.requests[request].missing;
+        let max_wait = self.requests[request].deadline - self.now;
         let time = self.server_time();
         let wanted = |index: usize| missing[index] > 0.0;
         for index in (0..self.buckets.len()).filter(|&index| wanted(index)) {
@@ -192,34 +195,35 @@ impl Simulator<'_> {
         }
         if let Some((bucket, cost)) = single(&missing) {
             let params = self.case.params[bucket];
-            let (pool, gaps) = (self.buckets[bucket].returned, gaps(&self.buckets[bucket]));
+            let (returned, gaps) = (self.buckets[bucket].returned, gaps(&self.buckets[bucket]));
             let taken = self.buckets[bucket].take(cost, n, max_wait, params);
             let fills = gaps != self::gaps(&self.buckets[bucket]);
             self.outcome.seen.filled += u64::from(fills);
-            let pooled = ((pool - self.buckets[bucket].returned) / cost + 1e-9).floor();
-            let pooled = pooled.min(taken.now);
+            let from_returned = ((returned - self.buckets[bucket].returned) / cost + 1e-9).floor();
+            let from_returned = from_returned.min(taken.now);
             for k in 0..n {
-                let demand = demand + k as usize;
+                let request = request + k as usize;
                 if f64::from(k) < taken.granted {
                     let wait = taken.wait(k, cost, params);
-                    let level = f64::from(k) < taken.now - pooled || f64::from(k) >= taken.now;
+                    let level =
+                        f64::from(k) < taken.now - from_returned || f64::from(k) >= taken.now;
                     let level = level && !fills;
-                    self.granted(demand, bucket, wait, level);
+                    self.granted(request, bucket, wait, level);
                 } else {
-                    self.refused(demand);
+                    self.rejected(request);
                 }
             }
             return;
         }
         if missing.iter().all(|&cost| cost == 0.0) {
-            self.complete(demand);
+            self.complete(request);
             return;
         }
-        if self.law == Law::AllAtOnce {
-            self.ask_all_at_once(demand, max_wait);
+        if self.model == Model::AllAtOnce {
+            self.ask_all_at_once(request, max_wait);
             return;
         }
-        let pools: Vec<f64> = self.buckets.iter().map(|bucket| bucket.returned).collect();
+        let returned_before: Vec<f64> = self.buckets.iter().map(|bucket| bucket.returned).collect();
         let before: Vec<f64> = self.buckets.iter().map(gaps).collect();
         let asked: Vec<usize> = (0..self.buckets.len()).filter(|&b| wanted(b)).collect();
         let buckets = self.buckets.iter_mut().enumerate();
@@ -232,63 +236,66 @@ impl Simulator<'_> {
         match answer {
             TakenAll::All => {
                 for bucket in asked {
-                    let level = self.buckets[bucket].returned == pools[bucket]
+                    let level = self.buckets[bucket].returned == returned_before[bucket]
                         && gaps(&self.buckets[bucket]) == before[bucket];
-                    self.granted_now(demand, bucket, level);
+                    self.granted_now(request, bucket, level);
                 }
-                self.settle(demand);
+                self.proceed(request);
             }
             TakenAll::Slowest { which, wait, .. } => {
                 let bucket = asked[which];
                 let level = gaps(&self.buckets[bucket]) == before[bucket];
-                self.granted(demand, bucket, wait, level);
+                self.granted(request, bucket, wait, level);
             }
-            TakenAll::Rejected { .. } => self.refused(demand),
+            TakenAll::Rejected { .. } => self.rejected(request),
         }
     }
 
-    fn is_reserving(&self, demand: usize) -> bool {
-        self.slots.iter().any(|slot| slot.owner == demand)
+    fn is_reserving(&self, request: usize) -> bool {
+        self.reserved.iter().any(|grant| grant.owner == request)
     }
 
-    /// The latest turn of a demand sets the time: what is due earlier is given back, and asked
-    /// for again as long before it as it would have to wait.
-    fn realign(&mut self, demand: usize) {
-        if matches!(self.law, Law::Kept | Law::AllAtOnce) {
+    /// The latest reservation of a request sets the time. What is due earlier is given back, and
+    /// requested again as long before that time as it would have to wait.
+    fn realign(&mut self, request: usize) {
+        if matches!(self.model, Model::KeepsSlowest | Model::AllAtOnce) {
             return;
         }
-        let held = std::mem::take(&mut self.demands[demand].held);
-        let owned = self.slots.iter().filter(|slot| slot.owner == demand);
-        let time = owned.chain(&held).map(|slot| slot.turn).fold(0.0, f64::max);
+        let granted = std::mem::take(&mut self.requests[request].granted);
+        let owned = self.reserved.iter().filter(|grant| grant.owner == request);
+        let time = owned
+            .chain(&granted)
+            .map(|grant| grant.due)
+            .fold(0.0, f64::max);
         let mut early = false;
-        for slot in held {
-            if slot.turn + ALIGNED >= time {
-                self.demands[demand].held.push(slot);
+        for grant in granted {
+            if grant.due + ALIGNED >= time {
+                self.requests[request].granted.push(grant);
             } else {
                 early = true;
-                self.demands[demand].missing[slot.bucket] = slot.cost;
-                self.return_late(slot.bucket, slot.turn, slot.cost);
+                self.requests[request].missing[grant.bucket] = grant.cost;
+                self.return_late(grant.bucket, grant.due, grant.cost);
             }
         }
-        let is_early = |slot: &Slot| slot.owner == demand && slot.turn + ALIGNED < time;
-        while let Some(index) = self.slots.iter().position(is_early) {
+        let is_early = |grant: &Grant| grant.owner == request && grant.due + ALIGNED < time;
+        while let Some(index) = self.reserved.iter().position(is_early) {
             early = true;
-            let slot = self.slots[index];
-            self.demands[demand].missing[slot.bucket] = slot.cost;
+            let grant = self.reserved[index];
+            self.requests[request].missing[grant.bucket] = grant.cost;
             self.release(index);
         }
         self.outcome.seen.realigned += u64::from(early);
-        self.ask_for_the_rest(demand, early);
+        self.ask_for_others(request, early);
     }
 
-    fn ask_for_the_rest(&mut self, demand: usize, early: bool) {
-        self.looks.retain(|(_, other)| *other != demand);
-        let missing = self.demands[demand].missing;
-        if missing.iter().all(|&cost| cost == 0.0) || !self.is_reserving(demand) {
+    fn ask_for_others(&mut self, request: usize, early: bool) {
+        self.checks.retain(|(_, other)| *other != request);
+        let missing = self.requests[request].missing;
+        if missing.iter().all(|&cost| cost == 0.0) || !self.is_reserving(request) {
             return;
         }
-        let owned = self.slots.iter().filter(|slot| slot.owner == demand);
-        let time = owned.map(|slot| slot.turn).fold(0.0, f64::max);
+        let owned = self.reserved.iter().filter(|grant| grant.owner == request);
+        let time = owned.map(|grant| grant.due).fold(0.0, f64::max);
         let server_time = self.server_time();
         let quotes = (0..self.buckets.len()).filter(|&index| missing[index] > 0.0);
         let quotes = quotes.map(|index| {
@@ -297,22 +304,22 @@ impl Simulator<'_> {
             bucket.quote(missing[index], params)
         });
         let (quote, until) = (quotes.fold(0.0, f64::max), time - self.now);
-        let mut pause = until / 2.0;
+        let mut delay = until / 2.0;
         if !early && quote > 0.0 {
             if quote + ALIGNED >= until {
-                return self.ask(demand, 1);
+                return self.ask(request, 1);
             }
-            pause = pause.min(until - quote - ALIGNED);
+            delay = delay.min(until - quote - ALIGNED);
         }
         if until > ALIGNED {
-            // Whole microseconds, as all turns are.
-            self.looks
-                .push((self.now + pause.max(5_000.0).ceil(), demand));
+            // In whole microseconds, as all due times are.
+            self.checks
+                .push((self.now + delay.max(5_000.0).ceil(), request));
         }
     }
 
-    fn ask_all_at_once(&mut self, demand: usize, max_wait: f64) {
-        let missing = self.demands[demand].missing;
+    fn ask_all_at_once(&mut self, request: usize, max_wait: f64) {
+        let missing = self.requests[request].missing;
         let asked: Vec<usize> = (0..self.buckets.len())
             .filter(|&bucket| missing[bucket] > 0.0)
             .collect();
@@ -322,156 +329,156 @@ impl Simulator<'_> {
         });
         let longest = quotes.fold(0.0, f64::max);
         if longest > max_wait {
-            return self.refused(demand);
+            return self.rejected(request);
         }
-        let mut sleeps = false;
+        let mut waits = false;
         for &bucket in &asked {
             let params = self.case.params[bucket];
             let taken = self.buckets[bucket].take(missing[bucket], 1, max_wait, params);
-            if sleeps || taken.last < longest {
-                self.granted_now(demand, bucket, true);
-                self.settle(demand);
+            if waits || taken.last < longest {
+                self.granted_now(request, bucket, true);
+                self.proceed(request);
             } else {
-                sleeps = longest > 0.0;
-                self.granted(demand, bucket, taken.last, true);
+                waits = longest > 0.0;
+                self.granted(request, bucket, taken.last, true);
             }
         }
     }
 
-    fn granted(&mut self, demand: usize, bucket: usize, wait: f64, from_level: bool) {
+    fn granted(&mut self, request: usize, bucket: usize, wait: f64, from_level: bool) {
         if wait <= 0.0 {
-            self.granted_now(demand, bucket, from_level);
-            self.settle(demand);
+            self.granted_now(request, bucket, from_level);
+            self.proceed(request);
             return;
         }
-        if !self.demands[demand].held.is_empty() {
+        if !self.requests[request].granted.is_empty() {
             self.outcome.seen.second_waits += 1;
         }
-        let slot = self.slot(demand, bucket, wait, from_level);
-        self.slots.push(slot);
-        self.demands[demand].state = State::Sleeping;
-        self.outcome.seen.slept += 1;
-        self.realign(demand);
+        let grant = self.grant(request, bucket, wait, from_level);
+        self.reserved.push(grant);
+        self.requests[request].state = State::Waiting;
+        self.outcome.seen.waited += 1;
+        self.realign(request);
     }
 
-    fn granted_now(&mut self, demand: usize, bucket: usize, from_level: bool) {
-        let slot = self.slot(demand, bucket, 0.0, from_level);
-        self.demands[demand].held.push(slot);
-        self.outcome.seen.pooled += u64::from(!from_level);
+    fn granted_now(&mut self, request: usize, bucket: usize, from_level: bool) {
+        let grant = self.grant(request, bucket, 0.0, from_level);
+        self.requests[request].granted.push(grant);
+        self.outcome.seen.from_returned += u64::from(!from_level);
     }
 
-    fn settle(&mut self, demand: usize) {
-        if self.is_reserving(demand) {
-            self.realign(demand);
-        } else if self.demands[demand].missing.iter().all(|&c| c == 0.0) {
-            self.complete(demand);
+    fn proceed(&mut self, request: usize) {
+        if self.is_reserving(request) {
+            self.realign(request);
+        } else if self.requests[request].missing.iter().all(|&c| c == 0.0) {
+            self.complete(request);
         }
     }
 
-    fn slot(&mut self, demand: usize, bucket: usize, wait: f64, from_level: bool) -> Slot {
+    fn grant(&mut self, request: usize, bucket: usize, wait: f64, from_level: bool) -> Grant {
         self.order += 1;
-        let turn = self.now + wait;
+        let due = self.now + wait;
         if from_level {
             // Due times closer than this count as the same.
-            let earlier = turn + 2.0 < self.last_turn[bucket];
-            self.outcome.out_of_turn |= earlier && !self.jumped;
-            self.last_turn[bucket] = self.last_turn[bucket].max(turn);
+            let earlier = due + 2.0 < self.last_due[bucket];
+            self.outcome.out_of_order |= earlier && !self.jumped;
+            self.last_due[bucket] = self.last_due[bucket].max(due);
         }
-        let cost = std::mem::take(&mut self.demands[demand].missing[bucket]);
+        let cost = std::mem::take(&mut self.requests[request].missing[bucket]);
         let (at, params) = (self.buckets[bucket].at, self.case.params[bucket]);
         let is_known = at == self.server_time();
-        Slot {
+        Grant {
             bucket,
             cost,
-            turn,
+            due,
             order: from_level.then_some(self.order),
-            owner: demand,
+            owner: request,
             reservation: is_known.then(|| Reservation::due(at + wait, cost, params)),
         }
     }
 
-    fn refused(&mut self, demand: usize) {
-        if !self.demands[demand].held.is_empty() || self.is_reserving(demand) {
-            self.outcome.seen.second_refusals += 1;
+    fn rejected(&mut self, request: usize) {
+        if !self.requests[request].granted.is_empty() || self.is_reserving(request) {
+            self.outcome.seen.second_rejections += 1;
         }
-        self.let_go(demand);
-        self.demands[demand].state = State::Done;
+        self.release_all(request);
+        self.requests[request].state = State::Done;
     }
 
-    /// Gives back what a demand holds, and undoes its other reservations.
-    fn let_go(&mut self, demand: usize) {
-        self.return_held(demand);
-        self.looks.retain(|(_, other)| *other != demand);
-        let owned = |slot: &Slot| slot.owner == demand;
-        while let Some(index) = self.slots.iter().position(owned) {
+    /// Gives back what a request was granted, and undoes its reservations.
+    fn release_all(&mut self, request: usize) {
+        self.return_granted(request);
+        self.checks.retain(|(_, other)| *other != request);
+        let owned = |grant: &Grant| grant.owner == request;
+        while let Some(index) = self.reserved.iter().position(owned) {
             self.release(index);
         }
     }
 
-    /// Its owner does not want this slot any more.
+    /// Undoes a reservation, or that of the last waiter it is handed over to.
     fn release(&mut self, index: usize) {
-        let free = match self.case.hand_over && self.law != Law::Early {
+        let free = match self.case.hand_over && self.model != Model::GivesBackEarly {
             true => self.hand_over(index),
             false => index,
         };
         self.undo(free);
     }
 
-    fn complete(&mut self, demand: usize) {
-        let state = match self.demands[demand].fate {
-            Fate::Hold => State::Granted,
+    fn complete(&mut self, request: usize) {
+        let state = match self.requests[request].fate {
+            Fate::Defer => State::Granted,
             Fate::Use => {
-                self.spend(demand, 1.0);
+                self.spend(request, 1.0);
                 State::Done
             }
-            Fate::Part(part) => {
-                self.spend(demand, part);
+            Fate::UsePart(part) => {
+                self.spend(request, part);
                 State::Granted
             }
-            Fate::Over(_) => {
-                self.spend(demand, 1.0);
+            Fate::UseMore(_) => {
+                self.spend(request, 1.0);
                 State::Granted
             }
         };
-        self.demands[demand].state = state;
+        self.requests[request].state = state;
     }
 
-    /// Uses this part of everything that a demand holds.
-    fn spend(&mut self, demand: usize, part: f64) {
-        for slot in &self.demands[demand].held {
-            let record = &mut self.outcome.records[slot.bucket];
+    /// Uses this part of everything that a request was granted.
+    fn spend(&mut self, request: usize, part: f64) {
+        for grant in &self.requests[request].granted {
+            let record = &mut self.outcome.records[grant.bucket];
             record.uses.push(Use {
                 time: self.now,
-                tokens: part * slot.cost,
-                order: slot.order,
-                over: (slot.cost - self.case.params[slot.bucket].capacity).max(0.0),
+                tokens: part * grant.cost,
+                order: grant.order,
+                over: (grant.cost - self.case.params[grant.bucket].capacity).max(0.0),
             });
-            // What is charged early to be used late is the fault of that law, and no excuse. Nor
-            // is what was kept for the rest of a demand.
-            let kept = self.demands[demand].state == State::Sleeping;
-            let late = self.now - slot.turn;
-            let excused = self.law != Law::AllAtOnce && !(kept && late > TOLERANCE);
+            // Taking tokens early to use them late is the error of that model, not an exception.
+            // Nor is keeping them for the other buckets of a request.
+            let kept = self.requests[request].state == State::Waiting;
+            let late = self.now - grant.due;
+            let excused = self.model != Model::AllAtOnce && !(kept && late > TOLERANCE);
             if late > 0.0 && excused {
                 record.late.push(Late {
-                    turn: slot.turn,
+                    due: grant.due,
                     end: self.now,
-                    tokens: part * slot.cost,
+                    tokens: part * grant.cost,
                 });
             }
         }
     }
 
-    /// Gives back what a demand holds, all of it past its turn.
-    fn return_held(&mut self, demand: usize) {
-        for slot in std::mem::take(&mut self.demands[demand].held) {
-            self.return_late(slot.bucket, slot.turn, slot.cost);
+    /// Gives back what a request was granted, all of which is due.
+    fn return_granted(&mut self, request: usize) {
+        for grant in std::mem::take(&mut self.requests[request].granted) {
+            self.return_late(grant.bucket, grant.due, grant.cost);
         }
     }
 
-    fn return_late(&mut self, bucket: usize, turn: f64, tokens: f64) {
-        if turn < self.now {
+    fn return_late(&mut self, bucket: usize, due: f64, tokens: f64) {
+        if due < self.now {
             self.outcome.records[bucket].late.push(Late {
-                turn,
+                due,
                 end: self.now,
                 tokens,
             });
@@ -483,7 +490,7 @@ impl Simulator<'_> {
         let (time, params) = (self.server_time(), self.case.params[index]);
         let bucket = &mut self.buckets[index];
         bucket.advance(time, params);
-        if self.law == Law::Plain {
+        if self.model == Model::RaisesLevel {
             bucket.level = params.capacity.min(bucket.level + tokens);
         } else {
             bucket.give_back(tokens, params);
@@ -493,69 +500,70 @@ impl Simulator<'_> {
     }
 
     fn cancel(&mut self, id: u32) {
-        let Some(demand) = self.find(id, State::Sleeping, |_| true) else {
+        let Some(request) = self.find(id, State::Waiting, |_| true) else {
             return;
         };
-        self.let_go(demand);
-        self.demands[demand].state = State::Done;
+        self.release_all(request);
+        self.requests[request].state = State::Done;
         self.outcome.seen.cancelled += 1;
     }
 
-    /// Those of the same cost behind a freed slot move up by one: the slot that is free then.
+    /// Waiters of the same cost behind a freed reservation move up by one. Returns the reservation
+    /// that is free then.
     fn hand_over(&mut self, freed: usize) -> usize {
-        let Slot {
-            bucket, cost, turn, ..
-        } = self.slots[freed];
-        let same = |slot: &Slot| (slot.bucket, slot.cost) == (bucket, cost) && slot.turn >= turn;
-        let mut line: Vec<usize> = (0..self.slots.len())
-            .filter(|&index| same(&self.slots[index]) && index != freed)
+        let Grant {
+            bucket, cost, due, ..
+        } = self.reserved[freed];
+        let same = |grant: &Grant| (grant.bucket, grant.cost) == (bucket, cost) && grant.due >= due;
+        let mut behind: Vec<usize> = (0..self.reserved.len())
+            .filter(|&index| same(&self.reserved[index]) && index != freed)
             .collect();
-        line.sort_by(|&a, &b| self.slots[a].turn.total_cmp(&self.slots[b].turn));
-        self.outcome.seen.handed_over += line.len() as u64;
+        behind.sort_by(|&a, &b| self.reserved[a].due.total_cmp(&self.reserved[b].due));
+        self.outcome.seen.handed_over += behind.len() as u64;
         let mut free = freed;
-        for index in line {
-            self.slots[free].owner = self.slots[index].owner;
+        for index in behind {
+            self.reserved[free].owner = self.reserved[index].owner;
             free = index;
         }
         free
     }
 
     fn undo(&mut self, index: usize) {
-        let slot = self.slots.remove(index);
-        if self.law == Law::Early {
-            return self.give_back(slot.bucket, slot.cost);
+        let grant = self.reserved.remove(index);
+        if self.model == Model::GivesBackEarly {
+            return self.give_back(grant.bucket, grant.cost);
         }
-        let (time, params) = (self.server_time(), self.case.params[slot.bucket]);
-        let bucket = &mut self.buckets[slot.bucket];
+        let (time, params) = (self.server_time(), self.case.params[grant.bucket]);
+        let bucket = &mut self.buckets[grant.bucket];
         bucket.advance(time, params);
-        if let Some(reservation) = slot.reservation {
+        if let Some(reservation) = grant.reservation {
             bucket.undo(reservation, params);
         }
         let others = self
-            .slots
+            .reserved
             .iter()
-            .filter(|other| other.bucket == slot.bucket);
-        self.last_turn[slot.bucket] = others.map(|other| other.turn).fold(0.0, f64::max);
-        self.outcome.records[slot.bucket].given_back(self.now, slot.cost);
+            .filter(|other| other.bucket == grant.bucket);
+        self.last_due[grant.bucket] = others.map(|other| other.due).fold(0.0, f64::max);
+        self.outcome.records[grant.bucket].given_back(self.now, grant.cost);
         self.outcome.seen.undone += 1;
     }
 
     fn finish(&mut self, id: u32) {
-        let Some(demand) = self.find(id, State::Granted, |_| true) else {
+        let Some(request) = self.find(id, State::Granted, |_| true) else {
             return;
         };
-        self.demands[demand].state = State::Done;
-        match self.demands[demand].fate {
+        self.requests[request].state = State::Done;
+        match self.requests[request].fate {
             Fate::Use => {}
-            Fate::Hold => self.return_held(demand),
-            Fate::Part(part) => {
-                for slot in std::mem::take(&mut self.demands[demand].held) {
-                    self.return_late(slot.bucket, slot.turn, (1.0 - part) * slot.cost);
+            Fate::Defer => self.return_granted(request),
+            Fate::UsePart(part) => {
+                for grant in std::mem::take(&mut self.requests[request].granted) {
+                    self.return_late(grant.bucket, grant.due, (1.0 - part) * grant.cost);
                 }
             }
-            Fate::Over(tokens) => {
-                for slot in std::mem::take(&mut self.demands[demand].held) {
-                    self.charge(slot.bucket, tokens);
+            Fate::UseMore(tokens) => {
+                for grant in std::mem::take(&mut self.requests[request].granted) {
+                    self.charge(grant.bucket, tokens);
                 }
             }
         }
@@ -592,31 +600,31 @@ impl Simulator<'_> {
         for index in 0..self.buckets.len() {
             let params = self.case.params[index];
             self.buckets[index].advance(before, params);
-            let slots = self.slots.iter().filter(|slot| slot.bucket == index);
-            let promised: f64 = slots.clone().map(|slot| slot.cost).sum();
-            let debt = promised.max(-self.buckets[index].level);
-            let last_turn = slots.map(|slot| slot.turn).fold(self.now, f64::max);
+            let reserved = self.reserved.iter().filter(|grant| grant.bucket == index);
+            let reserved_tokens: f64 = reserved.clone().map(|grant| grant.cost).sum();
+            let debt = reserved_tokens.max(-self.buckets[index].level);
+            let last_due = reserved.map(|grant| grant.due).fold(self.now, f64::max);
             let most = params.capacity + debt;
             let jump = Jump {
                 time: self.now,
-                last_turn: last_turn.max(self.now + debt / params.per_us),
+                last_due: last_due.max(self.now + debt / params.per_us),
                 tokens: (us.abs() * params.per_us).min(most),
                 most,
             };
             if us > 0.0 {
                 self.outcome.records[index].jumps.push(jump);
             } else {
-                // As long as there is a queue, it is that much late.
-                let last_turn = f64::INFINITY;
-                self.back.push(Jump { last_turn, ..jump });
+                // The queue is late by that much as long as it lasts.
+                let last_due = f64::INFINITY;
+                self.back.push(Jump { last_due, ..jump });
             }
         }
     }
 
     fn find(&self, id: u32, state: State, fate: impl Fn(Fate) -> bool) -> Option<usize> {
-        let wanted = |demand: &Demand| demand.id == id && demand.state == state;
-        let index = self.demands.iter().position(wanted)?;
-        fate(self.demands[index].fate).then_some(index)
+        let wanted = |request: &Request| request.id == id && request.state == state;
+        let index = self.requests.iter().position(wanted)?;
+        fate(self.requests[index].fate).then_some(index)
     }
 
     fn server_time(&self) -> f64 {
@@ -624,22 +632,22 @@ impl Simulator<'_> {
     }
 }
 
-/// The one bucket that is asked for, and its cost.
+/// The bucket and the cost, if a request is for one bucket only.
 fn single(costs: &[f64; BUCKETS]) -> Option<(usize, f64)> {
     let mut asked = costs.iter().enumerate().filter(|(_, cost)| **cost > 0.0);
     let (index, &cost) = asked.next()?;
     asked.next().is_none().then_some((index, cost))
 }
 
-/// Tokens that are reserved by nobody any more.
+/// The tokens in gaps.
 fn gaps(bucket: &Bucket) -> f64 {
     bucket.gaps.iter().map(|gap| gap.tokens).sum()
 }
 
-/// What a charge may leave unpaid: only what is beyond the floor of the debt.
+/// What a charge leaves unpaid: only what is beyond the floor of the debt.
 fn forgiven(after: &Bucket, tokens: f64, paid: f64, params: BucketParams) -> f64 {
-    let promised = (after.last_due - after.at).max(0.0) * params.per_us;
-    if after.level <= -params.capacity - promised {
+    let reserved_tokens = (after.last_due - after.at).max(0.0) * params.per_us;
+    if after.level <= -params.capacity - reserved_tokens {
         tokens - paid
     } else {
         0.0

@@ -1,4 +1,4 @@
-//! The bucket by itself: what holds for each single operation.
+//! Properties of each single operation of a bucket.
 
 use crate::bucket::{AtOnce, Bucket, BucketParams, Reservation, TakenAll, take_all, take_at_once};
 
@@ -12,7 +12,7 @@ fn rng() -> Rng {
     Rng::new(seed)
 }
 
-fn random_terms(rng: &mut Rng) -> BucketParams {
+fn random_params(rng: &mut Rng) -> BucketParams {
     let cap = rng.pick(&[1.0, 2.0, 2.5, 10.0, 100.0, 1e6]) * rng.pick(&[1.0, 1.0, 0.7]);
     BucketParams::new(cap, rng.pick(&[1e-4, 0.3, 1.0, 7.3, 1e3, 1e6]))
 }
@@ -26,7 +26,7 @@ fn random_cost(rng: &mut Rng, params: BucketParams) -> f64 {
         params.capacity / 3.0,
         params.capacity * part,
     ]);
-    // Over the whole, as of a share of a larger limit, is rare.
+    // A cost over the capacity, as of a local share, is rare.
     if rng.percent(5) {
         params.capacity * rng.pick(&[1.25, 2.0, 3.5])
     } else {
@@ -34,7 +34,7 @@ fn random_cost(rng: &mut Rng, params: BucketParams) -> f64 {
     }
 }
 
-/// Some state that operations lead to, at the time of its last visit.
+/// A state that random operations lead to, at the time of the last one.
 fn random_bucket(rng: &mut Rng, params: BucketParams) -> Bucket {
     let mut now = 1.7e15;
     let mut bucket = Bucket::full(now, params);
@@ -55,10 +55,10 @@ fn random_bucket(rng: &mut Rng, params: BucketParams) -> Bucket {
 }
 
 #[test]
-fn one_take_of_n_is_n_takes_of_one() {
+fn n_requests_at_once_equal_n_requests_one_by_one() {
     let mut rng = rng();
     for _ in 0..ROUNDS {
-        // In such numbers nothing is rounded, so that both must agree to the last bit.
+        // These numbers are not rounded, so both must agree to the last bit.
         let exact = rng.percent(50);
         let (params, cost) = if exact {
             let cap = f64::from(8 + rng.below(160)) / 8.0;
@@ -72,7 +72,7 @@ fn one_take_of_n_is_n_takes_of_one() {
                 cost,
             )
         } else {
-            let params = random_terms(&mut rng);
+            let params = random_params(&mut rng);
             (params, random_cost(&mut rng, params))
         };
         let mut start = random_bucket(&mut rng, params);
@@ -87,32 +87,35 @@ fn one_take_of_n_is_n_takes_of_one() {
         let singles: Vec<_> = (0..n)
             .map(|_| one_by_one.take(cost, 1, max_wait, params))
             .collect();
-        let said = format!("{params:?} {start:?}: {n} of {cost} in {max_wait}: {taken:?}");
+        let context = format!("{params:?} {start:?}: {n} of {cost} in {max_wait}: {taken:?}");
         let granted: f64 = singles.iter().map(|single| single.granted).sum();
         let now: f64 = singles.iter().map(|single| single.now).sum();
         if granted != taken.granted || now != taken.now {
-            // One third three times is a whole, but a whole less three thirds is not zero.
+            // Three times a third is one, but one less three thirds is not zero.
             let one_off = (granted - taken.granted).abs() <= 1.0 && (now - taken.now).abs() <= 1.0;
-            assert!(one_off && !exact, "{granted} {now}: {said}");
+            assert!(one_off && !exact, "{granted} {now}: {context}");
             continue;
         }
-        // A whole microsecond from rounding up, and what doubles lose.
+        // A whole microsecond from rounding up, and the rounding of doubles.
         let close = |a: f64, b: f64| (a - b).abs() <= 1.0 + 1e-9 * params.capacity / params.per_us;
         for (k, single) in singles.iter().enumerate() {
             if single.granted == 1.0 {
                 let wait = taken.wait(k as u32, cost, params);
-                assert!(wait <= max_wait && close(wait, single.last), "{k}: {said}");
+                assert!(
+                    wait <= max_wait && close(wait, single.last),
+                    "{k}: {context}"
+                );
             }
         }
         if let Some(first) = singles.iter().find(|single| single.granted == 0.0) {
-            assert!(close(first.retry_after, taken.retry_after), "{said}");
+            assert!(close(first.retry_after, taken.retry_after), "{context}");
         }
         if exact {
-            assert_eq!(at_once, one_by_one, "{said}");
+            assert_eq!(at_once, one_by_one, "{context}");
         }
         let near = |a: f64, b: f64| (a - b).abs() <= 1e-9 * params.capacity * f64::from(n);
-        assert!(near(at_once.level, one_by_one.level), "{said}");
-        assert!(near(at_once.returned, one_by_one.returned), "{said}");
+        assert!(near(at_once.level, one_by_one.level), "{context}");
+        assert!(near(at_once.returned, one_by_one.returned), "{context}");
     }
 }
 
@@ -120,7 +123,7 @@ fn one_take_of_n_is_n_takes_of_one() {
 fn a_wait_is_long_enough_and_no_longer() {
     let mut rng = rng();
     for _ in 0..ROUNDS {
-        let params = random_terms(&mut rng);
+        let params = random_params(&mut rng);
         let cost = random_cost(&mut rng, params);
         let start = random_bucket(&mut rng, params);
         let mut bucket = start.clone();
@@ -144,10 +147,10 @@ fn a_wait_is_long_enough_and_no_longer() {
 }
 
 #[test]
-fn who_comes_back_after_retry_after_gets_in() {
+fn a_retry_after_retry_after_is_granted() {
     let mut rng = rng();
     for _ in 0..ROUNDS {
-        let params = random_terms(&mut rng);
+        let params = random_params(&mut rng);
         let cost = random_cost(&mut rng, params);
         let mut bucket = random_bucket(&mut rng, params);
         let max_wait = rng.pick(&[0.0, 1e3, 1e6]);
@@ -156,9 +159,9 @@ fn who_comes_back_after_retry_after_gets_in() {
         if taken.granted == 1.0 {
             continue;
         }
-        assert_eq!(bucket, before, "a refusal takes nothing");
+        assert_eq!(bucket, before, "a rejection takes nothing");
         assert!(taken.retry_after >= 1.0);
-        // A refill rounds in the last bit.
+        // A refill is rounded in the last bit.
         let later = taken.retry_after * (1.0 + 1e-9) + 1.0;
         bucket.advance(bucket.at + later.ceil(), params);
         let again = bucket.take(cost, 1, max_wait, params);
@@ -170,10 +173,10 @@ fn who_comes_back_after_retry_after_gets_in() {
 }
 
 #[test]
-fn turns_are_in_order_and_the_pool_delays_nobody() {
+fn due_times_are_in_order_and_returned_tokens_delay_no_waiter() {
     let mut rng = rng();
     for _ in 0..ROUNDS {
-        let params = random_terms(&mut rng);
+        let params = random_params(&mut rng);
         let cost = random_cost(&mut rng, params);
         let mut bucket = random_bucket(&mut rng, params);
         let before = bucket.clone();
@@ -193,7 +196,7 @@ fn turns_are_in_order_and_the_pool_delays_nobody() {
 fn a_full_bucket_equals_an_absent_one() {
     let mut rng = rng();
     for _ in 0..ROUNDS {
-        let params = random_terms(&mut rng);
+        let params = random_params(&mut rng);
         let mut bucket = random_bucket(&mut rng, params);
         let full_in = bucket.full_in(params);
         assert!(full_in >= 0.0);
@@ -203,7 +206,7 @@ fn a_full_bucket_equals_an_absent_one() {
         assert!((bucket.level - absent.level).abs() <= 1e-9 * params.capacity);
         let level = absent.level;
         assert_eq!(Bucket { level, ..bucket }, absent);
-        // And not before, unless a pool fills it when the last sleeper goes.
+        // And not before, unless returned tokens fill it when the last reservation is due.
         if full_in > 2.0 && early.returned == 0.0 && full_in < 1e12 {
             early.advance(early.at + (full_in - 2.0).floor(), params);
             assert!(early.level < params.capacity || early.last_due > early.at);
@@ -212,7 +215,7 @@ fn a_full_bucket_equals_an_absent_one() {
 }
 
 #[test]
-fn redis_remembers_until_full() {
+fn a_value_in_redis_lives_until_the_bucket_is_full() {
     let params = BucketParams::new(10.0, 1.0);
     let mut bucket = Bucket::full(5e6, params);
     assert_eq!(
@@ -227,14 +230,14 @@ fn redis_remembers_until_full() {
     assert_eq!(bucket.ttl_ms(5e6, 3e6, params), None);
     assert_eq!(bucket.ttl_ms(5e6, 12e6, params), None);
     assert_eq!(bucket.ttl_ms(5e6, 12.001e6, params), Some(6_000.0));
-    // A server whose clock is behind `at` also needs to get there.
+    // If the server's clock is behind `at`, that time is added.
     assert_eq!(bucket.ttl_ms(4.5e6, 3e6, params), Some(7_000.0));
     bucket.take(0.0001, 1, 0.0, params);
     assert_eq!(bucket.ttl_ms(5e6, 0.0, params), Some(6_001.0));
     bucket.take(9.0, 1, 1e12, params);
     bucket.level = params.capacity;
     let ttl = bucket.ttl_ms(5e6, 0.0, params);
-    assert_eq!(ttl, Some(4_001.0), "somebody sleeps");
+    assert_eq!(ttl, Some(4_001.0), "a request waits");
     let never = BucketParams::new(1e15, 1e-12);
     bucket.level = 0.0;
     let ttl = bucket.ttl_ms(5e6, 0.0, never);
@@ -245,7 +248,7 @@ fn redis_remembers_until_full() {
 fn giving_back_never_overfills() {
     let mut rng = rng();
     for _ in 0..ROUNDS {
-        let params = random_terms(&mut rng);
+        let params = random_params(&mut rng);
         let cost = random_cost(&mut rng, params);
         let mut bucket = random_bucket(&mut rng, params);
         let before = bucket.clone();
@@ -265,7 +268,7 @@ fn giving_back_never_overfills() {
 fn a_charge_never_raises_a_level_and_has_a_floor() {
     let mut rng = rng();
     for _ in 0..ROUNDS {
-        let params = random_terms(&mut rng);
+        let params = random_params(&mut rng);
         let mut bucket = random_bucket(&mut rng, params);
         // Far below the floor, as after a change of the quota.
         if rng.percent(20) {
@@ -274,15 +277,15 @@ fn a_charge_never_raises_a_level_and_has_a_floor() {
         let before = bucket.clone();
         let x = random_cost(&mut rng, params) * rng.pick(&[0.1, 1.0, 1e12]);
         bucket.charge(x, params);
-        let promised = (before.last_due - before.at).max(0.0) * params.per_us;
-        let floor = before.level.min(-params.capacity - promised);
+        let reserved = (before.last_due - before.at).max(0.0) * params.per_us;
+        let floor = before.level.min(-params.capacity - reserved);
         assert!(bucket.level <= before.level && bucket.returned <= before.returned);
         assert!(bucket.level >= floor);
         let paid = before.level + before.returned - bucket.level - bucket.returned;
         assert_eq!(
             bucket.returned,
             (before.returned - x).max(0.0),
-            "the pool pays first"
+            "returned tokens are charged first"
         );
         let near = |a: f64, b: f64| (a - b).abs() <= 1e-9 * (params.capacity + b);
         assert!(near(paid, x) || bucket.level == floor, "{before:?} {x}");
@@ -290,7 +293,7 @@ fn a_charge_never_raises_a_level_and_has_a_floor() {
 }
 
 #[test]
-fn tells_what_can_ever_be_granted() {
+fn costs_from_zero_to_the_capacity_can_be_granted() {
     let params = BucketParams::new(1e15, 1.0);
     for cost in [1e15, 1.0, 0.05, 1e-300, 0.0] {
         assert!(params.can_grant(cost), "{cost}");
@@ -300,7 +303,7 @@ fn tells_what_can_ever_be_granted() {
     }
 }
 
-/// Of a cost of one the largest bucket loses nothing, of one below that no more than its rounding.
+/// The largest bucket counts a cost of one exactly, and a smaller one up to its rounding.
 #[test]
 fn small_costs_are_counted_up_to_rounding() {
     let quota = crate::Quota::per_day(1.0).burst(u64::MAX as f64);
@@ -321,7 +324,7 @@ fn small_costs_are_counted_up_to_rounding() {
             "{cost}: {lost}"
         );
     }
-    // Not from the burst: the level is near zero, where a double is finest.
+    // Near an empty bucket, where doubles are finest.
     let mut bucket = Bucket::full(1.7e15, params);
     bucket.take(params.capacity, 1, 0.0, params);
     bucket.give_back(1.0, params);
@@ -332,7 +335,7 @@ fn small_costs_are_counted_up_to_rounding() {
 }
 
 #[test]
-fn nothing_takes_nothing() {
+fn a_cost_of_zero_takes_nothing() {
     let params = BucketParams::new(2.0, 1.0);
     for level in [2.0, 0.0, -1.0] {
         let mut bucket = Bucket::full(1e6, params);
@@ -347,21 +350,21 @@ fn nothing_takes_nothing() {
 }
 
 #[test]
-fn what_costs_more_than_all_goes_when_all_is_there() {
+fn a_cost_over_the_capacity_is_granted_when_the_bucket_is_full() {
     let params = BucketParams::new(2.0, 1.0);
     let mut bucket = Bucket::full(0.0, params);
     assert_eq!(bucket.quote(5.0, params), 0.0);
     let taken = bucket.take(5.0, 2, 1e12, params);
-    // The second when the first has been paid for.
+    // The second one when the first is paid for.
     assert_eq!((taken.now, taken.granted, taken.last), (1.0, 2.0, 5e6));
     assert_eq!((bucket.level, bucket.largest_cost), (-8.0, 2.0));
-    // While it sleeps, nothing may pass it: its window is full.
+    // While it waits, no returned token may overtake it: its window is full.
     bucket.give_back(1.0, params);
     assert_eq!(bucket.returned, 0.0);
     let mut bucket = Bucket::full(0.0, params);
     bucket.take(0.5, 1, 0.0, params);
-    let refused = bucket.take(5.0, 1, 0.0, params);
-    assert_eq!((refused.granted, refused.retry_after), (0.0, 0.5e6));
+    let rejected = bucket.take(5.0, 1, 0.0, params);
+    assert_eq!((rejected.granted, rejected.retry_after), (0.0, 0.5e6));
 }
 
 #[test]
@@ -379,7 +382,7 @@ fn a_share_is_a_part_and_at_least_a_token() {
 }
 
 #[test]
-fn any_number_of_demands_is_one_sum() {
+fn any_number_of_requests_is_computed_at_once() {
     let params = BucketParams::new(3.0, 1e6);
     let mut bucket = Bucket::full(0.0, params);
     let taken = bucket.take(1.0, u32::MAX, 1e12, params);
@@ -404,11 +407,11 @@ fn several_buckets_are_all_or_one_or_none() {
         (answer, spent)
     };
     assert_eq!(ask(0.0), (TakenAll::All, [2.0, 2.0]));
-    let refused = TakenAll::Rejected {
+    let rejected = TakenAll::Rejected {
         which: 1,
         retry_after: 1.5e6,
     };
-    assert_eq!(ask(0.5e6), (refused, [0.0, 0.0]));
+    assert_eq!(ask(0.5e6), (rejected, [0.0, 0.0]));
     let slowest = TakenAll::Slowest {
         which: 1,
         wait: 2e6,
@@ -422,10 +425,10 @@ fn several_buckets_are_all_or_one_or_none() {
         take_all([(a, 2.0, slow), (b, 2.0, slow)].into_iter(), max_wait)
     };
     assert_eq!(ask(0.0), TakenAll::All);
-    // Never "again in nothing", whatever fraction a wait may have.
+    // `retry_after` is never zero, whatever fraction of a microsecond is left.
     let (which, retry_after) = (0, 1.0);
-    let refused = TakenAll::Rejected { which, retry_after };
-    assert_eq!(ask(2e6 - 0.5), refused);
+    let rejected = TakenAll::Rejected { which, retry_after };
+    assert_eq!(ask(2e6 - 0.5), rejected);
     let wait = 2e6;
     let reservation = Reservation::due(wait, 2.0, slow);
     let slowest = TakenAll::Slowest {
@@ -436,11 +439,11 @@ fn several_buckets_are_all_or_one_or_none() {
     assert_eq!(ask(2e6), slowest);
 }
 
-/// All processes have spent their shares to the last token, and have promised turns beyond; they
-/// come back one after another, charge that, and go on spending a share each. Then nothing is
-/// left over, and nothing lacks.
+/// All processes have spent their shares and made reservations beyond them. They recover one after
+/// another, charge that, and continue to spend a share each. After that, the bucket has neither
+/// tokens left over nor debt.
 #[test]
-fn those_who_come_back_one_by_one_leave_one_bucket() {
+fn processes_that_recover_one_by_one_leave_a_consistent_bucket() {
     const N: usize = 4;
     const STEP: f64 = 5e3;
     let whole = BucketParams::new(100.0, 200.0);
@@ -450,15 +453,15 @@ fn those_who_come_back_one_by_one_leave_one_bucket() {
         let start = 1.7e15;
         let outage = rng.pick(&[5e4, 2e5, 5e5, 3e6]);
         let spread = rng.pick(&[1e4, 1e5, 5e5]);
-        // For so long ahead each share has promised turns all the time.
+        // Each share has reservations this far ahead all the time.
         let ahead = rng.pick(&[0.0, 1e5, 4e5]);
-        let promised = ahead * share.per_us;
+        let reserved = ahead * share.per_us;
         let mut bucket = Bucket::full(start, whole);
-        bucket.level = -promised * N as f64;
+        bucket.level = -reserved * N as f64;
         let mut shares = std::array::from_fn::<_, N, _>(|_| Bucket::full(start, share));
         let mut owed = [0.0; N];
         for bucket in &mut shares {
-            bucket.level = -promised;
+            bucket.level = -reserved;
         }
         let mut back: [f64; N] =
             std::array::from_fn(|_| start + outage + (rng.part() * spread).floor());
@@ -482,8 +485,8 @@ fn those_who_come_back_one_by_one_leave_one_bucket() {
                     bucket.advance_in_recovery(now, whole, before as f64 / N as f64);
                     bucket.write_back(owed[process], ahead, 0.25);
                 }
-                // Those who were promised a turn by memory have been paid for; those who ask
-                // now wait for their turn in memory, and ask Redis only then.
+                // Reservations made by memory are paid for. New requests wait for a reservation
+                // in memory first, and are sent to Redis when it is due.
                 if since <= ahead {
                     spent = 0.0;
                 } else {
@@ -501,13 +504,13 @@ fn those_who_come_back_one_by_one_leave_one_bucket() {
     }
 }
 
-/// The short cut is the law, to the last bit, wherever it is taken.
+/// The short cut equals the model to the last bit.
 #[test]
-fn taken_at_once_is_visited_and_taken() {
+fn take_at_once_equals_advance_and_take() {
     let mut rng = rng();
-    let (mut taken, mut refused) = (0, 0);
+    let (mut taken, mut rejected) = (0, 0);
     for _ in 0..ROUNDS {
-        let params = random_terms(&mut rng);
+        let params = random_params(&mut rng);
         let mut bucket = Bucket::full(1.7e15, params);
         for _ in 0..8 {
             let behind = rng.pick(&[0.0, 0.0, -500_000.0, -3_000_000.0]);
@@ -516,53 +519,53 @@ fn taken_at_once_is_visited_and_taken() {
             let (mut level, mut at) = (bucket.level, bucket.at);
             let at_once = take_at_once(&mut level, &mut at, now, cost, params);
             let before = bucket.clone();
-            let mended = bucket.advance(now, params);
-            let by_law = bucket.take(cost, 1, 0.0, params);
+            let repaired = bucket.advance(now, params);
+            let by_model = bucket.take(cost, 1, 0.0, params);
             match at_once {
                 AtOnce::Taken => {
                     assert_eq!((level, at), (bucket.level, bucket.at));
-                    assert!(by_law.now == 1.0 && !mended);
+                    assert!(by_model.now == 1.0 && !repaired);
                     taken += 1;
                 }
                 AtOnce::Rejected(wait) => {
                     assert_eq!((level, at), (before.level, before.at));
-                    assert!(by_law.now == 0.0 && !mended);
-                    assert_eq!(wait, by_law.retry_after);
-                    refused += 1;
+                    assert!(by_model.now == 0.0 && !repaired);
+                    assert_eq!(wait, by_model.retry_after);
+                    rejected += 1;
                 }
-                AtOnce::ClockWasSetBack => assert!(mended),
+                AtOnce::ClockWasSetBack => assert!(repaired),
             }
         }
     }
-    assert!(taken > ROUNDS && refused > ROUNDS);
+    assert!(taken > ROUNDS && rejected > ROUNDS);
 }
 
 #[test]
-fn a_hold_grants_nobody_and_ends_without_a_burst() {
+fn a_pause_grants_nothing_and_ends_without_a_burst() {
     let mut rng = rng();
     for _ in 0..ROUNDS {
-        let params = random_terms(&mut rng);
+        let params = random_params(&mut rng);
         let mut bucket = random_bucket(&mut rng, params);
         let start = bucket.at;
         let unit = params.capacity / params.per_us;
-        // Well above the last bit of a double of microseconds.
-        let hold = (unit * rng.pick(&[0.01, 0.5, 3.0])).ceil().max(64.0);
-        bucket.pause(hold, params);
-        let end = start + hold;
+        // Well above the resolution of a double of microseconds.
+        let pause = (unit * rng.pick(&[0.01, 0.5, 3.0])).ceil().max(64.0);
+        bucket.pause(pause, params);
+        let end = start + pause;
         let mut now = start;
-        // Whatever happens meanwhile, nobody has a turn in that time.
+        // Whatever happens meanwhile, nothing is granted in that time.
         for _ in 0..8 {
-            now = (now + (hold * 0.3 * rng.part()).floor()).min(end - 32.0);
+            now = (now + (pause * 0.3 * rng.part()).floor()).min(end - 32.0);
             bucket.advance(now, params);
             let cost = random_cost(&mut rng, params);
             match rng.below(5) {
                 0 => bucket.give_back(cost, params),
                 1 => bucket.charge(cost * 0.1, params),
-                // Neither shortens the other.
-                2 => bucket.pause((hold * rng.part() * 0.1).floor(), params),
+                // Neither pause shortens the other.
+                2 => bucket.pause((pause * rng.part() * 0.1).floor(), params),
                 _ => {
-                    let taken = bucket.take(cost, 2, rng.pick(&[0.0, hold, 1e15]), params);
-                    assert_eq!(taken.now, 0.0, "{bucket:?} at {now}, held to {end}");
+                    let taken = bucket.take(cost, 2, rng.pick(&[0.0, pause, 1e15]), params);
+                    assert_eq!(taken.now, 0.0, "{bucket:?} at {now}, paused until {end}");
                     let first = taken.wait(0, cost, params);
                     assert!(
                         taken.granted == 0.0 || now + first >= end - 32.0,
@@ -580,14 +583,14 @@ fn a_hold_grants_nobody_and_ends_without_a_burst() {
         if bucket.last_due == 0.0 {
             let before = bucket.clone();
             bucket.give_back(params.capacity / 2.0, params);
-            assert_ne!(bucket, before, "what comes after it is given back as ever");
+            assert_ne!(bucket, before, "tokens are given back again after it");
         }
     }
 }
 
-/// The level counts a hold by a rate; by another one the hold is as long.
+/// The level counts a pause by a rate. A change of the rate does not change its length.
 #[test]
-fn a_hold_is_as_long_by_another_rate() {
+fn a_pause_keeps_its_length_when_the_rate_changes() {
     for part in [0.01, 0.5, 3.0] {
         let params = BucketParams::new(10.0, 10.0);
         let other = params.slower(part);
@@ -599,7 +602,7 @@ fn a_hold_is_as_long_by_another_rate() {
         bucket.advance(40e6, other);
         let level = bucket.level;
         assert!((level + 20e6 * other.per_us).abs() < 1e-6, "{bucket:?}");
-        // Who is promised a turn after it has it by the rate of then.
+        // A reservation after it is due by the rate of that time.
         assert_eq!(bucket.take(1.0, 1, 1e12, other).granted, 1.0);
         bucket.advance(60e6, other);
         assert!((bucket.level + 1.0).abs() < 1e-6, "{bucket:?}");
@@ -608,17 +611,17 @@ fn a_hold_is_as_long_by_another_rate() {
 }
 
 #[test]
-fn the_turns_in_a_hold_pay_for_it() {
+fn reservations_within_a_pause_are_charged_for_it() {
     let params = BucketParams::new(1.0, 1.0);
     let mut bucket = Bucket::full(0.0, params);
-    // One at once, and ten sleepers, a second apart.
+    // One is granted at once, and ten wait, a second apart.
     assert_eq!(bucket.take(1.0, 11, 1e12, params).granted, 11.0);
     bucket.pause(4e6, params);
-    // The first four ask again, and follow the other six, which keep their turns.
+    // The first four ask again, and queue behind the other six, which keep their due times.
     let again = bucket.take(1.0, 4, 1e12, params);
     assert_eq!(again.wait(0, 1.0, params), 11e6);
     assert_eq!(again.last, 14e6);
-    // Where the hold is longer than the queue, they follow it.
+    // If the pause is longer than the queue, they are due after the pause.
     let mut bucket = Bucket::full(0.0, params);
     assert_eq!(bucket.take(1.0, 3, 1e12, params).granted, 3.0);
     bucket.pause(4e6, params);
@@ -626,7 +629,7 @@ fn the_turns_in_a_hold_pay_for_it() {
 }
 
 #[test]
-fn a_mended_clock_keeps_the_rest_of_a_hold() {
+fn a_repaired_clock_keeps_the_rest_of_a_pause() {
     let params = BucketParams::new(1.0, 1.0);
     let mut bucket = Bucket::full(1e9, params);
     bucket.pause(4e6, params);
