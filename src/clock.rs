@@ -1,13 +1,13 @@
-//! The time of this process, on tokio's clock, so that paused time works.
+//! The time of this process, by tokio's clock, so that paused time works.
 
 use std::time::Duration;
 
 use tokio::time::Instant;
 
-/// Longer waits than this are cut: no caller means them, and an `Instant` cannot hold all.
+/// Longer waits are shortened to this: no caller needs them, and an `Instant` overflows.
 pub(crate) const LONGEST_WAIT: Duration = Duration::from_secs(30 * 365 * 86_400);
 
-/// Microseconds since this clock was made: what the law reads.
+/// Time in microseconds since the creation of this clock, as the bucket model uses it.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Clock {
     start: Instant,
@@ -33,16 +33,16 @@ impl Clock {
     }
 }
 
-/// As a `Duration`, rounded up to the nanosecond.
+/// Converts microseconds, rounded up to the nanosecond, to at most [`LONGEST_WAIT`].
 pub(crate) fn from_us(us: f64) -> Duration {
     const MOST: f64 = LONGEST_WAIT.as_nanos() as f64;
     Duration::from_nanos(ceil(us * 1e3).clamp(0.0, MOST) as u64)
 }
 
-/// As `f64::ceil`, which on most targets is a call into the C library.
+/// Like `f64::ceil`, which on most targets calls the C library.
 #[inline]
 pub(crate) fn ceil(x: f64) -> f64 {
-    /// From here on there are no fractions.
+    /// From here on `f64` has no fractions.
     const WHOLE: f64 = (1u64 << 52) as f64;
     if x.abs() < WHOLE {
         let whole = x as i64 as f64;
@@ -52,34 +52,11 @@ pub(crate) fn ceil(x: f64) -> f64 {
     }
 }
 
+/// Converts to microseconds, at most [`LONGEST_WAIT`].
 pub(crate) fn to_us(duration: Duration) -> f64 {
     let duration = duration.min(LONGEST_WAIT);
     duration.as_secs() as i64 as f64 * 1e6 + f64::from(duration.subsec_nanos()) / 1e3
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn ceil_is_ceil() {
-        for x in [
-            0.0,
-            1e-300,
-            0.5,
-            1.0,
-            1.5,
-            -0.5,
-            -1.5,
-            1e9 + 0.25,
-            4_503_599_627_370_495.5,
-            4_503_599_627_370_496.0,
-            1e300,
-            f64::INFINITY,
-            f64::NEG_INFINITY,
-        ] {
-            assert_eq!(ceil(x), x.ceil(), "{x}");
-        }
-        assert!(ceil(f64::NAN).is_nan());
-    }
-}
+mod tests;
