@@ -12,7 +12,7 @@ use std::{
 use tokio::{sync::Semaphore, time::Instant};
 
 use crate::{
-    bucket::Reservation,
+    bucket::{Debt, Reservation},
     decision::{Decision, Failure, FailureKind},
     peers::RatePart,
     quota::Quota,
