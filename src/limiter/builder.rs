@@ -389,7 +389,7 @@ impl LimiterBuilder {
 
     /// Without Redis nothing can be wrong.
     pub(crate) fn into_memory(self) -> Limiter {
-        Limiter::from_core(self.core(Health::InMemory))
+        Limiter::from_core(self.core(Health::InMemory, String::new()))
     }
 
     /// Over connections of any make.
@@ -398,7 +398,7 @@ impl LimiterBuilder {
         allow(dead_code, reason = "there is no transport to reach Redis by")
     )]
     pub(crate) fn connected_by(self, connect: impl crate::redis::Transport, seed: u64) -> Limiter {
-        let mut core = self.core(Health::Redis);
+        let mut core = self.core(Health::Redis, connect.address());
         let config = crate::redis::ConnectionConfig {
             connect: Arc::new(connect),
             keyspace: crate::scope::Keyspace::new(&self.prefix, core.salt),
@@ -420,7 +420,7 @@ impl LimiterBuilder {
         Limiter::from_core(core)
     }
 
-    fn core(&self, health: Health) -> Core {
+    fn core(&self, health: Health, redis: String) -> Core {
         let secret = self.secret.as_ref().map_or("", |secret| &secret.0);
         let salt = blake3::derive_key("tower-throttle 2026 bucket names", secret.as_bytes());
         let memory = Arc::new(MemoryStore::new(self.max_scopes));
@@ -436,7 +436,7 @@ impl LimiterBuilder {
             shares: Arc::new(shares),
             redis: None,
             queues: WaitQueues::new(salt),
-            observer: Arc::new(Observer::new(health)),
+            observer: Arc::new(Observer::new(health, redis)),
             salt,
             heeds_holds: AtomicBool::new(false),
         }

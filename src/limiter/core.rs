@@ -115,7 +115,7 @@ impl Core {
             Ok(_) => self.observer.meter.admitted(scope, primary),
             Err(retry_after) => {
                 self.observer
-                    .refused_at_once(scope, retry_after, primary, shadow);
+                    .rejected_at_once(scope, retry_after, primary, shadow);
             }
         }
         Some(decision)
@@ -516,7 +516,7 @@ impl Backends for Core {
     fn task_panicked(&self, failure: &Failure) {
         match &self.redis {
             Some(redis) => redis.fail(failure),
-            None => self.observer.misconfigured(failure),
+            None => self.observer.advise(failure),
         }
     }
 }

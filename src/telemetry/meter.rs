@@ -1,108 +1,5 @@
-//! [`Meter`]: what is counted, and where the feature `metrics` is off, nothing.
-
-use std::time::Duration;
-
-use crate::{
-    decision::{DecidedBy, FailureKind},
-    error::Reason,
-    scope::Scope,
-};
-
-/// How an acquisition ended.
-#[cfg_attr(
-    not(feature = "metrics"),
-    allow(dead_code, reason = "nothing is counted without the feature")
-)]
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Outcome {
-    Admitted,
-    Rejected,
-    Impossible,
-    Unavailable,
-    /// Whoever asked went away before it was decided, or before its turn came.
-    Cancelled,
-    /// It would have been refused, by a layer that only watches.
-    ShadowRejected,
-}
-
-impl Outcome {
-    #[cfg(feature = "metrics")]
-    pub(super) const ALL: [&str; 6] = [
-        "admitted",
-        "rejected",
-        "impossible",
-        "unavailable",
-        "cancelled",
-        "shadow_rejected",
-    ];
-
-    pub(crate) fn of(reason: Reason, shadow: bool) -> Self {
-        match reason {
-            _ if shadow => Self::ShadowRejected,
-            Reason::Limited => Self::Rejected,
-            Reason::ExceedsCapacity => Self::Impossible,
-            Reason::Unavailable => Self::Unavailable,
-        }
-    }
-}
-
-/// Who decided.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Backend {
-    Redis,
-    /// This process, by configuration.
-    Memory,
-    /// This process, because Redis could not be asked.
-    Share,
-}
-
-impl Backend {
-    #[cfg(feature = "metrics")]
-    pub(super) const ALL: [&str; 3] = ["redis", "memory", "share"];
-}
-
-impl From<DecidedBy> for Backend {
-    fn from(origin: DecidedBy) -> Self {
-        match origin {
-            DecidedBy::Redis | DecidedBy::DualAdmission => Self::Redis,
-            DecidedBy::Memory => Self::Memory,
-            DecidedBy::LocalShare | DecidedBy::Unmetered => Self::Share,
-        }
-    }
-}
-
-/// Which way tokens went.
-#[cfg_attr(
-    not(feature = "metrics"),
-    allow(dead_code, reason = "nothing is counted without the feature")
-)]
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Cost {
-    /// Taken by an acquisition.
-    Reserved,
-    /// Charged on top, because more was used.
-    Settled,
-    /// Given back, because less was used, or nothing.
-    Refunded,
-}
-
-impl Cost {
-    #[cfg(feature = "metrics")]
-    pub(super) const ALL: [&str; 3] = ["reserved", "settled", "refunded"];
-}
-
-/// Counts for one limiter.
-///
-/// Handles are kept by each thread for the recorder that it has at the moment, so that nothing is
-/// locked, nothing is allocated once a thread knows a policy, and a recorder may be installed
-/// late, or for one thread only.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Meter {
-    #[cfg(feature = "metrics")]
-    id: u64,
-}
-
-#[cfg_attr(
+//! [`Meter`] counts, through the `metrics` facade. Without the feature `metrics` it does nothing.
+#![cfg_attr(
     not(feature = "metrics"),
     allow(
         unused_variables,
@@ -110,92 +7,117 @@ pub(crate) struct Meter {
         reason = "nothing is counted without the feature"
     )
 )]
+
+use std::time::Duration;
+
+use super::labels::{Backend, Cost, Outcome};
+#[cfg(feature = "metrics")]
+use super::recorder;
+use crate::{decision::FailureKind, scope::Scope};
+
+/// Runs code with the handles of this thread.
+macro_rules! with_handles {
+    ($meter:expr, |$handles:ident, $recorder:ident| $count:expr) => {{
+        #[cfg(feature = "metrics")]
+        recorder::with($meter.id, |$handles, $recorder| $count);
+    }};
+}
+
+/// Counts for one limiter.
+///
+/// Each thread keeps handles for the recorder that it has at the moment. So counting takes no lock
+/// and, once a thread knows a scope, no allocation; and a recorder may be installed late, or for
+/// one thread only.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Meter {
+    #[cfg(feature = "metrics")]
+    id: u64,
+}
+
 impl Meter {
     pub(crate) fn new() -> Self {
         Self {
             #[cfg(feature = "metrics")]
-            id: super::handles::next_id(),
+            id: recorder::next_id(),
         }
     }
 
-    /// One acquisition took from this scope.
+    /// An acquisition was admitted by this scope.
     #[inline]
     pub(crate) fn admitted(self, scope: &Scope, backend: Backend) {
-        #[cfg(feature = "metrics")]
-        super::handles::with(self.id, |handles, recorder| {
-            let policy = handles.policy(scope.name());
-            policy.count(recorder, Outcome::Admitted, backend);
-            policy.cost(recorder, Cost::Reserved, scope.tokens());
+        with_handles!(self, |handles, recorder| {
+            let of_scope = handles.scope(scope.name());
+            of_scope.count(recorder, Outcome::Admitted, backend);
+            of_scope.cost(recorder, Cost::Reserved, scope.tokens());
         });
     }
 
-    /// One acquisition ended otherwise.
+    /// An acquisition ended otherwise.
     #[inline]
-    pub(crate) fn ended(self, policy: &str, outcome: Outcome, backend: Backend) {
-        #[cfg(feature = "metrics")]
-        super::handles::with(self.id, |handles, recorder| {
-            handles.policy(policy).count(recorder, outcome, backend);
+    pub(crate) fn ended(self, scope: &str, outcome: Outcome, backend: Backend) {
+        with_handles!(self, |handles, recorder| {
+            handles.scope(scope).count(recorder, outcome, backend);
         });
     }
 
-    /// An acquisition slept until its turn came, and was admitted.
+    /// An acquisition was admitted after a wait.
     pub(crate) fn waited(self, scope: &Scope, wait: Duration) {
-        #[cfg(feature = "metrics")]
-        super::handles::with(self.id, |handles, recorder| {
-            handles.policy(scope.name()).wait(recorder, wait);
+        with_handles!(self, |handles, recorder| {
+            handles.scope(scope.name()).wait(recorder, wait);
         });
     }
 
-    /// Tokens that were charged or given back after the acquisition.
+    /// Tokens were charged or returned after the acquisition.
     pub(crate) fn corrected(self, scope: &Scope, cost: Cost, tokens: f64) {
-        #[cfg(feature = "metrics")]
-        super::handles::with(self.id, |handles, recorder| {
-            handles.policy(scope.name()).cost(recorder, cost, tokens);
+        with_handles!(self, |handles, recorder| {
+            handles.scope(scope.name()).cost(recorder, cost, tokens);
         });
     }
 
-    /// The queue in front of Redis was so long, and is so long now.
+    /// The length of the queue for Redis has changed.
     pub(crate) fn queue(self, before: usize, now: usize) {
-        #[cfg(feature = "metrics")]
         if before != now {
-            super::handles::with(self.id, |handles, recorder| {
-                handles.queue(recorder, now as f64 - before as f64);
-            });
+            let more = now as f64 - before as f64;
+            with_handles!(self, |handles, recorder| handles.queue(recorder, more));
         }
     }
 
-    /// More buckets are held in memory, or, below zero, fewer.
+    /// Memory holds more buckets, or, below zero, fewer.
     pub(crate) fn scopes(self, more: f64) {
-        #[cfg(feature = "metrics")]
         if more != 0.0 {
-            super::handles::with(self.id, |handles, recorder| handles.scopes(recorder, more));
+            with_handles!(self, |handles, recorder| handles.scopes(recorder, more));
         }
     }
 
-    /// A bucket of the scope `name` was one that several scopes share.
+    /// A decision used an overflow bucket of the scope `name`.
     pub(crate) fn overflowed(self, name: &[u8]) {
-        #[cfg(feature = "metrics")]
-        super::handles::with(self.id, |handles, recorder| {
-            // A long name is known by its hash only.
+        with_handles!(self, |handles, recorder| {
+            // Of a long name only the hash is known.
             let name = std::str::from_utf8(name).unwrap_or(super::handles::OTHER);
-            handles.policy(name).overflow(recorder);
+            handles.scope(name).overflow(recorder);
         });
     }
 
-    /// A decision was made without Redis, as it could not be asked.
+    /// A decision was made without Redis.
     pub(crate) fn fell_back(self, kind: FailureKind) {
-        #[cfg(feature = "metrics")]
-        super::handles::with(self.id, |handles, recorder| {
-            handles.fell_back(recorder, kind);
-        });
+        with_handles!(self, |handles, recorder| handles.fell_back(recorder, kind));
     }
 
-    /// Redis was called for so many demands and corrections, and took so long to answer or to
-    /// fail.
+    /// Redis was called for so many requests and corrections, with success or without.
     pub(crate) fn call(self, commands: usize, took: Duration) {
-        #[cfg(feature = "metrics")]
-        super::handles::with(self.id, |handles, recorder| {
+        with_handles!(self, |handles, recorder| {
             handles.call(recorder, commands, took);
         });
+    }
+
+    /// A limiter enters degraded mode (1), or leaves it (-1).
+    pub(crate) fn degraded(self, more: f64) {
+        with_handles!(self, |handles, recorder| handles.degraded(recorder, more));
+    }
+
+    /// A limiter reserves a larger part of each rate for missing limiters, or, below zero, a
+    /// smaller one.
+    pub(crate) fn reserved(self, more: f64) {
+        with_handles!(self, |handles, recorder| handles.reserved(recorder, more));
     }
 }

@@ -342,7 +342,7 @@ impl Acquire {
             ..=MAX_SCOPES => rejected.with_scopes(&self.scopes),
             _ => rejected,
         };
-        core.observer.refused(&rejected, primary, self.shadow);
+        core.observer.rejected(&rejected, primary, self.shadow);
         rejected
     }
 

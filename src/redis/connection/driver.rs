@@ -178,6 +178,17 @@ fn without_secrets(error: &RedisError) -> String {
 }
 
 impl Transport for RedisTransport {
+    fn address(&self) -> String {
+        let database = self.settings.db();
+        match &self.address {
+            Address::Tcp(host, port) => format!("redis://{host}:{port}/{database}"),
+            #[cfg(feature = "tls")]
+            Address::Tls(host, port, _) => format!("rediss://{host}:{port}/{database}"),
+            #[cfg(unix)]
+            Address::Unix(path) => format!("unix://{}", path.display()),
+        }
+    }
+
     fn connect(&self) -> BoxFuture<'_, Result<Box<dyn Session>, Failure>> {
         self.open().boxed()
     }

@@ -56,6 +56,10 @@ struct FragileSession {
 }
 
 impl Transport for Fragile {
+    fn address(&self) -> String {
+        self.driver.address()
+    }
+
     fn connect(&self) -> BoxFuture<'_, Result<Box<dyn Session>, Failure>> {
         async {
             self.spoilt.panic_if(&self.spoilt.connect);

@@ -217,9 +217,9 @@ impl ConnectionState {
         }
         state.stage = Stage::Down(failure.clone());
         state.tripped = Some(Instant::now());
-        let noticed = self.config.observer.redis_fails(failure);
+        let noticed = self.config.observer.redis_failed(failure);
         drop(state);
-        noticed.tell(&self.config.observer);
+        noticed.report(&self.config.observer);
         self.changed.send_replace(());
     }
 
@@ -235,9 +235,9 @@ impl ConnectionState {
         }
         self.gives_up_starting(Duration::ZERO, failure);
         // Without a supervisor the next call connects, and ends what begins here.
-        let noticed = self.config.observer.redis_fails(failure);
-        noticed.tell(&self.config.observer);
-        self.config.observer.misconfigured(failure);
+        let noticed = self.config.observer.redis_failed(failure);
+        noticed.report(&self.config.observer);
+        self.config.observer.advise(failure);
     }
 
     /// Runs the script on buckets of this epoch, where the part `back` of all is back.
@@ -353,7 +353,7 @@ impl ConnectionState {
             true => (0, 1.0),
             false => (members.missing(), members.part(Instant::now()).of_rate),
         };
-        self.config.observer.reserves(missing, part);
+        self.config.observer.reserved(missing, part);
     }
 
     pub(crate) fn is_recovering(&self) -> bool {
@@ -443,7 +443,7 @@ impl ConnectionState {
             // The limits are kept without it, only less well when Redis goes.
             Err(failure) if failure.single || failure.kind == FailureKind::Misconfigured => {
                 if !self.may_not_beat.swap(true, Ordering::Relaxed) {
-                    self.config.observer.misconfigured(&failure);
+                    self.config.observer.advise(&failure);
                 }
                 Ok(Answer::None)
             }
@@ -455,7 +455,7 @@ impl ConnectionState {
     pub(crate) fn record(&self, generation: u64, failure: Option<&Failure>) {
         self.observe(generation, failure);
         if let Some(failure) = failure {
-            self.config.observer.misconfigured(failure);
+            self.config.observer.advise(failure);
         }
     }
 
@@ -477,9 +477,9 @@ impl ConnectionState {
         state.tripped = Some(now);
         let down = Stage::Down(failure.clone());
         let up = std::mem::replace(&mut state.stage, down);
-        let noticed = self.config.observer.redis_fails(&failure);
+        let noticed = self.config.observer.redis_failed(&failure);
         drop(state);
-        noticed.tell(&self.config.observer);
+        noticed.report(&self.config.observer);
         self.changed.send_replace(());
         if let Stage::Up(live) = up {
             live.gone.send_replace(true);
@@ -526,7 +526,7 @@ impl ConnectionState {
         if state.keeper != keeper {
             return;
         }
-        let noticed = self.config.observer.redis_fails(&failure);
+        let noticed = self.config.observer.redis_failed(&failure);
         let now = Instant::now();
         state.active = Some(now);
         if let Act::Trip(pause) = state.breaker.on(Event::ProbeFailed, now) {
@@ -539,8 +539,8 @@ impl ConnectionState {
         let before = std::mem::replace(&mut state.stage, down);
         drop(state);
         drop(before);
-        noticed.tell(&self.config.observer);
-        self.config.observer.misconfigured(&failure);
+        noticed.report(&self.config.observer);
+        self.config.observer.advise(&failure);
         self.changed.send_replace(());
     }
 
@@ -550,7 +550,7 @@ impl ConnectionState {
         let (is_up, is_last) = (matches!(state.stage, Stage::Up(_)), state.keeper == keeper);
         drop(state);
         match is_up {
-            _ if !is_last => self.config.observer.misconfigured(&failure),
+            _ if !is_last => self.config.observer.advise(&failure),
             true => self.fail(&failure),
             false => self.stay_down(keeper, failure),
         }
@@ -580,10 +580,10 @@ impl ConnectionState {
         }
         let up = Stage::Up(live.clone());
         let before = std::mem::replace(&mut state.stage, up);
-        let noticed = self.config.observer.redis_answers();
+        let noticed = self.config.observer.redis_recovered();
         drop(state);
         drop(before);
-        noticed.tell(&self.config.observer);
+        noticed.report(&self.config.observer);
         self.changed.send_replace(());
         Some(live)
     }

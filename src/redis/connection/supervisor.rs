@@ -118,7 +118,7 @@ impl Supervisor {
                     if self.uncount()
                         && let Some(shared) = self.shared.upgrade()
                     {
-                        shared.config.observer.reserves(0, 1.0);
+                        shared.config.observer.reserved(0, 1.0);
                     }
                 }
                 Some(Instant::now())
@@ -327,7 +327,7 @@ impl Drop for Supervisor {
         if let Some(shared) = self.shared.upgrade() {
             shared.abandon(Some(self.number));
             if counted {
-                shared.config.observer.reserves(0, 1.0);
+                shared.config.observer.reserved(0, 1.0);
             }
         }
         if counted && self.connect.works_on_any_runtime() {

@@ -235,6 +235,10 @@ pub(crate) struct Connector {
 }
 
 impl Transport for Connector {
+    fn address(&self) -> String {
+        "simulated".to_owned()
+    }
+
     fn connect(&self) -> BoxFuture<'_, Result<Box<dyn Session>, Failure>> {
         async {
             let delay = {
