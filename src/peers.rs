@@ -1,4 +1,5 @@
-//! How many share the limits, and how many of them can be heard. Pure: time is passed in.
+//! The limiters on one Redis and prefix: how many share a limit, and how many of them reach Redis.
+//! Pure: time is passed in.
 
 use std::{
     collections::VecDeque,
@@ -13,35 +14,35 @@ use tokio::time::Instant;
 
 use crate::clock::to_us;
 
-/// For so long the largest count holds: shares must add up to one limit also for those who
-/// have not heard of a change yet.
+/// How long the largest count is used: local shares must add up to one limit even if some limiters
+/// do not know the newest count.
 pub(crate) const REMEMBERED: Duration = Duration::from_secs(60);
 
-/// After so long a silence there was no contact.
+/// A limiter whose last heartbeat is older than this is not alive.
 pub(crate) const SILENCE: Duration = Duration::from_secs(3);
 
-/// Those who reach Redis keep at least this part of each limit, however many are missing.
+/// Limiters that reach Redis use at least this part of each rate, however many are missing.
 pub(crate) const MIN_PART: f64 = 0.25;
 
-/// Between heartbeats, at most: a count is this old.
-const BEAT: Duration = Duration::from_secs(1);
+/// The longest interval between heartbeats, and so the age of a count.
+const HEARTBEAT: Duration = Duration::from_secs(1);
 
-/// What the heartbeat told.
+/// The counts in the reply to a heartbeat.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) struct HeartbeatReply {
-    /// Limiters heard within the last three seconds, this one included.
+    /// Limiters that are alive, including this one.
     pub(crate) alive: u32,
-    /// Those last heard longer ago, for as long as a share is reserved for them, that had lived for
-    /// some seconds and did not deregister.
-    pub(crate) lapsed: u32,
+    /// Limiters that are not alive, did not deregister, and for which a share is still reserved.
+    pub(crate) missing: u32,
 }
 
-/// What a limiter that reaches Redis leaves to those who are missing.
+/// The part of each rate that limiters may use that reach Redis; the rest is reserved for those
+/// that are missing.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) struct RatePart {
-    /// The part of each rate that is left to those who reach Redis.
+    /// From 0 to 1.
     pub(crate) of_rate: f64,
-    /// In microseconds from now, the whole rate is theirs again.
+    /// For so many microseconds; after that, the full rate applies.
     pub(crate) lasts_us: f64,
 }
 
@@ -51,7 +52,8 @@ impl RatePart {
         lasts_us: 0.0,
     };
 
-    /// A wait by the lower rate, as it is once the whole rate is back.
+    /// Converts a wait at the reduced rate to the real one, which is shorter because the full rate
+    /// applies later.
     pub(crate) fn shorten(self, us: f64) -> f64 {
         if us <= self.lasts_us {
             us
@@ -60,7 +62,7 @@ impl RatePart {
         }
     }
 
-    /// The wait by the lower rate that `shorten` makes so long.
+    /// The inverse of `shorten`.
     pub(crate) fn lengthen(self, us: f64) -> f64 {
         if us <= self.lasts_us {
             us
@@ -69,7 +71,7 @@ impl RatePart {
         }
     }
 
-    /// The same of a bucket that is held back for so long, which no rate shortens.
+    /// For a bucket that is paused for so many microseconds, which no rate shortens.
     pub(crate) fn with_pause(self, us: f64) -> Self {
         Self {
             lasts_us: self.lasts_us.max(us),
@@ -77,7 +79,7 @@ impl RatePart {
         }
     }
 
-    /// When to come back, in microseconds, for one who would wait for `max_wait` again.
+    /// When to retry, in microseconds, for a caller that waits for up to `max_wait` again.
     pub(crate) fn retry_after(self, us: f64, max_wait: f64) -> f64 {
         if self.of_rate >= 1.0 {
             return us;
@@ -89,24 +91,27 @@ impl RatePart {
 /// The limiters on one Redis and prefix.
 #[derive(Debug)]
 pub(crate) struct Peers {
+    /// The count before the first heartbeat.
     hint: u32,
-    /// For how long a share is reserved for a limiter that is missing.
+    /// How long a share is reserved for a limiter that is missing.
     pub(crate) reserve_for: Duration,
-    heard: Mutex<Heard>,
-    /// The bits of `back`, to be read on the way of each call.
-    back: AtomicU64,
+    counts: Mutex<Counts>,
+    /// The bits of the part that reaches Redis: each call reads it, without the lock.
+    recovered: AtomicU64,
 }
 
 #[derive(Debug, Default)]
-struct Heard {
-    /// Counts, each larger than all later ones, with when each was last heard.
+struct Counts {
+    /// Counts, each larger than all later ones, with the time of the last heartbeat that had it.
     largest: VecDeque<(Instant, u32)>,
     last: Option<(Instant, HeartbeatReply)>,
-    grace_until: Option<Instant>,
-    /// On a Redis that has lost its data, so many are expected until then.
-    lost: Option<(Instant, u32)>,
-    /// How many are missing now, and until when shares are reserved for them.
+    /// Until then, all limiters that were counted lately are expected.
+    all_expected_until: Option<Instant>,
+    /// After Redis has lost its data, so many limiters are expected until then.
+    expected_after_loss: Option<(Instant, u32)>,
+    /// Limiters that are expected and not alive.
     missing: u32,
+    /// Until then, shares are reserved for them.
     reserved_until: Option<Instant>,
 }
 
@@ -115,113 +120,115 @@ impl Peers {
         Self {
             hint,
             reserve_for,
-            heard: Mutex::default(),
-            back: AtomicU64::new(1f64.to_bits()),
+            counts: Mutex::default(),
+            recovered: AtomicU64::new(1f64.to_bits()),
         }
     }
 
-    fn lock(&self) -> MutexGuard<'_, Heard> {
-        // Nothing under this lock can stop half way.
-        self.heard.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> MutexGuard<'_, Counts> {
+        // Nothing panics under this lock.
+        self.counts.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    pub(crate) fn record(&self, beat: HeartbeatReply, now: Instant) {
-        let mut heard = self.lock();
-        match heard.last {
-            // Those who come back first see few others: an outage ages no count.
+    /// Records the reply to a heartbeat.
+    pub(crate) fn record(&self, reply: HeartbeatReply, now: Instant) {
+        let mut counts = self.lock();
+        match counts.last {
+            // The first limiters to recover see few others, so counts do not age in an outage.
             Some((last, _)) => {
                 let silence = now.saturating_duration_since(last);
                 if silence > SILENCE {
-                    heard.largest.iter_mut().for_each(|(at, _)| *at += silence);
+                    counts.largest.iter_mut().for_each(|(at, _)| *at += silence);
                 }
             }
-            // Nor does whoever starts first: the hint is the first count.
-            None => heard.largest.push_back((now, self.hint)),
+            // The same holds for the first limiters to start: the hint is the first count.
+            None => counts.largest.push_back((now, self.hint)),
         }
-        while heard
+        while counts
             .largest
             .back()
-            .is_some_and(|(_, count)| *count <= beat.alive)
+            .is_some_and(|(_, count)| *count <= reply.alive)
         {
-            heard.largest.pop_back();
+            counts.largest.pop_back();
         }
-        heard.largest.push_back((now, beat.alive));
-        while heard
+        counts.largest.push_back((now, reply.alive));
+        while counts
             .largest
             .front()
             .is_some_and(|(at, _)| now - *at > REMEMBERED)
         {
-            heard.largest.pop_front();
+            counts.largest.pop_front();
         }
-        heard.last = Some((now, beat));
-        self.update(&mut heard, now);
+        counts.last = Some((now, reply));
+        self.update(&mut counts, now);
     }
 
-    /// Until then, those who have not come back yet are expected.
+    /// Expects all limiters that were counted lately: in the recovery window, those that have not
+    /// recovered yet.
     pub(crate) fn expect_all_until(&self, until: Instant, now: Instant) {
-        let mut heard = self.lock();
-        heard.grace_until = heard.grace_until.max(Some(until));
-        self.update(&mut heard, now);
+        let mut counts = self.lock();
+        counts.all_expected_until = counts.all_expected_until.max(Some(until));
+        self.update(&mut counts, now);
     }
 
-    /// Redis has lost its data, and with it who is missing: those who were there before are
-    /// expected for as long as if they had fallen silent now.
+    /// After Redis has lost its data, and with it which limiters are missing: expects those of the
+    /// last heartbeat, for as long as if all of them had fallen silent now.
     pub(crate) fn expect_as_before(&self, now: Instant) {
-        let mut heard = self.lock();
-        let before = heard
+        let mut counts = self.lock();
+        let before = counts
             .last
-            .map_or(0, |(_, beat)| beat.alive.saturating_add(beat.lapsed));
-        let expected = before.max(heard.expected(now));
-        heard.lost = Some((now + SILENCE + self.reserve_for, expected));
-        self.update(&mut heard, now);
+            .map_or(0, |(_, reply)| reply.alive.saturating_add(reply.missing));
+        let expected = before.max(counts.expected_after_loss(now));
+        counts.expected_after_loss = Some((now + SILENCE + self.reserve_for, expected));
+        self.update(&mut counts, now);
     }
 
-    fn update(&self, heard: &mut Heard, now: Instant) {
-        let (back, missing) = heard.last.map_or((1.0, 0), |(_, beat)| {
-            let mut expected = beat
+    fn update(&self, counts: &mut Counts, now: Instant) {
+        let (recovered, missing) = counts.last.map_or((1.0, 0), |(_, reply)| {
+            let mut expected = reply
                 .alive
-                .saturating_add(beat.lapsed)
-                .max(heard.expected(now));
-            if heard.grace_until.is_some_and(|until| now < until) {
-                expected = expected.max(self.count(heard));
+                .saturating_add(reply.missing)
+                .max(counts.expected_after_loss(now));
+            if counts.all_expected_until.is_some_and(|until| now < until) {
+                expected = expected.max(self.count(counts));
             }
-            let back = f64::from(beat.alive.max(1)) / f64::from(expected.max(1));
-            (back, expected.saturating_sub(beat.alive.max(1)))
+            let recovered = f64::from(reply.alive.max(1)) / f64::from(expected.max(1));
+            (recovered, expected.saturating_sub(reply.alive.max(1)))
         });
-        let goes_on = heard.reserved_until.is_some_and(|until| now < until);
-        if missing > heard.missing || !goes_on {
-            let lost = heard.lost.map(|(until, _)| until);
-            heard.reserved_until = lost.max(Some(now + self.reserve_for));
+        let is_reserved = counts.reserved_until.is_some_and(|until| now < until);
+        if missing > counts.missing || !is_reserved {
+            let after_loss = counts.expected_after_loss.map(|(until, _)| until);
+            counts.reserved_until = after_loss.max(Some(now + self.reserve_for));
         }
-        heard.missing = missing;
-        self.back.store(back.to_bits(), Ordering::Relaxed);
+        counts.missing = missing;
+        self.recovered.store(recovered.to_bits(), Ordering::Relaxed);
     }
 
-    /// The part of all that was back before the limiter that sends this beat.
-    pub(crate) fn back_before(&self, beat: HeartbeatReply) -> f64 {
-        let expected = (beat.alive + beat.lapsed).max(self.count(&self.lock()));
-        f64::from(beat.alive.saturating_sub(1)) / f64::from(expected.max(1))
+    /// The part of all limiters that had recovered before the one that got this reply.
+    pub(crate) fn recovered_before(&self, reply: HeartbeatReply) -> f64 {
+        let expected = (reply.alive + reply.missing).max(self.count(&self.lock()));
+        f64::from(reply.alive.saturating_sub(1)) / f64::from(expected.max(1))
     }
 
-    fn count(&self, heard: &Heard) -> u32 {
-        heard
+    fn count(&self, counts: &Counts) -> u32 {
+        counts
             .largest
             .front()
             .map_or(self.hint, |(_, count)| *count)
             .max(1)
     }
 
-    /// Among how many a limit is shared.
+    /// How many limiters share a limit.
     pub(crate) fn processes(&self) -> f64 {
         f64::from(self.count(&self.lock()))
     }
 
-    /// The part of all that reach Redis; the others live from their shares.
+    /// The part of all limiters that reach Redis; the others use their local shares.
     pub(crate) fn recovered(&self) -> f64 {
-        f64::from_bits(self.back.load(Ordering::Relaxed))
+        f64::from_bits(self.recovered.load(Ordering::Relaxed))
     }
 
-    /// What is left to those who reach Redis.
+    /// The part of each rate that limiters may use that reach Redis.
     pub(crate) fn part(&self, now: Instant) -> RatePart {
         let of_rate = self.recovered().max(MIN_PART);
         if of_rate >= 1.0 {
@@ -229,174 +236,30 @@ impl Peers {
         }
         let until = self.lock().reserved_until.unwrap_or(now);
         if now > until + SILENCE {
-            // No heartbeat has found it over: this limiter sends none any more.
+            // This limiter sends no heartbeats any more, so none has ended the reservation.
             return RatePart::FULL;
         }
-        // It ends with the first beat that finds it over.
-        let lasts = until.saturating_duration_since(now).max(BEAT);
+        // The first heartbeat after it ends the reservation.
+        let lasts = until.saturating_duration_since(now).max(HEARTBEAT);
         RatePart {
             of_rate,
             lasts_us: to_us(lasts),
         }
     }
 
-    /// How many are missing.
+    /// How many limiters are missing.
     pub(crate) fn missing(&self) -> u32 {
         self.lock().missing
     }
 }
 
-impl Heard {
-    /// How many are expected on a Redis that has lost its data.
-    fn expected(&self, now: Instant) -> u32 {
-        let lost = self.lost.filter(|(until, _)| now < *until);
-        lost.map_or(0, |(_, expected)| expected)
+impl Counts {
+    /// How many limiters are expected after Redis has lost its data; else 0.
+    fn expected_after_loss(&self, now: Instant) -> u32 {
+        let expected = self.expected_after_loss.filter(|(until, _)| now < *until);
+        expected.map_or(0, |(_, expected)| expected)
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    const SECOND: Duration = Duration::from_secs(1);
-    const RESERVE: Duration = Duration::from_secs(5);
-
-    fn beat(alive: u32, lapsed: u32) -> HeartbeatReply {
-        HeartbeatReply { alive, lapsed }
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn the_largest_count_of_the_last_minute_of_contact() {
-        let start = Instant::now();
-        let members = Peers::new(3, RESERVE);
-        assert_eq!(members.processes(), 3.0, "the hint, before any contact");
-        // A beat each second, of so many, until then.
-        let hear = |seconds: std::ops::RangeInclusive<u32>, alive, processes| {
-            for at in seconds.clone() {
-                members.record(beat(alive, 0), start + at * SECOND);
-            }
-            assert_eq!(members.processes(), processes, "after {seconds:?}");
-        };
-        hear(1..=1, 1, 3.0);
-        hear(2..=2, 4, 4.0);
-        hear(3..=32, 2, 4.0);
-        hear(33..=33, 3, 4.0);
-        hear(34..=62, 2, 4.0);
-        hear(63..=63, 2, 3.0);
-        hear(64..=93, 2, 3.0);
-        hear(94..=94, 2, 2.0);
-        // An hour without contact, and the first to be back sees nobody else.
-        hear(3_694..=3_694, 1, 2.0);
-        hear(3_695..=3_754, 1, 2.0);
-        hear(3_755..=3_755, 1, 1.0);
-        // The hint holds for a minute too.
-        let members = Peers::new(3, RESERVE);
-        for at in 0..=61 {
-            members.record(beat(1, 0), start + at * SECOND);
-            let processes = if at <= 60 { 3.0 } else { 1.0 };
-            assert_eq!(members.processes(), processes, "at {at} s");
-        }
-        let members = Peers::new(1, RESERVE);
-        members.record(beat(8, 0), start);
-        assert_eq!(members.processes(), 8.0, "without contact nothing ages");
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn those_who_reach_redis_leave_room_for_the_others() {
-        let start = Instant::now();
-        let members = Peers::new(1, RESERVE);
-        assert_eq!(members.part(Instant::now()), RatePart::FULL);
-        members.record(beat(4, 0), start);
-        assert_eq!(members.part(Instant::now()), RatePart::FULL);
-        members.record(beat(1, 3), start);
-        assert_eq!(members.part(Instant::now()).of_rate, 0.25);
-        members.record(beat(3, 1), start);
-        assert_eq!(
-            (members.part(Instant::now()).of_rate, members.missing()),
-            (0.75, 1)
-        );
-        // The first to come back, on a Redis that has lost its data, sees nobody else.
-        members.expect_all_until(start + 2 * SECOND, start);
-        members.record(beat(1, 0), start + SECOND);
-        assert_eq!(members.recovered(), 0.25);
-        members.record(beat(1, 0), start + 2 * SECOND);
-        assert_eq!(members.part(Instant::now()), RatePart::FULL);
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn survivors_keep_the_floor() {
-        let members = Peers::new(1, RESERVE);
-        members.record(beat(1, 99), Instant::now());
-        assert_eq!(members.recovered(), 0.01);
-        assert_eq!(members.part(Instant::now()).of_rate, MIN_PART);
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn reservation_ends_after_its_time() {
-        let members = Peers::new(1, RESERVE);
-        let left = |members: &Peers| members.part(Instant::now()).lasts_us / 1e6;
-        members.record(beat(3, 1), Instant::now());
-        assert_eq!(left(&members), 5.0);
-        tokio::time::advance(2 * SECOND).await;
-        members.record(beat(3, 1), Instant::now());
-        assert_eq!(left(&members), 3.0);
-        // Another one, so the last of them ends later.
-        members.record(beat(2, 2), Instant::now());
-        assert_eq!(left(&members), 5.0);
-        members.record(beat(2, 1), Instant::now());
-        assert_eq!(left(&members), 5.0);
-        tokio::time::advance(9 * SECOND / 2).await;
-        assert_eq!(left(&members), 1.0, "until the next beat");
-        members.record(beat(2, 0), Instant::now());
-        assert_eq!(members.part(Instant::now()), RatePart::FULL);
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn data_loss_expects_those_of_the_last_beat_only() {
-        let members = Peers::new(1, RESERVE);
-        // A deployment: four more within the last minute, which have said goodbye.
-        members.record(beat(8, 0), Instant::now());
-        tokio::time::advance(SECOND).await;
-        members.record(beat(4, 0), Instant::now());
-        members.expect_as_before(Instant::now());
-        members.record(beat(1, 0), Instant::now());
-        assert_eq!(members.part(Instant::now()).of_rate, 0.25);
-        members.record(beat(4, 0), Instant::now());
-        assert_eq!(members.part(Instant::now()), RatePart::FULL);
-        tokio::time::advance(SECOND).await;
-        // Twice in a row, it is still the same four.
-        members.record(beat(1, 0), Instant::now());
-        members.expect_as_before(Instant::now());
-        members.record(beat(2, 0), Instant::now());
-        assert_eq!(members.part(Instant::now()).of_rate, 0.5);
-        tokio::time::advance(SILENCE + RESERVE).await;
-        members.record(beat(2, 0), Instant::now());
-        assert_eq!(members.part(Instant::now()), RatePart::FULL);
-    }
-
-    #[test]
-    fn waits_are_those_of_a_rate_that_comes_back() {
-        let part = RatePart {
-            of_rate: 0.25,
-            lasts_us: 5e6,
-        };
-        // A wait of a day at the whole rate is four at the lower one.
-        let day = 86_400e6;
-        let real = part.shorten(4.0 * day);
-        assert!(real >= day && real <= day + 5e6, "{real}");
-        for us in [0.0, 1.0, 4e6, 5e6, 6e6, day] {
-            assert!((part.shorten(part.lengthen(us)) - us).abs() < 1e-3, "{us}");
-            assert!(part.shorten(us) <= us);
-            assert_eq!(RatePart::FULL.shorten(us), us);
-            assert_eq!(RatePart::FULL.lengthen(us), us);
-        }
-        let max_wait = 2e6;
-        let refused = 4.0 * day - part.lengthen(max_wait);
-        let retry_after = part.retry_after(refused, max_wait);
-        assert!((retry_after + max_wait - real).abs() < 1e-3);
-        assert_eq!(RatePart::FULL.retry_after(7e6, max_wait), 7e6);
-        // While a bucket is held back, no rate is behind its waits.
-        assert_eq!(part.with_pause(60e6).shorten(61e6), 60.25e6);
-        assert_eq!(part.with_pause(2e6).shorten(9e6), 6e6);
-    }
-}
+mod tests;

@@ -15,7 +15,8 @@ pub(crate) use self::connection::driver::RedisTransport;
 pub(crate) use self::{
     batch::{batcher::Batcher, connection::Connection, queue::Mark, request::Requester},
     connection::{
-        redis_connection::{ConnectionConfig, Mode, RedisConnection},
+        config::ConnectionConfig,
+        redis_connection::{Mode, RedisConnection},
         transport::Transport,
     },
     lease::{AHEAD, Leases},

@@ -1,4 +1,4 @@
-//! Deregisters a limiter that ends from the others, also while its runtime is shut down.
+//! Deregisters a limiter before it stops, also while its runtime shuts down.
 
 use std::{
     sync::{Arc, mpsc},
@@ -14,28 +14,28 @@ use crate::redis::{
 };
 use crate::scope::Keyspace;
 
-/// A runtime that is shut down waits no longer.
+/// The longest delay of a runtime that shuts down.
 const LONGEST: Duration = Duration::from_millis(500);
 
-pub(crate) struct Deregistration {
-    pub(crate) connect: Arc<dyn Transport>,
-    pub(crate) keyspace: Keyspace,
-    pub(crate) limiter: String,
-    pub(crate) timeout: Duration,
+pub(super) struct Deregistration {
+    pub(super) connect: Arc<dyn Transport>,
+    pub(super) keyspace: Keyspace,
+    pub(super) limiter: String,
+    pub(super) timeout: Duration,
 }
 
 impl Deregistration {
-    /// Whether it was answered. Else the others reserve a share for this limiter for a while.
-    pub(crate) async fn over(&self, session: &dyn Session) -> bool {
-        let heartbeat = Heartbeat::last(&self.keyspace, &self.limiter);
-        heartbeat.send(session, self.timeout).await.is_ok()
+    /// If it fails, the peers reserve a share for this limiter until it counts as gone.
+    pub(super) async fn send(&self, session: &dyn Session) {
+        let last = Heartbeat::last(&self.keyspace, &self.limiter);
+        let _ = last.send(session, self.timeout).await;
     }
 
-    /// Connects from a thread and a runtime of its own: neither the tasks nor the sockets of a
-    /// runtime that is shut down can be used any more. Blocks until that is done, because a process
-    /// often ends right after its runtime.
-    pub(crate) fn over_a_new_connection(self) {
-        // A thread that unwinds from a panic does not block.
+    /// Connects from a thread and a runtime of its own: the tasks and sockets of a runtime that
+    /// shuts down cannot be used any more. Blocks until that is done, because a process often ends
+    /// right after its runtime.
+    pub(super) fn send_from_new_thread(self) {
+        // A thread that unwinds from a panic must not block.
         if thread::panicking() {
             return;
         }
@@ -45,7 +45,7 @@ impl Deregistration {
                 runtime.block_on(async {
                     let deregister = async {
                         if let Ok(session) = self.connect.connect().await {
-                            self.over(&*session).await;
+                            self.send(&*session).await;
                         }
                     };
                     let _ = timeout(LONGEST, deregister).await;

@@ -22,7 +22,7 @@ use crate::redis::{
     connection::transport::{Session, Transport},
     connection::{
         classify::classify,
-        failure::{is_paused, timed_out},
+        failure::{is_time_paused, timed_out},
     },
     script::Script,
 };
@@ -31,11 +31,11 @@ use crate::{
     error::ConfigError,
 };
 
-/// Connects to the Redis at one address.
+/// Connects to one address.
 pub(crate) struct RedisTransport {
     address: Address,
     settings: RedisConnectionInfo,
-    /// One step of connecting takes no longer.
+    /// The longest duration of one step of connecting.
     step_timeout: Duration,
 }
 
@@ -52,8 +52,8 @@ impl RedisTransport {
     pub(crate) fn new(url: &str, step_timeout: Duration) -> Result<Self, ConfigError> {
         let info = url.into_connection_info().map_err(|error| {
             ConfigError::new(format!(
-                "this is not the address of a Redis: {}. Write redis://host:port/database, \
-                 rediss://… for TLS (feature `tls`), or unix:///path/to/socket",
+                "invalid Redis URL: {}. Write redis://host:port/database, rediss://… for TLS \
+                 (feature `tls`), or unix:///path/to/socket",
                 without_secrets(&error)
             ))
         })?;
@@ -74,8 +74,8 @@ impl RedisTransport {
             ConnectionAddr::Unix(path) => Address::Unix(path),
             _ => {
                 return Err(ConfigError::new(
-                    "connections of this kind are not built in: rediss:// needs the feature \
-                     `tls`, and unix:// an operating system that has such sockets",
+                    "unsupported Redis URL: rediss:// needs the feature `tls`, and unix:// an \
+                     operating system with Unix sockets",
                 ));
             }
         };
@@ -118,7 +118,7 @@ impl RedisTransport {
             let none = io::Error::new(io::ErrorKind::NotFound, "the host name has no address");
             return Err(io_failure(none));
         }
-        // All at once: one that does not answer must not use up the time of the others.
+        // All at once: an address that does not answer must not use up the time of the others.
         let attempts = addresses.into_iter().map(TcpStream::connect);
         let connect = select_ok(attempts.map(Box::pin)).map(|first| first.map_err(io_failure));
         let (stream, _) = self.step("connecting", connect).await?;
@@ -130,7 +130,7 @@ impl RedisTransport {
     where
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
-        // Whoever calls has a timer already; one of the driver's own would cost each call.
+        // The caller has a timer already; another one would cost each call.
         let config = AsyncConnectionConfig::new().set_response_timeout(None);
         let log_in = MultiplexedConnection::new_with_config(&self.settings, stream, config)
             .map(|connection| connection.map_err(classify));
@@ -148,11 +148,11 @@ impl RedisTransport {
     ) -> Result<T, Failure> {
         timeout(self.step_timeout, step).await.unwrap_or_else(|_| {
             let within = self.step_timeout;
-            Err(match is_paused() {
+            Err(match is_time_paused() {
                 true => timed_out(),
                 false => Failure::new(
                     FailureKind::Timeout,
-                    format!("{name} took longer than connect_timeout, which is {within:?}"),
+                    format!("{name} took longer than connect_timeout ({within:?})"),
                 ),
             })
         })
@@ -163,8 +163,8 @@ pub(crate) fn io_failure(error: io::Error) -> Failure {
     classify(error.into())
 }
 
-/// The driver's words for a bad URL do not hold the URL, which may hold a password; its detail
-/// might.
+/// The error without the URL, which may contain a password. The driver's description does not
+/// contain the URL; its detail might.
 fn without_secrets(error: &RedisError) -> String {
     match error.kind() {
         ErrorKind::InvalidClientConfig => error
@@ -173,7 +173,7 @@ fn without_secrets(error: &RedisError) -> String {
             .next()
             .unwrap_or_default()
             .to_owned(),
-        _ => "it cannot be read".to_owned(),
+        _ => "it cannot be parsed".to_owned(),
     }
 }
 
@@ -206,7 +206,7 @@ struct RedisSession {
 
 impl Drop for RedisSession {
     fn drop(&mut self) {
-        // By itself it would go on until the server has answered everything.
+        // Otherwise it would run until the server has answered all calls.
         self.driver.abort();
     }
 }
@@ -218,8 +218,8 @@ impl Session for RedisSession {
         keys: &'a [Vec<u8>],
         arguments: &'a [&'a [u8]],
     ) -> BoxFuture<'a, Result<Vec<u8>, Failure>> {
-        // By its hash; by its source where the server does not know it (a restart, a failover,
-        // an eviction): one more round trip, and no storm of loading.
+        // By its hash, or by its source if the server does not know it (after a restart, a failover
+        // or a flush): one more round trip, and no separate load of the script.
         let command = move |name: &str, script: &str| {
             let mut command = Cmd::new();
             command.arg(name).arg(script).arg(keys.len());

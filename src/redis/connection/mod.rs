@@ -1,19 +1,27 @@
 //! One connection to Redis for each limiter: its state, the task that supervises it, and what
 //! happens before a recovered Redis is used.
+//!
+//! From the callers down to the socket: [`redis_connection`] is the handle; [`state`] holds the
+//! stage that [`breaker`] decides; [`supervisor`] connects, with the steps of [`recovery`], and
+//! sends heartbeats ([`presence`]); [`calls`] runs scripts over a [`transport`].
 
-pub(crate) mod breaker;
+mod breaker;
+mod calls;
 #[cfg(feature = "redis")]
-pub(crate) mod classify;
-pub(crate) mod deregister;
+mod classify;
+pub(crate) mod config;
+mod corrections;
+mod deregister;
 #[cfg(feature = "redis")]
 pub(crate) mod driver;
 pub(crate) mod failure;
 #[cfg(all(test, feature = "redis"))]
 mod panics;
-pub(crate) mod recovery;
+mod presence;
+mod recovery;
 pub(crate) mod redis_connection;
-pub(crate) mod state;
-pub(crate) mod supervisor;
+mod state;
+mod supervisor;
 #[cfg(feature = "tls")]
-pub(crate) mod tls;
+mod tls;
 pub(crate) mod transport;

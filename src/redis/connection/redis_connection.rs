@@ -1,92 +1,39 @@
-//! The connection, as its callers see it: nobody waits for a reconnect.
+//! The handle of a connection, as its callers use it. Nobody waits for a reconnect.
 
 use std::{
     sync::{Arc, atomic::Ordering},
     time::Duration,
 };
 
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout_at};
 
 use crate::redis::{
-    batch::connection::{Connection, Deadline},
-    connection::failure::timed_out,
-    connection::state::{ConnectionState, Stage, disconnected},
-    connection::transport::Transport,
-    lease::Leases,
-    ledger::Ledger,
-    level_cache::LevelCache,
+    batch::command::{Connection, Deadline},
+    connection::calls::Target,
+    connection::config::ConnectionConfig,
+    connection::failure::{disconnected, is_time_paused, timed_out},
+    connection::state::{ConnectionState, LiveSession, Stage},
+    connection::supervisor::Supervisor,
 };
-use crate::{
-    decision::Failure,
-    peers::{Peers, RatePart},
-    scope::Keyspace,
-    telemetry::Observer,
-};
+use crate::{decision::Failure, peers::RatePart};
 
-/// After Redis is back, memory must admit as well for at least so long: longer than the longest
-/// pause between probes and the time-outs around it, so that all have charged what they spent.
-const GRACE: Duration = Duration::from_secs(2);
+/// How long each call may wait for the first connection, up to its own time-out. Connecting takes
+/// about ten round trips: if the first calls come too early for it, that is no outage yet.
+const FIRST_CONNECT: Duration = Duration::from_secs(1);
 
-const STALLED: Duration = Duration::from_secs(5);
-
-pub(crate) struct ConnectionConfig {
-    pub(crate) connect: Arc<dyn Transport>,
-    pub(crate) keyspace: Keyspace,
-    /// One call takes no longer.
-    pub(crate) timeout: Duration,
-    /// One step of connecting takes no longer.
-    pub(crate) connect_timeout: Duration,
-    pub(crate) levels: Arc<LevelCache>,
-    pub(crate) leases: Arc<Leases>,
-    pub(crate) peers: Arc<Peers>,
-    pub(crate) ledger: Arc<dyn Ledger>,
-    pub(crate) observer: Arc<Observer>,
-    /// By which this limiter takes the place of an earlier one.
-    pub(crate) instance: Option<String>,
-    /// Different in each limiter.
-    pub(crate) seed: u64,
-}
-
-impl ConnectionConfig {
-    /// A keeper that has begun no step for so long is not driven: longer than a pause, the steps of
-    /// a connect, and a call.
-    pub(crate) fn stalled(&self) -> Duration {
-        STALLED + 4 * self.connect_timeout + 2 * self.timeout
-    }
-
-    pub(crate) fn recovery_window(&self) -> Duration {
-        // A pause, or an attempt that was under way and came to nothing; a connect and a log-in;
-        // and a probe, a beat and a payment at their slowest.
-        let attempt = self
-            .connect_timeout
-            .clamp(Duration::from_millis(1_000), GRACE);
-        GRACE.max(attempt + Duration::from_millis(400) + 3 * self.timeout)
-    }
-}
-
-/// One connection to Redis and the task that keeps it.
-///
-/// ```text
-/// Idle => Starting       the first call
-/// Starting => Up         a call that writes succeeded
-/// Starting => Down       it did not
-/// Up => Down             the breaker tripped: the connection is dropped
-/// Down => Up             the background task's call that writes succeeded
-/// Starting, Up, Down => Idle    the background task was shut down with its runtime, or that is
-///                               not driven
-/// ```
+/// One connection to Redis and the task that supervises it.
 pub(crate) struct RedisConnection {
-    shared: Arc<ConnectionState>,
+    state: Arc<ConnectionState>,
 }
 
-/// How Redis is, for somebody who is about to ask it.
+/// What a caller that is about to send a request must do.
 #[derive(Debug)]
 pub(crate) enum Mode {
-    /// It decides.
+    /// Redis decides.
     Passing,
-    /// It decides, but memory must admit as well.
+    /// Redis decides, but memory must admit as well.
     Recovering,
-    /// It is left alone.
+    /// Redis gets no requests.
     Unavailable(Failure),
 }
 
@@ -94,65 +41,104 @@ impl RedisConnection {
     /// No I/O: the first call connects.
     pub(crate) fn new(config: ConnectionConfig) -> Self {
         Self {
-            shared: Arc::new(ConnectionState::new(config)),
+            state: Arc::new(ConnectionState::new(config)),
         }
     }
 
     pub(crate) fn mode(&self) -> Mode {
-        let shared = &self.shared;
-        if shared.steady.load(Ordering::Acquire) {
+        let shared = &self.state;
+        if shared.passing.load(Ordering::Acquire) {
             return Mode::Passing;
         }
         let state = shared.lock();
         match &state.stage {
-            // Not known yet: the first call finds out.
-            Stage::Idle | Stage::Starting(_) => Mode::Passing,
-            // Nobody finds out that it is back: the next call does.
-            Stage::Down(_) if state.is_stalled(shared.config.stalled()) => {
-                let keeper = state.keeper;
+            // Not known yet: the first call connects.
+            Stage::Idle | Stage::Connecting(_) => Mode::Passing,
+            // The supervisor does not probe: the next call starts another one.
+            Stage::Unavailable(_) if state.is_stalled(shared.config.stalled()) => {
+                let supervisor = state.supervisor;
                 drop(state);
-                shared.abandon(Some(keeper));
+                shared.abandon(Some(supervisor));
                 Mode::Passing
             }
-            Stage::Down(failure) => Mode::Unavailable(failure.clone()),
-            Stage::Up(_) => {
-                if state.is_in(shared.config.recovery_window()) {
-                    return Mode::Recovering;
-                }
+            Stage::Unavailable(failure) => Mode::Unavailable(failure.clone()),
+            Stage::Connected(_) if state.is_recovering(shared.config.recovery_window()) => {
+                Mode::Recovering
+            }
+            Stage::Connected(_) => {
                 // Under the lock, so that no trip comes between.
-                shared.steady.store(true, Ordering::Release);
+                shared.passing.store(true, Ordering::Release);
                 Mode::Passing
             }
         }
     }
 
-    /// Since when Redis is away, if it is.
+    /// Since when Redis is unavailable, if it is.
     pub(crate) fn unavailable_since(&self) -> Option<Instant> {
-        let state = self.shared.lock();
+        let state = self.state.lock();
         match state.stage {
-            Stage::Down(_) => state.tripped,
+            Stage::Unavailable(_) => state.tripped,
             _ => None,
         }
     }
 
-    /// The last outage: when it began, and when it was over.
+    /// The last outage: when it began, and when it ended.
     pub(crate) fn last_outage(&self) -> (Option<Instant>, Option<Instant>) {
-        let state = self.shared.lock();
+        let state = self.state.lock();
         (state.tripped, state.recovered)
     }
 
-    /// Says goodbye to the other limiters, if it can.
+    /// Before a planned stop: if Redis is reached, the peers reserve nothing for this limiter. It
+    /// sends no heartbeats from now on.
     pub(crate) async fn deregister(&self) {
-        self.shared.left.store(true, Ordering::Relaxed);
-        let live = match &self.shared.lock().stage {
-            Stage::Up(live) => live.clone(),
+        self.state.deregistered.store(true, Ordering::Relaxed);
+        let live = match &self.state.lock().stage {
+            Stage::Connected(live) => live.clone(),
             _ => return,
         };
-        // Without an answer, the others reserve a share for this limiter for a while.
-        let _ = self
-            .shared
-            .deregister(&*live.session, self.shared.config.timeout)
-            .await;
+        // If it fails, the peers reserve a share for this limiter until it counts as gone.
+        let within = self.state.config.timeout;
+        let _ = self.state.deregister(&*live.session, within).await;
+    }
+
+    /// The connection. Waits only if there has been none yet, and starts the supervisor if there
+    /// is none.
+    async fn live(&self, deadline: Instant) -> Result<Arc<LiveSession>, Failure> {
+        let shared = &self.state;
+        if let Stage::Connected(live) = &shared.lock().stage {
+            return Ok(live.clone());
+        }
+        let mut changed = shared.changed.subscribe();
+        let mut started = false;
+        loop {
+            let supervisor = {
+                let mut state = shared.lock();
+                match &state.stage {
+                    Stage::Connected(live) => return Ok(live.clone()),
+                    Stage::Unavailable(failure) => return Err(failure.clone()),
+                    Stage::Connecting(_) => None,
+                    // The supervisor that this call started has ended.
+                    Stage::Idle if started => return Err(disconnected()),
+                    Stage::Idle => {
+                        started = true;
+                        Some(state.start())
+                    }
+                }
+            };
+            if let Some(number) = supervisor {
+                // Outside the lock: a runtime that shuts down drops the task here.
+                Supervisor::spawn(shared, number);
+            }
+            if !matches!(timeout_at(deadline, changed.changed()).await, Ok(Ok(()))) {
+                let failure = timed_out();
+                let after = match is_time_paused() {
+                    true => Duration::ZERO,
+                    false => FIRST_CONNECT,
+                };
+                shared.give_up_connecting(after, &failure);
+                return Err(failure);
+            }
+        }
     }
 }
 
@@ -164,32 +150,32 @@ impl Drop for RedisConnection {
 
 impl Connection for RedisConnection {
     fn call_timeout(&self) -> Duration {
-        self.shared.config.timeout
+        self.state.config.timeout
     }
 
     fn part(&self) -> RatePart {
-        // In the grace the bucket holds what those will charge who are not back yet.
-        match self.shared.is_recovering() {
+        // In the recovery window nothing is reserved: the bucket holds what peers will write back.
+        match self.state.is_recovering() {
             true => RatePart::FULL,
-            false => self.shared.config.peers.part(Instant::now()),
+            false => self.state.config.peers.part(Instant::now()),
         }
     }
 
     fn is_steady(&self) -> bool {
-        self.shared.steady.load(Ordering::Acquire) && self.shared.config.peers.recovered() >= 1.0
+        self.state.passing.load(Ordering::Acquire) && self.state.config.peers.recovered() >= 1.0
     }
 
     fn fail(&self, failure: &Failure) {
-        self.shared.fail(failure);
+        self.state.task_failed(failure);
     }
 
     fn abandon(&self) {
-        self.shared.abandon(None);
+        self.state.abandon(None);
     }
 
     fn close(&self) {
-        self.shared.is_closed.store(true, Ordering::Relaxed);
-        self.shared.closed.notify_waiters();
+        self.state.closed.store(true, Ordering::Relaxed);
+        self.state.wake.notify_waiters();
     }
 
     async fn call(
@@ -198,25 +184,26 @@ impl Connection for RedisConnection {
         argument: Vec<u8>,
         deadline: &mut Deadline,
     ) -> Result<Vec<u8>, Failure> {
-        let until = Instant::now() + self.shared.config.timeout;
-        let live = self.shared.live(until).await.map_err(Failure::unsent)?;
+        let until = Instant::now() + self.state.config.timeout;
+        let live = self.live(until).await.map_err(Failure::unsent)?;
         deadline.set(until);
-        let mut gone = live.gone.subscribe();
-        let back = self.shared.recovered_part();
-        let run = self
-            .shared
-            .run(&*live.session, live.epoch, back, keys, &argument);
+        let mut dropped = live.dropped.subscribe();
+        let target = Target {
+            session: &*live.session,
+            epoch: live.epoch,
+            recovered: self.state.recovered_part(),
+        };
         let result = tokio::select! {
             biased;
-            result = run => result,
+            result = self.state.run(&target, keys, &argument) => result,
             () = deadline.passed() => Err(timed_out()),
-            // Another call over this connection has found out: nobody needs to wait for that.
-            _ = gone.wait_for(|gone| *gone) => match &self.shared.lock().stage {
-                Stage::Down(failure) => Err(failure.clone()),
+            // Another call over this connection has failed: this one need not wait for its own.
+            _ = dropped.wait_for(|dropped| *dropped) => match &self.state.lock().stage {
+                Stage::Unavailable(failure) => Err(failure.clone()),
                 _ => Err(disconnected()),
             },
         };
-        self.shared.record(live.generation, result.as_ref().err());
+        self.state.record(live.generation, result.as_ref().err());
         result
     }
 }

@@ -19,7 +19,7 @@ use crate::{
     error::ConfigError,
 };
 
-/// The client's side of TLS with one server: versions 1.2 and 1.3.
+/// A TLS client for one server: versions 1.2 and 1.3.
 pub(crate) struct Tls {
     server: ServerName<'static>,
     roots: Arc<RootCertStore>,
@@ -28,7 +28,7 @@ pub(crate) struct Tls {
 impl Tls {
     pub(crate) fn new(host: &str) -> Result<Self, ConfigError> {
         let server = ServerName::try_from(host.to_owned()).map_err(|_| {
-            ConfigError::new("the URL's host is no name that a certificate can have: write another")
+            ConfigError::new("no certificate can be valid for the host of the URL: write a host name or an IP address")
         })?;
         let roots = webpki_roots::TLS_SERVER_ROOTS.iter().cloned();
         Ok(Self {
@@ -46,8 +46,8 @@ impl Tls {
     }
 
     pub(crate) async fn connect(&self, stream: TcpStream) -> Result<TlsStream<TcpStream>, Failure> {
-        // That of the application, if it has installed one by now. Nothing is installed here: an
-        // application that does so later would fail.
+        // The application's, if it has installed one. None is installed here, because that would
+        // make an application fail that does so later.
         let provider = CryptoProvider::get_default()
             .cloned()
             .unwrap_or_else(|| Arc::new(ring::default_provider()));
@@ -74,12 +74,14 @@ fn failure(error: Error, source: impl std::error::Error + Send + Sync + 'static)
     let advice = match error {
         Error::InvalidCertificate(_) | Error::NoCertificatesPresented => {
             "the server's certificate is not accepted: it must be valid for the host of the URL, \
-             and signed by an authority of the webpki roots"
+             and signed by an authority in the webpki roots"
         }
         Error::InvalidMessage(InvalidMessage::InvalidContentType) => {
-            "this port does not speak TLS: write redis://, or the port that does"
+            "this port does not speak TLS: write redis://, or the port of TLS"
         }
-        _ => "the TLS handshake failed: see the error, and the versions and ciphers of the server",
+        _ => {
+            "the TLS handshake failed: see the error, and compare the server's versions and ciphers"
+        }
     };
     Failure {
         advice: Some(advice),
@@ -88,188 +90,4 @@ fn failure(error: Error, source: impl std::error::Error + Send + Sync + 'static)
 }
 
 #[cfg(test)]
-mod tests {
-    use std::{fs, time::Duration};
-
-    use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
-    use tokio::time::{Instant, sleep};
-    use tokio_rustls::rustls::crypto::CryptoProvider;
-
-    use crate::{
-        FailureKind, Health, Limiter, Quota, Scope, redis::RedisTransport,
-        verification::parity::support::RedisServer,
-    };
-
-    const API: Scope = Quota::per_day(1.0).burst(1e6).scope("api");
-    const LONG: Duration = Duration::from_secs(30);
-
-    /// A server that speaks these versions on a port of its own, where its certificate is valid
-    /// for `name`.
-    struct TlsServer {
-        server: RedisServer,
-        port: u16,
-        /// In DER.
-        authority: Vec<u8>,
-    }
-
-    impl TlsServer {
-        async fn start(name: &str, versions: &str) -> Self {
-            let server = RedisServer::start().await;
-            let key = KeyPair::generate().expect("a key");
-            let mut params = CertificateParams::new([]).expect("no names");
-            params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-            let authority = params.self_signed(&key).expect("a certificate");
-            let issuer = Issuer::new(params, key);
-            let key = KeyPair::generate().expect("a key");
-            let certificate = CertificateParams::new([name.to_owned()])
-                .and_then(|params| params.signed_by(&key, &issuer))
-                .expect("a certificate");
-            let files = [
-                ("tls-cert-file", certificate.pem()),
-                ("tls-key-file", key.serialize_pem()),
-                ("tls-ca-cert-file", authority.pem()),
-            ];
-            for (setting, pem) in files {
-                let path = server.dir().join(setting);
-                fs::write(&path, pem).expect("a directory of our own");
-                let path = path.to_str().expect("text");
-                server.config_set(setting, path).await;
-            }
-            server.config_set("tls-auth-clients", "no").await;
-            server.config_set("tls-protocols", versions).await;
-            let mut port = 0;
-            for _ in 0..5 {
-                let free = tokio::net::TcpListener::bind("127.0.0.1:0").await;
-                let free = free.and_then(|socket| socket.local_addr());
-                port = free.expect("a free port").port();
-                let set = ["CONFIG", "SET", "tls-port", &port.to_string()];
-                if server.try_command::<()>(&set).await.is_ok() {
-                    break;
-                }
-                port = 0;
-            }
-            assert_ne!(
-                port,
-                0,
-                "redis-server does not speak TLS:\n{}",
-                server.log()
-            );
-            Self {
-                server,
-                port,
-                authority: authority.der().to_vec(),
-            }
-        }
-
-        fn driver(&self, host: &str) -> RedisTransport {
-            let url = format!("rediss://{host}:{}/2?protocol=resp3", self.port);
-            RedisTransport::new(&url, LONG).expect("a URL")
-        }
-    }
-
-    fn limiter(driver: RedisTransport) -> Limiter {
-        let builder = Limiter::builder().redis_timeout(LONG);
-        builder.connected_by(driver, 1)
-    }
-
-    #[tokio::test(flavor = "multi_thread")]
-    async fn servers_of_either_version_are_connected_to() {
-        for versions in ["TLSv1.2", "TLSv1.3"] {
-            for name in ["127.0.0.1", "localhost"] {
-                let server = TlsServer::start(name, versions).await;
-                let mut driver = server.driver(name);
-                driver.trust(&server.authority);
-                let limiter = limiter(driver);
-                let permit = limiter.try_acquire(API).await.expect("plenty");
-                assert!(!permit.is_degraded(), "{versions} {name}: {permit:?}");
-                assert_eq!(limiter.health(), Health::Redis);
-                // In Redis it is taken from.
-                let mut connection = server.server.connection().await;
-                let _: () = redis::cmd("SELECT")
-                    .arg(2)
-                    .query_async(&mut connection)
-                    .await
-                    .expect("a database");
-                let exists: bool = redis::cmd("EXISTS")
-                    .arg("throttle:v1|api")
-                    .query_async(&mut connection)
-                    .await
-                    .expect("an answer");
-                assert!(exists, "{versions} {name}");
-                assert!(
-                    CryptoProvider::get_default().is_none(),
-                    "that is the application's"
-                );
-            }
-        }
-    }
-
-    /// Memory decides, the health says why, and what was wrong is named.
-    async fn is_degraded(driver: RedisTransport, kind: FailureKind, words: [&str; 2]) {
-        use crate::redis::connection::transport::Transport;
-        let failure = driver.connect().await.err().expect("no connection");
-        assert_eq!(failure.kind, kind, "{failure:?}");
-        let said = format!("{} {:?}", failure.source, failure.advice);
-        for word in words {
-            assert!(said.contains(word), "{word}: {said}");
-        }
-        let limiter = limiter(driver);
-        let start = Instant::now();
-        let reason = loop {
-            let permit = limiter.try_acquire(API).await.expect("plenty");
-            assert!(permit.is_degraded());
-            if let Health::Degraded { reason, .. } = limiter.health() {
-                break reason;
-            }
-            assert!(start.elapsed() < LONG, "{:?}", limiter.health());
-            sleep(Duration::from_millis(5)).await;
-        };
-        assert_eq!(reason, kind);
-    }
-
-    #[tokio::test(flavor = "multi_thread")]
-    async fn certificates_that_are_not_valid_are_degraded() {
-        let server = TlsServer::start("127.0.0.1", "TLSv1.3").await;
-        let kind = FailureKind::Misconfigured;
-        let unknown = server.driver("127.0.0.1");
-        is_degraded(unknown, kind, ["UnknownIssuer", "not accepted"]).await;
-        let mut other_name = server.driver("localhost");
-        other_name.trust(&server.authority);
-        is_degraded(other_name, kind, ["not valid for name", "host of the URL"]).await;
-    }
-
-    #[tokio::test(flavor = "multi_thread")]
-    async fn ports_that_do_not_speak_it_are_degraded() {
-        // One that answers each line with an error, and one that closes.
-        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await;
-        let listener = listener.expect("a free port");
-        let port = listener.local_addr().expect("bound").port();
-        tokio::spawn(async move {
-            while let Ok((mut stream, _)) = listener.accept().await {
-                use tokio::io::{AsyncReadExt, AsyncWriteExt};
-                let mut some = [0; 16];
-                let _ = stream.read(&mut some).await;
-                let _ = stream.write_all(b"-ERR unknown command\r\n").await;
-            }
-        });
-        let driver = |port| {
-            let url = format!("rediss://127.0.0.1:{port}");
-            RedisTransport::new(&url, LONG).expect("a URL")
-        };
-        let kind = FailureKind::Misconfigured;
-        is_degraded(driver(port), kind, ["corrupt", "does not speak TLS"]).await;
-        let refused = driver(1);
-        is_degraded(refused, FailureKind::Disconnected, ["refused", ""]).await;
-    }
-
-    #[test]
-    fn hosts_and_fragments_that_cannot_be_are_errors() {
-        for (url, word) in [
-            ("rediss://127.0.0.1:1/#insecure", "#insecure"),
-            ("rediss://a..b:1/", "certificate"),
-        ] {
-            let error = RedisTransport::new(url, LONG).err().expect(url).to_string();
-            assert!(error.contains(word), "{url}: {error}");
-        }
-    }
-}
+mod tests;

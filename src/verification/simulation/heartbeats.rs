@@ -38,7 +38,7 @@ fn heartbeat(rng: &mut Rng, known: &[u8], now: f64) -> Sent {
         1 => format!("{:.0}", now - 60_000.0),
         _ => format!("{:.0}", now + 60_000.0),
     };
-    let age = rng.pick(&["first", "new", "lived", "lived"]);
+    let age = rng.pick(&["first", "new", "established", "established"]);
     Sent {
         keys,
         arguments: vec![

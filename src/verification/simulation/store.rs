@@ -180,7 +180,7 @@ impl Store {
             let kept = if newcomer { 0.0 } else { 3_600_000.0 };
             silent >= -2_000.0 && silent < SILENCE + kept
         });
-        let heard = if age == b"lived" { now } else { -now };
+        let heard = if age == b"established" { now } else { -now };
         self.members.insert(me.clone(), heard);
         let is_alive = |heard: &&f64| now - heard.abs() <= alive_within;
         let alive = self.members.values().filter(is_alive).count() as f64;

@@ -1,0 +1,205 @@
+//! The calls that correct buckets after an outage: levels that were lost, reservations that were
+//! cancelled, and tokens that memory granted. No I/O.
+
+use std::{
+    collections::{HashMap, VecDeque},
+    time::Duration,
+};
+
+use tokio::time::Instant;
+
+use crate::redis::{
+    batch::command::Debt,
+    level_cache::{LastLevel, LevelCache},
+    script::{Argument, First, Reply},
+};
+use crate::{
+    bucket::{BucketParams, Reservation},
+    clock::from_us,
+    scope::{BucketId, Keyspace, Scope},
+};
+
+/// The most buckets in one call: one of the 128 keys is the payment's own.
+const MOST_BUCKETS: usize = 127;
+
+/// How long Redis remembers that a payment was made.
+const PAYMENT_KEPT: Duration = Duration::from_secs(3_600);
+
+/// One call of the script.
+pub(super) struct Call {
+    pub(super) keys: Vec<Vec<u8>>,
+    pub(super) argument: Vec<u8>,
+    /// The buckets of the last keys, in their order.
+    buckets: Vec<(Box<[u8]>, BucketParams)>,
+}
+
+impl Call {
+    /// Updates the level cache from the reply. If Redis loses its data before the next request, the
+    /// charges of this call are not forgotten.
+    pub(super) fn update_levels(&self, reply: &[u8], sent: Instant, levels: &LevelCache) {
+        let keys = self.keys.len();
+        let Some(reply) = Reply::new(reply, keys, 0) else {
+            return;
+        };
+        let first = keys - self.buckets.len();
+        for (index, (id, params)) in self.buckets.iter().enumerate() {
+            levels.update(id, *params, reply.level(first + index), sent, false);
+        }
+    }
+}
+
+/// Leaves in each bucket no more than its last reported level. Repeating it changes nothing.
+pub(super) fn cap_levels(keyspace: &Keyspace, levels: &[LastLevel]) -> impl Iterator<Item = Call> {
+    levels.chunks(MOST_BUCKETS).map(|buckets| {
+        let mut argument = Argument::default();
+        for bucket in buckets {
+            argument.key(bucket.params, First::NONE);
+        }
+        for (index, bucket) in buckets.iter().enumerate() {
+            argument.cap_level(index + 1, bucket.level);
+        }
+        Call {
+            keys: buckets
+                .iter()
+                .map(|bucket| keyspace.bucket(&bucket.id))
+                .collect(),
+            argument: argument.into_bytes(),
+            buckets: buckets
+                .iter()
+                .map(|bucket| (bucket.id.clone(), bucket.params))
+                .collect(),
+        }
+    })
+}
+
+/// Undoes reservations that were cancelled while Redis was unavailable. If a call is lost, the
+/// refill returns their tokens.
+pub(super) fn undo(keyspace: &Keyspace, cancelled: &[(Scope, Reservation)]) -> Vec<Call> {
+    let mut buckets: Vec<(BucketId, BucketParams, Vec<Reservation>)> = Vec::new();
+    let mut places: HashMap<Box<[u8]>, usize> = HashMap::new();
+    for (scope, reservation) in cancelled {
+        let id = scope.id(keyspace.secret());
+        let place = *places.entry(id.as_bytes().into()).or_insert_with(|| {
+            buckets.push((id, scope.params(), Vec::new()));
+            buckets.len() - 1
+        });
+        buckets[place].2.push(*reservation);
+    }
+    let calls = buckets.chunks(MOST_BUCKETS).map(|buckets| {
+        let mut argument = Argument::default();
+        for (_, params, _) in buckets {
+            argument.key(*params, First::NONE);
+        }
+        for (index, (.., reservations)) in buckets.iter().enumerate() {
+            // The last of a queue first, so that the one before it becomes the last.
+            for reservation in reservations.iter().rev() {
+                argument.undo(index + 1, *reservation);
+            }
+        }
+        Call {
+            keys: buckets
+                .iter()
+                .map(|(id, ..)| keyspace.bucket(id.as_bytes()))
+                .collect(),
+            argument: argument.into_bytes(),
+            buckets: buckets
+                .iter()
+                .map(|(id, params, _)| (id.as_bytes().into(), *params))
+                .collect(),
+        }
+    });
+    calls.collect()
+}
+
+/// Tokens to charge once, under a number of their own. The amounts are fixed with the number, so
+/// that a call without a reply can be repeated; what is spent later gets another number.
+#[derive(Debug)]
+pub(super) struct Payment {
+    number: u64,
+    since: Instant,
+    debts: Vec<Debt>,
+}
+
+/// Payments that Redis has not confirmed.
+#[derive(Debug, Default)]
+pub(super) struct Payments {
+    open: VecDeque<Payment>,
+    last: u64,
+}
+
+impl Payments {
+    pub(super) fn add(&mut self, debts: &[Debt], now: Instant) {
+        for debts in debts.chunks(MOST_BUCKETS) {
+            self.last += 1;
+            self.open.push_back(Payment {
+                number: self.last,
+                since: now,
+                debts: debts.to_vec(),
+            });
+        }
+    }
+
+    pub(super) fn first(&self) -> Option<&Payment> {
+        self.open.front()
+    }
+
+    /// Removes this payment, if it is still the first.
+    pub(super) fn confirm(&mut self, number: u64) {
+        if self
+            .open
+            .front()
+            .is_some_and(|first| first.number == number)
+        {
+            self.open.pop_front();
+        }
+    }
+}
+
+impl Payment {
+    pub(super) fn number(&self) -> u64 {
+        self.number
+    }
+
+    pub(super) fn call(&self, keyspace: &Keyspace, limiter: &str, now: Instant) -> Call {
+        let mut argument = Argument::default();
+        // A bucket that the payment empties, and that is full again once Redis has forgotten it.
+        argument.key(
+            BucketParams::new(1.0, PAYMENT_KEPT.as_secs_f64().recip()),
+            First::NONE,
+        );
+        let mut keys = vec![keyspace.own(&format!("#paid:{limiter}:{}", self.number))];
+        // A debt is forgiven once an empty bucket would have refilled in spite of it, as if it had
+        // been charged at the start.
+        let age = now.saturating_duration_since(self.since);
+        let due: Vec<_> = self
+            .debts
+            .iter()
+            .filter(|debt| {
+                age < from_us((debt.params.capacity + debt.tokens.max(0.0)) / debt.params.per_us)
+            })
+            .collect();
+        for debt in &due {
+            keys.push(keyspace.bucket(&debt.id));
+            argument.key(debt.params, First::NONE);
+        }
+        argument.once(1);
+        for (index, debt) in due.iter().enumerate() {
+            if debt.tokens > 0.0 {
+                argument.write_back(index + 2, debt.tokens, debt.wait_us, debt.big);
+            } else {
+                argument.give_back(index + 2, -debt.tokens);
+            }
+        }
+        Call {
+            keys,
+            argument: argument.into_bytes(),
+            buckets: due
+                .iter()
+                .map(|debt| (debt.id.clone(), debt.params))
+                .collect(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;
