@@ -51,7 +51,7 @@ async fn a_server_that_does_not_record_its_peers_is_warned_about_once() {
     assert_eq!(admitted, 3, "all take from what `or` names");
     assert_eq!(lines.len(), 1, "{lines:?}");
     for part in [
-        "policy=\"peer\"",
+        "scope=\"peer\"",
         "ClientIp",
         "first 100 requests",
         "`axum`",

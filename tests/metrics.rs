@@ -246,16 +246,16 @@ async fn a_scrape_holds_what_dashboard_and_alerts_ask_for() {
     assert_eq!(full.overflowed(), 3);
     drop(full);
 
-    let request = |policy: &str, outcome: &str, backend: &str| {
+    let request = |scope: &str, outcome: &str, backend: &str| {
         format!(
-            "tower_throttle_requests_total{{policy=\"{policy}\",outcome=\"{outcome}\",\
+            "tower_throttle_requests_total{{scope=\"{scope}\",outcome=\"{outcome}\",\
              backend=\"{backend}\"}}"
         )
     };
-    let cost = |kind| format!("tower_throttle_cost_total{{policy=\"tokens\",kind=\"{kind}\"}}");
+    let cost = |kind| format!("tower_throttle_cost_total{{scope=\"tokens\",kind=\"{kind}\"}}");
     let shadow = format!("{} 3", request("tried", "shadow_rejected", "redis"));
     let before = client.scrape(&shadow).await;
-    for (policy, outcome, backend, count) in [
+    for (scope, outcome, backend, count) in [
         ("tenant", "admitted", "redis", 2.0),
         ("tenant", "rejected", "redis", 3.0),
         ("tenant", "impossible", "redis", 1.0),
@@ -267,16 +267,16 @@ async fn a_scrape_holds_what_dashboard_and_alerts_ask_for() {
         ("paced", "admitted", "redis", 4.0),
         ("slow", "cancelled", "redis", 1.0),
     ] {
-        assert_eq!(before.value(&request(policy, outcome, backend)), count);
+        assert_eq!(before.value(&request(scope, outcome, backend)), count);
     }
-    let overflow = "tower_throttle_overflow_total{policy=\"local\"}";
+    let overflow = "tower_throttle_overflow_total{scope=\"local\"}";
     assert_eq!(before.value(overflow), 3.0);
     assert_eq!(before.value(&cost("reserved")), 300.0);
     assert_eq!(before.value(&cost("settled")), 150.0);
     assert_eq!(before.value(&cost("refunded")), 330.0);
-    let waited = before.value("tower_throttle_wait_seconds_count{policy=\"paced\"}");
+    let waited = before.value("tower_throttle_wait_seconds_count{scope=\"paced\"}");
     assert!((1.0..=3.0).contains(&waited), "{waited} of four waited");
-    let sum = before.value("tower_throttle_wait_seconds_sum{policy=\"paced\"}");
+    let sum = before.value("tower_throttle_wait_seconds_sum{scope=\"paced\"}");
     println!("{waited} of four waited, {sum:.3} s together");
     assert!(sum > 0.0 && sum < 30.0, "{sum}");
     assert_eq!(before.value("tower_throttle_scopes"), 1.0, "the local one");
@@ -395,7 +395,7 @@ fn recorders_of_a_thread_come_and_go() {
                 assert!(permit.is_some_and(|permit| permit.is_ok()));
             }
             let scrape = Scrape(handle.render());
-            let admitted = "tower_throttle_requests_total{policy=\"local\",\
+            let admitted = "tower_throttle_requests_total{scope=\"local\",\
                             outcome=\"admitted\",backend=\"memory\"}";
             assert_eq!(scrape.value(admitted), 10.0, "round {round}");
             assert_eq!(scrape.value("tower_throttle_scopes"), 10.0);
@@ -405,7 +405,7 @@ fn recorders_of_a_thread_come_and_go() {
     }
 }
 
-/// A handle that outlives its request settles for the same policy.
+/// A handle that outlives its request counts for the same scope.
 #[test]
 fn late_settling_counts() {
     let recorder = PrometheusBuilder::new().build_recorder();
@@ -422,12 +422,12 @@ fn late_settling_counts() {
         late.settle(5_000.0);
     });
     let scrape = Scrape(handle.render());
-    let cost = |kind| format!("tower_throttle_cost_total{{policy=\"tokens\",kind=\"{kind}\"}}");
+    let cost = |kind| format!("tower_throttle_cost_total{{scope=\"tokens\",kind=\"{kind}\"}}");
     assert_eq!(scrape.value(&cost("settled")), 1.0, "in two halves");
     assert_eq!(scrape.value(&cost("refunded")), 101.0);
 }
 
-/// Once a thread knows a policy, to count for it allocates nothing.
+/// Counting allocates nothing once a thread knows a scope.
 #[test]
 fn counting_allocates_nothing() {
     let recorder = PrometheusBuilder::new().build_recorder();

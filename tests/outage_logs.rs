@@ -71,7 +71,7 @@ async fn one_line_down_and_one_up() {
     let down = &log.lines(Level::WARN)[0];
     assert!(down.contains("reason=disconnected"), "{down}");
     let up = &log.lines(Level::INFO)[0];
-    assert!(up.contains("away_seconds="), "{up}");
+    assert!(up.contains("outage_seconds="), "{up}");
 }
 
 /// One of two limiters is cut off: the other one leaves room for it, for a while, and says so.

@@ -38,8 +38,8 @@ fn request() -> Request<String> {
     Request::new(String::new())
 }
 
-fn of(policy: &str, outcome: &str, backend: &str) -> String {
-    format!("tower_throttle_requests_total{{policy={policy},outcome={outcome},backend={backend}}}")
+fn of(scope: &str, outcome: &str, backend: &str) -> String {
+    format!("tower_throttle_requests_total{{scope={scope},outcome={outcome},backend={backend}}}")
 }
 
 /// Until the decisions that were made beside the requests are counted.
@@ -82,7 +82,7 @@ async fn all_are_served_and_the_refused_are_counted() {
         assert!((0.0..0.1).contains(&level), "{level}");
         let cost = |kind: &str| {
             told.get(&format!(
-                "tower_throttle_cost_total{{policy=day,kind={kind}}}"
+                "tower_throttle_cost_total{{scope=day,kind={kind}}}"
             ))
         };
         assert_eq!(cost("reserved"), Some(3.0));

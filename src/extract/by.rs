@@ -132,7 +132,7 @@ impl<X> By<X> {
     fn warn_never_found(&self) {
         #[cfg(feature = "tracing")]
         tracing::warn!(
-            policy = match &self.base {
+            scope = match &self.base {
                 Base::Fixed(scope) => scope.name().to_owned(),
                 Base::Live(scope) => scope.current().name().to_owned(),
             },
