@@ -50,12 +50,7 @@ async fn a_server_that_does_not_record_its_peers_is_warned_about_once() {
     let (lines, admitted) = warnings(PEER.by(client.clone()).or(UNKNOWN), 250).await;
     assert_eq!(admitted, 3, "all take from what `or` names");
     assert_eq!(lines.len(), 1, "{lines:?}");
-    for part in [
-        "scope=\"peer\"",
-        "ClientIp",
-        "first 100 requests",
-        "`axum`",
-    ] {
+    for part in ["scope=\"peer\"", "ClientIp", "first 100 requests", "`axum`"] {
         assert!(lines[0].contains(part), "{part}: {}", lines[0]);
     }
     let (lines, _) = warnings(PEER.by(client).or(UNKNOWN), 99).await;

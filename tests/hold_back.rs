@@ -209,6 +209,36 @@ mod shared {
         assert!(start.elapsed() < back + 4 * SECOND, "others were not told");
     }
 
+    /// The other limiter learns from a heartbeat that buckets are paused.
+    #[tokio::test(flavor = "multi_thread")]
+    async fn reservations_are_confirmed_once_a_peer_has_paused_a_bucket() {
+        const PAUSE: Duration = Duration::from_secs(3);
+        let server = RedisServer::start().await;
+        let (waiting, pausing) = (connect(&server.url()), connect(&server.url()));
+        let slow = Quota::per_second(1.0).burst(1.0).scope("slow");
+        // Whether a reservation, due after 1 s, is used only after the pause that follows it. Before
+        // the pause is over, `waiting` gets no other reply for the bucket.
+        let is_confirmed = async |key: u32| {
+            let scope = slow.key(key);
+            waiting.try_acquire(&scope).await.expect("full");
+            let start = Instant::now();
+            let acquire = tokio::spawn(waiting.acquire(&scope, 60 * SECOND));
+            while pausing.peek(&scope).await.tokens() >= 0.0 {
+                assert!(start.elapsed() < 10 * SECOND, "no reservation");
+            }
+            pausing.hold_back(&scope, PAUSE);
+            acquire.await.expect("no panic").expect("its turn");
+            start.elapsed() >= PAUSE
+        };
+        let start = Instant::now();
+        let mut key = 0;
+        while !is_confirmed(key).await {
+            assert!(start.elapsed() < 20 * SECOND, "never confirmed");
+            key += 1;
+        }
+        println!("confirmed after {key} reservations that were not");
+    }
+
     /// Redis is far away: to look for holds takes longer than a turn may be late.
     #[tokio::test(flavor = "multi_thread")]
     async fn turns_are_used_in_time_however_far_redis_is() {
@@ -222,7 +252,8 @@ mod shared {
             let builder = Limiter::builder().redis(proxy.url());
             let limiter = builder.redis_timeout(10 * SECOND).build().expect("a URL");
             if heeds {
-                limiter.heed_holds();
+                // Whoever pauses a bucket expects that others do.
+                limiter.hold_back(&API, SECOND);
             }
             limiter.bucket(&STEADY).reset().await.unwrap();
             let start = Instant::now();

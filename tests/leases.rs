@@ -338,8 +338,16 @@ fn a_lease_is_a_number_of_tokens() {
 async fn what_is_held_back_is_not_granted_from_a_lease() {
     let server = RedisServer::start().await;
     let (leasing, other) = (limiter(&server, 1e9).await, limiter(&server, 0.0).await);
-    leasing.heed_holds();
-    for (key, holds) in [("here", &leasing), ("there", &other)] {
+    // The other process's first pause: known here after a heartbeat.
+    let first = SLOW.scope("hot").key("first");
+    demand(&leasing, &first, 8_000).await;
+    other.hold_back(&first, 3_600 * SECOND);
+    let start = Instant::now();
+    while leasing.try_acquire(&first).await.is_ok() {
+        assert!(start.elapsed() < 10 * SECOND, "the pause is not known");
+        tokio::time::sleep(SECOND / 100).await;
+    }
+    for (key, holds) in [("there", &other), ("here", &leasing)] {
         let scope = SLOW.scope("hot").key(key);
         demand(&leasing, &scope, 8_000).await;
         assert!(level(&other, &scope).await < 92_000.0, "nothing was leased");

@@ -94,6 +94,16 @@ impl RedisBackend {
         self.levels.raise(&id, scope.params(), tokens);
     }
 
+    /// Whether any limiter on this Redis may pause buckets.
+    pub(crate) fn pauses_in_use(&self) -> bool {
+        self.batcher.connection().pauses_in_use()
+    }
+
+    /// Lets the peers know that this limiter may pause buckets.
+    pub(crate) fn announce_pauses(&self) {
+        self.batcher.connection().announce_pauses();
+    }
+
     /// When Redis last reported a bucket, and the end of its pause, if it is paused.
     pub(crate) fn pause_view(&self, id: &Lookup<'_>) -> Option<(Instant, Option<Instant>)> {
         let view = self.levels.pause_view(id)?;

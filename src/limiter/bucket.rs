@@ -161,13 +161,16 @@ impl BucketHandle {
     /// Pauses the bucket: no process is granted a token of it for `duration`. After that it refills
     /// at its rate, without a burst. This is what `Retry-After` of an upstream asks for.
     ///
-    /// It holds in this process at once, in others from their next reply of Redis. Reservations that
-    /// are due during the pause are made again, within the deadlines of their callers; where pauses
-    /// are in use, a reservation is confirmed before it is used unless the last reply about its
-    /// bucket is younger than 25 ms. A shorter pause does not shorten a longer one, and
-    /// [`reset`](Self::reset) ends it. Tokens that are given back or charged during the pause are
-    /// lost, as far as the pause covers them. While Redis is unavailable, the local share of this
-    /// process is paused, and the pause is sent to Redis after its recovery.
+    /// It holds in this process at once, in others from their next reply of Redis for this bucket.
+    /// As soon as any limiter on the same Redis and prefix has paused a bucket, which its peers learn
+    /// from their heartbeats within 1 s, all of them confirm a reservation before it is used, with a
+    /// call to Redis if the last reply for its bucket is older than 25 ms. Reservations that are due
+    /// during a pause are made again, within the deadlines of their callers.
+    ///
+    /// A shorter pause does not shorten a longer one, and [`reset`](Self::reset) ends it. Tokens that
+    /// are given back or charged during the pause are lost, as far as the pause covers them. While
+    /// Redis is unavailable, the local share of this process is paused, and the pause is sent to
+    /// Redis after its recovery.
     ///
     /// ```
     /// # use std::time::Duration;

@@ -1,9 +1,6 @@
 //! Settings of a limiter.
 
-use std::{
-    sync::{Arc, atomic::AtomicBool},
-    time::Duration,
-};
+use std::{sync::Arc, time::Duration};
 
 use super::{
     core::Core, handle::Limiter, local_share::LocalShares, pending::PendingCorrections,
@@ -438,7 +435,6 @@ impl LimiterBuilder {
             queues: WaitQueues::new(salt),
             observer: Arc::new(Observer::new(health, redis)),
             salt,
-            heeds_holds: AtomicBool::new(false),
         }
     }
 }

@@ -1,12 +1,6 @@
 //! What all clones of a limiter share, and how a store is chosen.
 
-use std::{
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
-    time::Duration,
-};
+use std::{sync::Arc, time::Duration};
 
 use futures_util::future::{BoxFuture, FutureExt};
 use tokio::time::Instant;
@@ -36,9 +30,6 @@ pub(crate) struct Core {
     pub(crate) queues: WaitQueues<Waiter>,
     pub(crate) observer: Arc<Observer>,
     pub(crate) salt: [u8; 32],
-    /// Whether anybody may hold buckets back, so that a turn promised earlier is not to be
-    /// trusted without asking.
-    pub(crate) heeds_holds: AtomicBool,
 }
 
 impl Core {
@@ -337,7 +328,6 @@ impl Core {
 
     /// Grants nobody anything of this bucket for so long; in this process from now on.
     pub(crate) fn pause(&self, scope: &Scope, hold: Duration) {
-        self.heeds_holds.store(true, Ordering::Relaxed);
         let (us, id) = (to_us(hold), scope.id(&self.salt));
         match &self.redis {
             None => {
@@ -346,6 +336,7 @@ impl Core {
                 self.memory.with_own(&id.lookup(), params, pause);
             }
             Some(remote) => {
+                remote.announce_pauses();
                 self.shares.pause(scope, us);
                 remote.send(scope, Op::Pause { us });
             }
@@ -376,9 +367,9 @@ impl Core {
         }
     }
 
-    /// Whether a pause that another process may have set would be known here.
+    /// Whether this process would know if another one had paused the bucket.
     fn knows_of_pauses(&self, redis: &RedisBackend, id: &Lookup<'_>) -> bool {
-        if !self.heeds_holds.load(Ordering::Relaxed) {
+        if !redis.pauses_in_use() {
             return true;
         }
         let view = redis.pause_view(id);

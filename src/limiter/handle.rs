@@ -1,10 +1,6 @@
 //! [`Limiter`]: the handle that users clone.
 
-use std::{
-    fmt,
-    sync::{Arc, atomic::Ordering},
-    time::Duration,
-};
+use std::{fmt, sync::Arc, time::Duration};
 
 use tokio::sync::watch;
 
@@ -208,18 +204,12 @@ impl Limiter {
         BucketHandle::new(self.core.clone(), scope.clone())
     }
 
-    /// From now on this limiter expects that other processes
-    /// [pause](crate::BucketHandle::pause) buckets: before a turn is used, it must have heard within 25 ms that the bucket is not
-    /// held, or it asks Redis once, and the turn is late by as long as that takes. A limiter that
-    /// has held back a bucket itself, or whose layer learns (`RateLimitLayer::learn`), does so
-    /// already.
-    ///
-    /// ```
-    /// # use tower_throttle::Limiter;
-    /// Limiter::in_memory().heed_holds();
-    /// ```
-    pub fn heed_holds(&self) {
-        self.core.heeds_holds.store(true, Ordering::Relaxed);
+    /// Lets the peers know that this limiter may pause buckets.
+    #[cfg(feature = "learn")]
+    pub(crate) fn announce_pauses(&self) {
+        if let Some(redis) = &self.core.redis {
+            redis.announce_pauses();
+        }
     }
 
     /// Which backend decides. [`reserved`](Self::reserved) is the part of each limit that is reserved

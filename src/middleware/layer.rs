@@ -245,7 +245,7 @@ impl<K, O> RateLimitLayer<K, O> {
     /// ```
     #[cfg(feature = "learn")]
     pub fn learn(self, upstream: Upstream) -> RateLimitLayer<K, Learn<O>> {
-        self.limiter.heed_holds();
+        self.limiter.announce_pauses();
         self.map_reply(|reply| Learn::new(reply, upstream, HttpParts))
     }
 
@@ -263,7 +263,7 @@ impl<K, O> RateLimitLayer<K, O> {
     where
         F: for<'a> Fn(&'a Res) -> (http::StatusCode, &'a http::HeaderMap),
     {
-        self.limiter.heed_holds();
+        self.limiter.announce_pauses();
         self.map_reply(|reply| Learn::new(reply, upstream, parts))
     }
 

@@ -1,9 +1,11 @@
--- Counts the limiters that are alive, and detects whether Redis has lost data.
+-- Counts the limiters that are alive, detects whether Redis has lost data, and notes whether any
+-- limiter pauses buckets.
 --
 -- KEYS[1]  the limiters: a sorted set by the time of the last heartbeat, in milliseconds; negative
 --          until a limiter is established
 -- KEYS[2]  the epoch: eight bytes that change when data was lost, then the count of all heartbeats
--- KEYS[3]  if this limiter has an instance name: which limiter has that name
+-- KEYS[3]  exists if any limiter has paused a bucket within the last hour
+-- KEYS[4]  if this limiter has an instance name: which limiter has that name
 -- ARGV[1]  this limiter
 -- ARGV[2]  "1" to deregister it
 -- ARGV[3]  the epoch that this limiter used last, or nothing
@@ -14,15 +16,17 @@
 -- ARGV[8]  "first" until a heartbeat of this limiter was answered, "new" for some seconds, then
 --          "established"
 -- ARGV[9]  the server's time, in milliseconds, after which the sender has given up; or nothing
+-- ARGV[10] "1" if this limiter pauses buckets
 -- Reply    the epoch, then doubles, little-endian: the count, how many limiters are alive, how many
---          are missing, and the server's time in milliseconds. If the sender has given up, only the
---          time. If the limiter deregisters, nothing.
+--          are missing, 1 if any limiter pauses buckets, else 0, and the server's time in
+--          milliseconds. If the sender has given up, only the time. If the limiter deregisters,
+--          nothing.
 
 local SILENCE, LONGEST, EPOCH_KEPT = 3000, 3600000, 604800000
 
 local t = redis.call('TIME')
 local now = t[1] * 1000 + math.floor(t[2] / 1000)
-local limiters, epoch_key, instance, me = KEYS[1], KEYS[2], KEYS[3], ARGV[1]
+local limiters, epoch_key, pauses_key, instance, me = KEYS[1], KEYS[2], KEYS[3], KEYS[4], ARGV[1]
 
 if ARGV[2] == '1' then
   redis.call('ZREM', limiters, me)
@@ -48,6 +52,9 @@ end
 count = count + 1
 redis.call('SET', epoch_key, epoch .. struct.pack('<d', count), 'PX', EPOCH_KEPT)
 
+if ARGV[10] == '1' then redis.call('SET', pauses_key, '1', 'PX', LONGEST) end
+local pauses = redis.call('GET', pauses_key) and 1 or 0
+
 if instance then
   local owner = redis.call('GET', instance)
   if owner == me or not owner or ARGV[8] == 'first' then
@@ -67,4 +74,4 @@ redis.call('PEXPIRE', limiters, SILENCE + LONGEST)
 local since = now - ARGV[6]
 local alive = redis.call('ZCOUNT', limiters, since, '+inf') + redis.call('ZCOUNT', limiters, '-inf', -since)
 local missing = redis.call('ZCOUNT', limiters, now - SILENCE - ARGV[7], since - 1)
-return epoch .. struct.pack('<dddd', count, alive, missing, now)
+return epoch .. struct.pack('<ddddd', count, alive, missing, pauses, now)

@@ -41,6 +41,10 @@ impl Epoch {
         keyspace.own("{#}limiters")
     }
 
+    fn pauses_key(keyspace: &Keyspace) -> Vec<u8> {
+        keyspace.own("{#}pauses")
+    }
+
     fn instance_key(keyspace: &Keyspace, instance: &str) -> Vec<u8> {
         keyspace.own(&format!("{{#}}instance:{instance}"))
     }
@@ -64,7 +68,12 @@ pub(crate) enum Answer {
     None,
     /// Redis executed the heartbeat after its sender had given it up, and ignored it.
     Late,
-    Counted(Epoch, HeartbeatReply),
+    Counted {
+        epoch: Epoch,
+        peers: HeartbeatReply,
+        /// Whether any limiter pauses buckets.
+        pauses: bool,
+    },
 }
 
 /// One heartbeat.
@@ -86,6 +95,8 @@ pub(crate) struct Heartbeat<'a> {
     pub(crate) random: u64,
     /// By the server's clock, in milliseconds. Executed later, the heartbeat is ignored.
     pub(crate) good_until: Option<f64>,
+    /// Whether this limiter pauses buckets.
+    pub(crate) pauses: bool,
 }
 
 impl<'a> Heartbeat<'a> {
@@ -102,6 +113,7 @@ impl<'a> Heartbeat<'a> {
             reserve_for: Duration::ZERO,
             random: 0,
             good_until: None,
+            pauses: false,
         }
     }
 
@@ -114,6 +126,7 @@ impl<'a> Heartbeat<'a> {
         let mut keys = vec![
             Epoch::limiters_key(self.keyspace),
             Epoch::key(self.keyspace),
+            Epoch::pauses_key(self.keyspace),
         ];
         keys.extend(
             self.instance
@@ -126,7 +139,7 @@ impl<'a> Heartbeat<'a> {
         let good_until = self
             .good_until
             .map_or_else(String::new, |until| format!("{until:.0}"));
-        let arguments: [&[u8]; 9] = [
+        let arguments: [&[u8]; 10] = [
             self.limiter.as_bytes(),
             if self.is_last { b"1" } else { b"0" },
             known,
@@ -140,6 +153,7 @@ impl<'a> Heartbeat<'a> {
                 Age::Established => b"established",
             },
             good_until.as_bytes(),
+            if self.pauses { b"1" } else { b"0" },
         ];
         let run = session.run(&HEARTBEAT, &keys, &arguments);
         let reply = timeout(within, run)
@@ -181,8 +195,14 @@ impl<'a> Heartbeat<'a> {
             alive: number(numbers, 1, 1.0, MOST_LIMITERS)? as u32,
             missing: number(numbers, 2, 0.0, MOST_LIMITERS)? as u32,
         };
-        let time = number(numbers, 3, 0.0, LATEST)?;
-        Some((Answer::Counted(epoch, peers), Some(time)))
+        let pauses = number(numbers, 3, 0.0, 1.0)? > 0.0;
+        let time = number(numbers, 4, 0.0, LATEST)?;
+        let answer = Answer::Counted {
+            epoch,
+            peers,
+            pauses,
+        };
+        Some((answer, Some(time)))
     }
 }
 

@@ -46,15 +46,23 @@ impl ConnectionState {
                 reserve_for: self.config.peers.reserve_for,
                 random: self.random(),
                 good_until: self.server_ms_after(within),
+                pauses: self.announces_pauses.load(Ordering::Relaxed),
                 ..Heartbeat::last(&self.config.keyspace, &self.limiter)
             };
             match self.send(session, heartbeat, within).await? {
-                Answer::Counted(epoch, reply) => {
+                Answer::Counted {
+                    epoch,
+                    peers,
+                    pauses,
+                } => {
                     self.lock()
                         .registered_since
                         .get_or_insert_with(Instant::now);
                     self.registered_by.store(supervisor, Ordering::Relaxed);
-                    return Ok(Some((epoch, reply)));
+                    if pauses {
+                        self.pauses_in_use.store(true, Ordering::Relaxed);
+                    }
+                    return Ok(Some((epoch, peers)));
                 }
                 Answer::None => return Ok(None),
                 Answer::Late => {}

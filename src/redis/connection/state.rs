@@ -43,6 +43,11 @@ pub(super) struct ConnectionState {
     pub(super) registered_by: Arc<AtomicU64>,
     /// The limiter has deregistered, and sends no heartbeats any more.
     pub(super) deregistered: AtomicBool,
+    /// This limiter pauses buckets, and announces that with its heartbeats.
+    pub(super) announces_pauses: AtomicBool,
+    /// Some limiter on this Redis pauses buckets. Never unset, since reservations may be older than
+    /// the last pause.
+    pub(super) pauses_in_use: AtomicBool,
     /// The limiter is dropped, and its last calls are done.
     pub(super) closed: AtomicBool,
     /// Wakes the supervisor between two heartbeats.
@@ -138,6 +143,8 @@ impl ConnectionState {
             heartbeat_denied: AtomicBool::new(false),
             registered_by: Arc::default(),
             deregistered: AtomicBool::new(false),
+            announces_pauses: AtomicBool::new(false),
+            pauses_in_use: AtomicBool::new(false),
             closed: AtomicBool::new(false),
             wake: Arc::default(),
         }

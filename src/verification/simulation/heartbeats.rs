@@ -1,4 +1,4 @@
-//! The heartbeat's script in a real Redis and the scripted one, side by side.
+//! Compares `heartbeat.lua` in a real Redis with the simulated one.
 
 use redis::aio::MultiplexedConnection;
 
@@ -9,29 +9,30 @@ use crate::{
     verification::parity::support::RedisServer,
 };
 
-const MEMBERS: &str = "p:{#}limiters";
+const LIMITERS: &str = "p:{#}limiters";
 const EPOCH: &str = "p:{#}epoch";
+const PAUSES: &str = "p:{#}pauses";
 
-/// What a step sends.
+/// One heartbeat.
 struct Sent {
     keys: Vec<Vec<u8>>,
     arguments: Vec<Vec<u8>>,
 }
 
 fn heartbeat(rng: &mut Rng, known: &[u8], now: f64) -> Sent {
-    let mut keys = vec![MEMBERS.into(), EPOCH.into()];
+    let mut keys = vec![LIMITERS.into(), EPOCH.into(), PAUSES.into()];
     let limiter = rng.below(6);
     if rng.percent(50) {
         keys.push(format!("p:{{#}}instance:{}", limiter / 2).into_bytes());
     }
     let ms = |ms: u32| ms.to_string().into_bytes();
-    let (id, beats) = match known.len() {
+    let (id, heartbeats) = match known.len() {
         16 => (known[..8].to_vec(), known[8..].to_vec()),
         _ => (Vec::new(), 0f64.to_le_bytes().to_vec()),
     };
-    let beats = match rng.below(8) {
+    let heartbeats = match rng.below(8) {
         0 => 1e9f64.to_le_bytes().to_vec(),
-        _ => beats,
+        _ => heartbeats,
     };
     let good_until = match rng.below(4) {
         0 => String::new(),
@@ -45,12 +46,13 @@ fn heartbeat(rng: &mut Rng, known: &[u8], now: f64) -> Sent {
             format!("limiter{limiter}").into_bytes(),
             if rng.percent(10) { b"1" } else { b"0" }.to_vec(),
             id,
-            beats,
+            heartbeats,
             rng.next().to_le_bytes().to_vec(),
             ms(rng.pick(&[0, 300, 3_000])),
             ms(rng.pick(&[0, 5_000, 60_000, 3_600_000])),
             age.into(),
             good_until.into_bytes(),
+            if rng.percent(5) { b"1" } else { b"0" }.to_vec(),
         ],
     }
 }
@@ -62,7 +64,7 @@ async fn now_ms(connection: &mut MultiplexedConnection) -> f64 {
 }
 
 #[tokio::test]
-async fn the_scripted_heartbeat_is_that_of_redis() {
+async fn simulated_heartbeat_is_that_of_redis() {
     let server = RedisServer::start().await;
     let mut connection = server.connection().await;
     let seed = seed();
@@ -70,10 +72,10 @@ async fn the_scripted_heartbeat_is_that_of_redis() {
     let rng = &mut Rng::new(seed);
     let mut store = Store::default();
     let mut known = Vec::new();
-    let (mut late, mut lapsed) = (0, 0.0);
+    let (mut late, mut missing, mut pauses) = (0, 0.0, [0, 0]);
     for step in 0..sequences(2_000, 50_000) {
         let now = now_ms(&mut connection).await;
-        // Time passes for one of them, or is set back.
+        // Time passes for one limiter, or is set back.
         if rng.percent(40) {
             let who = format!("limiter{}", rng.below(6)).into_bytes();
             let ago = rng.pick(&[
@@ -85,15 +87,21 @@ async fn the_scripted_heartbeat_is_that_of_redis() {
                 3_500_000.0,
                 4e6,
             ]);
-            if let Some(at) = store.members.get_mut(&who) {
+            if let Some(at) = store.limiters.get_mut(&who) {
                 *at = at.signum() * (now - ago);
                 let command = redis::cmd("ZADD")
-                    .arg(MEMBERS)
+                    .arg(LIMITERS)
                     .arg(*at)
                     .arg(&who)
                     .to_owned();
                 let () = command.query_async(&mut connection).await.expect("added");
             }
+        }
+        // The hour has passed without a pause.
+        if rng.percent(3) {
+            store.pauses_until = 0.0;
+            let command = redis::cmd("DEL").arg(PAUSES).to_owned();
+            let () = command.query_async(&mut connection).await.expect("deleted");
         }
         let Sent { keys, arguments } = heartbeat(rng, &known, now);
         let mut command = redis::cmd("EVAL");
@@ -103,7 +111,7 @@ async fn the_scripted_heartbeat_is_that_of_redis() {
             .query_async(&mut connection)
             .await
             .expect("the script runs");
-        // As it was on the server. Nothing that is counted is within the milliseconds between.
+        // The server's time. No count depends on the milliseconds since `now`.
         let at = match reply.len() {
             0 => now,
             length => f64::from_le_bytes(reply[length - 8..].try_into().expect("eight bytes")),
@@ -112,14 +120,15 @@ async fn the_scripted_heartbeat_is_that_of_redis() {
         assert_eq!(reply, expected, "step {step}");
         match reply.len() {
             8 => late += 1,
-            40 => {
+            48 => {
                 known = reply[..16].to_vec();
                 let number = reply[24..32].try_into().expect("eight bytes");
-                lapsed += f64::from_le_bytes(number);
+                missing += f64::from_le_bytes(number);
+                pauses[usize::from(reply[32..40] != [0; 8])] += 1;
             }
             _ => {}
         }
     }
-    println!("{late} came late, {lapsed} were missed");
-    assert!(late > 0 && lapsed > 0.0);
+    println!("{late} were late, {missing} missing; with pauses and without: {pauses:?}");
+    assert!(late > 0 && missing > 0.0 && pauses.iter().all(|count| *count > 0));
 }

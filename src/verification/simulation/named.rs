@@ -300,7 +300,7 @@ async fn instances_of_one_name_are_both_counted() {
         started(&server, 2, pod()).await,
     ];
     sleep(ms(1_100)).await;
-    assert_eq!(server.lock().store.members.len(), 3);
+    assert_eq!(server.lock().store.limiters.len(), 3);
     sleep(ms(10_000)).await;
     assert_eq!(limiters[0].reserved(), 0.0);
     let [first, .., last] = limiters;
@@ -321,7 +321,7 @@ async fn flushed_redis_expects_nobody_who_deregistered() {
     sleep(ms(10_000)).await;
     limiters.truncate(1);
     sleep(ms(3_000)).await;
-    assert_eq!(server.lock().store.members.len(), 1);
+    assert_eq!(server.lock().store.limiters.len(), 1);
     server.lock().store = Store::default();
     sleep(ms(5_000)).await;
     assert_eq!(limiters[0].health(), Health::Redis);
@@ -339,9 +339,9 @@ async fn clock_that_is_set_ahead_drops_no_beat() {
     sleep(ms(10_000)).await;
     for step in [3.6e9, -3.6e9] {
         server.lock().clock_step += step;
-        let before = server.lock().store.members.clone();
+        let before = server.lock().store.limiters.clone();
         sleep(ms(1_100)).await;
-        let after = server.lock().store.members.clone();
+        let after = server.lock().store.limiters.clone();
         assert_eq!(after.len(), 2);
         for (name, at) in after {
             assert!((at - before[&name] - step / 1e3).abs() < 3_000.0, "{at}");

@@ -1,4 +1,4 @@
-//! What the scripted Redis holds, and what the two scripts do to it.
+//! The data of the simulated Redis, and the effect of the two scripts on it.
 
 use std::collections::BTreeMap;
 
@@ -16,11 +16,13 @@ use crate::{
 pub(crate) struct Store {
     buckets: ReferenceModel,
     epoch: Option<Epoch>,
-    /// When each was last heard, in milliseconds; newcomers below zero.
-    pub(crate) members: BTreeMap<Vec<u8>, f64>,
+    /// The time of the last heartbeat of each, in milliseconds; negative until it is established.
+    pub(crate) limiters: BTreeMap<Vec<u8>, f64>,
     /// Which limiter has an instance name.
     instances: BTreeMap<Vec<u8>, Vec<u8>>,
-    /// Tokens that were taken ahead.
+    /// Until when it is known that limiters pause buckets, in milliseconds.
+    pub(crate) pauses_until: f64,
+    /// All tokens that were leased.
     pub(crate) leased: f64,
 }
 
@@ -28,10 +30,10 @@ pub(crate) struct Store {
 struct Epoch {
     key: Vec<u8>,
     id: [u8; 8],
-    beats: f64,
+    heartbeats: f64,
 }
 
-/// A payment that was executed: who paid, under which number, and how much for all buckets.
+/// A write-back that was executed: by whom, under which number, and how much for all buckets.
 #[derive(Clone, Debug)]
 pub(crate) struct Paid {
     pub(crate) limiter: String,
@@ -39,17 +41,17 @@ pub(crate) struct Paid {
     pub(crate) tokens: f64,
 }
 
-/// What a script did.
+/// The effect of a script.
 pub(crate) struct Done {
     pub(crate) reply: Vec<u8>,
     pub(crate) wrote: bool,
     pub(crate) paid: Option<Paid>,
-    /// It was a payment that had been made before.
+    /// It was a write-back that had been executed before.
     pub(crate) paid_before: bool,
 }
 
 impl Store {
-    /// Runs a script at `now`, in microseconds, by the server's clock.
+    /// Runs a script at `now`, the server's time in microseconds.
     pub(crate) fn run(
         &mut self,
         script: &'static Script,
@@ -60,16 +62,16 @@ impl Store {
         if std::ptr::eq(script, &raw const ACQUIRE) {
             self.acquire(keys, arguments, now)
         } else if std::ptr::eq(script, &raw const HEARTBEAT) {
-            self.beat(keys, arguments, now)
+            self.heartbeat(keys, arguments, now)
         } else {
-            panic!("a script that the model does not know");
+            panic!("an unknown script");
         }
     }
 
     fn acquire(&mut self, keys: &[Vec<u8>], arguments: &[Vec<u8>], now: f64) -> Done {
         let mut keys = keys;
         let text = |bytes: &Vec<u8>| String::from_utf8(bytes.clone()).expect("text");
-        let back = arguments
+        let recovered = arguments
             .get(2)
             .map_or(1.0, |part| text(part).parse().expect("a part, as a number"));
         if let Some(known) = arguments.get(1).filter(|known| !known.is_empty()) {
@@ -97,9 +99,9 @@ impl Store {
                 self.buckets.keys.remove(key);
             }
         }
-        let call = Call::read(&keys, &arguments[0], back);
+        let call = Call::read(&keys, &arguments[0], recovered);
         let outcome = self.buckets.call(&call, now);
-        // They come after all demands.
+        // They come after all requests.
         let leases = call.steps.iter().rev();
         let leases = leases.zip(outcome.answers.iter().rev());
         let leases = leases.take_while(|(step, _)| matches!(step, Step::Op(_, Op::Lease { .. })));
@@ -114,28 +116,29 @@ impl Store {
         }
     }
 
-    fn beat(&mut self, keys: &[Vec<u8>], arguments: &[Vec<u8>], now: f64) -> Done {
+    fn heartbeat(&mut self, keys: &[Vec<u8>], arguments: &[Vec<u8>], now: f64) -> Done {
         let [
             me,
-            leaves,
+            is_last,
             known,
-            beats,
+            heartbeats,
             random,
             alive_within,
             reserve_for,
             age,
             good_until,
+            pauses,
         ] = arguments
         else {
-            panic!("a heartbeat has nine arguments");
+            panic!("a heartbeat has ten arguments");
         };
         let ms = |bytes: &[u8]| -> Option<f64> { std::str::from_utf8(bytes).ok()?.parse().ok() };
         let alive_within = ms(alive_within).expect("milliseconds");
         let reserve_for = ms(reserve_for).expect("milliseconds");
         let number = |bytes: &[u8]| f64::from_le_bytes(bytes.try_into().expect("eight bytes"));
         let now = (now / 1_000.0).floor();
-        if leaves == b"1" {
-            self.members.remove(me);
+        if is_last == b"1" {
+            self.limiters.remove(me);
             return Done {
                 reply: Vec::new(),
                 wrote: true,
@@ -154,42 +157,46 @@ impl Store {
         let mut id: [u8; 8] = random[..].try_into().expect("eight bytes");
         let mut count = 0.0;
         if let Some(kept) = &self.epoch
-            && (kept.id[..] != known[..] || kept.beats >= number(beats))
+            && (kept.id[..] != known[..] || kept.heartbeats >= number(heartbeats))
         {
-            (id, count) = (kept.id, kept.beats);
+            (id, count) = (kept.id, kept.heartbeats);
         }
         count += 1.0;
         self.epoch = Some(Epoch {
             key: keys[1].clone(),
             id,
-            beats: count,
+            heartbeats: count,
         });
-        if let Some(name) = keys.get(2) {
+        const LONGEST: f64 = 3_600_000.0;
+        if pauses == b"1" {
+            self.pauses_until = now + LONGEST;
+        }
+        let pauses = f64::from(now < self.pauses_until);
+        if let Some(name) = keys.get(3) {
             let owner = self.instances.get(name);
             if owner.is_none_or(|owner| owner == me) || age == b"first" {
                 if let Some(owner) = owner.filter(|owner| *owner != me) {
-                    self.members.remove(owner);
+                    self.limiters.remove(owner);
                 }
                 self.instances.insert(name.clone(), me.clone());
             }
         }
         const SILENCE: f64 = 3_000.0;
-        self.members.retain(|_, heard| {
-            let newcomer = *heard < 0.0;
-            let silent = now - heard.abs();
-            let kept = if newcomer { 0.0 } else { 3_600_000.0 };
+        self.limiters.retain(|_, last| {
+            let is_new = *last < 0.0;
+            let silent = now - last.abs();
+            let kept = if is_new { 0.0 } else { LONGEST };
             silent >= -2_000.0 && silent < SILENCE + kept
         });
-        let heard = if age == b"established" { now } else { -now };
-        self.members.insert(me.clone(), heard);
-        let is_alive = |heard: &&f64| now - heard.abs() <= alive_within;
-        let alive = self.members.values().filter(is_alive).count() as f64;
-        let has_lapsed = |heard: &&f64| {
-            **heard > 0.0 && !is_alive(heard) && now - **heard <= SILENCE + reserve_for
-        };
-        let lapsed = self.members.values().filter(has_lapsed).count() as f64;
+        let last = if age == b"established" { now } else { -now };
+        self.limiters.insert(me.clone(), last);
+        let is_alive = |last: &&f64| now - last.abs() <= alive_within;
+        let alive = self.limiters.values().filter(is_alive).count() as f64;
+        let is_missing =
+            |last: &&f64| **last > 0.0 && !is_alive(last) && now - **last <= SILENCE + reserve_for;
+        let missing = self.limiters.values().filter(is_missing).count() as f64;
         let mut reply = id.to_vec();
-        for number in [count, alive, lapsed, now] {
+        for number in [count, alive, missing, pauses, now] {
             reply.extend(number.to_le_bytes());
         }
         Done {
@@ -200,19 +207,19 @@ impl Store {
         }
     }
 
-    /// Forgets one key: a bucket, the epoch, or who is alive.
+    /// Evicts one key: a bucket, the epoch, or the limiters.
     pub(crate) fn evict(&mut self, which: u64) {
         let mut buckets: Vec<_> = self.buckets.keys.keys().cloned().collect();
         buckets.sort();
         match which as usize % (buckets.len() + 2) {
             0 => self.epoch = None,
-            1 => self.members.clear(),
+            1 => self.limiters.clear(),
             bucket => drop(self.buckets.keys.remove(&buckets[bucket - 2])),
         }
     }
 }
 
-/// The payment that this call is, unless it was made before.
+/// The write-back that this call is, if it is one.
 fn paid(call: &Call) -> Option<Paid> {
     let (key, _) = call.keys.first()?;
     let (_, payment) = key.split_once("#paid:")?;
@@ -230,11 +237,14 @@ fn paid(call: &Call) -> Option<Paid> {
 }
 
 pub(crate) fn disconnected() -> Failure {
-    Failure::new(FailureKind::Disconnected, "the scripted Redis hung up")
+    Failure::new(
+        FailureKind::Disconnected,
+        "the simulated Redis closed the connection",
+    )
 }
 
 pub(crate) fn timed_out() -> Failure {
-    Failure::new(FailureKind::Timeout, "the scripted Redis did not answer")
+    Failure::new(FailureKind::Timeout, "the simulated Redis did not answer")
 }
 
 pub(crate) fn read_only() -> Failure {
