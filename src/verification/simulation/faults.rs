@@ -1,4 +1,4 @@
-//! Lets the faults of a plan happen.
+//! Injects the faults of a plan.
 
 use std::time::Duration;
 
@@ -10,63 +10,63 @@ use super::{
     store::Store,
 };
 
-/// Connections that are cut so die without a word and are never mended.
-pub(crate) fn bury(server: &Server, process: usize) {
+/// From now on all messages of a process are lost, without an error.
+pub(crate) fn drop_silently(server: &Server, process: usize) {
     let mut state = server.lock();
-    let line = &mut state.lines[process];
-    (line.requests, line.replies) = (Path::Drops, Path::Drops);
+    let link = &mut state.links[process];
+    (link.requests, link.replies) = (Path::Drops, Path::Drops);
 }
 
-pub(crate) async fn happen(fault: Fault, plan: Plan, server: Server, start: Instant) {
+pub(crate) async fn inject(fault: Fault, plan: Plan, server: Server, start: Instant) {
     let at = start + fault.at;
-    let meets = 0..fault.meet;
+    let meets = 0..fault.affected;
     match fault.kind {
-        Kind::Down(data) => goes_down(&server, data, at, fault.lasts).await,
+        Kind::Down(data) => restart(&server, data, at, fault.lasts).await,
         Kind::Flaps(period, data) => {
             let mut from = at;
             while from + period <= at + fault.lasts {
-                goes_down(&server, data, from, period).await;
+                restart(&server, data, from, period).await;
                 from += 2 * period;
             }
         }
         _ => sleep_until(at).await,
     }
-    let each = |f: &dyn Fn(&mut super::server::Line)| {
+    let each = |f: &dyn Fn(&mut super::server::Link)| {
         let mut state = server.lock();
-        state.lines[meets.clone()].iter_mut().for_each(f);
+        state.links[meets.clone()].iter_mut().for_each(f);
         drop(state);
         server.changed();
     };
     match fault.kind {
-        // Death is not among the lines; those who run the processes see to it.
-        Kind::Down(_) | Kind::Flaps(..) | Kind::Dies => {}
-        Kind::CutOff => {
-            each(&|line| line.refuses = true);
+        // The first two are done above; `run` stops processes.
+        Kind::Down(_) | Kind::Flaps(..) | Kind::ProcessDies => {}
+        Kind::Partitioned => {
+            each(&|link| link.refuses = true);
             for process in meets.clone() {
                 server.lock().cut(process);
             }
             sleep(fault.lasts).await;
-            each(&|line| line.refuses = false);
+            each(&|link| link.refuses = false);
         }
         Kind::Frozen => {
-            each(&|line| line.requests = Path::Holds);
+            each(&|link| link.requests = Path::Holds);
             sleep(fault.lasts).await;
-            each(&|line| line.requests = Path::Open);
+            each(&|link| link.requests = Path::Open);
         }
         Kind::HalfOpen => {
-            each(&|line| line.requests = Path::Drops);
+            each(&|link| link.requests = Path::Drops);
             sleep(fault.lasts).await;
-            each(&|line| line.requests = Path::Open);
+            each(&|link| link.requests = Path::Open);
         }
-        Kind::Deaf => {
-            each(&|line| line.replies = Path::Drops);
+        Kind::RepliesLost => {
+            each(&|link| link.replies = Path::Drops);
             sleep(fault.lasts).await;
-            each(&|line| line.replies = Path::Open);
+            each(&|link| link.replies = Path::Open);
         }
         Kind::Slow(delay) => {
-            each(&|line| line.delay = (delay, delay + delay / 2));
+            each(&|link| link.delay = (delay, delay + delay / 2));
             sleep(fault.lasts).await;
-            each(&|line| line.delay = plan.delay);
+            each(&|link| link.delay = plan.delay);
         }
         Kind::ReadOnly => {
             server.lock().read_only = true;
@@ -83,7 +83,7 @@ pub(crate) async fn happen(fault: Fault, plan: Plan, server: Server, start: Inst
     }
 }
 
-async fn goes_down(server: &Server, data: Data, at: Instant, lasts: Duration) {
+async fn restart(server: &Server, data: Data, at: Instant, lasts: Duration) {
     let mut kept = None;
     if let Data::Old(age) = data {
         sleep_until(at.checked_sub(age).unwrap_or(at)).await;
@@ -92,8 +92,8 @@ async fn goes_down(server: &Server, data: Data, at: Instant, lasts: Duration) {
     sleep_until(at).await;
     {
         let mut state = server.lock();
-        for process in 0..state.lines.len() {
-            state.lines[process].refuses = true;
+        for process in 0..state.links.len() {
+            state.links[process].refuses = true;
             state.cut(process);
         }
         state.drain();
@@ -105,7 +105,7 @@ async fn goes_down(server: &Server, data: Data, at: Instant, lasts: Duration) {
     }
     sleep(lasts).await;
     let mut state = server.lock();
-    for line in &mut state.lines {
-        line.refuses = false;
+    for link in &mut state.links {
+        link.refuses = false;
     }
 }

@@ -1,91 +1,96 @@
-//! What must hold of every run.
+//! The rules that every run must keep.
 
 use std::{collections::BTreeSet, time::Duration};
 
 use super::{
     load::Decided,
     plan::{Fault, Kind, Limit, Plan, Role},
-    run::Story,
-    windows::show,
+    run::Trace,
+    windows::measure,
 };
 use crate::bucket::BucketParams;
 
 const REDIS_TIMEOUT: Duration = Duration::from_millis(100);
 
-/// Timers go off up to so much late.
+/// How late a timer may be.
 const TICK: Duration = Duration::from_millis(2);
 
-/// All that is wrong with a run.
-pub(crate) fn violations(plan: &Plan, story: &Story) -> Vec<String> {
+/// All violations of the rules in a run.
+pub(crate) fn violations(plan: &Plan, trace: &Trace) -> Vec<String> {
     let mut wrong = Vec::new();
-    decisions(plan, story, &mut wrong);
-    for shown in show(plan, story) {
-        if shown.excess > shown.allowed {
-            wrong.push(format!("too much: {shown:?}"));
+    decisions(plan, trace, &mut wrong);
+    for measured in measure(plan, trace) {
+        if measured.excess > measured.allowed {
+            wrong.push(format!("too much: {measured:?}"));
         }
-        if shown.even.is_some_and(|even| shown.excess > even) {
-            wrong.push(format!("too much for an even load: {shown:?}"));
+        if measured.even.is_some_and(|even| measured.excess > even) {
+            wrong.push(format!("too much for an even load: {measured:?}"));
         }
-        if shown.may_lack.is_some_and(|may| shown.shortfall > may) {
-            wrong.push(format!("too little: {shown:?}"));
+        if measured
+            .allowed_shortfall
+            .is_some_and(|may| measured.shortfall > may)
+        {
+            wrong.push(format!("too little: {measured:?}"));
         }
     }
-    shares(plan, story, &mut wrong);
-    payments(plan, story, &mut wrong);
-    if story.tasks_left > 0 {
-        wrong.push(format!("{} tasks are left", story.tasks_left));
+    shares(plan, trace, &mut wrong);
+    payments(plan, trace, &mut wrong);
+    if trace.tasks_left > 0 {
+        wrong.push(format!("{} tasks are left", trace.tasks_left));
     }
-    if story.scopes_held > plan.limits.len() {
-        wrong.push(format!("{} buckets are held", story.scopes_held));
+    if trace.scopes_held > plan.limits.len() {
+        wrong.push(format!("{} buckets are held", trace.scopes_held));
     }
     wrong
 }
 
-/// Everybody is answered, and in time.
-fn decisions(plan: &Plan, story: &Story, wrong: &mut Vec<String>) {
+/// Each acquisition is decided, in time.
+fn decisions(plan: &Plan, trace: &Trace, wrong: &mut Vec<String>) {
     let most = |max_wait: Duration| {
         if max_wait.is_zero() {
-            // Behind a call in flight it is two calls.
+            // Behind a call in flight, it takes two calls.
             2 * REDIS_TIMEOUT + TICK
         } else {
             max_wait + 4 * REDIS_TIMEOUT + TICK
         }
     };
-    for decided in &story.record.decided {
+    for decided in &trace.record.decided {
         let Decided {
             at,
             took,
             max_wait,
             unavailable,
-            away,
+            degraded,
             process,
         } = *decided;
         if unavailable {
-            wrong.push(format!("unavailable: for {process} at {at:?}"));
+            wrong.push(format!("unavailable: for process {process} at {at:?}"));
         }
-        if took > most(max_wait) || (away && max_wait.is_zero() && !took.is_zero()) {
+        if took > most(max_wait) || (degraded && max_wait.is_zero() && !took.is_zero()) {
             wrong.push(format!(
-                "too late: {process} at {at:?} took {took:?} of {max_wait:?}, away: {away}"
+                "too late: process {process} at {at:?} took {took:?} of {max_wait:?}, degraded: {degraded}"
             ));
         }
     }
-    for ((process, task), asking) in &story.record.asking {
-        let end = story.died.get(process).copied().unwrap_or(plan.length);
-        if end > asking.at + most(asking.max_wait) {
-            wrong.push(format!("unanswered: task {task} of {process}, {asking:?}"));
+    for ((process, task), undecided) in &trace.record.undecided {
+        let end = trace.died.get(process).copied().unwrap_or(plan.length);
+        if end > undecided.at + most(undecided.max_wait) {
+            wrong.push(format!(
+                "undecided: task {task} of process {process}, {undecided:?}"
+            ));
         }
     }
 }
 
-/// While Redis is away, each process admits its share.
-fn shares(plan: &Plan, story: &Story, wrong: &mut Vec<String>) {
+/// While Redis is unavailable, each process admits its local share.
+fn shares(plan: &Plan, trace: &Trace, wrong: &mut Vec<String>) {
     let n = plan.processes as f64;
-    for spell in &story.record.spells {
-        let died = story.died.get(&spell.process).copied();
-        let until = spell.until.unwrap_or(plan.length);
-        let (from, until) = (spell.from, until.min(died.unwrap_or(until)));
+    for outage in &trace.record.outages {
+        let died = trace.died.get(&outage.process).copied();
+        let until = outage.until.unwrap_or(plan.length);
+        let (from, until) = (outage.from, until.min(died.unwrap_or(until)));
         let seconds = (until.min(plan.length).saturating_sub(from)).as_secs_f64();
-        if spell.process >= plan.busy || seconds < 4.0 {
+        if outage.process >= plan.busy || seconds < 4.0 {
             continue;
         }
         for (limit, of_limit) in plan.limits.iter().enumerate() {
@@ -95,39 +100,39 @@ fn shares(plan: &Plan, story: &Story, wrong: &mut Vec<String>) {
                 strict,
             } = of_limit;
             let mut roles = plan.roles.iter().filter(|role| role.concerns(limit));
-            // A strict share that is smaller than the costs admits nothing.
+            // A strict share that is smaller than the cost admits nothing.
             if !roles.all(Role::is_plain) || (*strict && plan.largest(limit) > capacity / n) {
                 continue;
             }
-            let its = story.record.admitted.iter().filter(|event| {
-                (event.limit, event.process) == (limit, spell.process)
+            let its = trace.record.admitted.iter().filter(|event| {
+                (event.limit, event.process) == (limit, outage.process)
                     && event.at >= from
                     && event.at <= until
             });
             let admitted: f64 = its.map(|event| event.tokens).sum();
-            // Those who were promised more have it, here or elsewhere; then the share fills.
-            let mut missing = plan.promised(limit) / n + 2.0 * plan.largest(limit) + 1.0;
-            if spell.from > plan.faults.get(1).map_or(spell.from, |second| second.at) {
-                // What an earlier outage was charged may not have refilled.
+            // Earlier reservations are used first, here or elsewhere; then the share fills.
+            let mut missing = plan.reserved(limit) / n + 2.0 * plan.largest(limit) + 1.0;
+            if outage.from > plan.faults.get(1).map_or(outage.from, |second| second.at) {
+                // The debt of an earlier outage may not have refilled.
                 missing += capacity / n;
             }
             if admitted + missing < 0.9 * rate / n * seconds {
                 wrong.push(format!(
-                    "less than a share: {admitted} of limit {limit} in {seconds} s of {spell:?}"
+                    "less than a share: {admitted} of limit {limit} in {seconds} s of {outage:?}"
                 ));
             }
         }
     }
 }
 
-/// What memory granted is charged, and charged once.
-fn payments(plan: &Plan, story: &Story, wrong: &mut Vec<String>) {
-    let unkept = |fault: &Fault| matches!(fault.kind, Kind::Dies | Kind::ClockSet(_));
+/// What memory granted is written back, and charged once.
+fn payments(plan: &Plan, trace: &Trace, wrong: &mut Vec<String>) {
+    let unkept = |fault: &Fault| matches!(fault.kind, Kind::ProcessDies | Kind::ClockSet(_));
     if !plan.keeps_data() || plan.faults.iter().any(unkept) {
         return;
     }
     let mut seen = BTreeSet::new();
-    for payment in &story.paid {
+    for payment in &trace.paid {
         if !seen.insert((&payment.limiter, &payment.number)) {
             wrong.push(format!("paid twice: {payment:?}"));
         }
@@ -137,29 +142,29 @@ fn payments(plan: &Plan, story: &Story, wrong: &mut Vec<String>) {
     };
     let share = BucketParams::new(limit.capacity, limit.rate).share(plan.processes as f64);
     let largest = plan.largest(0);
-    for (process, name) in story.names.iter().enumerate() {
+    for (process, name) in trace.names.iter().enumerate() {
         let granted = |from: Duration, until: Duration| {
-            let its = story.record.admitted.iter().filter(|event| {
+            let its = trace.record.admitted.iter().filter(|event| {
                 event.process == process && event.degraded && event.at >= from && event.at < until
             });
             its.map(|event| event.tokens).sum::<f64>()
         };
-        let its = story.paid.iter().filter(|paid| paid.limiter == *name);
+        let its = trace.paid.iter().filter(|paid| paid.limiter == *name);
         let paid: f64 = its.map(|paid| paid.tokens).sum();
-        // Those who still slept at the end were charged, and did not go.
-        let asleep = plan.promised(0);
+        // Waiters at the end were charged, and not admitted.
+        let asleep = plan.reserved(0);
         let most = granted(Duration::ZERO, plan.length) + asleep;
         if paid > most + 1e-6 {
             wrong.push(format!("paid too much: {paid} of {most} by {process}"));
         }
-        // What has refilled meanwhile is not charged: a share lacks at most its capacity.
-        let spells = story.record.spells.iter();
-        let owed = spells
-            .filter(|spell| spell.process == process)
-            .filter_map(|spell| Some(granted(spell.from, spell.until?)))
+        // What has refilled is not charged: a share lacks at most its capacity.
+        let outages = trace.record.outages.iter();
+        let owed = outages
+            .filter(|outage| outage.process == process)
+            .filter_map(|outage| Some(granted(outage.from, outage.until?)))
             .map(|granted| (granted.min(share.capacity) - 2.0 * largest).max(0.0));
         let owed: f64 = owed.sum();
-        // What was taken ahead and not used is given back with it.
+        // Unused leases are returned with it.
         if paid < owed - plan.ahead(0) - 1e-6 {
             wrong.push(format!("paid too little: {paid} of {owed} by {process}"));
         }

@@ -1,4 +1,4 @@
-//! What the callers in a process do, and what is written down of it.
+//! The callers in a process, and the record of their acquisitions.
 
 use std::{
     collections::BTreeMap,
@@ -17,10 +17,10 @@ use crate::{
     verification::bucket_model::Rng,
 };
 
-/// A refused caller comes again after so long at the latest.
+/// The longest pause of a rejected caller.
 const LONGEST_PAUSE: Duration = Duration::from_millis(500);
 
-/// Tokens that were admitted, or, below zero, given back.
+/// Tokens that were admitted, or, below zero, returned.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Admitted {
     pub(crate) at: Duration,
@@ -37,22 +37,22 @@ pub(crate) struct Decided {
     pub(crate) took: Duration,
     pub(crate) max_wait: Duration,
     pub(crate) unavailable: bool,
-    /// Redis was known to be away when it was asked for, and when it was decided.
-    pub(crate) away: bool,
+    /// The limiter was in degraded mode at the request and at the decision.
+    pub(crate) degraded: bool,
     pub(crate) process: usize,
 }
 
-/// Redis was away for one process.
+/// The time for which one process was in degraded mode.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Spell {
+pub(crate) struct Outage {
     pub(crate) process: usize,
     pub(crate) from: Duration,
     pub(crate) until: Option<Duration>,
 }
 
-/// An acquisition that is not decided yet.
+/// An acquisition that is not decided.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Asking {
+pub(crate) struct Undecided {
     pub(crate) at: Duration,
     pub(crate) max_wait: Duration,
 }
@@ -60,10 +60,10 @@ pub(crate) struct Asking {
 #[derive(Debug, Default)]
 pub(crate) struct Record {
     /// By process and task.
-    pub(crate) asking: BTreeMap<(usize, usize), Asking>,
+    pub(crate) undecided: BTreeMap<(usize, usize), Undecided>,
     pub(crate) admitted: Vec<Admitted>,
     pub(crate) decided: Vec<Decided>,
-    pub(crate) spells: Vec<Spell>,
+    pub(crate) outages: Vec<Outage>,
 }
 
 /// One task of one process.
@@ -76,20 +76,21 @@ pub(crate) struct Caller {
     pub(crate) record: Arc<Mutex<Record>>,
     pub(crate) start: Instant,
     pub(crate) rng: Rng,
-    /// When it may come again, if it was refused.
-    pub(crate) refused: Option<Duration>,
+    /// The `retry_after` of the last rejection.
+    pub(crate) retry_after: Option<Duration>,
 }
 
 impl Caller {
     pub(crate) async fn run(mut self) {
         loop {
-            self.refused = None;
+            self.retry_after = None;
             self.act().await;
-            sleep(self.pause(self.refused)).await;
+            sleep(self.pause(self.retry_after)).await;
         }
     }
 
-    /// Whoever asks comes again at once, or when it was told to: all that there is is spent.
+    /// A caller that does not wait retries at once, or after `retry_after`, so that every token is
+    /// spent.
     fn pause(&mut self, retry_after: Option<Duration>) -> Duration {
         let jitter = Duration::from_millis(u64::from(1 + self.rng.below(10)));
         let quiet = self.plan.quiet();
@@ -101,9 +102,9 @@ impl Caller {
             return pause.mul_f64(0.5 + self.rng.part()).min(quiet.end - now) + jitter;
         }
         match (self.role, retry_after) {
-            (Role::Asks(..), None) => jitter,
+            (Role::Tries(..), None) => jitter,
             (_, Some(retry_after)) => retry_after.min(LONGEST_PAUSE) + jitter,
-            (Role::Leaves(limit, ..) | Role::Waits(limit, ..) | Role::Settles(limit, _), None) => {
+            (Role::Cancels(limit, ..) | Role::Waits(limit, ..) | Role::Settles(limit, _), None) => {
                 let mean = self.plan.busy as f64 / self.plan.limits[limit].rate;
                 Duration::from_secs_f64(mean * (0.5 + self.rng.part()))
             }
@@ -113,18 +114,18 @@ impl Caller {
 
     async fn act(&mut self) {
         match self.role {
-            Role::Asks(limit, cost) => {
+            Role::Tries(limit, cost) => {
                 self.acquire(&[(limit, cost)], 0).await;
             }
             Role::Waits(limit, cost, max_wait) => {
                 self.acquire(&[(limit, cost)], max_wait).await;
             }
-            Role::Leaves(limit, cost, max_wait) => {
+            Role::Cancels(limit, cost, max_wait) => {
                 let patience = Duration::from_millis(u64::from(self.rng.below(2 * max_wait)));
-                // Its future is dropped, wherever it is.
+                // Drops the future in any state.
                 let _ = timeout(patience, self.acquire(&[(limit, cost)], max_wait)).await;
                 self.note(|record| {
-                    record.asking.remove(&(self.process, self.task));
+                    record.undecided.remove(&(self.process, self.task));
                 });
             }
             Role::Settles(limit, cost) => {
@@ -155,19 +156,19 @@ impl Caller {
         };
         let scopes: Scopes = of.iter().map(scope).collect::<Vec<_>>().into();
         let max_wait = Duration::from_millis(u64::from(max_wait));
-        let asked = Instant::now();
-        let is_away = || matches!(self.limiter.health(), Health::Degraded { .. });
-        let away = is_away();
-        let asking = Asking {
-            at: asked - self.start,
+        let start = Instant::now();
+        let is_degraded = || matches!(self.limiter.health(), Health::Degraded { .. });
+        let degraded = is_degraded();
+        let undecided = Undecided {
+            at: start - self.start,
             max_wait,
         };
         let task = (self.process, self.task);
         self.note(|record| {
-            record.asking.insert(task, asking);
+            record.undecided.insert(task, undecided);
         });
         let result = self.limiter.acquire(scopes, max_wait).await;
-        let away = away && is_away();
+        let degraded = degraded && is_degraded();
         // A strict share that is smaller than the cost admits nothing.
         let over_share = of.iter().any(|(limit, cost)| {
             let limit = &self.plan.limits[*limit];
@@ -175,18 +176,18 @@ impl Caller {
         });
         let unavailable = |error: &Rejected| error.reason() == Reason::Unavailable && !over_share;
         self.note(|record| {
-            record.asking.remove(&task);
+            record.undecided.remove(&task);
             record.decided.push(Decided {
-                at: asked - self.start,
-                took: asked.elapsed(),
+                at: start - self.start,
+                took: start.elapsed(),
                 max_wait,
                 unavailable: result.as_ref().is_err_and(unavailable),
-                away,
+                degraded,
                 process: self.process,
             });
         });
         if let Err(error) = &result {
-            self.refused = error.retry_after();
+            self.retry_after = error.retry_after();
         }
         let permit = result.ok()?;
         for (limit, cost) in of {
@@ -213,7 +214,7 @@ impl Caller {
     }
 }
 
-/// Writes down when Redis goes and comes for one process.
+/// Records the outages of one process.
 pub(crate) async fn watch(
     mut changes: tokio::sync::watch::Receiver<Health>,
     process: usize,
@@ -221,18 +222,18 @@ pub(crate) async fn watch(
     start: Instant,
 ) {
     while changes.changed().await.is_ok() {
-        let away = matches!(*changes.borrow_and_update(), Health::Degraded { .. });
+        let degraded = matches!(*changes.borrow_and_update(), Health::Degraded { .. });
         let at = start.elapsed();
         let mut record = record.lock().expect("no panic while it is held");
-        let mut spells = record.spells.iter_mut();
-        let open = spells
-            .rfind(|spell| spell.process == process)
-            .filter(|spell| spell.until.is_none());
+        let mut outages = record.outages.iter_mut();
+        let open = outages
+            .rfind(|outage| outage.process == process)
+            .filter(|outage| outage.until.is_none());
         match open {
-            // It went and came again before this task heard of it.
-            Some(_) if away => {}
-            Some(spell) => spell.until = Some(at),
-            None if away => record.spells.push(Spell {
+            // It ended and began again before this task ran.
+            Some(_) if degraded => {}
+            Some(outage) => outage.until = Some(at),
+            None if degraded => record.outages.push(Outage {
                 process,
                 from: at,
                 until: None,

@@ -1,5 +1,5 @@
-//! Outages by simulation: several limiters and one scripted Redis in paused time, with scripted
-//! faults, and in each run every window of what was admitted.
+//! Simulates outages: several real limiters and one simulated Redis in paused time, with planned
+//! faults. Of each run, every window of admitted tokens is compared with its bound.
 //!
 //! `THROTTLE_SEED` repeats a run, `THROTTLE_SEQUENCES` sets how many are run, and
 //! `THROTTLE_FULL=1` asks for the long search.

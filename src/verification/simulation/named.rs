@@ -1,4 +1,4 @@
-//! Plans that once broke a rule, as small as they could be made.
+//! Plans that once violated a rule, as small as possible, and cases of missing processes.
 
 use std::time::Duration;
 
@@ -8,7 +8,7 @@ use super::{
     faults,
     invariants::violations,
     plan::{Data, Fault, Kind, Limit, Plan, Role},
-    run::{Story, run},
+    run::{Trace, run},
     server::Server,
     store::Store,
     windows::{admitted, excess},
@@ -24,10 +24,10 @@ const fn ms(ms: u64) -> Duration {
 }
 
 fn plan(processes: usize, roles: Vec<Role>, faults: &[(u64, u64, usize, Kind)]) -> Plan {
-    let fault = |(at, lasts, meet, kind): &(u64, u64, usize, Kind)| Fault {
+    let fault = |(at, lasts, affected, kind): &(u64, u64, usize, Kind)| Fault {
         at: ms(*at),
         lasts: ms(*lasts),
-        meet: *meet,
+        affected: *affected,
         kind: *kind,
     };
     let faults: Vec<_> = faults.iter().map(fault).collect();
@@ -52,48 +52,48 @@ fn plan(processes: usize, roles: Vec<Role>, faults: &[(u64, u64, usize, Kind)]) 
     }
 }
 
-fn holds(plan: &Plan) -> Story {
-    let story = run(plan);
-    let wrong = violations(plan, &story);
+fn check(plan: &Plan) -> Trace {
+    let trace = run(plan);
+    let wrong = violations(plan, &trace);
     assert!(wrong.is_empty(), "{plan}{wrong:#?}");
-    story
+    trace
 }
 
-const ASKS: Role = Role::Asks(0, 1.0);
+const TRIES: Role = Role::Tries(0, 1.0);
 
-/// Redis appears after they have started, and goes before they have heard of one another: those
-/// who saw it counted one, two and three processes.
+/// Redis appears after the processes have started, and stops before they know of each other: they
+/// counted one, two and three processes.
 #[test]
-fn who_has_barely_met_goes_by_the_hint() {
+fn peers_that_barely_met_use_replicas() {
     let down = Kind::Down(Data::Kept);
-    holds(&plan(
+    check(&plan(
         3,
-        vec![ASKS],
+        vec![TRIES],
         &[(0, 482, 3, down), (827, 18_196, 3, down)],
     ));
 }
 
-/// The same after an outage that was longer than counts are remembered: the first to be back on
-/// a Redis that lost its data sees nobody else.
+/// The same after an outage that is longer than counts are remembered: the first process to recover
+/// sees no other, because Redis has lost its data.
 #[test]
-fn an_outage_of_over_a_minute_ages_no_count() {
+fn counts_do_not_age_in_an_outage() {
     let down = Kind::Down(Data::Lost);
     let faults = [(4_000, 70_000, 3, down), (74_600, 18_000, 3, down)];
-    holds(&plan(3, vec![ASKS], &faults));
+    check(&plan(3, vec![TRIES], &faults));
 }
 
-/// Memory has promised turns when Redis comes back, is paid for, and loses its data before it is
-/// asked for anything: what was charged is known all the same.
+/// Redis recovers, gets the debt of memory's reservations, and loses its data before the first
+/// request: the charge is not forgotten.
 #[test]
-fn what_was_paid_is_not_forgotten_with_the_data() {
+fn write_back_is_not_forgotten_with_the_data() {
     let faults = [
         (2_216, 527, 1, Kind::Down(Data::Lost)),
-        (8_839, 7_067, 1, Kind::CutOff),
+        (8_839, 7_067, 1, Kind::Partitioned),
         (16_290, 0, 1, Kind::Flushed),
     ];
     let mut plan = plan(
         1,
-        vec![Role::Leaves(1, 1.0, 1_186), Role::Both(904)],
+        vec![Role::Cancels(1, 1.0, 1_186), Role::Both(904)],
         &faults,
     );
     let limit = |capacity, strict| Limit {
@@ -104,74 +104,74 @@ fn what_was_paid_is_not_forgotten_with_the_data() {
     plan.limits = vec![limit(2.0, true), limit(8.0, false)];
     plan.seed = 1_295;
     plan.delay = (3, 8);
-    holds(&plan);
+    check(&plan);
 }
 
-/// Two are cut off before they are heard of on a Redis that has lost its data: nobody there sees
-/// that they have lapsed.
+/// Two processes are partitioned before their first heartbeat to a Redis that has lost its data: it
+/// does not count them as missing.
 #[test]
-fn who_is_not_back_on_an_empty_redis_is_expected() {
+fn peers_that_an_empty_redis_does_not_know_are_expected() {
     let faults = [
         (5_291, 128, 5, Kind::Down(Data::Lost)),
         (5_420, 30_000, 2, Kind::HalfOpen),
     ];
-    let mut plan = plan(5, vec![ASKS], &faults);
-    // They have lived for long enough to be missed.
+    let mut plan = plan(5, vec![TRIES], &faults);
+    // All are established.
     for fault in &mut plan.faults {
         fault.at += ms(2_000);
     }
     for seconds in [5, 60] {
         plan.reserve_for = ms(1_000 * seconds);
-        holds(&plan);
+        check(&plan);
     }
 }
 
-/// Whoever is first back cut the bucket down to its share, and the others then charged it for
-/// what they had spent: nothing was left for two seconds.
+/// The first process to recover capped the bucket at its share, and the others charged their debt
+/// on top: nothing was left for two seconds.
 #[test]
-fn who_comes_back_first_leaves_the_bucket_whole() {
+fn first_to_recover_does_not_cap_the_bucket_at_its_share() {
     let faults = [(6_000, 5_000, 5, Kind::Down(Data::Kept))];
-    let mut plan = plan(5, vec![ASKS], &faults);
+    let mut plan = plan(5, vec![TRIES], &faults);
     plan.limits[0].capacity = 64.0;
     for seed in 0..8 {
         plan.seed = seed;
-        holds(&plan);
+        check(&plan);
     }
 }
 
-/// Payments are executed, and the answers come just too late: made again, they charge nothing.
+/// Write-backs are executed, and the replies are just too late: repeated, they charge nothing.
 #[test]
-fn a_payment_that_is_not_confirmed_is_made_once() {
-    let mut plan = plan(3, vec![ASKS], &[(5_000, 8_000, 3, Kind::Slow(40))]);
+fn unconfirmed_write_back_is_charged_once() {
+    let mut plan = plan(3, vec![TRIES], &[(5_000, 8_000, 3, Kind::Slow(40))]);
     let mut again = 0;
     for seed in 0..12 {
         plan.seed = seed;
-        again += holds(&plan).paid_again;
+        again += check(&plan).paid_again;
     }
-    assert!(again > 0, "no answer to a payment came too late");
+    assert!(again > 0, "no reply to a write-back was too late");
 }
 
-/// Heartbeats that were in flight when Redis froze are executed when it thaws, given up by their
-/// senders long ago: the first to return must not take the others for back.
+/// Heartbeats in flight when Redis froze are executed when it resumes, long after their senders gave
+/// up: the first process to recover must not count the others as recovered.
 #[test]
-fn late_heartbeats_bring_nobody_back() {
+fn late_heartbeats_do_not_count() {
     let mut worst = f64::NEG_INFINITY;
     for seed in 0..6 {
-        let mut plan = plan(5, vec![ASKS], &[(6_000, 2_500, 5, Kind::Frozen)]);
-        // All started at once, and beat every second and four milliseconds, or so.
+        let mut plan = plan(5, vec![TRIES], &[(6_000, 2_500, 5, Kind::Frozen)]);
+        // All started at once, with a heartbeat every 1,004 ms or so.
         plan.faults[0].at += ms(4 * seed);
         plan.limits[0].rate = 64.0;
         plan.limits[0].capacity = 64.0;
         plan.seed = seed;
-        let story = holds(&plan);
-        let excess = excess(&admitted(&story, 0), (64.0, 64.0), 0.0, 60.0);
+        let trace = check(&plan);
+        let excess = excess(&admitted(&trace, 0), (64.0, 64.0), 0.0, 60.0);
         worst = worst.max(excess);
     }
     println!("{worst:.1} tokens over the limit at worst");
     assert!(worst <= 5.0, "{worst} tokens over the limit");
 }
 
-/// A limiter of this process that has connected.
+/// A connected limiter of this process.
 async fn started(server: &Server, process: usize, builder: LimiterBuilder) -> Limiter {
     let limiter = builder.connected_by(server.connector(process), server.lock().rng.next());
     let _ = limiter
@@ -181,14 +181,14 @@ async fn started(server: &Server, process: usize, builder: LimiterBuilder) -> Li
     limiter
 }
 
-/// Ends without a word.
+/// Stops without deregistering.
 fn crash(server: &Server, process: usize, limiter: Limiter) {
-    faults::bury(server, process);
+    faults::drop_silently(server, process);
     drop(limiter);
 }
 
-/// Two limiters, of which the second ends without a word once it has lived for ten seconds. The
-/// first is left, at a time when it knows.
+/// Two limiters, of which the second crashes after ten seconds. Returns the first, once it counts
+/// the second as missing.
 async fn survivor(server: &Server) -> Limiter {
     tokio::spawn(server.clone().run());
     let first = started(server, 0, Limiter::builder()).await;
@@ -199,8 +199,7 @@ async fn survivor(server: &Server) -> Limiter {
     first
 }
 
-/// The largest part that is reserved at any time of so many seconds, and for how many seconds
-/// anything is.
+/// The largest part that is reserved within so many seconds, and for how many seconds a part is.
 async fn reserved(limiter: &Limiter, seconds: u64) -> (f64, f64) {
     let (mut most, mut lasts) = (0.0f64, 0.0);
     for _ in 0..10 * seconds {
@@ -225,7 +224,7 @@ async fn missing_process_is_reserved_for_as_long_as_asked() {
         println!("{most} for {lasts:.1} s of {seconds}");
         let expected = if seconds > 0 { 0.5 } else { 0.0 };
         assert_eq!(most, expected);
-        // Up to the time of a beat more or less.
+        // Exact up to one heartbeat.
         assert!((lasts - seconds as f64).abs() < 1.2, "{lasts} of {seconds}");
         assert_eq!(limiter.health(), Health::Redis);
     }
@@ -276,7 +275,7 @@ async fn instance_replaces_its_predecessor_at_once() {
             sleep(ms(10_000)).await;
             crash(&server, process, other);
             process += 1;
-            // Also after it was missed.
+            // Also once it counts as missing.
             sleep(ms(5_500)).await;
             assert_eq!(limiter.reserved(), 0.5);
             other = started(&server, process, pod()).await;
@@ -288,7 +287,7 @@ async fn instance_replaces_its_predecessor_at_once() {
     }
 }
 
-/// Two that live at once under one name are two.
+/// Two limiters that are alive at once under one name count as two.
 #[tokio::test(start_paused = true)]
 async fn instances_of_one_name_are_both_counted() {
     let server = Server::new(3, (0, 1), 1);
@@ -309,7 +308,7 @@ async fn instances_of_one_name_are_both_counted() {
     assert_eq!(most, 1.0 - 2.0 / 3.0);
 }
 
-/// Whoever deregistered within the minute before is not expected on a Redis that lost its data.
+/// Limiters that deregistered within the last minute are not expected after Redis has lost its data.
 #[tokio::test(start_paused = true)]
 async fn flushed_redis_expects_nobody_who_deregistered() {
     let server = Server::new(4, (0, 1), 1);
@@ -328,10 +327,10 @@ async fn flushed_redis_expects_nobody_who_deregistered() {
     assert_eq!(limiters[0].reserved(), 0.0);
 }
 
-/// The server's clock is set ahead by more than any beat may be late: all are counted again with
-/// the next beat.
+/// The server's clock is set ahead by more than a heartbeat may be late: the next heartbeat counts
+/// all limiters again.
 #[tokio::test(start_paused = true)]
-async fn clock_that_is_set_ahead_drops_no_beat() {
+async fn heartbeats_count_after_the_clock_is_set() {
     let server = Server::new(2, (0, 1), 1);
     tokio::spawn(server.clone().run());
     let _first = started(&server, 0, Limiter::builder()).await;
@@ -349,8 +348,8 @@ async fn clock_that_is_set_ahead_drops_no_beat() {
     }
 }
 
-/// What a missing process is left is given back after some seconds, so nobody waits for much
-/// longer than without it, however slow the limit.
+/// A reservation for a missing process ends after some seconds, so waits are not much longer than
+/// without it, however slow the limit.
 #[tokio::test(start_paused = true)]
 async fn waits_are_bounded_while_a_missing_process_is_reserved_for() {
     const DAY: Duration = Duration::from_secs(86_400);
@@ -365,7 +364,7 @@ async fn waits_are_bounded_while_a_missing_process_is_reserved_for() {
         assert!(retry_after + max_wait <= DAY + RESERVED, "{retry_after:?}");
         assert!(retry_after + max_wait >= DAY - RESERVED, "{retry_after:?}");
     }
-    // Nor is anybody refused who waits for so long.
+    // A caller that waits for so long is admitted.
     let asked = Instant::now();
     let several = [
         daily.clone(),
@@ -376,7 +375,7 @@ async fn waits_are_bounded_while_a_missing_process_is_reserved_for() {
         .await
         .expect("a wait that fits");
     assert!(asked.elapsed() <= DAY + RESERVED, "{:?}", asked.elapsed());
-    // Those whose turn comes while the part is reserved wait by the slower rate.
+    // Reservations that are due while the part is reserved wait at the reduced rate.
     let limiter = survivor(&Server::new(2, (0, 0), 1)).await;
     let quick = Quota::per_second(10.0).burst(1.0).scope("quick");
     let asked = Instant::now();

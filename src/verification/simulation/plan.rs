@@ -1,4 +1,4 @@
-//! What one run is: how many processes, on which limits, with which load and which faults.
+//! The plan of one run: the processes, their limits and load, and the faults.
 
 use std::{fmt, time::Duration};
 
@@ -8,32 +8,32 @@ use crate::{
     scope::Scope,
 };
 
-/// One run, repeated by printing it.
+/// The plan of one run. It prints all that is needed to repeat it.
 #[derive(Clone, Debug)]
 pub(crate) struct Plan {
     pub(crate) seed: u64,
     pub(crate) processes: usize,
-    /// Whether they were told how many they are.
+    /// Whether `replicas` is set to the number of processes.
     pub(crate) hinted: bool,
-    /// One way, in milliseconds.
+    /// One way, in milliseconds: the shortest, and the longest.
     pub(crate) delay: (u32, u32),
     pub(crate) limits: Vec<Limit>,
-    /// What each process does, all the time.
+    /// The tasks of each busy process.
     pub(crate) roles: Vec<Role>,
-    /// How many of the processes do it; the others do nothing but connect.
+    /// How many processes are busy. The others only connect.
     pub(crate) busy: usize,
     pub(crate) faults: Vec<Fault>,
-    /// For so long before the first fault hardly anybody asks, and buckets fill.
+    /// Before the first fault there are few requests for so long, and buckets fill.
     pub(crate) lull: Duration,
     pub(crate) length: Duration,
-    /// How many tokens each process may take ahead.
+    /// How many tokens each process may lease.
     pub(crate) lease: f64,
-    /// For how long a share is reserved for a process that is missing.
+    /// How long a share is reserved for a process that is missing.
     pub(crate) reserve_for: Duration,
 }
 
 impl Plan {
-    /// What all processes hold ahead at most.
+    /// The most tokens that all processes lease together.
     pub(crate) fn ahead(&self, limit: usize) -> f64 {
         let most = self.lease.min(self.limits[limit].capacity / 8.0).floor();
         most * self.processes as f64
@@ -58,28 +58,28 @@ impl Limit {
     }
 }
 
-/// What one task does again and again.
+/// What one task repeats.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) enum Role {
-    /// Asks for so many tokens of a limit, without waiting.
-    Asks(usize, f64),
-    /// Waits for them, at most so many milliseconds.
+    /// Acquires so many tokens of a limit, without waiting.
+    Tries(usize, f64),
+    /// Waits for them, for at most so many milliseconds.
     Waits(usize, f64, u32),
-    /// As long, but goes away at a random time.
-    Leaves(usize, f64, u32),
-    /// Takes them, and gives a part of them back later.
+    /// The same, but cancels at a random time.
+    Cancels(usize, f64, u32),
+    /// Acquires them, and returns a part of them later.
     Settles(usize, f64),
     /// Waits for a token of each limit.
     Both(u32),
 }
 
 impl Role {
-    /// The most that it takes at once.
+    /// The largest cost.
     pub(crate) fn cost(&self) -> f64 {
         match *self {
-            Self::Asks(_, cost)
+            Self::Tries(_, cost)
             | Self::Waits(_, cost, _)
-            | Self::Leaves(_, cost, _)
+            | Self::Cancels(_, cost, _)
             | Self::Settles(_, cost) => cost,
             Self::Both(_) => 1.0,
         }
@@ -87,9 +87,9 @@ impl Role {
 
     pub(crate) fn concerns(&self, limit: usize) -> bool {
         match *self {
-            Self::Asks(of, _)
+            Self::Tries(of, _)
             | Self::Waits(of, ..)
-            | Self::Leaves(of, ..)
+            | Self::Cancels(of, ..)
             | Self::Settles(of, _) => of == limit,
             Self::Both(_) => true,
         }
@@ -97,14 +97,14 @@ impl Role {
 
     pub(crate) fn longest_wait(&self) -> Duration {
         match *self {
-            Self::Waits(_, _, wait) | Self::Leaves(_, _, wait) | Self::Both(wait) => ms(wait),
-            Self::Asks(..) | Self::Settles(..) => Duration::ZERO,
+            Self::Waits(_, _, wait) | Self::Cancels(_, _, wait) | Self::Both(wait) => ms(wait),
+            Self::Tries(..) | Self::Settles(..) => Duration::ZERO,
         }
     }
 
-    /// Whether all that it is granted is admitted, and stays so.
+    /// Whether it uses all tokens that it is granted.
     pub(crate) fn is_plain(&self) -> bool {
-        matches!(self, Self::Asks(..) | Self::Waits(..))
+        matches!(self, Self::Tries(..) | Self::Waits(..))
     }
 }
 
@@ -112,65 +112,65 @@ impl Role {
 pub(crate) struct Fault {
     pub(crate) at: Duration,
     pub(crate) lasts: Duration,
-    /// The first so many of the processes meet it.
-    pub(crate) meet: usize,
+    /// How many processes it affects: the first ones.
+    pub(crate) affected: usize,
     pub(crate) kind: Kind,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) enum Kind {
-    /// The server dies, and comes back with this data.
+    /// The server stops, and restarts with this data.
     Down(Data),
-    /// Up for so long, down for as long, again and again.
+    /// The server is down for so long and up for as long, repeatedly.
     Flaps(Duration, Data),
-    /// Connections are lost and refused.
-    CutOff,
-    /// Nothing moves; what was sent arrives afterwards.
+    /// Connections are dropped and refused.
+    Partitioned,
+    /// The server stops executing; requests arrive afterwards.
     Frozen,
-    /// What is sent is lost without a word.
+    /// Requests are lost without an error.
     HalfOpen,
-    /// What is sent arrives, answers do not.
-    Deaf,
-    /// One way takes so many milliseconds, half as much more at most.
+    /// Requests arrive, replies are lost.
+    RepliesLost,
+    /// The delay one way is so many milliseconds, or up to half as much more.
     Slow(u32),
-    /// Writes are refused.
+    /// The server rejects writes.
     ReadOnly,
-    /// All data goes, no connection does.
+    /// All data is lost; connections stay.
     Flushed,
-    /// One key goes.
+    /// One key is lost.
     Evicted,
     /// The server's clock is set, by so many milliseconds.
     ClockSet(i32),
-    /// The process dies, as the last of them.
-    Dies,
+    /// The last process dies.
+    ProcessDies,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) enum Data {
     Kept,
     Lost,
-    /// As it was so long before.
+    /// A copy that is so old.
     Old(Duration),
 }
 
 impl Kind {
-    /// As which it is counted.
+    /// In the table of results.
     pub(crate) fn name(&self) -> &'static str {
         match self {
             Self::Down(Data::Kept) => "down, data kept",
             Self::Down(Data::Lost) => "down, data lost",
             Self::Down(Data::Old(_)) => "down, data old",
             Self::Flaps(..) => "flapping",
-            Self::CutOff => "cut off",
+            Self::Partitioned => "partitioned",
             Self::Frozen => "frozen",
             Self::HalfOpen => "half-open",
-            Self::Deaf => "answers lost",
+            Self::RepliesLost => "replies lost",
             Self::Slow(_) => "slow",
             Self::ReadOnly => "read-only",
             Self::Flushed => "flushed",
             Self::Evicted => "evicted",
             Self::ClockSet(_) => "clock set",
-            Self::Dies => "a process dies",
+            Self::ProcessDies => "a process dies",
         }
     }
 }
@@ -180,8 +180,8 @@ pub(crate) fn ms(ms: u32) -> Duration {
 }
 
 impl Plan {
-    /// The most tokens that sleepers can have been promised of this limit.
-    pub(crate) fn promised(&self, limit: usize) -> f64 {
+    /// The most tokens of this limit that waiters can have reserved.
+    pub(crate) fn reserved(&self, limit: usize) -> f64 {
         let (rate, busy) = (self.limits[limit].rate, self.busy as f64);
         let roles = self.roles.iter().filter(|role| role.concerns(limit));
         roles
@@ -189,20 +189,20 @@ impl Plan {
             .sum()
     }
 
-    /// When hardly anybody asks.
+    /// When there are few requests.
     pub(crate) fn quiet(&self) -> std::ops::Range<Duration> {
         let first = self.faults.first().map_or(self.length, |fault| fault.at);
         first.saturating_sub(self.lull)..first
     }
 
-    /// Whether all processes ask for all there is of this limit, or all rest together, and keep
-    /// what they get.
+    /// Whether all processes have the same load on this limit, at all times, and use all tokens
+    /// that they are granted.
     pub(crate) fn is_even(&self, limit: usize) -> bool {
         let mut roles = self.roles.iter().filter(|role| role.concerns(limit));
         self.busy == self.processes && roles.all(Role::is_plain)
     }
 
-    /// Whether Redis never forgets anything.
+    /// Whether Redis never loses data.
     pub(crate) fn keeps_data(&self) -> bool {
         self.faults.iter().all(|fault| match fault.kind {
             Kind::Down(data) | Kind::Flaps(_, data) => data == Data::Kept,
@@ -211,7 +211,7 @@ impl Plan {
         })
     }
 
-    /// The most that one acquisition takes of this limit.
+    /// The largest cost of this limit.
     pub(crate) fn largest(&self, limit: usize) -> f64 {
         let roles = self.roles.iter().filter(|role| role.concerns(limit));
         roles.map(Role::cost).fold(1.0, f64::max)
@@ -225,7 +225,7 @@ impl fmt::Display for Plan {
         writeln!(
             f,
             "{processes} processes ({busy} busy, {hinted}), delay {delay:?} ms, lull {:?} of {:?}, \
-             missing for {:?}, seed {}",
+             reserve for {:?}, seed {}",
             self.lull, self.length, self.reserve_for, self.seed
         )?;
         for limit in &self.limits {
@@ -235,11 +235,11 @@ impl fmt::Display for Plan {
         for Fault {
             at,
             lasts,
-            meet,
+            affected,
             kind,
         } in &self.faults
         {
-            writeln!(f, "  at {at:?} for {lasts:?}: {kind:?}, met by {meet}")?;
+            writeln!(f, "  at {at:?} for {lasts:?}: {kind:?}, affects {affected}")?;
         }
         Ok(())
     }

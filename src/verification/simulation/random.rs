@@ -1,4 +1,4 @@
-//! Plans by chance.
+//! Random plans.
 
 use std::time::Duration;
 
@@ -34,7 +34,7 @@ impl Plan {
             faults: Vec::new(),
             lull: Duration::ZERO,
             length: Duration::ZERO,
-            // Of its own, so that a seed means the same plan with leases and without.
+            // A generator of its own, so that the rest of a seed's plan does not depend on it.
             lease: Rng::new(!seed).pick(&[0.0, 4.0, 1e9]),
             reserve_for: Rng::new(seed ^ (0x7e5e << 16)).pick(&[ms(0), ms(5_000), ms(60_000)]),
         };
@@ -50,7 +50,7 @@ impl Plan {
             0 => 0,
             _ => 2_000 + rng.below(4_000),
         };
-        // Nobody knows how many they are, where they never met.
+        // Limiters that never sent a heartbeat do not know how many they are.
         plan.hinted |= at == 0;
         for _ in 0..1 + rng.below(3) {
             let fault = plan.fault(rng, ms(at));
@@ -62,38 +62,38 @@ impl Plan {
         plan
     }
 
-    /// One outage of all, in which all know the same: what must come out is known almost to the
+    /// One outage of all processes, which all know the same: the bounds are exact, almost to the
     /// token.
     fn simple(&mut self, rng: &mut Rng) {
         self.processes = self.processes.max(2);
         self.busy = self.processes;
         self.limits.truncate(1);
         self.limits[0].capacity = self.limits[0].capacity.max(self.processes as f64);
-        self.roles = vec![Role::Asks(0, 1.0)];
+        self.roles = vec![Role::Tries(0, 1.0)];
         let data = rng.pick(&[Data::Kept, Data::Lost]);
         let kinds = [
             Kind::Down(data),
-            Kind::CutOff,
+            Kind::Partitioned,
             Kind::Frozen,
             Kind::HalfOpen,
-            Kind::Deaf,
+            Kind::RepliesLost,
             Kind::ReadOnly,
         ];
         let mut fault = Fault {
             at: ms(5_000 + rng.below(1_000)),
             lasts: ms(4_000 + rng.below(6_000)),
-            meet: self.processes,
+            affected: self.processes,
             kind: rng.pick(&kinds),
         };
         match rng.below(4) {
-            // Little was spent meanwhile, so what was lost is all that counts.
+            // A short outage, so that most of the result comes from the lost data.
             0 => {
                 self.limits[0].capacity = 4.0 * self.limits[0].rate;
                 fault.at += ms(4_000);
                 fault.kind = rng.pick(&[Kind::Flushed, Kind::Down(Data::Lost)]);
                 fault.lasts = ms(100 + rng.below(1_000));
             }
-            // About as slow as a call may be: payments are made and not confirmed.
+            // About as slow as a call may be: write-backs are executed and not confirmed.
             1 => fault.kind = Kind::Slow(35 + rng.below(12)),
             _ => {}
         }
@@ -109,20 +109,22 @@ impl Plan {
             2..5 => 500 + rng.below(8_000),
             _ => 8_000 + rng.below(8_000) * (1 + rng.below(2) * rng.below(5)),
         };
-        let (meet, lasts) = match kind {
+        let (affected, lasts) = match kind {
             Kind::Down(_) | Kind::ReadOnly => (self.processes, lasts),
             Kind::Flaps(..) => (self.processes, lasts.max(5_000)),
             Kind::Flushed | Kind::Evicted | Kind::ClockSet(_) => (self.processes, 0),
-            Kind::Dies => (1, 0),
+            Kind::ProcessDies => (1, 0),
             Kind::Frozen if rng.percent(50) => (self.processes, lasts),
-            Kind::CutOff | Kind::Frozen | Kind::HalfOpen | Kind::Deaf | Kind::Slow(_) => {
-                (some, lasts)
-            }
+            Kind::Partitioned
+            | Kind::Frozen
+            | Kind::HalfOpen
+            | Kind::RepliesLost
+            | Kind::Slow(_) => (some, lasts),
         };
         Fault {
             at,
             lasts: ms(lasts),
-            meet,
+            affected,
             kind,
         }
     }
@@ -140,32 +142,32 @@ fn kind(rng: &mut Rng) -> Kind {
     match rng.below(16) {
         0..4 => Kind::Down(data(rng)),
         4 => Kind::Flaps(ms(50 + rng.below(2_500)), data(rng)),
-        5 | 6 => Kind::CutOff,
+        5 | 6 => Kind::Partitioned,
         7 => Kind::Frozen,
         8 => Kind::HalfOpen,
-        9 => Kind::Deaf,
+        9 => Kind::RepliesLost,
         10 => Kind::Slow(20 + rng.below(200)),
         11 => Kind::ReadOnly,
         12 => Kind::Flushed,
         13 => Kind::Evicted,
         14 => Kind::ClockSet(rng.pick(&[-60_000, -700, 500, 5_000])),
-        _ => Kind::Dies,
+        _ => Kind::ProcessDies,
     }
 }
 
 fn roles(rng: &mut Rng, limits: &[Limit]) -> Vec<Role> {
     let mut roles = Vec::new();
     for (index, limit) in limits.iter().enumerate() {
-        // Without this one nothing is certain to be spent.
-        roles.push(Role::Asks(index, 1.0));
+        // This one is certain to spend all tokens.
+        roles.push(Role::Tries(index, 1.0));
         let large = (limit.capacity * 0.5).floor().clamp(1.0, 5.0);
         for _ in 0..rng.below(3) {
             let wait = 100 + rng.below(2_000);
             let cost = if rng.percent(25) { large } else { 1.0 };
             roles.push(match rng.below(5) {
-                0 => Role::Asks(index, cost),
+                0 => Role::Tries(index, cost),
                 1 | 2 => Role::Waits(index, cost, wait),
-                3 => Role::Leaves(index, cost, wait),
+                3 => Role::Cancels(index, cost, wait),
                 _ => Role::Settles(index, large),
             });
         }

@@ -1,4 +1,4 @@
-//! One run of a plan, in paused time.
+//! Runs a plan in paused time.
 
 use std::{
     collections::BTreeMap,
@@ -22,39 +22,39 @@ use super::{
 };
 use crate::{limiter::Limiter, verification::bucket_model::Rng};
 
-/// For so long a task may go on once its limiter is gone: the longest wait, and what follows.
-const AFTERGLOW: Duration = Duration::from_secs(30);
+/// How long a task may go on after its limiter is dropped: the longest wait, and what follows.
+const LONGEST_TASK: Duration = Duration::from_secs(30);
 
-/// What came of a run.
+/// The record of a run.
 #[derive(Debug, Default)]
-pub(crate) struct Story {
+pub(crate) struct Trace {
     pub(crate) record: Record,
     pub(crate) paid: Vec<Paid>,
-    /// Payments that had been made before, and so changed nothing.
+    /// Write-backs that had been executed before, and so changed nothing.
     pub(crate) paid_again: usize,
-    /// Tokens that were taken ahead.
+    /// All tokens that were leased.
     pub(crate) leased: f64,
-    /// By which name each process pays.
+    /// The name of the limiter of each process.
     pub(crate) names: Vec<String>,
     /// When a process died.
     pub(crate) died: BTreeMap<usize, Duration>,
-    /// Tasks that did not end.
+    /// Tasks that have not ended.
     pub(crate) tasks_left: usize,
-    /// The most buckets that a limiter still held at the end.
+    /// The most buckets in the memory of one limiter at the end.
     pub(crate) scopes_held: usize,
 }
 
 /// Runs the plan.
-pub(crate) fn run(plan: &Plan) -> Story {
+pub(crate) fn run(plan: &Plan) -> Trace {
     let runtime = Builder::new_current_thread()
         .enable_time()
         .start_paused(true)
         .build()
         .expect("a runtime");
-    let story = runtime.block_on(tell(Arc::new(plan.clone())));
-    // What is left after a failure is dropped here.
+    let trace = runtime.block_on(simulate(Arc::new(plan.clone())));
+    // Tasks that have not ended are dropped here.
     drop(runtime);
-    story
+    trace
 }
 
 struct Process {
@@ -95,13 +95,13 @@ impl Process {
                     record: record.clone(),
                     start,
                     rng: Rng::new(rng.next()),
-                    refused: None,
+                    retry_after: None,
                 };
                 tasks.push(tokio::spawn(caller.run()));
             }
         } else {
             let (limiter, scope) = (limiter.clone(), plan.limits[0].scope(0));
-            // It connects, and is counted from then on.
+            // It connects, and sends heartbeats from then on.
             tasks.push(tokio::spawn(async move {
                 let _ = limiter.bucket(&scope).level().await;
             }));
@@ -113,7 +113,7 @@ impl Process {
         }
     }
 
-    /// Its callers go away, wherever they are.
+    /// Cancels its callers, in any state.
     async fn stop(&mut self) {
         for task in mem::take(&mut self.tasks) {
             task.abort();
@@ -122,7 +122,7 @@ impl Process {
     }
 }
 
-async fn tell(plan: Arc<Plan>) -> Story {
+async fn simulate(plan: Arc<Plan>) -> Trace {
     let tasks_before = Handle::current().metrics().num_alive_tasks();
     let start = Instant::now();
     let server = Server::new(plan.processes, plan.delay, plan.seed);
@@ -131,21 +131,21 @@ async fn tell(plan: Arc<Plan>) -> Story {
     let mut faults = Vec::new();
     for fault in &plan.faults {
         let (fault, plan) = (fault.clone(), Plan::clone(&plan));
-        faults.push(tokio::spawn(faults::happen(
+        faults.push(tokio::spawn(faults::inject(
             fault,
             plan,
             server.clone(),
             start,
         )));
     }
-    // A fault of the first moment is there before anybody connects.
+    // A fault at time zero comes before the first connection.
     tokio::task::yield_now().await;
     let mut processes: Vec<_> = (0..plan.processes)
         .map(|process| Process::start(&plan, process, &server, &record, start))
         .collect();
     let mut died = BTreeMap::new();
     for fault in &plan.faults {
-        if fault.kind == Kind::Dies && fault.at < plan.length {
+        if fault.kind == Kind::ProcessDies && fault.at < plan.length {
             sleep_until(start + fault.at).await;
             let last = processes
                 .iter()
@@ -153,7 +153,7 @@ async fn tell(plan: Arc<Plan>) -> Story {
             let Some(last) = last.filter(|last| *last > 0) else {
                 continue;
             };
-            faults::bury(&server, last);
+            faults::drop_silently(&server, last);
             processes[last].stop().await;
             processes[last].limiter = None;
             died.insert(last, start.elapsed());
@@ -174,7 +174,7 @@ async fn tell(plan: Arc<Plan>) -> Story {
     let names = processes.iter().map(|process| process.name.clone());
     let names = names.collect();
     drop(processes);
-    sleep(AFTERGLOW).await;
+    sleep(LONGEST_TASK).await;
     serving.abort();
     let _ = serving.await;
     let tasks_left = Handle::current().metrics().num_alive_tasks() - tasks_before;
@@ -182,7 +182,7 @@ async fn tell(plan: Arc<Plan>) -> Story {
     let paid = mem::take(&mut server.lock().paid);
     let paid_again = server.lock().paid_again;
     let leased = server.lock().store.leased;
-    Story {
+    Trace {
         record,
         paid,
         paid_again,

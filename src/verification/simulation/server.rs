@@ -1,4 +1,4 @@
-//! The scripted Redis as it is reached: lines with a delay each way, and what can happen to them.
+//! The network of the simulated Redis: a link to each process, with a delay each way and faults.
 
 use std::{
     collections::BTreeMap,
@@ -20,32 +20,32 @@ use crate::{
     verification::bucket_model::Rng,
 };
 
-/// One attempt to connect and to log in takes no longer.
+/// The longest duration of an attempt to connect and to log in.
 const CONNECT: Duration = Duration::from_millis(400);
 
 /// The server's clock at the start, in microseconds.
 const EPOCH_US: f64 = 1.7e15;
 
-/// What becomes of bytes on their way.
+/// What happens to the messages of one direction of a link.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) enum Path {
     Open,
     /// They are lost.
     Drops,
-    /// They arrive once the path is open again.
+    /// They arrive when the path is open again.
     Holds,
 }
 
-/// The way between one process and the server.
-pub(crate) struct Line {
+/// The link between one process and the server.
+pub(crate) struct Link {
     pub(crate) refuses: bool,
     pub(crate) requests: Path,
     pub(crate) replies: Path,
-    /// One way, in milliseconds: at least, and at most.
+    /// One way, in milliseconds: the shortest, and the longest.
     pub(crate) delay: (u32, u32),
-    /// Connections of a lower number are lost.
+    /// Connections with a lower number are lost.
     connection: watch::Sender<u64>,
-    /// In order.
+    /// When the last request arrived, and the last reply: later ones do not overtake it.
     arrived: Instant,
     returned: Instant,
     held: Vec<Arrival>,
@@ -61,9 +61,9 @@ struct Arrival {
 
 pub(crate) struct State {
     pub(crate) store: Store,
-    pub(crate) lines: Vec<Line>,
+    pub(crate) links: Vec<Link>,
     pub(crate) read_only: bool,
-    /// By how much the server's clock was set, in microseconds.
+    /// How far the server's clock was set, in microseconds.
     pub(crate) clock_step: f64,
     pub(crate) paid: Vec<Paid>,
     pub(crate) paid_again: usize,
@@ -82,7 +82,7 @@ pub(crate) struct Server {
 impl Server {
     pub(crate) fn new(processes: usize, delay: (u32, u32), seed: u64) -> Self {
         let start = Instant::now();
-        let line = |_| Line {
+        let link = |_| Link {
             refuses: false,
             requests: Path::Open,
             replies: Path::Open,
@@ -94,7 +94,7 @@ impl Server {
         };
         let state = State {
             store: Store::default(),
-            lines: (0..processes).map(line).collect(),
+            links: (0..processes).map(link).collect(),
             read_only: false,
             clock_step: 0.0,
             paid: Vec::new(),
@@ -114,7 +114,7 @@ impl Server {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Executes calls in the order in which they arrive, for ever.
+    /// Executes calls in the order in which they arrive, forever.
     pub(crate) async fn run(self) {
         loop {
             let next = {
@@ -136,7 +136,7 @@ impl Server {
         }
     }
 
-    /// By which way a process connects.
+    /// The transport of one process.
     pub(crate) fn connector(&self, process: usize) -> Connector {
         Connector {
             server: self.clone(),
@@ -144,12 +144,12 @@ impl Server {
         }
     }
 
-    /// After a change of the lines.
+    /// Called after a change of the links.
     pub(crate) fn changed(&self) {
         let mut state = self.lock();
-        for process in 0..state.lines.len() {
-            if state.lines[process].requests == Path::Open {
-                for arrival in std::mem::take(&mut state.lines[process].held) {
+        for process in 0..state.links.len() {
+            if state.links[process].requests == Path::Open {
+                for arrival in std::mem::take(&mut state.links[process].held) {
                     state.queue(arrival);
                 }
             }
@@ -161,16 +161,16 @@ impl Server {
 
 impl State {
     fn delay(&mut self, process: usize) -> Duration {
-        let (least, most) = self.lines[process].delay;
+        let (least, most) = self.links[process].delay;
         Duration::from_millis(u64::from(least + self.rng.below(most - least + 1)))
     }
 
     fn queue(&mut self, arrival: Arrival) {
         let at = Instant::now() + self.delay(arrival.process);
-        let line = &mut self.lines[arrival.process];
-        line.arrived = line.arrived.max(at);
+        let link = &mut self.links[arrival.process];
+        link.arrived = link.arrived.max(at);
         self.sent += 1;
-        self.queue.insert((line.arrived, self.sent), arrival);
+        self.queue.insert((link.arrived, self.sent), arrival);
     }
 
     fn execute(&mut self, now: Instant) {
@@ -178,9 +178,9 @@ impl State {
             && first.key().0 <= now
         {
             let arrival = first.remove();
-            match self.lines[arrival.process].requests {
+            match self.links[arrival.process].requests {
                 Path::Open => self.serve(arrival, now),
-                Path::Holds => self.lines[arrival.process].held.push(arrival),
+                Path::Holds => self.links[arrival.process].held.push(arrival),
                 Path::Drops => {}
             }
         }
@@ -204,24 +204,24 @@ impl State {
             }
         };
         let delay = self.delay(arrival.process);
-        let line = &mut self.lines[arrival.process];
-        line.returned = line.returned.max(now + delay);
-        if line.replies == Path::Open {
-            let _ = arrival.reply.send((line.returned, result));
+        let link = &mut self.links[arrival.process];
+        link.returned = link.returned.max(now + delay);
+        if link.replies == Path::Open {
+            let _ = arrival.reply.send((link.returned, result));
         }
     }
 
-    /// All connections of a process are lost. What is on its way is executed or not.
+    /// Drops all connections of a process. Each request in flight is executed or not, at random.
     pub(crate) fn cut(&mut self, process: usize) {
         let mut queue = std::mem::take(&mut self.queue);
         queue.retain(|_, arrival| arrival.process != process || self.rng.percent(50));
         self.queue = queue;
-        let line = &mut self.lines[process];
-        line.held.clear();
-        line.connection.send_modify(|number| *number += 1);
+        let link = &mut self.links[process];
+        link.held.clear();
+        link.connection.send_modify(|number| *number += 1);
     }
 
-    /// What is on its way arrives before the server goes, or never.
+    /// Before the server stops: executes the requests that are in flight.
     pub(crate) fn drain(&mut self) {
         for arrival in std::mem::take(&mut self.queue).into_values() {
             self.serve(arrival, Instant::now());
@@ -246,19 +246,19 @@ impl Transport for Connector {
                 state.delay(self.process) + state.delay(self.process)
             };
             sleep(delay.min(CONNECT)).await;
-            if self.server.lock().lines[self.process].refuses {
+            if self.server.lock().links[self.process].refuses {
                 return Err(disconnected());
             }
             let connection = {
                 let state = self.server.lock();
-                let line = &state.lines[self.process];
-                let open = line.requests == Path::Open && line.replies == Path::Open;
-                open.then(|| line.connection.subscribe())
+                let link = &state.links[self.process];
+                let open = link.requests == Path::Open && link.replies == Path::Open;
+                open.then(|| link.connection.subscribe())
             };
             match connection {
                 Some(connection) if delay <= CONNECT => {
                     let number = *connection.borrow();
-                    Ok(Box::new(Wire {
+                    Ok(Box::new(SimulatedSession {
                         server: self.server.clone(),
                         process: self.process,
                         connection,
@@ -276,14 +276,14 @@ impl Transport for Connector {
 }
 
 /// One connection.
-struct Wire {
+struct SimulatedSession {
     server: Server,
     process: usize,
     connection: watch::Receiver<u64>,
     number: u64,
 }
 
-impl Session for Wire {
+impl Session for SimulatedSession {
     fn run<'a>(
         &'a self,
         script: &'static Script,
@@ -310,7 +310,7 @@ impl Session for Wire {
                         sleep_until(at).await;
                         result
                     }
-                    // Lost on the way: nobody says so.
+                    // The request or the reply was lost: no error tells.
                     Err(_) => std::future::pending().await,
                 }
             };

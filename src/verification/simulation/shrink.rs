@@ -1,8 +1,8 @@
-//! Makes a plan that breaks a rule smaller, as long as it breaks one of the same kind.
+//! Makes a plan that violates a rule smaller, as long as it violates a rule of the same kind.
 
 use super::{invariants::violations, plan::Plan, run::run};
 
-/// A violation up to the first sign of its own numbers.
+/// The kind of a violation: its text up to the numbers.
 fn kind(violation: &str) -> &str {
     violation.split(':').next().unwrap_or_default()
 }
@@ -12,7 +12,7 @@ fn breaks(plan: &Plan, wanted: &str) -> bool {
     wrong.iter().any(|wrong| kind(wrong) == wanted)
 }
 
-/// The smallest plan that greedy steps lead to.
+/// The smallest plan that greedy steps find.
 pub(crate) fn shrink(plan: &Plan, violation: &str) -> Plan {
     let wanted = kind(violation);
     let mut smallest = plan.clone();
@@ -47,7 +47,12 @@ fn smaller(plan: &Plan) -> Vec<Plan> {
     if plan.delay != (0, 0) {
         with(&|plan| plan.delay = (0, 0));
     }
-    if plan.processes > 1 && plan.faults.iter().all(|fault| fault.meet < plan.processes) {
+    if plan.processes > 1
+        && plan
+            .faults
+            .iter()
+            .all(|fault| fault.affected < plan.processes)
+    {
         with(&|plan| {
             plan.processes -= 1;
             plan.busy = plan.busy.min(plan.processes);
