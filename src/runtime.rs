@@ -1,4 +1,4 @@
-//! The Tokio runtime of a caller.
+//! The Tokio runtime of the caller.
 
 use std::{
     panic::{catch_unwind, resume_unwind},
@@ -10,10 +10,11 @@ use tokio::{
     time::sleep,
 };
 
-const NONE: &str = "tower-throttle was polled outside a Tokio runtime: to wait for a token or to \
-                    ask Redis it needs one, with its timer (`enable_time` or `enable_all`)";
+const NO_RUNTIME: &str = "tower-throttle was polled outside a Tokio runtime: to wait for a token, \
+                          or to call Redis, it needs one with a timer (`enable_time` or \
+                          `enable_all`)";
 
-/// The runtime that polls.
+/// The runtime that polls the caller.
 ///
 /// # Panics
 ///
@@ -22,12 +23,12 @@ const NONE: &str = "tower-throttle was polled outside a Tokio runtime: to wait f
 pub(crate) fn current() -> Id {
     match Handle::try_current() {
         Ok(runtime) => runtime.id(),
-        Err(_) => panic!("{NONE}"),
+        Err(_) => panic!("{NO_RUNTIME}"),
     }
 }
 
-/// Checks that tasks which use timers can be started here: a task cannot tell its caller that
-/// they cannot.
+/// Checks that a task which uses timers can be spawned. The task itself could not report that to
+/// the caller.
 ///
 /// # Panics
 ///
@@ -35,7 +36,7 @@ pub(crate) fn current() -> Id {
 #[track_caller]
 pub(crate) fn require() {
     current();
-    // Says that `enable_time` is missing.
+    // Panics if the runtime has no timer.
     drop(sleep(Duration::ZERO));
 }
 
@@ -44,7 +45,7 @@ pub(crate) fn require() {
 pub(crate) fn require_or(undo: impl FnOnce()) {
     if Handle::try_current().is_err() {
         undo();
-        panic!("{NONE}");
+        panic!("{NO_RUNTIME}");
     }
     if let Err(panic) = catch_unwind(|| drop(sleep(Duration::ZERO))) {
         undo();
@@ -52,7 +53,7 @@ pub(crate) fn require_or(undo: impl FnOnce()) {
     }
 }
 
-/// As `require`, for those who must not panic.
+/// As `require`, for code that must not panic.
 pub(crate) fn is_usable() -> bool {
     Handle::try_current().is_ok() && catch_unwind(|| drop(sleep(Duration::ZERO))).is_ok()
 }

@@ -1,4 +1,4 @@
-//! Background tasks: none ends in silence.
+//! Background tasks, whose panics are reported.
 
 use std::{any::Any, future::Future, panic::AssertUnwindSafe};
 
@@ -6,19 +6,20 @@ use futures_util::future::FutureExt;
 
 use crate::decision::{Failure, FailureKind};
 
-/// Runs a background task that `does` something; where it panics, passes on what happened.
+/// Runs a background task that `does` something. If it panics, passes the failure to `panicked`.
 pub(crate) async fn supervised(
     does: &'static str,
     task: impl Future<Output = ()>,
     panicked: impl FnOnce(&Failure),
 ) {
-    // Whatever the task shares with others is left whole: no lock is held while foreign code runs.
+    // Unwind safe: what the task shares with others is consistent, because no lock is held while
+    // foreign code runs.
     if let Err(panic) = AssertUnwindSafe(task).catch_unwind().await {
         panicked(&failure(does, &*panic));
     }
 }
 
-/// What a panic of the task that `does` something means for the limiter.
+/// The failure for a panic of the task that `does` something.
 pub(crate) fn failure(does: &str, panic: &(dyn Any + Send)) -> Failure {
     let message = panic
         .downcast_ref::<&str>()

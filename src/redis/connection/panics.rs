@@ -1,4 +1,4 @@
-//! What becomes of a limiter whose background tasks panic, or whose Redis replies nonsense.
+//! Tests of a limiter whose background tasks panic, or whose Redis sends malformed replies.
 
 use std::{
     sync::{
@@ -26,22 +26,22 @@ const API: Scope = Quota::per_day(1.0).burst(1e6).scope("api");
 /// Longer than anything here takes.
 const LONG: Duration = Duration::from_secs(60);
 
-/// Real connections; what uses them panics while it is told to.
+/// Real connections that panic on demand.
 struct Fragile {
     driver: RedisTransport,
-    spoilt: Arc<Spoilt>,
+    faults: Arc<Faults>,
 }
 
 #[derive(Default)]
-struct Spoilt {
+struct Faults {
     connect: AtomicBool,
     run: AtomicBool,
-    /// Replies to requests lack their end.
-    cut: AtomicBool,
+    /// Replies to requests lack their last byte.
+    truncate: AtomicBool,
     panics: AtomicUsize,
 }
 
-impl Spoilt {
+impl Faults {
     fn panic_if(&self, what: &AtomicBool) {
         if what.load(Ordering::Relaxed) {
             self.panics.fetch_add(1, Ordering::Relaxed);
@@ -52,7 +52,7 @@ impl Spoilt {
 
 struct FragileSession {
     session: Box<dyn Session>,
-    spoilt: Arc<Spoilt>,
+    faults: Arc<Faults>,
 }
 
 impl Transport for Fragile {
@@ -62,10 +62,10 @@ impl Transport for Fragile {
 
     fn connect(&self) -> BoxFuture<'_, Result<Box<dyn Session>, Failure>> {
         async {
-            self.spoilt.panic_if(&self.spoilt.connect);
+            self.faults.panic_if(&self.faults.connect);
             let session = self.driver.connect().await?;
-            let spoilt = self.spoilt.clone();
-            Ok(Box::new(FragileSession { session, spoilt }) as Box<dyn Session>)
+            let faults = self.faults.clone();
+            Ok(Box::new(FragileSession { session, faults }) as Box<dyn Session>)
         }
         .boxed()
     }
@@ -78,12 +78,12 @@ impl Session for FragileSession {
         keys: &'a [Vec<u8>],
         arguments: &'a [&'a [u8]],
     ) -> BoxFuture<'a, Result<Vec<u8>, Failure>> {
-        self.spoilt.panic_if(&self.spoilt.run);
+        self.faults.panic_if(&self.faults.run);
         let run = self.session.run(script, keys, arguments);
         let is_request = std::ptr::eq(script, &ACQUIRE);
         run.map(move |reply| {
             let mut reply = reply?;
-            if is_request && self.spoilt.cut.load(Ordering::Relaxed) {
+            if is_request && self.faults.truncate.load(Ordering::Relaxed) {
                 reply.pop();
             }
             Ok(reply)
@@ -92,15 +92,15 @@ impl Session for FragileSession {
     }
 }
 
-async fn start() -> (RedisServer, Limiter, Arc<Spoilt>) {
+async fn start() -> (RedisServer, Limiter, Arc<Faults>) {
     let server = RedisServer::start().await;
-    let spoilt = Arc::<Spoilt>::default();
+    let faults = Arc::<Faults>::default();
     let connect = Fragile {
         driver: RedisTransport::new(&server.url(), LONG).expect("a URL"),
-        spoilt: spoilt.clone(),
+        faults: faults.clone(),
     };
     let builder = Limiter::builder().redis_timeout(LONG);
-    (server, builder.connected_by(connect, 1), spoilt)
+    (server, builder.connected_by(connect, 1), faults)
 }
 
 fn reason(limiter: &Limiter) -> Option<FailureKind> {
@@ -110,10 +110,10 @@ fn reason(limiter: &Limiter) -> Option<FailureKind> {
     }
 }
 
-/// Nobody hangs: whether all of some were decided by memory.
+/// Whether all of some acquisitions were decided by memory. None of them may hang.
 async fn some_from_memory(limiter: &Limiter) -> bool {
     let some = join_all((0..20).map(|_| limiter.try_acquire(API)));
-    let permits = timeout(LONG / 2, some).await.expect("nobody hangs");
+    let permits = timeout(LONG / 2, some).await.expect("no acquisition hangs");
     permits
         .into_iter()
         .all(|permit| permit.expect("plenty").is_degraded())
@@ -129,50 +129,50 @@ async fn until(limiter: &Limiter, what: impl Fn() -> bool) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_connector_that_panics_is_an_outage_and_is_tried_again() {
-    let (_server, limiter, spoilt) = start().await;
-    spoilt.connect.store(true, Ordering::Relaxed);
+async fn panic_while_connecting_is_an_outage_and_is_retried() {
+    let (_server, limiter, faults) = start().await;
+    faults.connect.store(true, Ordering::Relaxed);
     assert!(some_from_memory(&limiter).await);
     assert_eq!(reason(&limiter), Some(FailureKind::Panicked));
-    until(&limiter, || spoilt.panics.load(Ordering::Relaxed) >= 3).await;
+    until(&limiter, || faults.panics.load(Ordering::Relaxed) >= 3).await;
     assert_eq!(reason(&limiter), Some(FailureKind::Panicked));
-    spoilt.connect.store(false, Ordering::Relaxed);
+    faults.connect.store(false, Ordering::Relaxed);
     until(&limiter, || limiter.health() == Health::Redis).await;
 }
 
-/// Both the task that sends requests and the one that beats use the connection.
+/// Both the task that sends requests and the supervisor use the connection.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_connection_that_panics_is_an_outage_and_is_made_anew() {
-    let (_server, limiter, spoilt) = start().await;
+async fn panic_of_a_connection_is_an_outage_and_reconnects() {
+    let (_server, limiter, faults) = start().await;
     until(&limiter, || limiter.health() == Health::Redis).await;
     // The request comes first.
     assert!(!some_from_memory(&limiter).await);
-    spoilt.run.store(true, Ordering::Relaxed);
+    faults.run.store(true, Ordering::Relaxed);
     assert!(some_from_memory(&limiter).await);
     until(&limiter, || reason(&limiter).is_some()).await;
     assert_eq!(reason(&limiter), Some(FailureKind::Panicked));
-    spoilt.run.store(false, Ordering::Relaxed);
+    faults.run.store(false, Ordering::Relaxed);
     until(&limiter, || limiter.health() == Health::Redis).await;
-    // Nobody asks: the next beat meets it.
-    spoilt.run.store(true, Ordering::Relaxed);
+    // Without a request, the next heartbeat panics.
+    faults.run.store(true, Ordering::Relaxed);
     let mut changes = limiter.health_changes();
     let degraded = changes.wait_for(|health| matches!(health, Health::Degraded { .. }));
     timeout(LONG / 2, degraded)
         .await
-        .expect("the beat panics")
+        .expect("the heartbeat panics")
         .expect("open");
-    spoilt.run.store(false, Ordering::Relaxed);
+    faults.run.store(false, Ordering::Relaxed);
     until(&limiter, || limiter.health() == Health::Redis).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn replies_of_another_length_are_an_outage() {
-    let (_server, limiter, spoilt) = start().await;
+async fn replies_of_a_wrong_length_are_an_outage() {
+    let (_server, limiter, faults) = start().await;
     until(&limiter, || limiter.health() == Health::Redis).await;
     assert!(!some_from_memory(&limiter).await);
-    spoilt.cut.store(true, Ordering::Relaxed);
+    faults.truncate.store(true, Ordering::Relaxed);
     assert!(some_from_memory(&limiter).await);
     assert_eq!(reason(&limiter), Some(FailureKind::Misconfigured));
-    spoilt.cut.store(false, Ordering::Relaxed);
+    faults.truncate.store(false, Ordering::Relaxed);
     until(&limiter, || limiter.health() == Health::Redis).await;
 }

@@ -12,12 +12,11 @@ use crate::{
 const API: Scope = Quota::per_day(1.0).burst(1e6).scope("api");
 const LONG: Duration = Duration::from_secs(30);
 
-/// A server that speaks these versions on a port of its own, where its certificate is valid
-/// for `name`.
+/// A server with a port for these versions of TLS, and a certificate for `name`.
 struct TlsServer {
     server: RedisServer,
     port: u16,
-    /// In DER.
+    /// The certificate of the authority, in DER.
     authority: Vec<u8>,
 }
 
@@ -82,7 +81,7 @@ fn limiter(driver: RedisTransport) -> Limiter {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn servers_of_either_version_are_connected_to() {
+async fn both_tls_versions_connect() {
     for versions in ["TLSv1.2", "TLSv1.3"] {
         for name in ["127.0.0.1", "localhost"] {
             let server = TlsServer::start(name, versions).await;
@@ -92,7 +91,6 @@ async fn servers_of_either_version_are_connected_to() {
             let permit = limiter.try_acquire(API).await.expect("plenty");
             assert!(!permit.is_degraded(), "{versions} {name}: {permit:?}");
             assert_eq!(limiter.health(), Health::Redis);
-            // In Redis it is taken from.
             let mut connection = server.server.connection().await;
             let _: () = redis::cmd("SELECT")
                 .arg(2)
@@ -113,7 +111,7 @@ async fn servers_of_either_version_are_connected_to() {
     }
 }
 
-/// Memory decides, the health says why, and what was wrong is named.
+/// The limiter is degraded for this reason, and the failure contains these words.
 async fn is_degraded(driver: RedisTransport, kind: FailureKind, words: [&str; 2]) {
     use crate::redis::connection::transport::Transport;
     let failure = driver.connect().await.err().expect("no connection");
@@ -137,7 +135,7 @@ async fn is_degraded(driver: RedisTransport, kind: FailureKind, words: [&str; 2]
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn certificates_that_are_not_valid_are_degraded() {
+async fn invalid_certificates_are_misconfigured() {
     let server = TlsServer::start("127.0.0.1", "TLSv1.3").await;
     let kind = FailureKind::Misconfigured;
     let unknown = server.driver("127.0.0.1");
@@ -148,8 +146,8 @@ async fn certificates_that_are_not_valid_are_degraded() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn ports_that_do_not_speak_it_are_degraded() {
-    // One that answers each line with an error, and one that closes.
+async fn ports_without_tls_are_misconfigured() {
+    // A port that replies with an error, and one that is closed.
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await;
     let listener = listener.expect("a free port");
     let port = listener.local_addr().expect("bound").port();
@@ -172,7 +170,7 @@ async fn ports_that_do_not_speak_it_are_degraded() {
 }
 
 #[test]
-fn hosts_and_fragments_that_cannot_be_are_errors() {
+fn invalid_hosts_and_fragments_are_errors() {
     for (url, word) in [
         ("rediss://127.0.0.1:1/#insecure", "#insecure"),
         ("rediss://a..b:1/", "certificate"),
