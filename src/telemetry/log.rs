@@ -8,10 +8,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use crate::{
-    decision::{Failure, FailureKind},
-    error::Reason,
-};
+use crate::{decision::Failure, error::Reason};
 
 macro_rules! log {
     ($level:ident, $($line:tt)*) => {{
@@ -39,15 +36,13 @@ pub(super) fn redis_recovered(redis: &str, since: Instant) {
 
 /// A failure that does not pass without the operator.
 pub(super) fn advice(redis: &str, failure: &Failure, advice: &'static str) {
-    match failure.kind {
-        FailureKind::Panicked => log!(error, error = %failure.source, "{advice}"),
-        _ => log!(
-            error,
-            redis,
-            error = %failure.source,
-            "Redis rejects the calls of this client: {advice}"
-        ),
-    }
+    log!(
+        error,
+        redis,
+        reason = %failure.kind,
+        error = %failure.source,
+        "{advice}"
+    );
 }
 
 /// Redis is available, but has more requests than it can decide.
@@ -62,19 +57,11 @@ pub(super) fn overloaded(redis: &str) {
 
 /// The part of each rate that is reserved has changed.
 pub(super) fn reserved(missing: u32, reserved: f64) {
-    if reserved > 0.0 {
-        log!(
-            info,
-            missing,
-            reserved,
-            "the heartbeats of limiters are missing; a part of each rate is reserved for them"
-        );
-    } else {
-        log!(
-            info,
-            "no part of the rates is reserved for missing limiters any more"
-        );
-    }
+    let what = match reserved > 0.0 {
+        true => "the heartbeats of limiters are missing; a part of each rate is reserved for them",
+        false => "no part of the rates is reserved for missing limiters any more",
+    };
+    log!(info, missing, reserved, "{what}");
 }
 
 /// An acquisition was rejected.

@@ -1,5 +1,7 @@
 //! Classifies errors of the `redis` crate.
 
+use std::io;
+
 use redis::{ErrorKind, RedisError};
 
 use crate::decision::{Failure, FailureKind};
@@ -49,6 +51,10 @@ pub(super) fn classify(error: RedisError) -> Failure {
         advice,
         ..Failure::new(kind, error)
     }
+}
+
+pub(super) fn io_failure(error: io::Error) -> Failure {
+    classify(error.into())
 }
 
 /// What the operator can do about a misconfiguration. Decided by the code if there is one: the

@@ -21,7 +21,7 @@ use crate::redis::connection::tls::Tls;
 use crate::redis::{
     connection::transport::{Session, Transport},
     connection::{
-        classify::classify,
+        classify::{classify, io_failure},
         failure::{is_time_paused, timed_out},
     },
     script::Script,
@@ -157,10 +157,6 @@ impl RedisTransport {
             })
         })
     }
-}
-
-pub(crate) fn io_failure(error: io::Error) -> Failure {
-    classify(error.into())
 }
 
 /// The error without the URL, which may contain a password. The driver's description does not

@@ -13,7 +13,7 @@ use tokio_rustls::{
     },
 };
 
-use crate::redis::connection::driver::io_failure;
+use crate::redis::connection::classify::io_failure;
 use crate::{
     decision::{Failure, FailureKind},
     error::ConfigError,
