@@ -397,7 +397,7 @@ impl LimiterBuilder {
     pub(crate) fn connected_by(self, connect: impl crate::redis::Transport, seed: u64) -> Limiter {
         let mut core = self.core(Health::Redis, connect.address());
         let config = crate::redis::ConnectionConfig {
-            connect: Arc::new(connect),
+            transport: Arc::new(connect),
             keyspace: crate::scope::Keyspace::new(&self.prefix, core.salt),
             timeout: self.timeout,
             connect_timeout: self.connect_timeout,

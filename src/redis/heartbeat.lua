@@ -67,7 +67,8 @@ end
 -- Heartbeats from the future: the server's clock was set back. Limiters that are alive send another.
 redis.call('ZREMRANGEBYSCORE', limiters, now + 2000, '+inf')
 redis.call('ZREMRANGEBYSCORE', limiters, '-inf', -now - 2000)
--- Silent limiters: new ones at once, others after the longest reservation that a limiter may ask for.
+-- Silent limiters: new ones at once, others after the longest time that a share may be
+-- reserved for them.
 redis.call('ZREMRANGEBYSCORE', limiters, SILENCE - now, now - SILENCE - LONGEST)
 redis.call('ZADD', limiters, ARGV[8] == 'established' and now or -now, me)
 redis.call('PEXPIRE', limiters, SILENCE + LONGEST)

@@ -66,7 +66,7 @@ impl ConnectionState {
         within(self.config.timeout, self.run(target, keys, argument)).await
     }
 
-    /// The first call over a connection. It writes, because a Redis that answers but refuses
+    /// The first call over a connection. It writes, because a Redis that answers but rejects
     /// writes is of no use.
     pub(super) async fn probe(&self, session: &dyn Session) -> Result<(), Failure> {
         let target = Target {

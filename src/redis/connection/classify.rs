@@ -22,7 +22,7 @@ const UNAVAILABLE: [&str; 11] = [
 ];
 
 /// Codes of server errors that all further calls of this client would get as well.
-const REFUSED: [&str; 4] = ["NOAUTH", "WRONGPASS", "NOPERM", "NOPROTO"];
+const REJECTED: [&str; 4] = ["NOAUTH", "WRONGPASS", "NOPERM", "NOPROTO"];
 
 /// Decides how an error is counted and logged, and whether it may concern only its own call.
 ///
@@ -40,9 +40,9 @@ pub(super) fn classify(error: RedisError) -> Failure {
     } else {
         FailureKind::Misconfigured
     };
-    let refused = code.is_some_and(|code| REFUSED.contains(&code))
+    let rejected = code.is_some_and(|code| REJECTED.contains(&code))
         || error.kind() == ErrorKind::AuthenticationFailed;
-    let single = kind == FailureKind::Misconfigured && !refused;
+    let single = kind == FailureKind::Misconfigured && !rejected;
     let advice = (kind == FailureKind::Misconfigured).then(|| advice(&error));
     Failure {
         // The script writes last, all or nothing, so a call that the server rejected changed nothing.
@@ -62,27 +62,32 @@ pub(super) fn io_failure(error: io::Error) -> Failure {
 fn advice(error: &RedisError) -> &'static str {
     let code = error.code().unwrap_or_default();
     let text = error.to_string().to_ascii_lowercase();
-    let says = |part: &str| text.contains(part);
-    if code == "NOAUTH" || says("authentication required") {
+    let contains = |part: &str| text.contains(part);
+    if code == "NOAUTH" || contains("authentication required") {
         "Redis requires a password: write redis://user:password@host:port"
     } else if code == "WRONGPASS" || error.kind() == ErrorKind::AuthenticationFailed {
         "the user or the password is wrong: correct the URL, or the user with ACL SETUSER"
-    } else if says("'select'") {
+    } else if contains("'select'") {
         "the user may not select the database in the URL: allow +select, or remove the number at \
          the end of the URL"
-    } else if (code == "NOPERM" || says("acl failure") || says("the user executing the script"))
-        && says("access")
+    } else if (code == "NOPERM"
+        || contains("acl failure")
+        || contains("the user executing the script"))
+        && contains("access")
     {
         "the user may not access the keys: allow ~throttle:v1|*, or the same with your key prefix"
-    } else if code == "NOPERM" || says("acl failure") || says("the user executing the script") {
+    } else if code == "NOPERM"
+        || contains("acl failure")
+        || contains("the user executing the script")
+    {
         "the user lacks permissions: allow +evalsha +eval +time +get +mget +set +zadd +zrem \
          +zcount +zremrangebyscore +pexpire on the key prefix"
-    } else if says("db index") {
+    } else if contains("db index") {
         "there is no such database: correct the number at the end of the URL"
-    } else if says("unknown command") || says("unknown redis command") {
+    } else if contains("unknown command") || contains("unknown redis command") {
         "the server does not know a command of the script: use Redis 6.2 or later, with none of \
          the commands renamed"
-    } else if code == "CROSSSLOT" || says("same slot") {
+    } else if code == "CROSSSLOT" || contains("same slot") {
         "the keys are on different nodes: use a key prefix with a hash tag, such as {limits}"
     } else {
         "the server cannot run the script: see the error"

@@ -16,7 +16,7 @@ const RECOVERY_WINDOW: Duration = Duration::from_secs(2);
 const STALLED: Duration = Duration::from_secs(5);
 
 pub(crate) struct ConnectionConfig {
-    pub(crate) connect: Arc<dyn Transport>,
+    pub(crate) transport: Arc<dyn Transport>,
     pub(crate) keyspace: Keyspace,
     /// The longest duration of one call.
     pub(crate) timeout: Duration,

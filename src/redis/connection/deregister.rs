@@ -18,7 +18,7 @@ use crate::scope::Keyspace;
 const LONGEST: Duration = Duration::from_millis(500);
 
 pub(super) struct Deregistration {
-    pub(super) connect: Arc<dyn Transport>,
+    pub(super) transport: Arc<dyn Transport>,
     pub(super) keyspace: Keyspace,
     pub(super) limiter: String,
     pub(super) timeout: Duration,
@@ -44,7 +44,7 @@ impl Deregistration {
             if let Ok(runtime) = Builder::new_current_thread().enable_all().build() {
                 runtime.block_on(async {
                     let deregister = async {
-                        if let Ok(session) = self.connect.connect().await {
+                        if let Ok(session) = self.transport.connect().await {
                             self.send(&*session).await;
                         }
                     };

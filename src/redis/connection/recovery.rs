@@ -24,7 +24,7 @@ impl ConnectionState {
     /// Connects, and brings Redis up to date before it decides anything.
     pub(super) async fn connect(&self, supervisor: u64) -> Result<Box<dyn Session>, Failure> {
         let config = &self.config;
-        let session = config.connect.connect().await?;
+        let session = config.transport.connect().await?;
         self.probe(&*session).await?;
 
         let within = config.longest_step();

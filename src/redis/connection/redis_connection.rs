@@ -1,4 +1,4 @@
-//! The handle of a connection, as its callers use it. Nobody waits for a reconnect.
+//! The handle of a connection, as its callers use it. No caller waits for a reconnect.
 
 use std::{
     sync::{Arc, atomic::Ordering},

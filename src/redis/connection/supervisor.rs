@@ -49,7 +49,7 @@ pub(super) struct Supervisor {
     /// Supervisors with a lower number than the current one change nothing.
     number: u64,
     wake: Arc<Notify>,
-    connect: Arc<dyn Transport>,
+    transport: Arc<dyn Transport>,
     keyspace: Keyspace,
     limiter: String,
     timeout: Duration,
@@ -62,7 +62,7 @@ impl Supervisor {
             state: Arc::downgrade(state),
             number,
             wake: state.wake.clone(),
-            connect: state.config.connect.clone(),
+            transport: state.config.transport.clone(),
             keyspace: state.config.keyspace.clone(),
             limiter: state.limiter.clone(),
             timeout: state.config.timeout,
@@ -222,7 +222,7 @@ impl Supervisor {
 
     fn deregistration(&self) -> Deregistration {
         Deregistration {
-            connect: self.connect.clone(),
+            transport: self.transport.clone(),
             keyspace: self.keyspace.clone(),
             limiter: self.limiter.clone(),
             timeout: self.timeout,
@@ -240,7 +240,7 @@ impl Drop for Supervisor {
                 state.config.observer.reserved(0, 1.0);
             }
         }
-        if was_registered && self.connect.works_on_any_runtime() {
+        if was_registered && self.transport.works_on_any_runtime() {
             self.deregistration().send_from_new_thread();
         }
     }

@@ -2,7 +2,7 @@
 //! faults. Of each run, every window of admitted tokens is compared with its bound.
 //!
 //! `THROTTLE_SEED` repeats a run, `THROTTLE_SEQUENCES` sets how many are run, and
-//! `THROTTLE_FULL=1` asks for the long search.
+//! `THROTTLE_FULL=1` runs the long search.
 
 mod faults;
 mod heartbeats;

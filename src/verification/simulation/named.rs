@@ -327,6 +327,19 @@ async fn flushed_redis_expects_nobody_who_deregistered() {
     assert_eq!(limiters[0].reserved(), 0.0);
 }
 
+/// The peers learn of the first pause from their next heartbeats, so it is not announced later.
+#[tokio::test(start_paused = true)]
+async fn first_pause_is_announced_at_once() {
+    let server = Server::new(1, (0, 1), 1);
+    tokio::spawn(server.clone().run());
+    let limiter = started(&server, 0, Limiter::builder()).await;
+    sleep(ms(10_500)).await;
+    assert_eq!(server.lock().store.pauses_until, 0.0);
+    limiter.hold_back(&Quota::per_second(1.0).scope("any"), ms(1_000));
+    sleep(ms(10)).await;
+    assert!(server.lock().store.pauses_until > 0.0);
+}
+
 /// The server's clock is set ahead by more than a heartbeat may be late: the next heartbeat counts
 /// all limiters again.
 #[tokio::test(start_paused = true)]
@@ -358,14 +371,14 @@ async fn waits_are_bounded_while_a_missing_process_is_reserved_for() {
     let daily = Quota::per_day(1.0).scope("daily");
     limiter.try_acquire(&daily).await.expect("full");
     for max_wait in [Duration::ZERO, ms(1_000)] {
-        let refused = limiter.acquire(&daily, max_wait).await.expect_err("empty");
-        let retry_after = refused.retry_after().expect("when to come back");
+        let rejected = limiter.acquire(&daily, max_wait).await.expect_err("empty");
+        let retry_after = rejected.retry_after().expect("when to come back");
         println!("{retry_after:?} of {max_wait:?}");
         assert!(retry_after + max_wait <= DAY + RESERVED, "{retry_after:?}");
         assert!(retry_after + max_wait >= DAY - RESERVED, "{retry_after:?}");
     }
     // A caller that waits for so long is admitted.
-    let asked = Instant::now();
+    let start = Instant::now();
     let several = [
         daily.clone(),
         Quota::per_day(5.0).scope("several").cost(2.0),
@@ -374,14 +387,17 @@ async fn waits_are_bounded_while_a_missing_process_is_reserved_for() {
         .acquire(several, DAY + RESERVED)
         .await
         .expect("a wait that fits");
-    assert!(asked.elapsed() <= DAY + RESERVED, "{:?}", asked.elapsed());
+    assert!(start.elapsed() <= DAY + RESERVED, "{:?}", start.elapsed());
     // Reservations that are due while the part is reserved wait at the reduced rate.
     let limiter = survivor(&Server::new(2, (0, 0), 1)).await;
     let quick = Quota::per_second(10.0).burst(1.0).scope("quick");
-    let asked = Instant::now();
+    let start = Instant::now();
     for _ in 0..6 {
-        limiter.acquire(&quick, 2 * RESERVED).await.expect("a turn");
+        limiter
+            .acquire(&quick, 2 * RESERVED)
+            .await
+            .expect("a reservation");
     }
-    let took = asked.elapsed();
+    let took = start.elapsed();
     assert!((ms(999)..ms(1_050)).contains(&took), "{took:?}");
 }

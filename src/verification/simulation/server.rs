@@ -310,7 +310,7 @@ impl Session for SimulatedSession {
                         sleep_until(at).await;
                         result
                     }
-                    // The request or the reply was lost: no error tells.
+                    // The request or the reply was lost, without an error.
                     Err(_) => std::future::pending().await,
                 }
             };

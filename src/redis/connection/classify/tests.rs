@@ -121,11 +121,11 @@ fn permanent_server_errors_come_with_advice() {
 
 #[test]
 fn errors_of_the_driver_are_classified() {
-    let refused = (
+    let rejected = (
         ErrorKind::AuthenticationFailed,
         "Password authentication failed",
     );
-    let failure = classify(refused.into());
+    let failure = classify(rejected.into());
     assert_eq!(failure.kind, FailureKind::Misconfigured);
     assert!(!failure.single);
     let advice = failure.advice.expect("something to do");

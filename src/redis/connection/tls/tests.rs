@@ -116,9 +116,9 @@ async fn is_degraded(driver: RedisTransport, kind: FailureKind, words: [&str; 2]
     use crate::redis::connection::transport::Transport;
     let failure = driver.connect().await.err().expect("no connection");
     assert_eq!(failure.kind, kind, "{failure:?}");
-    let said = format!("{} {:?}", failure.source, failure.advice);
+    let text = format!("{} {:?}", failure.source, failure.advice);
     for word in words {
-        assert!(said.contains(word), "{word}: {said}");
+        assert!(text.contains(word), "{word}: {text}");
     }
     let limiter = limiter(driver);
     let start = Instant::now();
@@ -165,8 +165,8 @@ async fn ports_without_tls_are_misconfigured() {
     };
     let kind = FailureKind::Misconfigured;
     is_degraded(driver(port), kind, ["corrupt", "does not speak TLS"]).await;
-    let refused = driver(1);
-    is_degraded(refused, FailureKind::Disconnected, ["refused", ""]).await;
+    let closed = driver(1);
+    is_degraded(closed, FailureKind::Disconnected, ["refused", ""]).await;
 }
 
 #[test]
