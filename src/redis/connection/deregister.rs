@@ -17,6 +17,7 @@ use crate::scope::Keyspace;
 /// The longest delay of a runtime that shuts down.
 const LONGEST: Duration = Duration::from_millis(500);
 
+#[derive(Clone)]
 pub(super) struct Deregistration {
     pub(super) transport: Arc<dyn Transport>,
     pub(super) keyspace: Keyspace,

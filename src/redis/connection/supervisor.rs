@@ -31,9 +31,8 @@ use crate::redis::connection::{
     deregister::Deregistration,
     failure::data_lost,
     state::{ConnectionState, LiveSession},
-    transport::Transport,
 };
-use crate::{scope::Keyspace, task};
+use crate::task;
 
 /// Between two heartbeats.
 const HEARTBEAT: Duration = Duration::from_secs(1);
@@ -42,18 +41,15 @@ const HEARTBEAT: Duration = Duration::from_secs(1);
 /// others may use, and they learn it from a heartbeat.
 const RECOVERY_HEARTBEAT: Duration = Duration::from_millis(100);
 
-/// Holds the state only while it works, so that dropping the limiter ends it. The other fields are
-/// what it needs to deregister after that.
+/// Holds the state only while it works, so that dropping the limiter ends it.
 pub(super) struct Supervisor {
     state: Weak<ConnectionState>,
     /// Supervisors with a lower number than the current one change nothing.
     number: u64,
     wake: Arc<Notify>,
-    transport: Arc<dyn Transport>,
-    keyspace: Keyspace,
-    limiter: String,
-    timeout: Duration,
     registered_by: Arc<AtomicU64>,
+    /// For when the state is gone.
+    deregistration: Deregistration,
 }
 
 impl Supervisor {
@@ -62,11 +58,13 @@ impl Supervisor {
             state: Arc::downgrade(state),
             number,
             wake: state.wake.clone(),
-            transport: state.config.transport.clone(),
-            keyspace: state.config.keyspace.clone(),
-            limiter: state.limiter.clone(),
-            timeout: state.config.timeout,
             registered_by: state.registered_by.clone(),
+            deregistration: Deregistration {
+                transport: state.config.transport.clone(),
+                keyspace: state.config.keyspace.clone(),
+                limiter: state.limiter.clone(),
+                timeout: state.config.timeout,
+            },
         };
         tokio::spawn(async move {
             supervisor.run().await;
@@ -156,7 +154,7 @@ impl Supervisor {
                 Some(state) if state.deregistered.load(Ordering::Relaxed) => {}
                 Some(state) => self.heartbeat(&state, live).await,
                 None => {
-                    self.deregistration().send(&*live.session).await;
+                    self.deregistration.send(&*live.session).await;
                     return false;
                 }
             }
@@ -191,7 +189,7 @@ impl Supervisor {
 
     async fn heartbeat(&self, state: &ConnectionState, live: &LiveSession) {
         let reply = state
-            .heartbeat(&*live.session, self.timeout, self.number)
+            .heartbeat(&*live.session, state.config.timeout, self.number)
             .await;
         if !state.is_supervised_by(self.number) {
             return;
@@ -219,15 +217,6 @@ impl Supervisor {
             .compare_exchange(self.number, 0, relaxed, relaxed)
             .is_ok()
     }
-
-    fn deregistration(&self) -> Deregistration {
-        Deregistration {
-            transport: self.transport.clone(),
-            keyspace: self.keyspace.clone(),
-            limiter: self.limiter.clone(),
-            timeout: self.timeout,
-        }
-    }
 }
 
 impl Drop for Supervisor {
@@ -240,8 +229,8 @@ impl Drop for Supervisor {
                 state.config.observer.reserved(0, 1.0);
             }
         }
-        if was_registered && self.transport.works_on_any_runtime() {
-            self.deregistration().send_from_new_thread();
+        if was_registered && self.deregistration.transport.works_on_any_runtime() {
+            self.deregistration.clone().send_from_new_thread();
         }
     }
 }
