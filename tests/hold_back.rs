@@ -223,10 +223,10 @@ mod shared {
             waiting.try_acquire(&scope).await.expect("full");
             let start = Instant::now();
             let acquire = tokio::spawn(waiting.acquire(&scope, 60 * SECOND));
-            while pausing.peek(&scope).await.tokens() >= 0.0 {
+            while pausing.bucket(&scope).level().await.unwrap() >= 0.0 {
                 assert!(start.elapsed() < 10 * SECOND, "no reservation");
             }
-            pausing.hold_back(&scope, PAUSE);
+            pausing.bucket(&scope).pause(PAUSE);
             acquire.await.expect("no panic").expect("its turn");
             start.elapsed() >= PAUSE
         };
@@ -253,7 +253,7 @@ mod shared {
             let limiter = builder.redis_timeout(10 * SECOND).build().expect("a URL");
             if heeds {
                 // Whoever pauses a bucket expects that others do.
-                limiter.hold_back(&API, SECOND);
+                limiter.bucket(&API).pause(SECOND);
             }
             limiter.bucket(&STEADY).reset().await.unwrap();
             let start = Instant::now();

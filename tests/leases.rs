@@ -341,7 +341,7 @@ async fn what_is_held_back_is_not_granted_from_a_lease() {
     // The other process's first pause: known here after a heartbeat.
     let first = SLOW.scope("hot").key("first");
     demand(&leasing, &first, 8_000).await;
-    other.hold_back(&first, 3_600 * SECOND);
+    other.bucket(&first).pause(3_600 * SECOND);
     let start = Instant::now();
     while leasing.try_acquire(&first).await.is_ok() {
         assert!(start.elapsed() < 10 * SECOND, "the pause is not known");

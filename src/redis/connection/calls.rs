@@ -9,6 +9,7 @@ use crate::redis::{
     connection::state::ConnectionState,
     connection::transport::Session,
     heartbeat::Epoch,
+    op::Op,
     script::{ACQUIRE, Argument, First, Reply},
 };
 use crate::{bucket::BucketParams, decision::Failure};
@@ -76,8 +77,8 @@ impl ConnectionState {
         };
         let keys = vec![self.config.keyspace.own(PROBE)];
         let mut argument = Argument::default();
-        argument.key(BucketParams::new(1.0, 1.0), First::NONE);
-        argument.reset(1);
+        argument.bucket(BucketParams::new(1.0, 1.0), First::NONE);
+        argument.op(0, Op::Reset);
         let argument = argument.into_bytes();
 
         // If the server does not know the script yet, this takes two round trips.

@@ -3,8 +3,7 @@
 use std::{sync::Arc, time::Duration};
 
 use crate::redis::{
-    batch::command::Ledger, connection::transport::Transport, lease::Leases,
-    level_cache::LevelCache,
+    connection::transport::Transport, lease::Leases, ledger::Ledger, level_cache::LevelCache,
 };
 use crate::{peers::Peers, scope::Keyspace, telemetry::Observer};
 

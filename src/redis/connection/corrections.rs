@@ -9,12 +9,12 @@ use std::{
 use tokio::time::Instant;
 
 use crate::redis::{
-    batch::command::Debt,
     level_cache::{LastLevel, LevelCache},
+    op::Op,
     script::{Argument, First, Reply},
 };
 use crate::{
-    bucket::{BucketParams, Reservation},
+    bucket::{BucketParams, Debt, Reservation},
     clock::from_us,
     scope::{BucketId, Keyspace, Scope},
 };
@@ -53,10 +53,11 @@ pub(super) fn cap_levels(keyspace: &Keyspace, levels: &[LastLevel]) -> impl Iter
     levels.chunks(MOST_BUCKETS).map(|buckets| {
         let mut argument = Argument::default();
         for bucket in buckets {
-            argument.key(bucket.params, First::NONE);
+            argument.bucket(bucket.params, First::NONE);
         }
         for (index, bucket) in buckets.iter().enumerate() {
-            argument.cap_level(index + 1, bucket.level);
+            let tokens = bucket.level;
+            argument.op(index, Op::CapLevel { tokens });
         }
         Call {
             keys: buckets
@@ -88,12 +89,12 @@ pub(super) fn undo(keyspace: &Keyspace, cancelled: &[(Scope, Reservation)]) -> V
     let calls = buckets.chunks(MOST_BUCKETS).map(|buckets| {
         let mut argument = Argument::default();
         for (_, params, _) in buckets {
-            argument.key(*params, First::NONE);
+            argument.bucket(*params, First::NONE);
         }
         for (index, (.., reservations)) in buckets.iter().enumerate() {
             // The last of a queue first, so that the one before it becomes the last.
             for reservation in reservations.iter().rev() {
-                argument.undo(index + 1, *reservation);
+                argument.op(index, Op::Undo(*reservation));
             }
         }
         Call {
@@ -163,7 +164,7 @@ impl Payment {
     pub(super) fn call(&self, keyspace: &Keyspace, limiter: &str, now: Instant) -> Call {
         let mut argument = Argument::default();
         // A bucket that the payment empties, and that is full again once Redis has forgotten it.
-        argument.key(
+        argument.bucket(
             BucketParams::new(1.0, PAYMENT_KEPT.as_secs_f64().recip()),
             First::NONE,
         );
@@ -180,15 +181,21 @@ impl Payment {
             .collect();
         for debt in &due {
             keys.push(keyspace.bucket(&debt.id));
-            argument.key(debt.params, First::NONE);
+            argument.bucket(debt.params, First::NONE);
         }
-        argument.once(1);
+        argument.op(0, Op::EmptyOrStop);
         for (index, debt) in due.iter().enumerate() {
-            if debt.tokens > 0.0 {
-                argument.write_back(index + 2, debt.tokens, debt.wait_us, debt.big);
-            } else {
-                argument.give_back(index + 2, -debt.tokens);
-            }
+            let op = match debt.tokens > 0.0 {
+                true => Op::WriteBack {
+                    tokens: debt.tokens,
+                    wait_us: debt.wait_us,
+                    largest_cost: debt.largest_cost,
+                },
+                false => Op::GiveBack {
+                    tokens: -debt.tokens,
+                },
+            };
+            argument.op(index + 1, op);
         }
         Call {
             keys,

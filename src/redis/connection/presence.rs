@@ -44,7 +44,7 @@ impl ConnectionState {
                 is_last: false,
                 alive_within: self.alive_within(),
                 reserve_for: self.config.peers.reserve_for,
-                random: self.random(),
+                random: self.random().u64(..),
                 good_until: self.server_ms_after(within),
                 pauses: self.announces_pauses.load(Ordering::Relaxed),
                 ..Heartbeat::last(&self.config.keyspace, &self.limiter)

@@ -8,7 +8,7 @@ use std::{
 use tokio::time::{Instant, timeout_at};
 
 use crate::redis::{
-    batch::command::{Connection, Deadline},
+    batch::connection::{Connection, Deadline},
     connection::calls::Target,
     connection::config::ConnectionConfig,
     connection::failure::{disconnected, is_time_paused, timed_out},

@@ -35,7 +35,7 @@ pub(super) struct ConnectionState {
     /// `state`, for callers that take no lock.
     pub(super) passing: AtomicBool,
     payments: Mutex<Payments>,
-    random: AtomicU64,
+    random: Mutex<fastrand::Rng>,
     /// Redis does not allow heartbeats to this client, and that was logged.
     pub(super) heartbeat_denied: AtomicBool,
     /// The number of the supervisor whose heartbeat was answered last; 0 if the peers do not
@@ -123,7 +123,7 @@ impl ConnectionState {
     pub(super) fn new(config: ConnectionConfig) -> Self {
         Self {
             limiter: format!("{:016x}", config.seed),
-            random: AtomicU64::new(config.seed),
+            random: Mutex::new(fastrand::Rng::with_seed(config.seed)),
             config,
             state: Mutex::new(State {
                 stage: Stage::Idle,
@@ -159,17 +159,8 @@ impl ConnectionState {
         self.payments.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A step of splitmix64 (Steele, Lea, Flood: "Fast splittable pseudorandom number
-    /// generators", 2014).
-    pub(super) fn random(&self) -> u64 {
-        const STEP: u64 = 0x9e37_79b9_7f4a_7c15;
-        let mut z = self
-            .random
-            .fetch_add(STEP, Ordering::Relaxed)
-            .wrapping_add(STEP);
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
+    pub(super) fn random(&self) -> MutexGuard<'_, fastrand::Rng> {
+        self.random.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Before the next probe.

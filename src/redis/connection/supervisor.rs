@@ -93,7 +93,7 @@ impl Supervisor {
                 return;
             };
             // Jittered: processes that lost Redis together must not all connect at once.
-            let jitter = (state.random() >> 11) as f64 / (1u64 << 53) as f64;
+            let jitter = state.random().f64();
             let pause = state.pause().mul_f64(0.5 + 0.5 * jitter);
             drop(state);
             sleep(pause.saturating_sub(paused_since.elapsed()).max(pause / 8)).await;

@@ -335,7 +335,9 @@ async fn first_pause_is_announced_at_once() {
     let limiter = started(&server, 0, Limiter::builder()).await;
     sleep(ms(10_500)).await;
     assert_eq!(server.lock().store.pauses_until, 0.0);
-    limiter.hold_back(&Quota::per_second(1.0).scope("any"), ms(1_000));
+    limiter
+        .bucket(&Quota::per_second(1.0).scope("any"))
+        .pause(ms(1_000));
     sleep(ms(10)).await;
     assert!(server.lock().store.pauses_until > 0.0);
 }

@@ -7,7 +7,7 @@ fn debts(n: usize) -> Vec<Debt> {
             params: BucketParams::new(10.0, 1.0),
             tokens: 3.0,
             wait_us: 0.0,
-            big: 0.0,
+            largest_cost: 0.0,
         })
         .collect()
 }
