@@ -1,0 +1,155 @@
+//! Corrections of a bucket: tokens that were granted and not used or used and not granted, and what
+//! operators and upstreams ask for.
+
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use super::{backend::Op, core::Core, queue::TOLERANCE};
+use crate::{
+    bucket::Bucket,
+    clock::to_us,
+    decision::{DecidedBy, Failure},
+    scope::Scope,
+};
+
+impl Core {
+    /// Gives back tokens that `decided_by` granted and that were not used.
+    pub(crate) fn give_back(&self, scope: &Scope, tokens: f64, decided_by: DecidedBy) {
+        if tokens <= 0.0 {
+            return;
+        }
+        match (decided_by, &self.redis) {
+            (DecidedBy::Memory, _) => {
+                let params = scope.params();
+                self.memory
+                    .with(&scope.id(&self.salt).lookup(), params, |bucket| {
+                        bucket.give_back(tokens, params);
+                    });
+            }
+            (DecidedBy::DualAdmission, _) => self.shares.give_back_without_debt(scope),
+            // Redis is charged what the share granted as soon as it has recovered.
+            (DecidedBy::Redis | DecidedBy::LocalShare, Some(redis)) => {
+                match redis.unavailable_since() {
+                    None => redis.send(scope, Op::GiveBack { tokens }),
+                    Some(_) => self.shares.correct(scope, -tokens),
+                }
+            }
+            (DecidedBy::Redis | DecidedBy::LocalShare, None) | (DecidedBy::Unmetered, _) => {}
+        }
+    }
+
+    /// Charges tokens that were used beyond what `decided_by` granted.
+    pub(crate) fn charge(&self, scope: &Scope, tokens: f64, decided_by: DecidedBy) {
+        if tokens <= 0.0 {
+            return;
+        }
+        match (decided_by, &self.redis) {
+            (DecidedBy::Memory, _) => {
+                let params = scope.params();
+                self.memory
+                    .with(&scope.id(&self.salt).lookup(), params, |bucket| {
+                        bucket.charge(tokens, params);
+                    });
+            }
+            (DecidedBy::Redis | DecidedBy::LocalShare | DecidedBy::DualAdmission, Some(redis)) => {
+                match redis.unavailable_since() {
+                    None => redis.send(scope, Op::Charge { tokens }),
+                    Some(_) => self.shares.correct(scope, tokens),
+                }
+            }
+            (DecidedBy::Redis | DecidedBy::LocalShare | DecidedBy::DualAdmission, None)
+            | (DecidedBy::Unmetered, _) => {}
+        }
+    }
+
+    /// Pauses a bucket: in this process from now on.
+    pub(crate) fn pause(&self, scope: &Scope, duration: Duration) {
+        let (us, id) = (to_us(duration), scope.id(&self.salt));
+        match &self.redis {
+            None => {
+                let params = scope.params();
+                let pause = |bucket: &mut Bucket| bucket.pause(us, params);
+                self.memory.with_own(&id.lookup(), params, pause);
+            }
+            Some(redis) => {
+                redis.announce_pauses();
+                self.shares.pause(scope, us);
+                redis.send(scope, Op::Pause { us });
+            }
+        }
+        self.queues.recheck(id.as_bytes());
+    }
+
+    /// Caps the level of a bucket at `tokens`; NaN changes nothing.
+    pub(crate) fn cap_level(&self, scope: &Scope, tokens: f64) {
+        if tokens.is_nan() {
+            return;
+        }
+        let tokens = tokens.max(0.0);
+        let id = scope.id(&self.salt);
+        match &self.redis {
+            None => {
+                let cap = |bucket: &mut Bucket| bucket.cap_level(tokens);
+                self.memory.with_own(&id.lookup(), scope.params(), cap);
+            }
+            // A level that is known to be lower needs no call.
+            Some(redis) => {
+                let full = scope.quota().capacity();
+                let known = redis.last_level(&id).map_or(full, |(level, _)| level);
+                if tokens < known {
+                    redis.send(scope, Op::CapLevel { tokens });
+                }
+            }
+        }
+    }
+
+    /// Adds tokens to a bucket, up to its capacity, or charges them if `tokens` is negative.
+    pub(crate) fn adjust(&self, scope: &Scope, tokens: f64) {
+        if !tokens.is_finite() {
+            return;
+        }
+        // From the deepest debt to full, or back. A larger number would lose precision.
+        let most = 2.0 * scope.quota().capacity();
+        let tokens = tokens.clamp(-most, most);
+        match &self.redis {
+            None => {
+                let (id, params) = (scope.id(&self.salt), scope.params());
+                let adjust = |bucket: &mut Bucket| match tokens >= 0.0 {
+                    true => bucket.give_back(tokens, params),
+                    false => bucket.charge(-tokens, params),
+                };
+                self.memory.with_own(&id.lookup(), params, adjust);
+            }
+            Some(redis) if redis.unavailable_since().is_some() => {
+                self.shares.correct_own(scope, -tokens);
+            }
+            Some(redis) if tokens > 0.0 => redis.send(scope, Op::GiveBack { tokens }),
+            Some(redis) if tokens < 0.0 => redis.send(scope, Op::Charge { tokens: -tokens }),
+            Some(_) => {}
+        }
+    }
+
+    /// Fills a bucket. The one in memory is filled even if Redis is unavailable.
+    pub(crate) async fn reset(&self, scope: &Scope) -> Result<(), Failure> {
+        let params = match self.redis {
+            None => scope.params(),
+            Some(_) => self.shares.params(scope),
+        };
+        self.memory.reset(&scope.id(&self.salt), params);
+        self.shares.pending.forget(scope);
+        match &self.redis {
+            None => Ok(()),
+            Some(redis) => redis.ask(scope, Op::Reset).await.map(|_| ()),
+        }
+    }
+}
+
+/// The tokens of a scope that were due at `due`, less what the bucket has refilled since.
+pub(super) fn unused(scope: &Scope, due: Instant) -> f64 {
+    let late = due.elapsed();
+    if late <= TOLERANCE {
+        return scope.tokens();
+    }
+    (scope.tokens() - scope.quota().rate() * late.as_secs_f64()).max(0.0)
+}
