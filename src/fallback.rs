@@ -1,6 +1,6 @@
 //! Who decides while Redis cannot be asked.
 
-use crate::error::ConfigError;
+use crate::config_error::ConfigError;
 
 /// What decides while Redis cannot be asked: for a limiter
 /// ([`LimiterBuilder::fallback`](crate::LimiterBuilder::fallback)), or for one scope

@@ -118,8 +118,8 @@
 
 mod bucket;
 mod clock;
+mod config_error;
 mod decision;
-mod error;
 pub mod extract;
 mod fallback;
 #[cfg(all(fuzzing, feature = "learn", feature = "redis"))]
@@ -136,6 +136,7 @@ mod quota;
     allow(dead_code, reason = "there is no transport to reach Redis by")
 )]
 mod redis;
+mod rejected;
 pub mod reply;
 #[cfg(feature = "http")]
 mod rpc_status;
@@ -150,13 +151,14 @@ pub mod upstream;
 mod verification;
 
 pub use self::{
+    config_error::ConfigError,
     decision::FailureKind,
-    error::{ConfigError, Reason, Rejected},
     extract::ScopeExtractor,
     fallback::{Fallback, Share},
     limiter::{Acquire, BucketHandle, Limiter, LimiterBuilder, Permit, PermitHandle, Unavailable},
     middleware::{RateLimit, RateLimitLayer, ResponseFuture},
     quota::{LiveQuota, ParseQuotaError, Quota},
+    rejected::{Reason, Rejected},
     reply::Reply,
     scope::{IntoScopes, LiveScope, Scope, Scopes},
     telemetry::Health,

@@ -7,7 +7,7 @@ use super::{
     queue::WaitQueues,
 };
 use crate::{
-    error::ConfigError,
+    config_error::ConfigError,
     fallback::{Fallback, Share},
     memory::MemoryStore,
     peers::Peers,

@@ -14,7 +14,7 @@ use super::{
     queue::Backends,
 };
 #[cfg(feature = "redis")]
-use crate::error::ConfigError;
+use crate::config_error::ConfigError;
 use crate::{
     decision::{Failure, FailureKind},
     scope::{IntoScopes, Scope, Scopes},
@@ -118,7 +118,7 @@ impl Limiter {
 
     /// Takes tokens from all of `scopes` now, or from none: [`Reason::Limited`](crate::Reason) says when to
     /// come back. More than 128 scopes, counted before equal ones are merged, are
-    /// [`Reason::ExceedsCapacity`](crate::Reason).
+    /// [`Reason::TooManyScopes`](crate::Reason).
     ///
     /// ```
     /// # use tower_throttle::{Limiter, Quota};

@@ -6,7 +6,7 @@ use std::{
     time::Duration,
 };
 
-use crate::{bucket::BucketParams, error::ConfigError};
+use crate::{bucket::BucketParams, config_error::ConfigError};
 
 pub(super) const NANOS_PER_SEC: u64 = 1_000_000_000;
 

@@ -22,7 +22,7 @@ const UNAVAILABLE: u8 = 14;
 
 pub(super) fn refusal<B: Default>(rejected: &Rejected, content_type: HeaderValue) -> Response<B> {
     let code = match rejected.reason() {
-        Reason::Limited | Reason::ExceedsCapacity => RESOURCE_EXHAUSTED,
+        Reason::Limited | Reason::ExceedsCapacity | Reason::TooManyScopes => RESOURCE_EXHAUSTED,
         Reason::Unavailable => UNAVAILABLE,
     };
     let message = rejected.to_string();
@@ -48,7 +48,7 @@ pub(super) fn refusal<B: Default>(rejected: &Rejected, content_type: HeaderValue
             .div_ceil(1_000_000)
             .min(i32::MAX as u128);
         headers.insert(GRPC_PUSHBACK, HeaderValue::from(millis as u64));
-    } else if rejected.reason() == Reason::ExceedsCapacity {
+    } else if rejected.reason() != Reason::Unavailable {
         headers.insert(GRPC_PUSHBACK, HeaderValue::from_static("-1"));
     }
     response

@@ -188,7 +188,7 @@ fn mark(style: HeaderStyle, permit: &Permit, headers: &mut HeaderMap) {
 pub fn status(rejected: &Rejected) -> StatusCode {
     match rejected.reason() {
         Reason::Limited => StatusCode::TOO_MANY_REQUESTS,
-        Reason::ExceedsCapacity => StatusCode::FORBIDDEN,
+        Reason::ExceedsCapacity | Reason::TooManyScopes => StatusCode::FORBIDDEN,
         Reason::Unavailable => StatusCode::SERVICE_UNAVAILABLE,
     }
 }

@@ -59,7 +59,7 @@ pub fn problem_json(rejected: &Rejected) -> String {
             "https://iana.org/assignments/http-problem-types#quota-exceeded",
             "Request cannot be satisfied as assigned quota has been exceeded",
         ),
-        Reason::ExceedsCapacity => ("about:blank", "Forbidden"),
+        Reason::ExceedsCapacity | Reason::TooManyScopes => ("about:blank", "Forbidden"),
         Reason::Unavailable => (
             "https://iana.org/assignments/http-problem-types#temporary-reduced-capacity",
             "Request cannot be satisfied due to temporary server capacity constraints",

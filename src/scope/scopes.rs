@@ -140,7 +140,7 @@ mod sealed {
 /// or a `Vec` of them (all or none), an `Option` (`None` is not limited), [`Scopes`].
 ///
 /// An acquisition of more than 128 scopes is rejected as
-/// [`Reason::ExceedsCapacity`](crate::Reason::ExceedsCapacity).
+/// [`Reason::TooManyScopes`](crate::Reason::TooManyScopes).
 ///
 /// # Examples
 ///

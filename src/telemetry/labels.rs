@@ -1,6 +1,6 @@
 //! The values of metric labels.
 
-use crate::{decision::DecidedBy, error::Reason};
+use crate::{decision::DecidedBy, rejected::Reason};
 
 /// How an acquisition ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -31,7 +31,7 @@ impl Outcome {
         match reason {
             _ if shadow => Self::ShadowRejected,
             Reason::Limited => Self::Rejected,
-            Reason::ExceedsCapacity => Self::Impossible,
+            Reason::ExceedsCapacity | Reason::TooManyScopes => Self::Impossible,
             Reason::Unavailable => Self::Unavailable,
         }
     }

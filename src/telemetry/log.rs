@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use crate::{decision::Failure, error::Reason};
+use crate::{decision::Failure, rejected::Reason};
 
 macro_rules! log {
     ($level:ident, $($line:tt)*) => {{

@@ -18,7 +18,7 @@ use super::{
 };
 use crate::{
     decision::{Failure, FailureKind},
-    error::{Reason, Rejected},
+    rejected::{Reason, Rejected},
     scope::Scope,
 };
 

@@ -10,8 +10,8 @@ use tokio::time::Instant;
 use super::{Acquire, AcquireState, Next, Watchdog};
 use crate::{
     decision::DecidedBy,
-    error::Rejected,
     limiter::queue::{Delivery, TOLERANCE, Waiter},
+    rejected::Rejected,
     scope::Scope,
 };
 

@@ -8,11 +8,11 @@ use super::{Acquire, AcquireState, MAX_SCOPES, Next, Obtained};
 use crate::{
     clock::to_us,
     decision::{DecidedBy, Decision, Failure},
-    error::Rejected,
     limiter::{
         backend::{Mode, Op, RedisBackend},
         queue::{Backends, Waiter},
     },
+    rejected::Rejected,
     runtime,
     scope::{Scope, Scopes},
 };
@@ -22,7 +22,7 @@ impl Acquire {
         if let [scope, ..] = self.scopes.as_slice()
             && self.scopes.as_slice().len() > MAX_SCOPES
         {
-            return Next::Reject(Rejected::exceeds_capacity(scope));
+            return Next::Reject(Rejected::too_many_scopes(scope));
         }
         let can_grant = |scope: &&Scope| {
             let params = self.core().params(scope, DecidedBy::Memory);

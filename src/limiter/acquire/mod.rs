@@ -42,7 +42,7 @@ use super::{
 use crate::{
     clock::LONGEST_WAIT,
     decision::{DecidedBy, Failure, FailureKind},
-    error::Rejected,
+    rejected::Rejected,
     scope::Scopes,
     telemetry::Outcome,
 };

@@ -27,8 +27,8 @@ use crate::redis::{
     script::Script,
 };
 use crate::{
+    config_error::ConfigError,
     decision::{Failure, FailureKind},
-    error::ConfigError,
 };
 
 /// Connects to one address.

@@ -15,8 +15,8 @@ use tokio_rustls::{
 
 use crate::redis::connection::classify::io_failure;
 use crate::{
+    config_error::ConfigError,
     decision::{Failure, FailureKind},
-    error::ConfigError,
 };
 
 /// A TLS client for one server: versions 1.2 and 1.3.

@@ -10,8 +10,8 @@ use tokio::time::{Instant, sleep, timeout};
 
 use super::plan::{Limit, Plan, Role};
 use crate::{
-    error::{Reason, Rejected},
     limiter::{Limiter, Permit},
+    rejected::{Reason, Rejected},
     scope::Scopes,
     telemetry::Health,
     verification::bucket_model::Rng,

@@ -1,4 +1,4 @@
-//! Why not: [`Rejected`] and [`ConfigError`].
+//! [`Rejected`]: the error of an acquisition, and its [`Reason`].
 
 use std::{error::Error, fmt, sync::Arc, time::Duration};
 
@@ -7,7 +7,10 @@ use crate::{
     scope::{Name, Scope, Scopes},
 };
 
-/// Why an acquisition was refused.
+#[cfg(all(test, feature = "http"))]
+mod tests;
+
+/// The reason for which an acquisition was rejected.
 ///
 /// # Examples
 ///
@@ -18,27 +21,29 @@ use crate::{
 /// let limiter = Limiter::in_memory();
 /// let scope = Quota::per_second(1.0).scope("api");
 /// limiter.try_acquire(&scope).await.unwrap();
-/// let refused = limiter.try_acquire(&scope).await.unwrap_err();
-/// assert_eq!(refused.reason(), Reason::Limited);
+/// let rejected = limiter.try_acquire(&scope).await.unwrap_err();
+/// assert_eq!(rejected.reason(), Reason::Limited);
 /// # }
 /// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Reason {
-    /// The bucket is short of tokens; it will have them after
+    /// The bucket has too few tokens. It has enough after
     /// [`retry_after`](Rejected::retry_after).
     Limited,
-    /// The cost is more than the capacity, or no amount at all, or an acquisition has more than 128
-    /// scopes: it can never be granted.
+    /// The cost is over the capacity, negative, infinite or not a number. The same acquisition is
+    /// never granted.
     ExceedsCapacity,
-    /// Redis is unavailable, and the [`Fallback`](crate::Fallback) rejects requests then:
-    /// `Closed`, or `Strict` for a cost over the share.
+    /// The acquisition has more than 128 scopes. It is never granted.
+    TooManyScopes,
+    /// Redis is unavailable, and the [`Fallback`](crate::Fallback) rejects the request:
+    /// `FailClosed` rejects every request, `StrictShare` a cost over the share.
     Unavailable,
 }
 
-/// An acquisition that was refused: why, by which scope, and when to come back.
+/// A rejected acquisition: the reason, the scope, and when to retry.
 ///
-/// Cloning is cheap. It tells the scope's name, never its key.
+/// Cloning is cheap. The error holds the scope's name, never its key.
 ///
 /// # Examples
 ///
@@ -47,42 +52,44 @@ pub enum Reason {
 ///
 /// # #[tokio::main(flavor = "current_thread")] async fn main() {
 /// let limiter = Limiter::in_memory();
-/// let too_much = Quota::per_second(10.0).scope("api").cost(11.0);
-/// let refused = limiter.try_acquire(too_much).await.unwrap_err();
-/// assert_eq!(refused.reason(), Reason::ExceedsCapacity);
-/// assert_eq!(refused.scope(), "api");
-/// assert_eq!(refused.retry_after(), None);
+/// let over_capacity = Quota::per_second(10.0).scope("api").cost(11.0);
+/// let rejected = limiter.try_acquire(over_capacity).await.unwrap_err();
+/// assert_eq!(rejected.reason(), Reason::ExceedsCapacity);
+/// assert_eq!(rejected.scope(), "api");
+/// assert_eq!(rejected.retry_after(), None);
 /// # }
 /// ```
 #[derive(Clone)]
 pub struct Rejected {
     why: Why,
-    /// Not the whole scope: a refusal shall cost little.
+    /// The name only: cloning a whole scope would make a rejection more expensive.
     by: By,
     quota: Quota,
     degraded: bool,
 }
 
-/// The name of the scope that refused.
+/// The name of the scope that rejected the acquisition.
 #[derive(Clone)]
 enum By {
     Static(&'static str),
     Shared(Arc<str>),
-    /// One of all scopes of the acquisition.
+    /// All scopes of the acquisition, and the index of this one.
     OneOf(Arc<[Scope]>, u32),
 }
 
 #[derive(Clone)]
 enum Why {
-    /// For so long, until the bucket would hold so many tokens: the cost, less what comes while
-    /// the caller waits.
+    /// The time until the bucket holds this many tokens: the cost less what refills while the
+    /// caller may wait.
     #[cfg_attr(
         not(feature = "http"),
-        allow(dead_code, reason = "headers tell what follows from it")
+        allow(dead_code, reason = "only headers use the tokens")
     )]
     Limited(Duration, f64),
-    /// The cost.
-    Impossible(f64),
+    /// The cost in tokens.
+    ExceedsCapacity(f64),
+    /// The number of scopes, and the largest allowed number.
+    TooManyScopes(usize, usize),
     Unavailable(Option<Arc<dyn Error + Send + Sync>>),
 }
 
@@ -99,7 +106,12 @@ impl Rejected {
     }
 
     pub(crate) fn exceeds_capacity(scope: &Scope) -> Self {
-        Self::new(Why::Impossible(scope.tokens()), scope, false)
+        Self::new(Why::ExceedsCapacity(scope.tokens()), scope, false)
+    }
+
+    /// Names the first of the scopes, because a reply would write all of them.
+    pub(crate) fn too_many_scopes(first: &Scope, count: usize, max: usize) -> Self {
+        Self::new(Why::TooManyScopes(count, max), first, false)
     }
 
     pub(crate) fn unavailable(scope: &Scope, source: Option<Arc<dyn Error + Send + Sync>>) -> Self {
@@ -118,7 +130,7 @@ impl Rejected {
         }
     }
 
-    /// Knows all scopes of the acquisition, so that an answer can list them.
+    /// Keeps all scopes of the acquisition, so that a reply can list them.
     pub(crate) fn with_scopes(mut self, scopes: &Scopes) -> Self {
         if let Some(several) = scopes.several() {
             let same = |scope: &Scope| (scope.name(), scope.quota()) == self.policy();
@@ -129,12 +141,12 @@ impl Rejected {
         self
     }
 
-    /// Name and limit of the scope that refused.
+    /// Name and quota of the scope that rejected the acquisition.
     pub(crate) fn policy(&self) -> (&str, Quota) {
         (self.scope(), self.quota)
     }
 
-    /// Why.
+    /// The reason of the rejection.
     ///
     /// ```
     /// # use tower_throttle::{Limiter, Quota, Reason};
@@ -142,19 +154,20 @@ impl Rejected {
     /// let limiter = Limiter::in_memory();
     /// let day = Quota::per_day(1.0).scope("day");
     /// limiter.try_acquire(&day).await.unwrap();
-    /// let refused = limiter.try_acquire(&day).await.unwrap_err();
-    /// assert_eq!(refused.reason(), Reason::Limited);
+    /// let rejected = limiter.try_acquire(&day).await.unwrap_err();
+    /// assert_eq!(rejected.reason(), Reason::Limited);
     /// # }
     /// ```
     pub fn reason(&self) -> Reason {
         match self.why {
             Why::Limited(..) => Reason::Limited,
-            Why::Impossible(_) => Reason::ExceedsCapacity,
+            Why::ExceedsCapacity(_) => Reason::ExceedsCapacity,
+            Why::TooManyScopes(..) => Reason::TooManyScopes,
             Why::Unavailable(_) => Reason::Unavailable,
         }
     }
 
-    /// The name of the scope that refused.
+    /// The name of the scope that rejected the acquisition.
     ///
     /// ```
     /// # use tower_throttle::{Limiter, Quota, Reason};
@@ -162,8 +175,8 @@ impl Rejected {
     /// let limiter = Limiter::in_memory();
     /// let day = Quota::per_day(1.0).scope("day");
     /// limiter.try_acquire(&day).await.unwrap();
-    /// let refused = limiter.try_acquire(&day).await.unwrap_err();
-    /// assert_eq!(refused.scope(), "day");
+    /// let rejected = limiter.try_acquire(&day).await.unwrap_err();
+    /// assert_eq!(rejected.scope(), "day");
     /// # }
     /// ```
     pub fn scope(&self) -> &str {
@@ -174,8 +187,9 @@ impl Rejected {
         }
     }
 
-    /// How long until the same acquisition could succeed, above zero; `None`: never, or nobody
-    /// knows.
+    /// How long until the same acquisition could succeed, above zero.
+    ///
+    /// `None` if it can never succeed, or if the time is unknown because Redis is unavailable.
     ///
     /// ```
     /// # use tower_throttle::{Limiter, Quota, Reason};
@@ -183,8 +197,8 @@ impl Rejected {
     /// let limiter = Limiter::in_memory();
     /// let day = Quota::per_day(1.0).scope("day");
     /// limiter.try_acquire(&day).await.unwrap();
-    /// let refused = limiter.try_acquire(&day).await.unwrap_err();
-    /// assert_eq!(refused.retry_after().unwrap().as_secs().div_ceil(3_600), 24);
+    /// let rejected = limiter.try_acquire(&day).await.unwrap_err();
+    /// assert_eq!(rejected.retry_after().unwrap().as_secs().div_ceil(3_600), 24);
     /// # }
     /// ```
     pub fn retry_after(&self) -> Option<Duration> {
@@ -194,8 +208,7 @@ impl Rejected {
         }
     }
 
-    /// Whether this process decided from its own memory, because Redis could not be asked in
-    /// time.
+    /// Whether the fallback decided, because Redis did not answer in time.
     ///
     /// ```
     /// # use tower_throttle::{Limiter, Quota, Reason};
@@ -203,8 +216,8 @@ impl Rejected {
     /// let limiter = Limiter::in_memory();
     /// let day = Quota::per_day(1.0).scope("day");
     /// limiter.try_acquire(&day).await.unwrap();
-    /// let refused = limiter.try_acquire(&day).await.unwrap_err();
-    /// assert!(!refused.is_degraded());
+    /// let rejected = limiter.try_acquire(&day).await.unwrap_err();
+    /// assert!(!rejected.is_degraded());
     /// # }
     /// ```
     pub fn is_degraded(&self) -> bool {
@@ -233,10 +246,10 @@ impl Rejected {
     }
 }
 
-/// What a client is told besides.
+/// The values of rate-limit headers.
 #[cfg(feature = "http")]
 impl Rejected {
-    /// Name and limit of each scope of the acquisition.
+    /// Name and quota of each scope of the acquisition.
     pub(crate) fn policies(&self) -> impl Iterator<Item = (&str, Quota)> {
         let several: &[Scope] = match &self.by {
             By::OneOf(several, _) => several,
@@ -247,13 +260,13 @@ impl Rejected {
         one.into_iter().chain(each)
     }
 
-    /// The level of the bucket that refused, in tokens; none where nobody knows it.
+    /// The level in tokens of the bucket that rejected the acquisition; `None` if it is unknown.
     pub(crate) fn level(&self) -> Option<f64> {
         let Why::Limited(retry_after, wanted) = self.why else {
             return None;
         };
         let missing = crate::clock::to_us(retry_after) * self.quota.params().per_us;
-        // Refused, so not all of the whole tokens that were wanted are there.
+        // The acquisition was rejected, so the level is below the whole tokens that it wanted.
         let level = (wanted - missing).min(wanted.ceil() - 1.0);
         (!self.degraded).then_some(level)
     }
@@ -277,13 +290,18 @@ impl fmt::Display for Rejected {
             Why::Limited(retry_after, _) => write!(
                 f,
                 "rate limit \"{scope}\" exceeded, retry after {:.3} s",
-                // Up: nobody is sent back early.
+                // Rounded up, so that no client retries too early.
                 (retry_after.as_secs_f64() * 1_000.0).ceil() / 1_000.0
             ),
-            Why::Impossible(cost) => write!(
+            Why::ExceedsCapacity(cost) => write!(
                 f,
                 "a cost of {} can never pass the rate limit \"{scope}\" of {}",
                 cost, self.quota
+            ),
+            Why::TooManyScopes(count, max) => write!(
+                f,
+                "an acquisition may have at most {max} scopes, this one has {count}, the first is \
+                 \"{scope}\""
             ),
             Why::Unavailable(_) => write!(f, "the rate limit \"{scope}\" cannot be checked now"),
         }
@@ -296,64 +314,5 @@ impl Error for Rejected {
             Why::Unavailable(Some(source)) => Some(&**source),
             _ => None,
         }
-    }
-}
-
-/// A limiter that cannot be built: what is wrong with its configuration and what to change.
-///
-/// # Examples
-///
-/// ```
-/// # #[cfg(feature = "redis")] {
-/// use tower_throttle::Limiter;
-///
-/// let error = Limiter::redis("localhost:6379").unwrap_err();
-/// assert!(error.to_string().contains("redis://"));
-/// # }
-/// ```
-pub struct ConfigError {
-    message: String,
-}
-
-impl ConfigError {
-    pub(crate) fn new(message: impl Into<String>) -> Self {
-        Self {
-            message: message.into(),
-        }
-    }
-}
-
-impl fmt::Debug for ConfigError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "ConfigError({:?})", self.message)
-    }
-}
-
-impl fmt::Display for ConfigError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.message)
-    }
-}
-
-impl Error for ConfigError {}
-
-#[cfg(all(test, feature = "http"))]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_level_of_a_refusal_is_what_its_wait_tells() {
-        let scope = Quota::per_second(2.0).burst(6.0).scope("s").cost(4.5);
-        let level = |retry_after, max_wait_us, degraded| {
-            Rejected::limited(&scope, retry_after, max_wait_us, degraded).level()
-        };
-        let second = Duration::from_secs(1);
-        assert_eq!(level(second, 0.0, false), Some(2.5));
-        assert_eq!(level(second, 1e6, false), Some(0.5));
-        assert_eq!(level(5 * second, 0.0, false), Some(-5.5));
-        // Less than a token short.
-        assert_eq!(level(Duration::ZERO, 0.0, false), Some(4.0));
-        assert_eq!(level(second, 0.0, true), None, "of a share, nobody knows");
-        assert_eq!(Rejected::exceeds_capacity(&scope).level(), None);
     }
 }
