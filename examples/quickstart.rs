@@ -137,7 +137,7 @@ async fn identify(
 async fn inbound(limiter: &Limiter) -> Result<Row, Error> {
     let (app, served) = counting_app();
     let limits = (
-        PER_CLIENT.by(peer_ip).or(UNKNOWN),
+        PER_CLIENT.by(peer_ip()).or(UNKNOWN),
         PER_ACCOUNT
             .by(extension::<Account>().key(|account| account.id))
             .or_unlimited(),

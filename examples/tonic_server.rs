@@ -35,7 +35,7 @@ async fn main() -> Result<(), Error> {
     let (stop, stopped) = oneshot::channel::<()>();
     let server = tokio::spawn(
         Server::builder()
-            .layer(RateLimitLayer::new(&limiter, PEER.by(peer_ip).or(UNKNOWN)).respond_http())
+            .layer(RateLimitLayer::new(&limiter, PEER.by(peer_ip()).or(UNKNOWN)).respond_http())
             .add_service(health)
             .serve_with_incoming_shutdown(
                 TcpIncoming::from(listener).with_nodelay(Some(true)),

@@ -61,12 +61,12 @@ async fn a_server_that_does_not_record_its_peers_is_warned_about_once() {
 async fn each_extractor_is_warned_about_once() {
     let route = PEER.by(matched_path()).or_unlimited();
     let chain = PEER
-        .by(peer_ip)
+        .by(peer_ip())
         .or(PEER.by(extension::<String>()))
         .or(UNKNOWN);
     let (lines, _) = warnings((route, chain), 150).await;
     assert_eq!(lines.len(), 3, "{lines:?}");
-    for part in ["MatchedPath", "peer_ip", "Extension<"] {
+    for part in ["MatchedPath", "PeerIp", "Extension<"] {
         let of = lines.iter().filter(|line| line.contains(part));
         assert_eq!(of.count(), 1, "{part}: {lines:?}");
     }
@@ -74,7 +74,7 @@ async fn each_extractor_is_warned_about_once() {
 
 #[tokio::test]
 async fn a_closure_that_never_finds_a_scope_is_warned_about_once() {
-    let closure = |req: &Request| Some(PEER.key(peer_ip(req)?));
+    let closure = |req: &Request| Some(PEER.key(peer_ip().find(req)?));
     let (lines, admitted) = warnings(closure, 250).await;
     assert_eq!(admitted, 250);
     assert_eq!(lines.len(), 1, "{lines:?}");

@@ -55,15 +55,15 @@ async fn unlimited() -> Channel {
 }
 
 /// One behind this layer.
-async fn limited<K, O>(layer: RateLimitLayer<K, O>) -> SocketAddr
+async fn limited<K, R>(layer: RateLimitLayer<K, R>) -> SocketAddr
 where
     K: ScopeExtractor<http::Request<Body>> + Clone + Send + Sync + 'static,
-    O: Reply<http::Request<Body>, http::Response<Body>, std::convert::Infallible>
+    R: Reply<http::Request<Body>, http::Response<Body>, std::convert::Infallible>
         + Clone
         + Send
         + Sync
         + 'static,
-    O::Error: Into<Box<dyn Error + Send + Sync>> + Send,
+    R::Error: Into<Box<dyn Error + Send + Sync>> + Send,
 {
     let (incoming, address) = listen();
     let (_, health) = tonic_health::server::health_reporter();
@@ -143,7 +143,8 @@ async fn a_server_knows_its_peers() {
     let (_, health) = tonic_health::server::health_reporter();
     let server = Server::builder()
         .layer(
-            RateLimitLayer::new(&limiter, PEER.by(peer_ip).or(DAY.scope("unknown"))).respond_http(),
+            RateLimitLayer::new(&limiter, PEER.by(peer_ip()).or(DAY.scope("unknown")))
+                .respond_http(),
         )
         .add_service(health);
     tokio::spawn(server.serve_with_incoming(incoming));

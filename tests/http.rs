@@ -206,7 +206,7 @@ async fn by_the_address_of_the_peer() {
     const PEER: Scope = DAY.scope("peer");
     const UNKNOWN: Scope = DAY.scope("unknown-peer");
     let router = |limiter: &Limiter| {
-        let layer = RateLimitLayer::new(limiter, PEER.by(peer_ip).or(UNKNOWN));
+        let layer = RateLimitLayer::new(limiter, PEER.by(peer_ip()).or(UNKNOWN));
         Router::new()
             .route(
                 "/",

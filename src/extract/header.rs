@@ -1,4 +1,4 @@
-//! [`header`]: a key from a request's header.
+//! [`header`]: a header of the request as key.
 
 use std::borrow::Cow;
 
@@ -7,42 +7,44 @@ use http::{
     header::{AUTHORIZATION, COOKIE, HOST, PROXY_AUTHORIZATION},
 };
 
-use super::KeyExtractor;
+use super::key::KeyExtractor;
 use crate::scope::Scope;
 
-/// The key of those who send several; no value of a header can be that.
+/// The key of requests with several different lines. No header value contains a line feed.
 const SEVERAL: &str = "\n";
 
 /// The value of the header `name`.
 ///
-/// A header that is missing or empty is no key.
+/// A request in which the header is missing or empty has no key.
 ///
 /// # Untrusted headers
 ///
-/// Anybody can send any header. A limit by one that nothing has checked is a limit per *claim*: each
-/// invented value has a fresh bucket, and an alternative named by [`or`](super::By::or) is not
-/// reached. Use it for headers that a trusted proxy sets on every request. To give each customer a
-/// bucket, let the application's authentication check the key and insert what it found into the
-/// request's extensions, and read that by [`extension`](super::extension), together with a limit
-/// per client: see [`By::or`](super::By::or).
+/// Any client can send any header. If nothing has verified the value, each invented value has a
+/// new bucket, and the alternative of [`or`](super::By::or) is never used. Use `header` for headers
+/// that a trusted proxy sets on every request. To limit customers, let the authentication of the
+/// application verify the key and insert the identity into the request's extensions, and use
+/// [`extension`](super::extension) together with a limit per client: see
+/// [`By::or`](super::By::or).
 ///
 /// # Spellings
 ///
-/// Values that HTTP itself takes for the same are one key:
+/// Values that are equal in HTTP have one key:
 ///
-/// - Spaces and tabs around a value are not part of it (RFC 9110, 5.5); HTTP/2 leaves them there.
-/// - The scheme in `authorization` and `proxy-authorization` has no case, and any number of spaces
-///   behind it (RFC 9110, 11.4): the key is written `bearer abc`.
-/// - `host` has no case (RFC 9110, 4.2.3), and is the authority of the request's target where that
-///   has one, as with HTTP/2 (RFC 9113, 8.3.1). A port stays part of it.
-/// - The lines of `cookie` are joined by `; `, because HTTP/2 may split them (RFC 9113, 8.2.3).
+/// - Spaces and tabs around a value are removed (RFC 9110, section 5.5). HTTP/2 keeps them.
+/// - The scheme in `authorization` and `proxy-authorization` is case-insensitive, and any number
+///   of spaces may follow it (RFC 9110, section 11.4): the key is `bearer abc`.
+/// - `host` is case-insensitive (RFC 9110, section 4.2.3). If the target of the request has an
+///   authority, as in HTTP/2, that is used instead (RFC 9113, section 8.3.1). A port is part of it.
+/// - The lines of `cookie` are joined by `; `, because HTTP/2 may split them (RFC 9113, section
+///   8.2.3).
 ///
-/// In any other header, requests with several lines that differ have one bucket together, whichever
-/// of the lines is believed elsewhere, so that a second line, of any content, is not a new bucket.
+/// For any other header, all requests with several different lines share one bucket, so that an
+/// additional line does not select a new one.
 ///
-/// What else the application takes for the same is its own choice, such as the case of a key, the
-/// padding of Base64 (also in `authorization: Basic` and in gRPC's `-bin` metadata), and the order of
-/// cookies or parameters. Use [`extension`](super::extension) with what it made of the value.
+/// Other spellings may be equal for the application only, such as the case of a key, the padding
+/// of Base64 (also in `authorization: Basic` and in gRPC's `-bin` metadata), and the order of
+/// cookies or parameters. Use [`extension`](super::extension) with the value that the application
+/// has parsed.
 ///
 /// # Examples
 ///
@@ -60,7 +62,7 @@ const SEVERAL: &str = "\n";
 ///
 /// # Panics
 ///
-/// If `name` is not the name of a header in lower case, such as `x-api-key`.
+/// If `name` is not a valid header name in lower case, such as `x-api-key`.
 #[must_use]
 pub fn header(name: &'static str) -> Header {
     assert!(
@@ -72,7 +74,7 @@ pub fn header(name: &'static str) -> Header {
     }
 }
 
-/// Finds a key in a header; made by [`header`].
+/// Finds the key in a header; made by [`header`].
 ///
 /// # Examples
 ///
@@ -91,7 +93,7 @@ impl Header {
             return Some(host.to_ascii_lowercase().into_bytes().into());
         }
         let values = req.headers().get_all(&self.name).iter();
-        // Of what is white, a value can hold nothing but SP and HTAB.
+        // The only white space in a value is SP and HTAB.
         let mut lines = values
             .map(|value| value.as_bytes().trim_ascii())
             .filter(|line| !line.is_empty());
@@ -106,13 +108,13 @@ impl Header {
         }
     }
 
-    /// One spelling of those that HTTP takes for the same.
+    /// The same text for all spellings that are equal in HTTP.
     fn canonical<'a>(&self, line: &'a [u8]) -> Cow<'a, [u8]> {
         if self.name == HOST {
             return line.to_ascii_lowercase().into();
         }
         if self.name == AUTHORIZATION || self.name == PROXY_AUTHORIZATION {
-            // A lone word is a key without a scheme, which may have a case.
+            // A single word is a key without a scheme: its case may matter.
             if let Some(end) = line.iter().position(u8::is_ascii_whitespace) {
                 let (scheme, rest) = line.split_at(end);
                 return [&scheme.to_ascii_lowercase(), rest.trim_ascii_start()]
@@ -129,7 +131,7 @@ impl<B> KeyExtractor<Request<B>> for Header {
         let value = self.value(req)?;
         Some(match str::from_utf8(&value) {
             Ok(text) => base.key(text),
-            // Behind what no header holds, or the text that is written so were the same key.
+            // The line feed distinguishes it from a value that contains the escaped text.
             Err(_) => base.key(format_args!("\n{}", value.escape_ascii())),
         })
     }

@@ -1,9 +1,10 @@
-//! From a request to the scopes it takes from.
+//! Finds the scopes of a request.
 //!
-//! Two traits, which look alike and are not: a [`KeyExtractor`] finds *which bucket of one limit*,
-//! and stands in [`Scope::by`](crate::Scope::by); a [`ScopeExtractor`] finds *which limits*, and
-//! stands in [`RateLimitLayer::new`](crate::RateLimitLayer::new). So it is with tuples: of keys,
-//! one bucket for each combination; of limits, all of them at once, or none.
+//! - A [`KeyExtractor`] selects *one bucket of a limit*. It is the argument of
+//!   [`Scope::by`](crate::Scope::by). A tuple of them has one bucket for each combination of keys.
+//! - A [`ScopeExtractor`] selects *the limits*. It is the argument of
+//!   [`RateLimitLayer::new`](crate::RateLimitLayer::new). A tuple of them takes from all limits, or
+//!   from none.
 //!
 //! ```
 //! # #[cfg(feature = "http")] {
@@ -17,7 +18,7 @@
 //! const UNKNOWN: Scope = Quota::per_minute(120.0).scope("unknown-client");
 //! const PER_ACCOUNT: Scope = Quota::per_minute(60.0).scope("account");
 //!
-//! /// What the application's own authentication inserts into a request's extensions.
+//! /// Inserted into the request's extensions by the authentication of the application.
 //! #[derive(Clone)]
 //! struct Account { id: u64 }
 //!
@@ -28,46 +29,52 @@
 //!     (
 //!         SITE,
 //!         PER_CLIENT.by(client).or(UNKNOWN),
-//!         PER_ACCOUNT.by(account).or_unlimited(), // only besides the limit of the client
+//!         PER_ACCOUNT.by(account).or_unlimited(), // clients without an account have a limit above
 //!     ),
 //! );
 //! # }
 //! ```
 //!
-//! A request without a key takes from nothing, so [`By`] is not a limit until
-//! [`or`](By::or) or [`or_unlimited`](By::or_unlimited) says what becomes of it. With the feature
-//! `tracing`, a `By`, and a closure that is given to a layer, log one warning when their first 100
-//! requests had no key, because then most likely something does not provide what they read.
+//! A request without a key would not be limited, so a [`By`] is a limit only with
+//! [`or`](By::or) or [`or_unlimited`](By::or_unlimited). With the feature `tracing`, a `By` and a
+//! closure log one warning if their first 100 requests have no key or scope: then a layer or server
+//! probably does not provide what they read.
 
+#[cfg(feature = "http")]
+mod address;
 mod by;
 #[cfg(feature = "http")]
-mod client;
-mod found;
+mod client_ip;
 #[cfg(feature = "http")]
 mod header;
-mod join;
+mod key;
+mod misses;
+mod or;
 #[cfg(feature = "http")]
-mod parts;
-#[cfg(feature = "http")]
-mod peer;
+mod peer_ip;
 #[cfg(feature = "http")]
 mod proxies;
-mod scopes;
+#[cfg(feature = "http")]
+mod request;
+mod scope;
+mod tuple;
 mod when;
 
-pub(crate) use self::found::Found;
+pub(crate) use self::misses::Misses;
 #[cfg(feature = "axum")]
-pub use self::parts::{MatchedPath, matched_path};
+pub use self::request::{MatchedPath, matched_path};
 pub use self::{
-    by::{By, KeyExtractor, Or, WithQuota},
-    scopes::ScopeExtractor,
+    by::{By, WithQuota},
+    key::KeyExtractor,
+    or::Or,
+    scope::ScopeExtractor,
     when::{When, when},
 };
 #[cfg(feature = "http")]
 pub use self::{
-    client::{ClientIp, client_ip},
+    client_ip::{ClientIp, client_ip},
     header::{Header, header},
-    parts::{Extension, ExtensionKey, Method, extension, method},
-    peer::{Peer, peer_ip},
+    peer_ip::{Peer, PeerIp, peer_ip},
     proxies::{ParseNetworkError, TrustedProxies},
+    request::{Extension, ExtensionKey, Method, extension, method},
 };

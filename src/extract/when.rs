@@ -1,12 +1,15 @@
-//! [`When`]: a limit for some of the requests.
+//! [`When`]: a limit for some requests.
 
-use super::{Or, ScopeExtractor, by::Partial};
+use super::{
+    or::{Or, Partial},
+    scope::ScopeExtractor,
+};
 use crate::scope::{Scope, Scopes};
 
-/// Limits by `limit` only requests for which `predicate` holds.
+/// Applies `limit` to the requests for which `predicate` returns `true`.
 ///
-/// The methods [`Scope::when`] and [`Or::when`] say the same; this is for tuples,
-/// arrays and closures. What the others take from, [`When::or`] says; without it, from nothing.
+/// [`Scope::when`] and [`Or::when`] do the same; this function is for tuples, arrays and closures.
+/// Other requests are not limited, unless [`When::or`] sets a limit for them.
 ///
 /// # Examples
 ///
@@ -27,7 +30,7 @@ pub fn when<Req, X, P: Fn(&Req) -> bool>(limit: X, predicate: P) -> When<X, P> {
     When { limit, predicate }
 }
 
-/// A limit for some of the requests; made by [`when`].
+/// A limit for some requests; made by [`when`].
 ///
 /// # Examples
 ///
@@ -63,7 +66,7 @@ where
 }
 
 impl Scope {
-    /// Limits only requests for which `predicate` holds.
+    /// Limits only the requests for which `predicate` returns `true`.
     ///
     /// ```
     /// # #[cfg(feature = "http")] {
@@ -81,7 +84,7 @@ impl Scope {
 }
 
 impl<X, Y> Or<X, Y> {
-    /// Limits only requests for which `predicate` holds.
+    /// Limits only the requests for which `predicate` returns `true`.
     ///
     /// ```
     /// # #[cfg(feature = "http")] {
@@ -89,7 +92,7 @@ impl<X, Y> Or<X, Y> {
     /// # const PER_PEER: Scope = Quota::per_minute(60.0).scope("peer");
     /// # const UNKNOWN: Scope = Quota::per_minute(10.0).scope("unknown-peer");
     /// let by = PER_PEER
-    ///     .by(peer_ip::<String>)
+    ///     .by(peer_ip())
     ///     .or(UNKNOWN)
     ///     .when(|req: &http::Request<String>| req.uri().path() != "/health");
     /// # }
@@ -97,51 +100,10 @@ impl<X, Y> Or<X, Y> {
     pub fn when<Req, P: Fn(&Req) -> bool>(self, predicate: P) -> When<Self, P> {
         when(self, predicate)
     }
-
-    /// What requests take from that are limited by neither, where the last alternative so far can
-    /// leave requests unlimited: a [`By`](super::By) or a [`When`].
-    ///
-    /// ```
-    /// # #[cfg(feature = "http")] {
-    /// # use tower_throttle::{Quota, Scope, extract::{extension, peer_ip}};
-    /// # const PER_USER: Scope = Quota::per_minute(60.0).scope("user");
-    /// # const PER_PEER: Scope = Quota::per_minute(60.0).scope("peer");
-    /// # const UNKNOWN: Scope = Quota::per_minute(10.0).scope("unknown-peer");
-    /// # fn limit(_: impl tower_throttle::ScopeExtractor<http::Request<()>>) {}
-    /// #[derive(Clone)]
-    /// struct User { id: u64 } // authenticated
-    ///
-    /// let by = PER_USER
-    ///     .by(extension::<User>().key(|user| user.id))
-    ///     .or(PER_PEER.by(peer_ip))
-    ///     .or(UNKNOWN);
-    /// # limit(by);
-    /// # }
-    /// ```
-    ///
-    /// A chain that ends in a [`By`](super::By) is not a limit yet:
-    ///
-    /// ```compile_fail,E0277
-    /// # use tower_throttle::{Quota, Scope, ScopeExtractor};
-    /// # const A: Scope = Quota::per_minute(60.0).scope("a");
-    /// # const B: Scope = Quota::per_minute(60.0).scope("b");
-    /// # fn limit(_: impl ScopeExtractor<(u64, u64)>) {}
-    /// limit(A.by(|req: &(u64, u64)| Some(req.0)).or(B.by(|req: &(u64, u64)| Some(req.1))));
-    /// ```
-    pub fn or<Z>(self, otherwise: Z) -> Or<Self, Z> {
-        Or::new(self, otherwise)
-    }
-
-    /// Leaves requests unlimited that are limited by neither; see [`By::or_unlimited`].
-    ///
-    /// [`By::or_unlimited`]: super::By::or_unlimited
-    pub fn or_unlimited(self) -> Or<Self> {
-        Or::new(self, Scopes::default())
-    }
 }
 
 impl<X, P> When<X, P> {
-    /// What the other requests take from, and those in which the limit finds nobody.
+    /// The limit for all other requests, and for those in which this limit finds no scope.
     ///
     /// ```
     /// # #[cfg(feature = "http")] {

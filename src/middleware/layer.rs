@@ -12,7 +12,7 @@ use crate::upstream::{HttpParts, Learn, Upstream};
 use crate::{
     Rejected, ScopeExtractor, Scopes,
     clock::LONGEST_WAIT,
-    extract::Found,
+    extract::Misses,
     limiter::{Limiter, Permit},
     reply::{Fail, OnResponse, Respond, Settle},
 };
@@ -67,7 +67,7 @@ pub struct RateLimitLayer<K = crate::Scope, O = Fail> {
     pub(super) reply: O,
     pub(super) max_wait: Duration,
     pub(super) shadow: bool,
-    found: Found,
+    misses: Misses,
 }
 
 impl<K> RateLimitLayer<K> {
@@ -87,7 +87,7 @@ impl<K> RateLimitLayer<K> {
             reply: Fail::default(),
             max_wait: Duration::ZERO,
             shadow: false,
-            found: Found::default(),
+            misses: Misses::default(),
         }
     }
 
@@ -288,7 +288,7 @@ impl<K, O> RateLimitLayer<K, O> {
             reply: f(self.reply),
             max_wait: self.max_wait,
             shadow: self.shadow,
-            found: self.found,
+            misses: self.misses,
         }
     }
 
@@ -302,13 +302,12 @@ impl<K, O> RateLimitLayer<K, O> {
             return scopes;
         }
         let scopes = self.extractor.extract(req);
-        if self.extractor.is_unwatched() && self.found.is_never_after(!scopes.as_slice().is_empty())
-        {
+        if self.extractor.is_unwatched() && self.misses.reach_limit(scopes.as_slice().is_empty()) {
             #[cfg(feature = "tracing")]
             tracing::warn!(
                 extractor = std::any::type_name::<K>(),
                 "a layer has limited none of its first {} requests: its closure returned no scope",
-                Found::ENOUGH,
+                Misses::LIMIT,
             );
         }
         scopes

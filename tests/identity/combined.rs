@@ -115,7 +115,7 @@ fn the_first_that_finds_somebody() {
     const WRITES: Scope = DAY.scope("writes");
     let client = USER
         .by(header("x-user"))
-        .or(DAY.scope("peer").by(peer_ip::<()>));
+        .or(DAY.scope("peer").by(peer_ip()));
     let by = client.clone().or(SITE);
     let write = |req: &Request<()>| !req.method().is_safe();
     let mut request = of("GET", "a");
@@ -234,7 +234,7 @@ fn a_chain_is_a_limit_once_it_says_what_requests_without_a_key_take_from() {
 
 #[test]
 fn requests_without_a_key_are_unlimited_where_that_is_said() {
-    let chain = || USER.by(header("x-user")).or(SITE.by(peer_ip::<()>));
+    let chain = || USER.by(header("x-user")).or(SITE.by(peer_ip()));
     let mut request = Request::new(());
     assert!(names(&chain().or_unlimited(), &request).is_empty());
     assert_eq!(names(&chain().or(SITE), &request), ["site"]);

@@ -192,7 +192,12 @@ async fn one_bucket_whatever_is_claimed() {
 async fn peers_of_either_family() {
     let peer = Router::new().route(
         "/",
-        get(async |req: Request| peer_ip(&req).map(|ip| ip.to_string()).unwrap_or_default()),
+        get(async |req: Request| {
+            peer_ip()
+                .find(&req)
+                .map(|ip| ip.to_string())
+                .unwrap_or_default()
+        }),
     );
     let server = serve("127.0.0.1:0", peer.clone()).await;
     assert_eq!(raw(server, b"").await.1, "127.0.0.1");
@@ -211,7 +216,7 @@ async fn peers_of_either_family() {
 #[tokio::test]
 async fn a_function_finds_keys_too() {
     let limiter = Limiter::in_memory();
-    let limit = RateLimitLayer::new(&limiter, CLIENT.by((method(), peer_ip)).or(CLIENT));
+    let limit = RateLimitLayer::new(&limiter, CLIENT.by((method(), peer_ip())).or(CLIENT));
     let hello = Router::new().route("/", get(async || "hello"));
     let server = serve("127.0.0.1:0", hello.layer(limit.respond_http())).await;
     assert_eq!(raw(server, b"").await.0, 200);

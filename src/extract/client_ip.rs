@@ -1,32 +1,32 @@
-//! [`client_ip`]: who is behind the proxies that are trusted.
+//! [`client_ip`]: the address of the client behind trusted proxies.
 
 use std::net::IpAddr;
 
 use http::Request;
 
 use super::{
-    KeyExtractor,
-    peer::{IPV6_PREFIX, group, peer},
+    address::{IPV6_PREFIX, group},
+    key::KeyExtractor,
+    peer_ip::peer,
     proxies::TrustedProxies,
 };
 use crate::scope::Scope;
 
-/// The address of the client, as the trusted proxies tell it: that at the other end of the
-/// connection, unless it is a trusted proxy; then the one that the outermost trusted proxy saw.
+/// The address of the client: that of the peer, or, if the peer is a trusted proxy, the one that
+/// the outermost trusted proxy received the request from.
 ///
-/// Whatever a client writes into its headers, it cannot name another address: only what trusted
-/// proxies have appended is read, and reading stops at the first entry that is no address, for
-/// which the last trusted proxy's own address stands.
+/// A client cannot choose the address by its headers. Only entries that trusted proxies have
+/// appended are read. If an entry is not an address, reading stops, and the address of the last
+/// trusted proxy is the key.
 ///
-/// Of an IPv6 address only the first 64 bits remain, unless
-/// [`ipv6_prefix`](ClientIp::ipv6_prefix) says otherwise, because whoever has one has 2^64 of
-/// them.
+/// An IPv6 address is cut to its first 64 bits, because a customer of a provider has at least 2^64
+/// addresses; see [`ipv6_prefix`](ClientIp::ipv6_prefix).
 ///
-/// A request without a known peer has no key, whatever its headers say: [`or`](super::By::or) names
-/// what such requests take from. No peer is known to a crate without the feature of the server
-/// (`axum` or `tonic`), nor under an axum server that was not given
-/// `into_make_service_with_connect_info::<SocketAddr>()`. If the first 100 requests have none, one
-/// warning is logged (feature `tracing`).
+/// A request without a known peer has no key, whatever its headers contain:
+/// [`or`](super::By::or) sets the limit for such requests. The peer is known if the feature of the
+/// server (`axum` or `tonic`) is enabled, and with axum if the server uses
+/// `into_make_service_with_connect_info::<SocketAddr>()`. If the first 100 requests have no key,
+/// one warning is logged (feature `tracing`).
 ///
 /// # Examples
 ///
@@ -53,8 +53,8 @@ use crate::scope::Scope;
 ///
 /// # Addresses that embed another
 ///
-/// An IPv6 address that embeds an IPv4 address is counted as that IPv4 address, so that one client
-/// has one bucket however it arrives, and clients behind one translator have different ones:
+/// An IPv6 address that embeds an IPv4 address has the key of that IPv4 address, so that a client
+/// has one bucket for IPv4 and IPv6, and clients behind one translator have different buckets:
 ///
 /// | form | key |
 /// |---|---|
@@ -68,16 +68,16 @@ use crate::scope::Scope;
 /// | `…:0:5efe:a.b.c.d`, ISATAP (RFC 5214) | the first bits, as of any other: the client chooses the rest |
 ///
 /// A translator with another prefix (RFC 6052, section 2.2) cannot be recognized: all clients
-/// behind it share one bucket. Give it one of the prefixes above.
+/// behind it share one bucket. Configure it with one of the prefixes above.
 ///
-/// Trust is decided by the address as it is: of these forms only IPv4-mapped, which is how a
-/// socket of both families shows an IPv4 peer, is in a trusted IPv4 network. Name the others as
-/// IPv6 networks, such as `64:ff9b::10.0.0.0/104`.
+/// Whether a proxy is trusted depends on the address as it is. Of these forms only IPv4-mapped
+/// addresses, which a dual-stack socket reports for IPv4 peers, match a trusted IPv4 network. Name
+/// the others as IPv6 networks, such as `64:ff9b::10.0.0.0/104`.
 ///
 /// # Panics
 ///
-/// If `proxies` trusts every address there is and reads a list without a number of
-/// [`hops`](TrustedProxies::hops): then a client could name any address.
+/// If `proxies` trusts every address and reads a list without a number of
+/// [`hops`](TrustedProxies::hops): then a client could choose any address.
 #[must_use]
 pub fn client_ip(proxies: TrustedProxies) -> ClientIp {
     proxies.assert_bounded();
@@ -99,8 +99,8 @@ pub struct ClientIp {
 }
 
 impl ClientIp {
-    /// How many leading bits of an IPv6 address tell clients apart; 64 unless said. Providers give
-    /// some of their customers 48 or 56.
+    /// The number of leading bits of an IPv6 address that distinguish clients. Defaults to 64.
+    /// Some providers assign 48 or 56 bits to a customer.
     ///
     /// ```
     /// # use tower_throttle::extract::{TrustedProxies, client_ip};
@@ -121,8 +121,8 @@ impl ClientIp {
         self
     }
 
-    /// The address by which a request is counted, of IPv6 its first bits; none where the peer is
-    /// not known.
+    /// The key of a request: an IPv4 address, or the first bits of an IPv6 address. `None` if the
+    /// peer is not known.
     ///
     /// ```
     /// # use tower_throttle::extract::{TrustedProxies, client_ip};

@@ -1,14 +1,16 @@
-//! Keys from what a request is, rather than who sent it.
+//! Keys from parts of the request: [`method`], [`matched_path`] and [`extension`].
 
 use std::{any::type_name, fmt, marker::PhantomData};
 
 use http::Request;
 
-use super::KeyExtractor;
+use super::key::KeyExtractor;
 use crate::scope::Scope;
 
-/// The request's method, such as `GET`; all that are not in RFC 9110 or RFC 5789 are one, because
-/// a client can make up as many as it likes. A client that uses all of them has ten buckets.
+/// The method of the request, such as `GET`.
+///
+/// Methods that are not in RFC 9110 or RFC 5789 share one key, because a client can invent any
+/// number of them. A client that uses all methods has ten buckets.
 ///
 /// # Examples
 ///
@@ -17,14 +19,14 @@ use crate::scope::Scope;
 ///
 /// const PER_PEER: Scope = Quota::per_minute(60.0).scope("peer");
 /// const UNKNOWN: Scope = Quota::per_minute(60.0).scope("unknown-peer");
-/// let by = PER_PEER.by((method(), peer_ip::<String>)).or(UNKNOWN); // reads and writes apart
+/// let by = PER_PEER.by((method(), peer_ip())).or(UNKNOWN); // one bucket for each method of a peer
 /// ```
 #[must_use]
 pub fn method() -> Method {
     Method(())
 }
 
-/// Finds a key in the request's method; made by [`method()`].
+/// Finds the key in the method of the request; made by [`method()`].
 ///
 /// # Examples
 ///
@@ -53,10 +55,12 @@ impl<B> KeyExtractor<Request<B>> for Method {
     }
 }
 
-/// The route that a request has matched in an axum router, such as `/users/{id}`: not its path, of
-/// which a client can make up as many as it likes.
+/// The route that a request has matched in an axum router, such as `/users/{id}`.
 ///
-/// axum knows the route once a `Router` has chosen it, so that it depends on where the limit stands:
+/// The path itself is not a suitable key, because a client can invent any number of paths.
+///
+/// axum knows the route after a `Router` has matched it, so the key depends on the position of the
+/// limit:
 ///
 /// | the limit stands on | the key |
 /// |---|---|
@@ -88,7 +92,7 @@ pub fn matched_path() -> MatchedPath {
     MatchedPath(())
 }
 
-/// Finds a key in the route that was matched; made by [`matched_path`].
+/// Finds the key in the matched route; made by [`matched_path`].
 ///
 /// # Examples
 ///
@@ -104,7 +108,8 @@ impl<B> KeyExtractor<Request<B>> for MatchedPath {
             .extensions()
             .get::<axum::extract::MatchedPath>()?
             .as_str();
-        // The root of a router below `nest_service("/a", …)` is `/a/` or `/a//`, as the client likes.
+        // For the root of a router in `nest_service("/a", …)`, the client chooses between `/a/` and
+        // `/a//`.
         while path.ends_with("//") {
             path = &path[..path.len() - 1];
         }
@@ -112,14 +117,15 @@ impl<B> KeyExtractor<Request<B>> for MatchedPath {
     }
 }
 
-/// A value of type `T` among the request's extensions, where an authentication layer outside of
-/// this one has put it: what the application has checked is the best of keys.
+/// The value of type `T` in the request's extensions, such as an identity that an authentication
+/// layer has inserted.
 ///
-/// No key where there is none, as for a request without credentials, or with wrong ones.
+/// An identity that the application has verified is the best key. A request without the value has
+/// no key, such as one with missing or wrong credentials.
 ///
-/// The key is what `T` displays, or a part of it that [`key`](Extension::key) chooses. It must be
-/// different for different identities and the same for one, such as the account's number: a name
-/// that users choose, or change, is neither.
+/// The key is the `Display` form of `T`, or a part of the value that [`key`](Extension::key)
+/// chooses. It must be different for different identities and stable for one, such as the number of
+/// an account. A name that users choose or change is neither.
 ///
 /// # Examples
 ///
@@ -142,7 +148,7 @@ pub fn extension<T: Send + Sync + 'static>() -> Extension<T> {
     Extension(PhantomData)
 }
 
-/// Finds a key among the extensions; made by [`extension`].
+/// Finds the key in the extensions; made by [`extension`].
 ///
 /// # Examples
 ///
@@ -150,8 +156,8 @@ pub fn extension<T: Send + Sync + 'static>() -> Extension<T> {
 pub struct Extension<T>(PhantomData<fn() -> T>);
 
 impl<T: Send + Sync + 'static> Extension<T> {
-    /// The part of the value that is the key, such as an account's number. Where it cannot be
-    /// copied, it is cloned: it borrows nothing from the value.
+    /// Chooses the part of the value that is the key, such as the number of an account. `key`
+    /// returns an owned value: clone a part that is not `Copy`.
     ///
     /// ```
     /// # use tower_throttle::{Quota, Scope, extract::extension};
@@ -170,7 +176,7 @@ impl<T: Send + Sync + 'static> Extension<T> {
     }
 }
 
-/// Finds a key in a value among the extensions; made by [`Extension::key`].
+/// Finds the key in a part of an extension; made by [`Extension::key`].
 ///
 /// # Examples
 ///

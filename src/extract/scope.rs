@@ -1,17 +1,17 @@
-//! [`ScopeExtractor`]: the trait, for scopes known ahead and for closures.
+//! [`ScopeExtractor`]: finds the scopes of a request.
 
 use std::sync::Arc;
 
 use crate::scope::{IntoScopes, LiveScope, Scope, Scopes};
 
-/// Finds the scopes that a request takes from.
+/// Finds the scopes that a request takes tokens from.
 ///
-/// A [`Scope`], an array or `Vec` of them and [`Scopes`] are known ahead; every
-/// `Fn(&Req) -> impl IntoScopes` looks at the request. A tuple takes from all that its members
-/// find, together or not at all; an `Option` that is `None` limits nobody.
+/// A [`Scope`], an array or `Vec` of them and [`Scopes`] are known in advance. A closure
+/// `Fn(&Req) -> impl IntoScopes` depends on the request. A tuple takes from the scopes of all its
+/// members, or from none. An `Option` that is `None` does not limit requests.
 ///
-/// A request for which a closure returns `None`, or an empty `Vec`, is not limited: a `?` in it on
-/// what a client may leave out, or write so that it does not parse, is a way round the limit. Use
+/// A request for which a closure returns `None` or an empty `Vec` is not limited. So do not use `?`
+/// on a value that a client may leave out, or send in a form that does not parse. Use
 /// [`Scope::by`] instead, which requires an alternative for such requests.
 ///
 /// # Examples
@@ -36,20 +36,19 @@ use crate::scope::{IntoScopes, LiveScope, Scope, Scopes};
 #[diagnostic::on_unimplemented(
     message = "`{Self}` is not a limit for a `{Req}`",
     label = "expected a `Scope`, several, a closure `|req: &{Req}|` that returns one, or \
-             `SCOPE.by(key)` with `.or(…)` or `.or_unlimited()` behind it",
-    note = "`SCOPE.by(key)` is not a limit until it says what requests without a key take from: \
-            write `.or(OTHER_SCOPE)`, or `.or_unlimited()` where another limit covers them",
+             `SCOPE.by(key)` followed by `.or(…)` or `.or_unlimited()`",
+    note = "`SCOPE.by(key)` needs a limit for requests without a key: write `.or(OTHER_SCOPE)`, \
+            or `.or_unlimited()` if another limit covers them",
     note = "name the limit first: `const API: Scope = Quota::per_second(50.0).scope(\"api\");`",
-    note = "a closure returns `API.key(value)`, or an `Option` or `Vec` of such; it cannot be \
-            async, because a scope is found without waiting",
-    note = "in a `By`, a key is found by `client_ip(…)`, `extension::<Account>()`, a closure that \
-            returns an `Option` of an owned key, or a tuple of such; in a `When` or a tuple of \
-            limits, every part must be what can stand here by itself; in a chain of `.or(…)`, the \
-            last one must, and only the last one may limit every request"
+    note = "a closure returns `API.key(value)`, or an `Option` or `Vec` of scopes; it cannot be \
+            async",
+    note = "the key of a `By` is `client_ip(…)`, `extension::<Account>()`, a closure that returns \
+            an `Option` of an owned key, or a tuple of these; every part of a `When` or of a tuple \
+            of limits must be a limit by itself; so must the last part of a chain of `.or(…)`, and \
+            only the last one may limit every request"
 )]
 pub trait ScopeExtractor<Req> {
-    /// The scopes, where they are the same for every request: then waiting for them is
-    /// readiness.
+    /// The scopes, if they are the same for every request. Then `poll_ready` acquires them.
     ///
     /// ```
     /// # use tower_throttle::{Quota, ScopeExtractor};
@@ -60,20 +59,20 @@ pub trait ScopeExtractor<Req> {
         None
     }
 
-    /// As [`fixed`](Self::fixed), without a copy, where there is something to refer to.
+    /// [`fixed`](Self::fixed) without a copy, if the scopes can be borrowed.
     #[doc(hidden)]
     fn fixed_ref(&self) -> Option<&[Scope]> {
         None
     }
 
-    /// Whether the layer counts the requests in which this finds no scope. It does for closures;
-    /// a [`By`](super::By) counts by itself.
+    /// Whether the layer counts the requests without a scope. `true` for closures; a
+    /// [`By`](super::By) counts them itself.
     #[doc(hidden)]
     fn is_unwatched(&self) -> bool {
         false
     }
 
-    /// The scopes of this request; none is not limited.
+    /// The scopes of this request. A request without scopes is not limited.
     ///
     /// ```
     /// # use tower_throttle::{Quota, ScopeExtractor};
@@ -111,7 +110,8 @@ fixed! {
     [] Vec<Scope>, scopes => scopes;
 }
 
-/// Known ahead, as of now: who waits for a turn does so by the quota at the time of asking.
+/// The scopes of a request have the quota that applies when it acquires; a later change does not
+/// affect its wait.
 impl<Req> ScopeExtractor<Req> for LiveScope {
     fn fixed(&self) -> Option<Scopes> {
         Some(self.current().into_scopes())
