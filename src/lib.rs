@@ -125,6 +125,7 @@ mod fallback;
 #[cfg(all(fuzzing, feature = "learn", feature = "redis"))]
 #[doc(hidden)]
 pub mod fuzz;
+pub mod hook;
 mod limiter;
 mod memory;
 mod middleware;

@@ -13,56 +13,62 @@ use tokio::time::{Instant, Sleep};
 use tower_service::Service;
 
 use super::{
-    service::{HOLD, HeldPermit},
-    shadow::Watched,
+    handlers::Handlers,
+    held_permit::{HOLD, HeldPermit},
+    shadow::ShadowDecision,
 };
 use crate::{
-    Rejected, Scopes,
+    hook::Hook,
     limiter::{Acquire, Limiter, Permit},
+    rejected::Rejected,
     reply::Reply,
+    scope::Scopes,
 };
 
 pin_project! {
     /// The response of a [`RateLimit`](crate::RateLimit).
     ///
-    /// Dropped before the inner service was called, it gives back what it was granted.
-    pub struct ResponseFuture<S, Req, O>
+    /// # Cancel safety
+    ///
+    /// If it is dropped before it has called the inner service, it gives its tokens back and
+    /// cancels its reservations.
+    pub struct ResponseFuture<S, Req, R, H = ()>
     where
         S: Service<Req>,
-        O: Reply<Req, S::Response, S::Error>,
+        R: Reply<Req, S::Response, S::Error>,
     {
-        reply: O,
+        handlers: Handlers<R, H>,
         #[pin]
-        state: State<S, Req, S::Future, Result<S::Response, O::Error>>,
+        state: State<S, Req, S::Future, Result<S::Response, R::Error>>,
     }
 }
 
 pin_project! {
-    /// Small, because it is moved: what only those need who have to wait is boxed.
+    /// Small, because it is moved: the fields of requests that wait are boxed.
     ///
     /// ```text
-    /// Waiting => Calling        granted, and the inner service ready
-    /// Waiting => Done           refused, or the inner service failed
-    /// Refused, Calling, Watched => Done
+    /// Waiting => Calling        granted, and the inner service is ready
+    /// Waiting => Done           rejected, or the inner service failed
+    /// Rejected, Calling, Shadow => Done
     /// ```
     #[project = StateProj]
     enum State<S, Req, F, T> {
         Waiting {
             waiting: Option<Box<Waiting<S, Req>>>,
         },
-        Refused {
-            refused: Option<T>,
+        Rejected {
+            result: Option<T>,
         },
         Calling {
             #[pin]
             future: F,
-            // For the reply, where it uses it.
+            // None if neither the reply nor the hooks use it.
             permit: Option<Box<Permit>>,
         },
-        Watched {
+        Shadow {
             #[pin]
             future: F,
-            watched: Watched,
+            decision: ShadowDecision,
         },
         Done,
     }
@@ -77,17 +83,17 @@ struct Waiting<S, Req> {
 }
 
 /// ```text
-/// Acquiring => Readying      granted after a sleep, in which the inner service was let go
-/// Readying => Acquiring      it was not ready for too long: the token was given back
+/// Acquiring => Readying      granted after a wait during which the inner service was replaced
+/// Readying => Acquiring      it was not ready for too long: the tokens were given back
 /// ```
 enum Step {
     Acquiring {
         acquire: Acquire,
-        /// Whether the inner service is the one that was made ready.
+        /// Whether the inner service is the one that returned ready.
         ready: bool,
     },
     Readying {
-        /// None once it was given back.
+        /// None after its tokens were given back.
         permit: Option<HeldPermit>,
         hold: Pin<Box<Sleep>>,
         scopes: Scopes,
@@ -98,7 +104,7 @@ impl<S, Req> Waiting<S, Req>
 where
     S: Service<Req> + Clone,
 {
-    /// Until there is a permit and the inner service is ready, or no permit.
+    /// Completes with a permit when the inner service is ready, or with a rejection.
     fn poll(
         &mut self,
         cx: &mut Context<'_>,
@@ -108,8 +114,8 @@ where
                 Step::Acquiring { acquire, ready } => match Pin::new(&mut *acquire).poll(cx) {
                     Poll::Pending => {
                         if *ready && acquire.is_reserved() {
-                            // Never sleep for a token while holding a place in the inner
-                            // service that others could use.
+                            // During the wait, a ready service would occupy capacity that other
+                            // callers can use.
                             self.inner = self.inner.clone();
                             *ready = false;
                         }
@@ -156,46 +162,52 @@ where
     }
 }
 
-impl<S, Req, O> ResponseFuture<S, Req, O>
+impl<S, Req, R, H> ResponseFuture<S, Req, R, H>
 where
     S: Service<Req>,
-    O: Reply<Req, S::Response, S::Error>,
+    R: Reply<Req, S::Response, S::Error>,
+    H: Hook<Req, S::Response>,
 {
     #[inline]
-    pub(super) fn granted(inner: &mut S, reply: O, permit: Option<Permit>, req: Req) -> Self {
-        let (future, permit) = call(inner, &reply, permit, req);
-        let state = State::Calling { future, permit };
-        Self { reply, state }
-    }
-
-    /// What the refusal becomes is there at once: it is smaller than a request and a refusal.
-    #[inline]
-    pub(super) fn refused(reply: O, rejected: Rejected, req: Req) -> Self {
-        let refused = Some(reply.limited(rejected, req));
-        let state = State::Refused { refused };
-        Self { reply, state }
-    }
-
-    /// The request goes on whatever is decided; before it goes the permit that stands in.
-    pub(super) fn watched(
+    pub(super) fn granted(
         inner: &mut S,
-        reply: O,
-        watched: Watched,
-        stands_in: Option<Permit>,
+        handlers: Handlers<R, H>,
+        permit: Option<Permit>,
+        req: Req,
+    ) -> Self {
+        let (future, permit) = call(inner, &handlers, permit, req);
+        let state = State::Calling { future, permit };
+        Self { handlers, state }
+    }
+
+    /// Keeps the result of the rejection, which is smaller than the request and the rejection.
+    #[inline]
+    pub(super) fn rejected(handlers: Handlers<R, H>, rejected: Rejected, req: Req) -> Self {
+        let result = Some(handlers.reply.rejected(rejected, req));
+        let state = State::Rejected { result };
+        Self { handlers, state }
+    }
+
+    /// Calls the inner service whatever the decision is. Hooks see `stand_in` before the call.
+    pub(super) fn in_shadow(
+        inner: &mut S,
+        handlers: Handlers<R, H>,
+        decision: ShadowDecision,
+        stand_in: Option<Permit>,
         mut req: Req,
     ) -> Self {
-        if let Some(mut permit) = stands_in {
-            reply.before(&mut permit, &mut req);
+        if let Some(mut permit) = stand_in {
+            handlers.hooks.on_request(&mut permit, &mut req);
         }
         let future = inner.call(req);
-        let state = State::Watched { future, watched };
-        Self { reply, state }
+        let state = State::Shadow { future, decision };
+        Self { handlers, state }
     }
 
     pub(super) fn acquiring(
         inner: S,
         ready: bool,
-        reply: O,
+        handlers: Handlers<R, H>,
         acquire: Acquire,
         until: Instant,
         limiter: Limiter,
@@ -209,7 +221,7 @@ where
             until,
         };
         Self {
-            reply,
+            handlers,
             state: State::Waiting {
                 waiting: Some(Box::new(waiting)),
             },
@@ -217,58 +229,63 @@ where
     }
 }
 
-/// A token is spent here, at the inner call, and nowhere else.
+/// Calls the inner service. The tokens count as used here and nowhere else.
 #[inline]
-fn call<S, Req, O>(
+fn call<S, Req, R, H>(
     inner: &mut S,
-    reply: &O,
+    handlers: &Handlers<R, H>,
     permit: Option<Permit>,
     mut req: Req,
 ) -> (S::Future, Option<Box<Permit>>)
 where
     S: Service<Req>,
-    O: Reply<Req, S::Response, S::Error>,
+    R: Reply<Req, S::Response, S::Error>,
+    H: Hook<Req, S::Response>,
 {
-    let mut permit = permit.filter(|_| reply.uses_permit()).map(Box::new);
+    let uses = |_: &Permit| handlers.use_permit::<Req, S::Response, S::Error>();
+    let mut permit = permit.filter(uses).map(Box::new);
     if let Some(permit) = &mut permit {
-        reply.before(permit, &mut req);
+        handlers.hooks.on_request(permit, &mut req);
     }
     (inner.call(req), permit)
 }
 
-const POLLED_AGAIN: &str = "`ResponseFuture` was polled after it had resolved";
+const POLLED_AGAIN: &str = "`ResponseFuture` was polled after completion";
 
-impl<S, Req, O> Future for ResponseFuture<S, Req, O>
+impl<S, Req, R, H> Future for ResponseFuture<S, Req, R, H>
 where
     S: Service<Req> + Clone,
-    O: Reply<Req, S::Response, S::Error>,
+    R: Reply<Req, S::Response, S::Error>,
+    H: Hook<Req, S::Response>,
 {
-    type Output = Result<S::Response, O::Error>;
+    type Output = Result<S::Response, R::Error>;
 
     #[inline]
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let mut this = self.project();
+        let Handlers { reply, hooks } = &*this.handlers;
         loop {
             match this.state.as_mut().project() {
                 StateProj::Calling { future, permit } => {
                     let mut result = ready!(future.poll(cx));
                     if let (Ok(response), Some(permit)) = (&mut result, permit) {
-                        this.reply.after(permit, response);
+                        hooks.on_response(permit, response);
+                        reply.admitted(permit, response);
                     }
                     this.state.set(State::Done);
-                    return Poll::Ready(result.map_err(|error| this.reply.inner_error(error)));
+                    return Poll::Ready(result.map_err(|error| reply.inner_error(error)));
                 }
-                StateProj::Watched { future, watched } => {
+                StateProj::Shadow { future, decision } => {
                     let result = ready!(future.poll(cx));
-                    let permit = mem::replace(watched, Watched::Nothing).permit();
+                    let permit = mem::take(decision).permit();
                     if let (Ok(response), Some(permit)) = (&result, permit) {
-                        this.reply.after_in_shadow(&permit, response);
+                        hooks.on_shadow_response(&permit, response);
                     }
                     this.state.set(State::Done);
-                    return Poll::Ready(result.map_err(|error| this.reply.inner_error(error)));
+                    return Poll::Ready(result.map_err(|error| reply.inner_error(error)));
                 }
-                StateProj::Refused { refused } => {
-                    let result = refused.take().expect(POLLED_AGAIN);
+                StateProj::Rejected { result } => {
+                    let result = result.take().expect(POLLED_AGAIN);
                     this.state.set(State::Done);
                     return Poll::Ready(result);
                 }
@@ -279,16 +296,16 @@ where
                         Ok(Ok(permit)) => {
                             let permit = permit.spend();
                             let Waiting { mut inner, req, .. } = *waiting;
-                            let (future, permit) = call(&mut inner, this.reply, permit, req);
+                            let (future, permit) = call(&mut inner, this.handlers, permit, req);
                             this.state.set(State::Calling { future, permit });
                         }
                         Ok(Err(rejected)) => {
                             this.state.set(State::Done);
-                            return Poll::Ready(this.reply.limited(rejected, waiting.req));
+                            return Poll::Ready(reply.rejected(rejected, waiting.req));
                         }
                         Err(error) => {
                             this.state.set(State::Done);
-                            return Poll::Ready(Err(this.reply.inner_error(error)));
+                            return Poll::Ready(Err(reply.inner_error(error)));
                         }
                     }
                 }
@@ -298,10 +315,10 @@ where
     }
 }
 
-impl<S, Req, O> fmt::Debug for ResponseFuture<S, Req, O>
+impl<S, Req, R, H> fmt::Debug for ResponseFuture<S, Req, R, H>
 where
     S: Service<Req>,
-    O: Reply<Req, S::Response, S::Error>,
+    R: Reply<Req, S::Response, S::Error>,
 {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("ResponseFuture").finish_non_exhaustive()

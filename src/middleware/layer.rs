@@ -1,35 +1,45 @@
-//! [`RateLimitLayer`]: what a limit is made of.
+//! [`RateLimitLayer`]: the layer and its options.
 
 use std::{fmt, time::Duration};
 
 use tower_layer::Layer;
 
-use super::service::RateLimit;
-#[cfg(feature = "http")]
-use crate::reply::{ExposePermit, HeaderStyle, HttpReply, ProblemJson};
+use super::{config::Config, handlers::Handlers, service::RateLimit};
 #[cfg(feature = "learn")]
 use crate::upstream::{HttpParts, Learn, Upstream};
 use crate::{
-    Rejected, ScopeExtractor, Scopes,
     clock::LONGEST_WAIT,
     extract::Misses,
+    hook::Settle,
     limiter::{Limiter, Permit},
-    reply::{Fail, OnResponse, Respond, Settle},
+    rejected::Rejected,
+    reply::Fail,
+};
+#[cfg(feature = "http")]
+use crate::{
+    hook::ExposePermit,
+    reply::{HeaderStyle, HttpReply, ProblemJson},
 };
 
-/// Makes any tower `Service` keep a limit.
+/// Applies a rate limit to any tower `Service`.
 ///
-/// Three things are said of it, in this order: whose bucket a request takes from (a [`Scope`],
-/// several, or something that finds them in the request), what a refusal becomes
-/// ([`respond_http`](Self::respond_http), [`respond`](Self::respond),
-/// [`reply`](Self::reply); an error unless said), and how long a request may wait for its turn
-/// ([`max_wait`](Self::max_wait); not at all unless said).
+/// It has three parts:
 ///
-/// A scope that is known ahead and may wait is acquired by `poll_ready`, so that readiness is
-/// backpressure while the limit is spent; anything else is acquired between `call` and the inner
-/// call. A service that was made ready and is called more than 100 ms later acquires again, in the
-/// response future, and waits for up to `max_wait` there. The inner service must be `Clone`: a caller
-/// that has to wait gives its place in it back for the time. One that is not goes behind a `Buffer` first.
+/// - the limit: a [`Scope`], several, or an [extractor](crate::extract) that finds them in the
+///   request;
+/// - the reply: what a rejection becomes. Defaults to an error; see
+///   [`respond_http`](Self::respond_http), [`respond`](Self::respond) and [`reply`](Self::reply);
+/// - the wait: how long a request may wait for its reservation. Defaults to zero; see
+///   [`max_wait`](Self::max_wait).
+///
+/// A scope that is known in advance and may wait is acquired by `poll_ready`, so that the service
+/// is not ready while the limit is exceeded. Everything else is acquired after `call`, before the
+/// inner service is called. A service that is called more than 100 ms after it was ready acquires
+/// again in the response future, and waits for up to `max_wait` there.
+///
+/// The inner service must be `Clone`: while a caller waits, its ready inner service is replaced by
+/// a clone, so that others can use the capacity. Put a service that is not `Clone` behind a
+/// `Buffer`.
 ///
 /// # Examples
 ///
@@ -54,26 +64,22 @@ use crate::{
 ///
 /// # Panics
 ///
-/// A service under this layer panics where [`Limiter::acquire`] does: if a request has to wait or
-/// Redis has to be asked, and it is polled outside a Tokio runtime with a timer. A layer in the
-/// [shadow](Self::shadow) counts nothing there.
+/// The service panics if a request has to wait or to call Redis, and is polled outside a Tokio
+/// runtime with a timer, like [`Limiter::acquire`]. In [shadow mode](Self::shadow) it does not
+/// panic, and counts nothing there.
 ///
 /// [`Scope`]: crate::Scope
 #[must_use]
 #[derive(Clone)]
-pub struct RateLimitLayer<K = crate::Scope, O = Fail> {
-    pub(super) limiter: Limiter,
-    pub(super) extractor: K,
-    pub(super) reply: O,
-    pub(super) max_wait: Duration,
-    pub(super) shadow: bool,
-    misses: Misses,
+pub struct RateLimitLayer<K = crate::scope::Scope, R = Fail, H = ()> {
+    config: Config<K>,
+    handlers: Handlers<R, H>,
 }
 
 impl<K> RateLimitLayer<K> {
-    /// Limits by `scope`: a [`Scope`](crate::Scope) or several, an
-    /// [extractor](crate::extract), or a closure from a request to something that can stand for
-    /// scopes. An un-annotated closure cannot be inferred: write `|req: &http::Request<_>|`.
+    /// Limits requests by `scope`: a [`Scope`](crate::Scope) or several, an
+    /// [extractor](crate::extract), or a closure from a request to scopes. The parameter of a
+    /// closure needs a type: `|req: &http::Request<_>|`.
     ///
     /// ```
     /// # use tower_throttle::{Limiter, Quota, RateLimitLayer};
@@ -82,17 +88,24 @@ impl<K> RateLimitLayer<K> {
     /// ```
     pub fn new(limiter: &Limiter, scope: K) -> Self {
         Self {
-            limiter: limiter.clone(),
-            extractor: scope,
-            reply: Fail::default(),
-            max_wait: Duration::ZERO,
-            shadow: false,
-            misses: Misses::default(),
+            config: Config {
+                limiter: limiter.clone(),
+                extractor: scope,
+                max_wait: Duration::ZERO,
+                shadow: false,
+                misses: Misses::default(),
+            },
+            handlers: Handlers {
+                reply: Fail::default(),
+                hooks: (),
+            },
         }
     }
+}
 
-    /// Answers a refusal over HTTP: 429 with `Retry-After`, or gRPC's RESOURCE_EXHAUSTED to a
-    /// gRPC request; see [`HttpReply`].
+impl<K, H> RateLimitLayer<K, Fail, H> {
+    /// Answers a rejection over HTTP: 429 with `Retry-After`, or RESOURCE_EXHAUSTED for a gRPC
+    /// request; see [`HttpReply`].
     ///
     /// ```
     /// # use tower_throttle::{Limiter, Quota, RateLimitLayer};
@@ -100,37 +113,38 @@ impl<K> RateLimitLayer<K> {
     ///     .respond_http();
     /// ```
     #[cfg(feature = "http")]
-    pub fn respond_http(self) -> RateLimitLayer<K, HttpReply> {
+    pub fn respond_http(self) -> RateLimitLayer<K, HttpReply, H> {
         self.reply(HttpReply::default())
     }
 
-    /// Answers a refusal with a response of your own; errors stay those of the inner service.
+    /// Answers a rejection with the response that `f` makes of it. Errors of the inner service are
+    /// unchanged.
     ///
     /// ```
     /// # use tower_throttle::{Limiter, Quota, RateLimitLayer, Rejected};
     /// let layer = RateLimitLayer::new(&Limiter::in_memory(), Quota::per_second(5.0).scope("site"))
     ///     .respond(|rejected: &Rejected| format!("slow down: {rejected}"));
     /// ```
-    pub fn respond<Res, F: Fn(&Rejected) -> Res>(self, f: F) -> RateLimitLayer<K, Respond<F>> {
-        self.reply(Respond::new(f))
+    pub fn respond<Res, F: Fn(&Rejected) -> Res>(self, f: F) -> RateLimitLayer<K, F, H> {
+        self.reply(f)
     }
 
-    /// Answers by a [`Reply`](crate::reply::Reply) of your own.
+    /// Answers by a [`Reply`](crate::reply::Reply).
     ///
     /// ```
     /// # use tower_throttle::{Limiter, Quota, RateLimitLayer, reply::Fail};
     /// let layer = RateLimitLayer::new(&Limiter::in_memory(), Quota::per_second(5.0).scope("site"))
     ///     .reply(Fail::default());
     /// ```
-    pub fn reply<P>(self, reply: P) -> RateLimitLayer<K, P> {
+    pub fn reply<R>(self, reply: R) -> RateLimitLayer<K, R, H> {
         self.map_reply(|_| reply)
     }
 }
 
 #[cfg(feature = "http")]
-impl<K> RateLimitLayer<K, HttpReply> {
-    /// Gives refusals over HTTP a body: a problem document, as of RFC 9457. The type of the body
-    /// must be made from a `String`, as that of axum is.
+impl<K, H> RateLimitLayer<K, HttpReply, H> {
+    /// Gives rejections over HTTP a problem document as body (RFC 9457). The type of the body must
+    /// be `From<String>`, as that of axum is.
     ///
     /// ```
     /// # use tower_throttle::{Limiter, Quota, RateLimitLayer};
@@ -138,15 +152,15 @@ impl<K> RateLimitLayer<K, HttpReply> {
     ///     .respond_http()
     ///     .problem_json();
     /// ```
-    pub fn problem_json(self) -> RateLimitLayer<K, HttpReply<ProblemJson>> {
+    pub fn problem_json(self) -> RateLimitLayer<K, HttpReply<ProblemJson>, H> {
         self.map_reply(HttpReply::problem_json)
     }
 }
 
 #[cfg(feature = "http")]
-impl<K, T> RateLimitLayer<K, HttpReply<T>> {
-    /// Which fields tell of the limit, on refusals and on other answers; those of the IETF's
-    /// draft unless said.
+impl<K, T, H> RateLimitLayer<K, HttpReply<T>, H> {
+    /// The rate-limit fields of rejections and other responses. Defaults to
+    /// [`HeaderStyle::Draft`].
     ///
     /// ```
     /// # use tower_throttle::{Limiter, Quota, RateLimitLayer, reply::HeaderStyle};
@@ -159,12 +173,12 @@ impl<K, T> RateLimitLayer<K, HttpReply<T>> {
     }
 }
 
-impl<K, O> RateLimitLayer<K, O> {
-    /// How long a request may wait for its reservation. Defaults to zero; at most 30 years. The time
-    /// in the queue for Redis counts towards it, the call to Redis comes on top:
-    /// see [`Limiter::acquire`].
+impl<K, R, H> RateLimitLayer<K, R, H> {
+    /// How long a request may wait for its reservation. Defaults to zero; at most 30 years.
     ///
-    /// A timeout outside this layer does not cover a wait in `poll_ready`; this bound does.
+    /// The time in the queue for Redis is part of it, the call to Redis is not: see
+    /// [`Limiter::acquire`]. It also bounds a wait in `poll_ready`, which a timeout outside this
+    /// layer does not.
     ///
     /// ```
     /// # use std::time::Duration;
@@ -173,34 +187,39 @@ impl<K, O> RateLimitLayer<K, O> {
     ///     .max_wait(Duration::from_secs(30));
     /// ```
     pub fn max_wait(mut self, max_wait: Duration) -> Self {
-        self.max_wait = max_wait.min(LONGEST_WAIT);
+        self.config.max_wait = max_wait.min(LONGEST_WAIT);
         self
     }
 
-    /// Only watches, to try a limit on real traffic: every request passes at once, and its
-    /// response is left as it is, while the layer decides beside it and counts what it would have
-    /// refused, as `shadow_rejected` (feature `metrics`; see `docs/metrics.md`).
+    /// Enables shadow mode, a dry run on real traffic. Defaults to `false`.
     ///
-    /// Tokens are taken as they would be: a request that would be admitted takes them, now or at
-    /// the turn for which it would wait; one that would be refused takes none. So a layer in the
-    /// shadow shares its buckets with one that is not, if they have the same names: give it names
-    /// of its own. [`settle`](Self::settle) corrects what was decided by the time the response is
-    /// there. [`on_response`](Self::on_response) does not run, because it could change the
-    /// response, and the handle of [`expose_permit`](Self::expose_permit) settles nothing; that of
-    /// a layer outside stays where it is. Nobody is held up, so with a [`max_wait`](Self::max_wait)
-    /// up to `rate * max_wait` small tasks wait for turns beside the requests.
+    /// Every request passes at once and its response is unchanged. The layer decides beside it,
+    /// and counts the requests that it would have rejected as `shadow_rejected` (feature
+    /// `metrics`; see `docs/metrics.md`).
+    ///
+    /// A request that would be admitted takes its tokens, at once or when its reservation is due.
+    /// One that would be rejected takes none. Use scopes with names of their own: a layer in
+    /// shadow mode shares its buckets with other layers whose scopes have the same names.
+    ///
+    /// [`settle`](Self::settle) corrects a cost if the decision was made by the time of the
+    /// response. [`on_response`](Self::on_response) and `learn` do nothing. The handle of
+    /// [`expose_permit`](Self::expose_permit) settles nothing; if a layer outside has inserted
+    /// one, that stays. With a [`max_wait`](Self::max_wait), up to `rate * max_wait` small tasks
+    /// wait for reservations.
     ///
     /// ```
     /// # use tower_throttle::{Limiter, Quota, RateLimitLayer};
     /// let layer = RateLimitLayer::new(&Limiter::in_memory(), Quota::per_second(5.0).scope("new"))
     ///     .shadow(true);
     /// ```
-    pub fn shadow(mut self, only_watches: bool) -> Self {
-        self.shadow = only_watches;
+    pub fn shadow(mut self, enabled: bool) -> Self {
+        self.config.shadow = enabled;
         self
     }
 
-    /// Corrects the cost once the response is known; `None` lets the estimate stand.
+    /// Corrects the cost to `actual(response)`, in tokens. `None` keeps the estimate.
+    ///
+    /// Runs before all other hooks.
     ///
     /// ```
     /// # use tower_throttle::{Limiter, Quota, RateLimitLayer};
@@ -212,11 +231,17 @@ impl<K, O> RateLimitLayer<K, O> {
     pub fn settle<Res, F: Fn(&Res) -> Option<f64>>(
         self,
         actual: F,
-    ) -> RateLimitLayer<K, Settle<O, F>> {
-        self.map_reply(|reply| Settle::new(reply, actual))
+    ) -> RateLimitLayer<K, R, (Settle<F>, H)> {
+        self.map(|Handlers { reply, hooks }| Handlers {
+            reply,
+            hooks: (Settle::new(actual), hooks),
+        })
     }
 
-    /// Runs `hook` on each response of the inner service, with the permit that let it through.
+    /// Runs `hook` on each response of the inner service, with the permit of its request.
+    ///
+    /// Hooks run in the order in which they are added, before
+    /// [`respond_http`](Self::respond_http) writes its fields.
     ///
     /// ```
     /// # use tower_throttle::{Limiter, Permit, Quota, RateLimitLayer};
@@ -230,13 +255,39 @@ impl<K, O> RateLimitLayer<K, O> {
     pub fn on_response<Res, F: Fn(&mut Permit, &mut Res)>(
         self,
         hook: F,
-    ) -> RateLimitLayer<K, OnResponse<O, F>> {
-        self.map_reply(|reply| OnResponse::new(reply, hook))
+    ) -> RateLimitLayer<K, R, (H, F)> {
+        self.hook(hook)
     }
 
-    /// Learns from each answer what the upstream says of its limits, for all processes: see
-    /// [`Upstream`](crate::upstream::Upstream). For a service that answers with an
-    /// `http::Response`.
+    /// Adds a [`Hook`](crate::hook::Hook), which runs before and after each inner call.
+    ///
+    /// Hooks run in the order in which they are added.
+    ///
+    /// ```
+    /// # use tower_throttle::{Limiter, Permit, Quota, RateLimitLayer, hook::Hook};
+    /// #[derive(Clone)]
+    /// struct Log;
+    ///
+    /// impl<Req, Res> Hook<Req, Res> for Log {
+    ///     fn on_request(&self, permit: &mut Permit, _: &mut Req) {
+    ///         println!("admitted: {permit:?}");
+    ///     }
+    /// }
+    ///
+    /// let layer = RateLimitLayer::new(&Limiter::in_memory(), Quota::per_second(5.0).scope("site"))
+    ///     .hook(Log);
+    /// ```
+    pub fn hook<H2>(self, hook: H2) -> RateLimitLayer<K, R, (H, H2)> {
+        self.map(|Handlers { reply, hooks }| Handlers {
+            reply,
+            hooks: (hooks, hook),
+        })
+    }
+
+    /// Adjusts the buckets of all processes by the upstream's rate-limit headers: see
+    /// [`Upstream`](crate::upstream::Upstream). For a service that returns `http::Response`.
+    ///
+    /// Add it before a hook that rewrites these headers.
     ///
     /// ```
     /// # use tower_throttle::{Limiter, Quota, RateLimitLayer, upstream::Upstream};
@@ -244,13 +295,13 @@ impl<K, O> RateLimitLayer<K, O> {
     ///     .learn(Upstream::github());
     /// ```
     #[cfg(feature = "learn")]
-    pub fn learn(self, upstream: Upstream) -> RateLimitLayer<K, Learn<O>> {
-        self.limiter.announce_pauses();
-        self.map_reply(|reply| Learn::new(reply, upstream, HttpParts))
+    pub fn learn(self, upstream: Upstream) -> RateLimitLayer<K, R, (H, Learn)> {
+        self.config.limiter.announce_pauses();
+        self.hook(Learn::new(upstream, HttpParts))
     }
 
-    /// As [`learn`](Self::learn), for any other service: `parts` finds status and headers in its
-    /// answers, such as `|res: &reqwest::Response| (res.status(), res.headers())`.
+    /// [`learn`](Self::learn) for any other service: `parts` finds the status and the headers of a
+    /// response, such as `|res: &reqwest::Response| (res.status(), res.headers())`.
     ///
     /// ```
     /// # use tower_throttle::{Limiter, Quota, RateLimitLayer, upstream::Upstream};
@@ -259,16 +310,20 @@ impl<K, O> RateLimitLayer<K, O> {
     ///     .learn_from(Upstream::github(), |answer: &Answer| (answer.status, &answer.headers));
     /// ```
     #[cfg(feature = "learn")]
-    pub fn learn_from<Res, F>(self, upstream: Upstream, parts: F) -> RateLimitLayer<K, Learn<O, F>>
+    pub fn learn_from<Res, F>(
+        self,
+        upstream: Upstream,
+        parts: F,
+    ) -> RateLimitLayer<K, R, (H, Learn<F>)>
     where
         F: for<'a> Fn(&'a Res) -> (http::StatusCode, &'a http::HeaderMap),
     {
-        self.limiter.announce_pauses();
-        self.map_reply(|reply| Learn::new(reply, upstream, parts))
+        self.config.limiter.announce_pauses();
+        self.hook(Learn::new(upstream, parts))
     }
 
-    /// Puts a [`PermitHandle`](crate::PermitHandle) into the extensions of each
-    /// `http::Request`, so that whoever serves it can settle its cost.
+    /// Inserts a [`PermitHandle`](crate::PermitHandle) into the extensions of each
+    /// `http::Request`, so that its handler can settle the cost.
     ///
     /// ```
     /// # use tower_throttle::{Limiter, Quota, RateLimitLayer};
@@ -277,57 +332,40 @@ impl<K, O> RateLimitLayer<K, O> {
     ///     .expose_permit();
     /// ```
     #[cfg(feature = "http")]
-    pub fn expose_permit(self) -> RateLimitLayer<K, ExposePermit<O>> {
-        self.map_reply(ExposePermit::new)
+    pub fn expose_permit(self) -> RateLimitLayer<K, R, (H, ExposePermit)> {
+        self.hook(ExposePermit)
     }
 
-    fn map_reply<P>(self, f: impl FnOnce(O) -> P) -> RateLimitLayer<K, P> {
+    fn map_reply<R2>(self, f: impl FnOnce(R) -> R2) -> RateLimitLayer<K, R2, H> {
+        self.map(|Handlers { reply, hooks }| Handlers {
+            reply: f(reply),
+            hooks,
+        })
+    }
+
+    fn map<R2, H2>(
+        self,
+        f: impl FnOnce(Handlers<R, H>) -> Handlers<R2, H2>,
+    ) -> RateLimitLayer<K, R2, H2> {
         RateLimitLayer {
-            limiter: self.limiter,
-            extractor: self.extractor,
-            reply: f(self.reply),
-            max_wait: self.max_wait,
-            shadow: self.shadow,
-            misses: self.misses,
+            config: self.config,
+            handlers: f(self.handlers),
         }
-    }
-
-    /// The scopes of this request.
-    #[inline]
-    pub(super) fn scopes<Req>(&self, req: &Req) -> Scopes
-    where
-        K: ScopeExtractor<Req>,
-    {
-        if let Some(scopes) = self.extractor.fixed() {
-            return scopes;
-        }
-        let scopes = self.extractor.extract(req);
-        if self.extractor.is_unwatched() && self.misses.reach_limit(scopes.as_slice().is_empty()) {
-            #[cfg(feature = "tracing")]
-            tracing::warn!(
-                extractor = std::any::type_name::<K>(),
-                "a layer has limited none of its first {} requests: its closure returned no scope",
-                Misses::LIMIT,
-            );
-        }
-        scopes
     }
 }
 
-impl<S, K: Clone, O: Clone> Layer<S> for RateLimitLayer<K, O> {
-    type Service = RateLimit<S, K, O>;
+impl<S, K: Clone, R: Clone, H: Clone> Layer<S> for RateLimitLayer<K, R, H> {
+    type Service = RateLimit<S, K, R, H>;
 
     fn layer(&self, inner: S) -> Self::Service {
-        RateLimit::new(inner, self.clone())
+        RateLimit::new(inner, self.config.clone(), self.handlers.clone())
     }
 }
 
-impl<K, O> fmt::Debug for RateLimitLayer<K, O> {
+impl<K, R, H> fmt::Debug for RateLimitLayer<K, R, H> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("RateLimitLayer")
-            .field("limiter", &self.limiter)
-            .field("max_wait", &self.max_wait)
-            .field("shadow", &self.shadow)
+            .field("config", &self.config)
             .finish_non_exhaustive()
     }
 }

@@ -1,7 +1,11 @@
-//! The layer, its service, and the future of a response.
+//! The tower `Layer`, its `Service` and its response future.
 
+mod config;
 mod future;
+mod handlers;
+mod held_permit;
 mod layer;
+mod readiness;
 mod service;
 mod shadow;
 

@@ -1,4 +1,4 @@
-//! [`HeaderStyle`]: what a client can read of its limits.
+//! [`HeaderStyle`]: rate-limit fields of HTTP responses.
 
 use http::{
     HeaderMap, HeaderName,
@@ -6,10 +6,14 @@ use http::{
 };
 use sfv::{Integer, KeyRef, ListSerializer, RefBareItem, StringRef, key_ref};
 
-use super::policy::Policy;
-use crate::{Permit, Rejected};
+use super::policy::{Left, Policy};
+use crate::{limiter::Permit, rejected::Rejected};
 
-/// A refusal is for one client at one time, so no cache may give it to another (RFC 9111, 5.2.2.5).
+#[cfg(test)]
+mod tests;
+
+/// A rejection concerns one client at one time: no cache may give it to another (RFC 9111, section
+/// 5.2.2.5).
 pub(super) const NO_STORE: HeaderValue = HeaderValue::from_static("no-store");
 
 const RATE_LIMIT: HeaderName = HeaderName::from_static("ratelimit");
@@ -23,10 +27,10 @@ const W: &KeyRef = key_ref("w");
 const R: &KeyRef = key_ref("r");
 const T: &KeyRef = key_ref("t");
 
-/// All fields that an answer may carry, as a value for `Access-Control-Expose-Headers`.
+/// All fields that a response may carry, as a value for `Access-Control-Expose-Headers`.
 ///
-/// A script in a browser sees none of them on an answer from another origin unless they are
-/// exposed; the wildcard `*` does not do it for requests with credentials.
+/// A script in a browser can read a field of a cross-origin response only if the field is exposed.
+/// The wildcard `*` does not expose it for requests with credentials.
 ///
 /// # Examples
 ///
@@ -44,7 +48,7 @@ pub const EXPOSE_HEADERS: &str = "retry-after, ratelimit, ratelimit-policy, x-ra
      x-ratelimit-remaining, x-ratelimit-reset, grpc-status, grpc-message, \
      grpc-status-details-bin, grpc-retry-pushback-ms";
 
-/// Which fields tell a client of its limits; said by
+/// The rate-limit fields of responses; set by
 /// [`RateLimitLayer::headers`](crate::RateLimitLayer::headers).
 ///
 /// | style | fields |
@@ -54,20 +58,24 @@ pub const EXPOSE_HEADERS: &str = "retry-after, ratelimit, ratelimit-policy, x-ra
 /// | `Both` | all of these |
 /// | `None` | none |
 ///
-/// `q` and `Limit` are the capacity, `w` the seconds in which an empty bucket fills, `r` and
-/// `Remaining` the whole tokens that are left, and `t` and `Reset` a number of seconds from now:
-/// after a refusal when to come back, the same as in `Retry-After`; else until the bucket is
-/// full. The policy lists every scope, by its name and never by its key; the rest tells of the
-/// scope that refused, or of the one with the smallest part left. An answer that was decided
-/// without the store tells the limits only, because nobody knows what is left.
+/// | value | meaning |
+/// |---|---|
+/// | `q`, `Limit` | the capacity, in tokens |
+/// | `w` | the time in which an empty bucket fills, in seconds |
+/// | `r`, `Remaining` | the whole tokens that are left |
+/// | `t`, `Reset` | seconds from now: of a rejection the same as in `Retry-After`, else until the bucket is full |
 ///
-/// The draft is [draft-ietf-httpapi-ratelimit-headers-11][draft]; it is not a standard yet, and
-/// `Draft` follows it. A name that is not printable ASCII is percent-encoded, as is the percent
-/// sign; numbers are cut to fifteen digits.
+/// `RateLimit-Policy` lists every scope by its name, never by its key. The other fields describe
+/// the scope that rejected the request, or the one with the smallest part of its capacity left. In
+/// degraded mode only the limits are written, because the level in Redis is unknown.
 ///
-/// Where a response already carries such fields, from another limit inside this one, those of
-/// the draft become lists of both, and of the legacy ones those with the smaller `Remaining`
-/// stay. A `RateLimit` as of draft 07, which was no list, gives way.
+/// `Draft` follows [draft-ietf-httpapi-ratelimit-headers-11][draft], which is not a standard yet.
+/// In a name, `%` and everything but printable ASCII is percent-encoded. Numbers are capped at
+/// fifteen digits.
+///
+/// If the response has such fields already, from a limit inside this one, the fields of the draft
+/// become lists of both, and of the legacy fields those with the smaller `Remaining` stay. A
+/// `RateLimit` field of draft 07, which is not a list, is replaced.
 ///
 /// [draft]: https://datatracker.ietf.org/doc/draft-ietf-httpapi-ratelimit-headers/
 ///
@@ -84,20 +92,21 @@ pub const EXPOSE_HEADERS: &str = "retry-after, ratelimit, ratelimit-policy, x-ra
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum HeaderStyle {
-    /// The fields of the IETF's draft, which are structured.
+    /// The structured fields of the IETF's draft.
     #[default]
     Draft,
-    /// The fields that most clients know, with seconds from now in `X-RateLimit-Reset`.
+    /// The fields that most clients support. `X-RateLimit-Reset` is in seconds from now.
     Legacy,
-    /// Both kinds.
+    /// The fields of `Draft` and `Legacy`.
     Both,
-    /// Neither: an answer that is no refusal is left alone.
+    /// No fields: responses to admitted requests are unchanged.
     None,
 }
 
 impl HeaderStyle {
-    /// Writes the fields of a refusal, for a response of your own: these, and in any style
-    /// `Cache-Control: no-store`, and `Retry-After` where it is known when to come back.
+    /// Writes the fields of a rejection, for a response of your own.
+    ///
+    /// Writes `Cache-Control: no-store` in any style, and `Retry-After` if the time is known.
     ///
     /// ```
     /// # use http::Response;
@@ -107,7 +116,7 @@ impl HeaderStyle {
     /// let layer = RateLimitLayer::new(&Limiter::in_memory(), api).respond(|rejected: &Rejected| {
     ///     let mut response = Response::new(format!("<h1>Slow down</h1>{rejected}"));
     ///     *response.status_mut() = status(rejected);
-    ///     HeaderStyle::Draft.refused(rejected, response.headers_mut());
+    ///     HeaderStyle::Draft.write_rejected(rejected, response.headers_mut());
     ///     response
     /// });
     /// ```
@@ -131,7 +140,8 @@ impl HeaderStyle {
         self.write(policies, &tightest, left, headers);
     }
 
-    /// Writes the fields of an answer that is no refusal; nothing where no scope was asked.
+    /// Writes the fields of a response to an admitted request. Writes nothing if the permit has no
+    /// scopes.
     ///
     /// ```
     /// # use tower_throttle::{Limiter, Quota, reply::HeaderStyle};
@@ -139,7 +149,7 @@ impl HeaderStyle {
     /// let api = Quota::per_minute(60.0).burst(20.0).scope("api");
     /// let permit = Limiter::in_memory().try_acquire(api).await.unwrap();
     /// let mut headers = http::HeaderMap::new();
-    /// HeaderStyle::Draft.admitted(&permit, &mut headers);
+    /// HeaderStyle::Draft.write_admitted(&permit, &mut headers);
     /// assert_eq!(headers["ratelimit-policy"], r#""api";q=20;w=20"#);
     /// assert_eq!(headers["ratelimit"], r#""api";r=19;t=1"#);
     /// # }
@@ -172,15 +182,8 @@ impl HeaderStyle {
     }
 }
 
-/// What is left of a limit, in whole tokens, and for how many seconds.
-#[derive(Clone, Copy)]
-pub(super) struct Left {
-    pub(super) tokens: i64,
-    pub(super) seconds: i64,
-}
-
-/// Whole seconds, rounded up so that nobody is sent back early, and never 0.
-pub(super) fn retry_after(rejected: &Rejected) -> Option<u64> {
+/// Whole seconds, rounded up so that no client retries too early, at least 1.
+fn retry_after(rejected: &Rejected) -> Option<u64> {
     let retry_after = rejected.retry_after()?;
     let seconds = retry_after.as_secs() + u64::from(retry_after.subsec_nanos() > 0);
     Some(seconds.max(1))
@@ -196,7 +199,7 @@ fn write_draft<'a>(
     let mut list = ListSerializer::with_buffer(&mut value);
     let mut listed: Vec<Policy<'_>> = Vec::new();
     for policy in policies {
-        // Two keys of one name are one policy.
+        // Two keys of one name are the same policy.
         if !listed.contains(&policy) {
             let parameters = [(Q, policy.capacity()), (W, policy.window())];
             member(&mut list, &policy, parameters);
@@ -217,7 +220,7 @@ fn member(
     policy: &Policy<'_>,
     parameters: [(&KeyRef, i64); 2],
 ) {
-    // The name is encoded, and the numbers are cut, so that neither can fail.
+    // Neither fails: the name is encoded, and the numbers are capped.
     let Ok(name) = StringRef::from_str(policy.name()) else {
         return;
     };
@@ -231,7 +234,7 @@ fn member(
 }
 
 fn append(headers: &mut HeaderMap, name: HeaderName, value: &str) {
-    // What is serialized is printable ASCII.
+    // Serialized fields are printable ASCII.
     let Ok(value) = HeaderValue::from_str(value) else {
         return;
     };
@@ -242,23 +245,22 @@ fn append(headers: &mut HeaderMap, name: HeaderName, value: &str) {
     }
 }
 
-/// Whether a list can go on behind this: the dictionary of draft 07, `limit=100, remaining=50`,
-/// would make one field of both that nobody can read.
+/// Whether `value` can be continued as a list. The dictionary of draft 07,
+/// `limit=100, remaining=50`, cannot: together with a list member it does not parse.
 fn is_list(value: &HeaderValue) -> bool {
     let mut pieces = value.as_bytes().split(|byte| b"\",;".contains(byte));
     pieces.next().is_none_or(|first| !first.contains(&b'='))
 }
 
 fn write_legacy(tightest: &Policy<'_>, left: Option<Left>, headers: &mut HeaderMap) {
-    let there = |name| {
+    let existing = |name| {
         let value: Option<&HeaderValue> = headers.get(name);
         value?.to_str().ok()?.trim().parse::<f64>().ok()
     };
-    let keep = match (left, there(REMAINING)) {
+    let keep = match (left, existing(REMAINING)) {
         (Some(left), Some(remaining)) => remaining <= left.tokens as f64,
         (Some(_), None) => false,
-        // Some limit is told already, or what is left of it.
-        (None, remaining) => remaining.or_else(|| there(LIMIT)).is_some(),
+        (None, remaining) => remaining.or_else(|| existing(LIMIT)).is_some(),
     };
     if keep {
         return;
@@ -267,72 +269,5 @@ fn write_legacy(tightest: &Policy<'_>, left: Option<Left>, headers: &mut HeaderM
     if let Some(left) = left {
         headers.insert(REMAINING, HeaderValue::from(left.tokens));
         headers.insert(RESET, HeaderValue::from(left.seconds));
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::Quota;
-
-    #[test]
-    fn what_is_there_goes_on_as_a_list_or_gives_way() {
-        let policy = Policy::new("p", Quota::per_minute(60.0));
-        let left = Some(Left {
-            tokens: 5,
-            seconds: 1,
-        });
-        for (there, stays) in [
-            ("\"a\";r=1;t=2", true),
-            ("\"a=b\";r=1", true),
-            ("a;r=1", true),
-            ("limit=100, remaining=50, reset=5", false),
-            ("limit=100", false),
-        ] {
-            let mut headers = HeaderMap::new();
-            headers.insert(RATE_LIMIT, HeaderValue::from_static(there));
-            write_draft([policy.clone()].into_iter(), &policy, left, &mut headers);
-            let lines: Vec<_> = headers.get_all(RATE_LIMIT).iter().collect();
-            let ours = "\"p\";r=5;t=1";
-            match stays {
-                true => assert_eq!(lines, [there, ours]),
-                false => assert_eq!(lines, [ours]),
-            }
-            let field: Vec<_> = lines.iter().map(|line| line.as_bytes()).collect();
-            let list = sfv::Parser::new(&field.join(&b", "[..])).parse::<sfv::List>();
-            assert_eq!(list.expect("a list").len(), lines.len());
-        }
-    }
-
-    #[test]
-    fn of_two_limits_the_legacy_fields_tell_the_smaller() {
-        let policy = Policy::new("p", Quota::per_minute(60.0));
-        let left = |tokens| Some(Left { tokens, seconds: 1 });
-        for (there, ours, remaining) in [
-            (None, left(5), Some("5")),
-            (Some("4"), left(5), Some("4")),
-            (Some("6"), left(5), Some("5")),
-            (Some("unknown"), left(5), Some("5")),
-            (Some("4"), None, Some("4")),
-            (None, None, None),
-        ] {
-            let mut headers = HeaderMap::new();
-            if let Some(there) = there {
-                headers.insert(LIMIT, HeaderValue::from_static("10"));
-                headers.insert(REMAINING, HeaderValue::from_static(there));
-            }
-            write_legacy(&policy, ours, &mut headers);
-            assert_eq!(
-                headers.get(REMAINING).map(HeaderValue::as_bytes),
-                remaining.map(str::as_bytes)
-            );
-            // Of one limit all.
-            let limit = if remaining.is_some() && remaining == there {
-                "10"
-            } else {
-                "60"
-            };
-            assert_eq!(headers[LIMIT], limit, "{there:?}");
-        }
     }
 }

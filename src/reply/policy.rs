@@ -1,18 +1,30 @@
-//! A limit as a client is told of it: a name that is fit for a header, and whole numbers.
+//! [`Policy`]: a limit in the form that headers need, an encoded name and whole numbers.
 
 use std::borrow::Cow;
 
 use percent_encoding::{AsciiSet, CONTROLS, utf8_percent_encode};
 
-use super::headers::Left;
-use crate::{Quota, Scope};
+use crate::{quota::Quota, scope::Scope};
+
+#[cfg(test)]
+mod tests;
 
 /// The largest number of a structured field.
-const MOST: i64 = 999_999_999_999_999;
+const MAX: i64 = 999_999_999_999_999;
 
-/// Seconds that are no more than the noise of a double: a bucket knows microseconds.
+/// A rest of this many seconds is a rounding error of `f64`: buckets count microseconds.
 const NOISE: f64 = 1e-6;
 
+/// What is left of a limit.
+#[derive(Clone, Copy)]
+pub(super) struct Left {
+    /// Whole tokens.
+    pub(super) tokens: i64,
+    /// Until the bucket is full, or until a rejected client may retry.
+    pub(super) seconds: i64,
+}
+
+/// The name and the quota of a scope.
 #[derive(Clone, PartialEq)]
 pub(super) struct Policy<'a> {
     name: Cow<'a, str>,
@@ -33,17 +45,17 @@ impl<'a> Policy<'a> {
         &self.name
     }
 
-    /// Whole tokens.
+    /// The capacity in whole tokens.
     pub(super) fn capacity(&self) -> i64 {
         whole(self.quota.capacity())
     }
 
-    /// Whole seconds in which an empty bucket fills, at least one.
+    /// The time in which an empty bucket fills, in whole seconds, at least 1.
     pub(super) fn window(&self) -> i64 {
         seconds(self.quota.capacity() / self.quota.rate())
     }
 
-    /// At this level, until the bucket is full.
+    /// What is left at this level, and the time until the bucket is full.
     pub(super) fn left(&self, level: f64) -> Left {
         Left {
             tokens: whole(level),
@@ -51,63 +63,28 @@ impl<'a> Policy<'a> {
         }
     }
 
-    /// At this level, until a refused client may come back.
+    /// What is left at this level, and the time until a rejected client may retry.
     pub(super) fn left_until(&self, level: f64, seconds: u64) -> Left {
         Left {
             tokens: whole(level),
-            seconds: i64::try_from(seconds).map_or(MOST, |seconds| seconds.min(MOST)),
+            seconds: i64::try_from(seconds).map_or(MAX, |seconds| seconds.min(MAX)),
         }
     }
 }
 
-/// Down, and never below zero.
+/// Rounds down, to 0 at least.
 fn whole(tokens: f64) -> i64 {
-    // A double that is no number, or too large for one, is cut.
-    (tokens.floor() as i64).clamp(0, MOST)
+    // The conversion saturates, and turns NaN into 0.
+    (tokens.floor() as i64).clamp(0, MAX)
 }
 
-/// Up, and never below one.
+/// Rounds up, to 1 at least.
 fn seconds(seconds: f64) -> i64 {
-    ((seconds - NOISE).ceil() as i64).clamp(1, MOST)
+    ((seconds - NOISE).ceil() as i64).clamp(1, MAX)
 }
 
-/// The name in printable ASCII: anything else, and the percent sign, is percent-encoded.
+/// The name in printable ASCII: all other bytes and `%` are percent-encoded.
 pub(super) fn policy_name(name: &str) -> Cow<'_, str> {
     const ESCAPED: &AsciiSet = &CONTROLS.add(b'%');
     utf8_percent_encode(name, ESCAPED).into()
-}
-
-#[cfg(test)]
-mod tests {
-    use std::time::Duration;
-
-    use super::*;
-
-    #[test]
-    fn numbers_are_whole_and_bounded() {
-        let numbers = |quota: Quota| {
-            let policy = Policy::new("p", quota);
-            (policy.capacity(), policy.window())
-        };
-        assert_eq!(numbers(Quota::per_minute(60.0).burst(20.0)), (20, 20));
-        assert_eq!(numbers(Quota::per_second(1_000.0).burst(1.0)), (1, 1));
-        assert_eq!(numbers(Quota::per_second(0.5)), (1, 2));
-        for tokens in [1.0, 3.0, 7.0, 11.0, 59.0, 61.0] {
-            let (q, w) = numbers(Quota::per_minute(tokens));
-            assert_eq!((q, w), (tokens as i64, 60), "{tokens} a minute");
-            assert_eq!(numbers(Quota::per_day(tokens)).1, 86_400, "{tokens} a day");
-        }
-        let tiny = Quota::per(Duration::from_secs(86_400 * 365), 1e-9).burst(1e18);
-        assert_eq!(numbers(tiny), (MOST, MOST));
-        let left = Policy::new("p", tiny).left(f64::NEG_INFINITY);
-        assert_eq!((left.tokens, left.seconds), (0, MOST));
-        let left = Policy::new("p", tiny).left_until(1e300, u64::MAX);
-        assert_eq!((left.tokens, left.seconds), (MOST, MOST));
-    }
-
-    #[test]
-    fn names_are_printable_ascii() {
-        assert_eq!(policy_name("a \"b\\c\" ~"), "a \"b\\c\" ~");
-        assert_eq!(policy_name("für\n50%"), "f%C3%BCr%0A50%25");
-    }
 }

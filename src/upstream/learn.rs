@@ -1,13 +1,13 @@
-//! What a layer learns from each answer: [`Learn`].
+//! [`Learn`]: adjusts buckets by what each response says about the upstream's limits.
 
 use std::time::Duration;
 
 use http::{HeaderMap, Response, StatusCode};
 
 use super::Upstream;
-use crate::{Permit, Rejected, reply::Reply};
+use crate::{hook::Hook, limiter::Permit};
 
-/// Learns from each answer of the inner service; made by
+/// Adjusts the buckets of a request by the rate-limit headers of its response; made by
 /// [`RateLimitLayer::learn`](crate::RateLimitLayer::learn).
 ///
 /// # Examples
@@ -19,24 +19,19 @@ use crate::{Permit, Rejected, reply::Reply};
 ///     .learn(Upstream::retry_after());
 /// ```
 #[derive(Clone, Debug)]
-pub struct Learn<O, P = HttpParts> {
-    reply: O,
+pub struct Learn<P = HttpParts> {
     upstream: Upstream,
     parts: P,
 }
 
-impl<O, P> Learn<O, P> {
-    pub(crate) fn new(reply: O, upstream: Upstream, parts: P) -> Self {
-        Self {
-            reply,
-            upstream,
-            parts,
-        }
+impl<P> Learn<P> {
+    pub(crate) fn new(upstream: Upstream, parts: P) -> Self {
+        Self { upstream, parts }
     }
 }
 
-/// Where an answer has its status and headers: [`HttpParts`] for `http::Response`, else a closure
-/// `|res: &reqwest::Response| (res.status(), res.headers())`.
+/// Finds the status and the headers of a response: [`HttpParts`] for `http::Response`, otherwise a
+/// closure `|res: &reqwest::Response| (res.status(), res.headers())`.
 ///
 /// # Examples
 ///
@@ -52,7 +47,7 @@ impl<O, P> Learn<O, P> {
             |res: &{Res}| (res.status(), res.headers()))`"
 )]
 pub trait Parts<Res> {
-    /// Status and headers of an answer.
+    /// The status and the headers of a response.
     fn parts<'a>(&self, res: &'a Res) -> (StatusCode, &'a HeaderMap);
 }
 
@@ -62,10 +57,7 @@ pub trait Parts<Res> {
 ///
 /// See [`Parts`].
 #[derive(Clone, Copy, Debug)]
-#[allow(
-    clippy::exhaustive_structs,
-    reason = "it has nothing and will have nothing"
-)]
+#[allow(clippy::exhaustive_structs, reason = "it has no fields and needs none")]
 pub struct HttpParts;
 
 impl<B> Parts<Response<B>> for HttpParts {
@@ -84,32 +76,14 @@ where
     }
 }
 
-impl<Req, Res, E, O, P> Reply<Req, Res, E> for Learn<O, P>
+/// Does nothing in shadow mode: a layer that rejects nothing pauses nothing.
+impl<Req, Res, P> Hook<Req, Res> for Learn<P>
 where
-    O: Reply<Req, Res, E>,
     P: Parts<Res>,
 {
-    type Error = O::Error;
-
-    fn inner_error(&self, error: E) -> Self::Error {
-        self.reply.inner_error(error)
-    }
-
-    fn limited(&self, rejected: Rejected, req: Req) -> Result<Res, Self::Error> {
-        self.reply.limited(rejected, req)
-    }
-
-    fn before(&self, permit: &mut Permit, req: &mut Req) {
-        self.reply.before(permit, req);
-    }
-
-    fn after(&self, permit: &mut Permit, res: &mut Res) {
+    fn on_response(&self, permit: &mut Permit, res: &mut Res) {
         let (status, headers) = self.parts.parts(res);
         let advice = self.upstream.read(status, headers, seconds_since_1970());
-        // Before what is learned: what remains has counted this answer already, and what a
-        // settlement gives back would come on top. After it is read: a reply may write fields of
-        // the same names.
-        self.reply.after(permit, res);
         for (field, remaining) in &advice.remaining {
             if let Some(which) = self.upstream.scope_of(field, permit.scopes()) {
                 permit.cap_level(which, *remaining);
@@ -127,16 +101,11 @@ where
             }
         }
     }
-
-    /// Learns nothing: a layer that only watches holds nobody back.
-    fn after_in_shadow(&self, permit: &Permit, res: &Res) {
-        self.reply.after_in_shadow(permit, res);
-    }
 }
 
 #[allow(
     clippy::disallowed_methods,
-    reason = "an upstream that sends no Date of its own means the time of day"
+    reason = "without a Date header, the upstream means the time of day"
 )]
 fn seconds_since_1970() -> f64 {
     let now = std::time::SystemTime::now();

@@ -32,15 +32,15 @@ fn listen() -> (TcpIncoming, SocketAddr) {
 }
 
 /// A health server behind this layer.
-async fn limited<K, O>(layer: RateLimitLayer<K, O>) -> SocketAddr
+async fn limited<K, R>(layer: RateLimitLayer<K, R>) -> SocketAddr
 where
     K: ScopeExtractor<::http::Request<Body>> + Clone + Send + Sync + 'static,
-    O: Reply<::http::Request<Body>, ::http::Response<Body>, Infallible>
+    R: Reply<::http::Request<Body>, ::http::Response<Body>, Infallible>
         + Clone
         + Send
         + Sync
         + 'static,
-    O::Error: Into<Box<dyn Error + Send + Sync>> + Send,
+    R::Error: Into<Box<dyn Error + Send + Sync>> + Send,
 {
     let (incoming, address) = listen();
     let (_, health) = tonic_health::server::health_reporter();
@@ -123,6 +123,10 @@ pub(crate) async fn rows() -> Vec<Row> {
         ".respond_http()",
         &never,
     );
+    let many: Vec<_> = (0..129).map(|key| API.key(key)).collect();
+    let many = limited(RateLimitLayer::new(&memory(), many).respond_http()).await;
+    let many = nth!(HealthClient::new(connect(many).await), 1).expect_err("too many scopes");
+    row("gRPC, more than 128 scopes", ".respond_http()", &many);
     let closed = API.fallback(Fallback::FailClosed);
     let away = nth!(server(closed.clone(), without_redis().await).await, 1);
     let away = away.expect_err("unavailable");

@@ -229,6 +229,15 @@ async fn rare(rows: &mut Vec<Row>) {
         1,
         never.problem_json()
     );
+    let many: Vec<_> = (0..129).map(|key| API.key(key)).collect();
+    let many = RateLimitLayer::new(&Limiter::in_memory(), many).respond_http();
+    row!(
+        rows,
+        "more than 128 scopes",
+        ".problem_json()",
+        1,
+        many.problem_json()
+    );
     row!(
         rows,
         "rejected with too few tokens left",

@@ -113,7 +113,7 @@ fn http_reply(bencher: Bencher) {
         .with_inputs(|| (rejected.clone(), request()))
         .bench_values(
             |(rejected, request)| -> Result<Response<String>, Infallible> {
-                reply.limited(rejected, request)
+                reply.rejected(rejected, request)
             },
         );
 }

@@ -19,10 +19,12 @@ use crate::{
 
 impl Acquire {
     pub(super) fn ask(&mut self) -> Next {
-        if let [scope, ..] = self.scopes.as_slice()
-            && self.scopes.as_slice().len() > MAX_SCOPES
+        let scopes = self.scopes.as_slice();
+        if let [scope, ..] = scopes
+            && scopes.len() > MAX_SCOPES
         {
-            return Next::Reject(Rejected::too_many_scopes(scope));
+            let rejected = Rejected::too_many_scopes(scope, scopes.len(), MAX_SCOPES);
+            return Next::Reject(rejected);
         }
         let can_grant = |scope: &&Scope| {
             let params = self.core().params(scope, DecidedBy::Memory);
