@@ -1,42 +1,43 @@
-//! What a store says of a demand.
+//! [`Decision`]: the answer of a backend to a request, and why Redis may give none.
 
 use std::{error::Error, fmt, sync::Arc, time::Duration};
 
 use crate::bucket::Reservation;
 
-/// A store's answer to a demand on one or several buckets.
+/// The answer of a backend to a request for tokens of one or several buckets.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) enum Decision {
-    /// All were taken; the tightest of them, and its level after that.
+    /// All tokens were taken: the bucket with the smallest part left, and its level after that.
     Now { tightest: usize, level: f64 },
-    /// One was taken, for a turn so far from the receipt of this answer.
+    /// The tokens of one bucket were reserved.
     Wait {
         which: usize,
+        /// From the receipt of this answer until the reservation is due.
         wait: Duration,
-        /// What undoes it; none where the store's clock was set back.
+        /// Cancels the reservation; `None` if the clock of the store was set back.
         reservation: Option<Reservation>,
     },
-    /// None was taken.
+    /// No tokens were taken.
     Rejected { which: usize, retry_after: Duration },
 }
 
-/// Which store took the tokens, and so takes them back.
+/// The backend that has granted the tokens. They are given back to it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum DecidedBy {
-    /// This process.
+    /// The memory of this process.
     Memory,
-    /// This process, with its share of a limit whose store is away.
+    /// The local share of this process, because Redis is unavailable.
     LocalShare,
-    /// This process, with its share, though Redis decides as well: it has just come back, and
-    /// what others spent meanwhile may not be charged yet.
+    /// The local share of this process and Redis, in the recovery window: what other processes
+    /// have spent from their shares may not be charged to Redis yet.
     DualAdmission,
     /// Redis.
     Redis,
-    /// None: the policy lets all pass while the store is away.
+    /// None, because the fallback is `FailOpen` and Redis is unavailable.
     Unmetered,
 }
 
-/// Why Redis did not decide, in a word.
+/// The kind of a failure for which Redis did not decide.
 ///
 /// # Examples
 ///
@@ -47,21 +48,21 @@ pub(crate) enum DecidedBy {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum FailureKind {
-    /// No answer within `redis_timeout`.
+    /// Redis did not answer within `redis_timeout`.
     Timeout,
-    /// No connection, or it was lost.
+    /// There is no connection, or it was lost.
     Disconnected,
-    /// Redis answers, but more requests are queued for it than it decides in time. That is no
-    /// outage: it concerns only the requests that are in excess.
+    /// Redis answers, but more requests are queued than it decides in time. This is not an outage:
+    /// only the excess requests fail.
     Overloaded,
-    /// Redis answers, but cannot decide now: loading, read-only, out of memory and the like.
+    /// Redis answers, but cannot execute the script: it is loading, read-only or out of memory.
     Unavailable,
-    /// Redis answers, but came back without its data.
+    /// Redis answers, but has lost its data.
     DataLost,
-    /// Redis refuses this client: a wrong password, a missing permission, a script that it does
-    /// not run.
+    /// Redis rejects this client, because of a wrong password, a missing permission or a script
+    /// that it does not run.
     Misconfigured,
-    /// A background task of the limiter panicked, which is a bug. It is started again.
+    /// A background task of the limiter panicked, which is a bug. The task is restarted.
     Panicked,
 }
 
@@ -76,7 +77,7 @@ impl FailureKind {
         Self::Panicked,
     ];
 
-    /// As a metric label.
+    /// The value of the metric label.
     pub(crate) fn label(self) -> &'static str {
         match self {
             Self::Timeout => "timeout",
@@ -96,16 +97,16 @@ impl fmt::Display for FailureKind {
     }
 }
 
-/// A demand that Redis did not decide.
+/// The failure of a request that Redis did not decide.
 #[derive(Clone, Debug)]
 pub(crate) struct Failure {
     pub(crate) kind: FailureKind,
     pub(crate) source: Arc<dyn Error + Send + Sync>,
-    /// Whether it concerns only the call that met it, as far as anybody can tell.
+    /// Whether it may concern one call only, rather than the connection.
     pub(crate) single: bool,
-    /// Whether Redis may have executed the call all the same.
+    /// Whether Redis may have executed the call.
     pub(crate) sent: bool,
-    /// What to do about it, where it does not pass by itself.
+    /// What the operator must do, if the failure does not end by itself.
     pub(crate) advice: Option<&'static str>,
 }
 
@@ -120,7 +121,7 @@ impl Failure {
         }
     }
 
-    /// Nothing was sent, or what was sent had no effect.
+    /// The same failure of a call that was not sent, or had no effect.
     pub(crate) fn unsent(self) -> Self {
         Self {
             sent: false,

@@ -1,8 +1,8 @@
-//! Who decides while Redis cannot be asked.
+//! [`Fallback`]: what decides while Redis is unavailable.
 
 use crate::config_error::ConfigError;
 
-/// What decides while Redis cannot be asked: for a limiter
+/// What decides while Redis is unavailable: for a limiter
 /// ([`LimiterBuilder::fallback`](crate::LimiterBuilder::fallback)), or for one scope
 /// ([`Scope::fallback`](crate::Scope::fallback)).
 ///
@@ -20,32 +20,39 @@ use crate::config_error::ConfigError;
 #[derive(Clone, Copy, Debug, PartialEq)]
 #[non_exhaustive]
 pub enum Fallback {
-    /// This process's memory, which holds a share of the limit and starts from the share of the
-    /// last reported level. What it admits is charged to Redis when that has recovered, and what
-    /// Redis reserved for waiting callers is taken from the share when it is due.
+    /// The memory of this process decides, with a share of the limit.
     ///
-    /// The shares of `n` processes together may admit more than the limit: a capacity less one
-    /// share, where the others did not know how low the bucket was, and, where a share is less
-    /// than one token or than the cost of a request, `n` of these less the capacity, because a
-    /// share admits such a request once it is full.
+    /// The share starts from the same part of the last reported level. What it admits is charged to
+    /// Redis after the recovery. A reservation that Redis has made for a waiting request is taken
+    /// from the share when it is due.
+    ///
+    /// The shares of `n` processes together may admit more than the limit:
+    ///
+    /// - a capacity less one share, if the other processes did not know how low the level was;
+    /// - `n` tokens less the capacity if a share is less than one token, or `n` times the cost of a
+    ///   request less the capacity if a share is less than that, because a full share admits such a
+    ///   request.
     LocalShare(Share),
-    /// As [`LocalShare`](Self::LocalShare), but each share starts empty, and none admits more than it holds:
-    /// while Redis is unavailable to all processes, they stay within the limit together, as long as
-    /// no more of them take part than are counted. While only some of them are cut off, these admit
-    /// their shares in addition to what Redis admits: see
-    /// [`reserve_for`](crate::LimiterBuilder::reserve_for). Until the shares have filled, requests
-    /// are rejected. A request whose cost is
-    /// over the share is rejected with [`Reason::Unavailable`](crate::Reason::Unavailable): with a
-    /// capacity of 2 and five processes, that is every request.
+    /// [`LocalShare`](Self::LocalShare), but each share starts empty, and none admits more than it
+    /// holds.
+    ///
+    /// While Redis is unavailable to all processes, they stay within the limit together, unless
+    /// there are more of them than were counted. If it is unavailable to some processes only, these
+    /// admit their shares in addition to what Redis admits: see
+    /// [`reserve_for`](crate::LimiterBuilder::reserve_for).
+    ///
+    /// Requests are rejected until the shares have filled. A cost over the share is rejected with
+    /// [`Reason::Unavailable`](crate::Reason::Unavailable): with a capacity of 2 and five processes,
+    /// that is every request.
     StrictShare(Share),
-    /// Nothing: everybody passes. Such permits say that they are degraded.
+    /// Every request is admitted. Such permits are degraded.
     FailOpen,
-    /// Nothing: everybody is refused with [`Reason::Unavailable`](crate::Reason::Unavailable).
+    /// Every request is rejected with [`Reason::Unavailable`](crate::Reason::Unavailable).
     FailClosed,
 }
 
 impl Fallback {
-    /// The share that memory holds, if it does.
+    /// The share of the limit, if memory decides.
     pub(crate) const fn share(self) -> Option<Share> {
         match self {
             Self::LocalShare(share) | Self::StrictShare(share) => Some(share),
@@ -56,7 +63,7 @@ impl Fallback {
     pub(crate) fn check(self) -> Result<(), ConfigError> {
         match self.share() {
             Some(Share::Fixed(part)) if !is_part(part) => Err(ConfigError::new(format!(
-                "a share of {part} is no part of a limit: write a number above 0, at most 1"
+                "a fixed share of {part} is invalid: it must be in (0, 1], such as 0.25"
             ))),
             _ => Ok(()),
         }
@@ -66,7 +73,7 @@ impl Fallback {
         if let Some(Share::Fixed(part)) = self.share() {
             assert!(
                 is_part(part),
-                "a fixed share is a part of the limit: write a number above 0, at most 1"
+                "a fixed share must be in (0, 1], such as 0.25"
             );
         }
     }
@@ -76,7 +83,7 @@ const fn is_part(part: f64) -> bool {
     part > 0.0 && part <= 1.0
 }
 
-/// Which part of a limit this process may spend by itself.
+/// The part of a limit that this process may spend while Redis is unavailable.
 ///
 /// # Examples
 ///
@@ -91,10 +98,10 @@ const fn is_part(part: f64) -> bool {
 #[derive(Clone, Copy, Debug, PartialEq)]
 #[non_exhaustive]
 pub enum Share {
-    /// An equal one: one over the largest number of live limiters that were counted through
-    /// Redis within the last minute of contact. Until contact has lasted for a minute,
+    /// An equal part: `1 / n` for the largest number `n` of limiters that were counted through Redis
+    /// within the last minute of contact. During the first minute of contact,
     /// [`replicas`](crate::LimiterBuilder::replicas) counts as well.
     Auto,
-    /// This part, above 0 and at most 1.
+    /// This part, in (0, 1].
     Fixed(f64),
 }
