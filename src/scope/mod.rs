@@ -49,11 +49,14 @@ pub struct Scope {
     cost: f64,
     costed: bool,
     fallback: OwnFallback,
-    /// The fixed part of the fallback, where it has one.
+    /// The part of a [`Share::Fixed`] in `fallback`, otherwise 0.
     part: f64,
 }
 
-/// `Option<Fallback>` without its number: together they would make each copy of a scope dearer.
+/// `Option<Fallback>` without the number of its share, which is a field of the scope.
+///
+/// `Option<Fallback>` is 24 bytes, so that a scope would be 136 bytes instead of 120. Each decision
+/// copies its scope: it would execute 5 % more instructions (cachegrind, a layer in memory).
 #[derive(Clone, Copy, PartialEq)]
 enum OwnFallback {
     None,
@@ -271,7 +274,7 @@ impl Scope {
         self.cost
     }
 
-    /// What `fallback` said.
+    /// The fallback of this scope, if one was set.
     pub(crate) const fn own_fallback(&self) -> Option<Fallback> {
         Some(match self.fallback {
             OwnFallback::None => return None,
