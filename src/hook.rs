@@ -3,7 +3,7 @@
 //! ```
 //! use tower_throttle::{Limiter, Permit, Quota, RateLimitLayer, hook::Hook};
 //!
-//! /// Tells the inner service whether Redis decided.
+//! /// Marks requests that were admitted in degraded mode.
 //! #[derive(Clone)]
 //! struct MarkDegraded;
 //!

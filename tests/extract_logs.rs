@@ -45,7 +45,7 @@ async fn warnings(
 }
 
 #[tokio::test]
-async fn a_server_that_does_not_record_its_peers_is_warned_about_once() {
+async fn missing_peers_are_logged_once() {
     let client = client_ip(TrustedProxies::none());
     let (lines, admitted) = warnings(PEER.by(client.clone()).or(UNKNOWN), 250).await;
     assert_eq!(admitted, 3, "all take from what `or` names");
@@ -58,7 +58,7 @@ async fn a_server_that_does_not_record_its_peers_is_warned_about_once() {
 }
 
 #[tokio::test]
-async fn each_extractor_is_warned_about_once() {
+async fn each_extractor_is_logged_once() {
     let route = PEER.by(matched_path()).or_unlimited();
     let chain = PEER
         .by(peer_ip())
@@ -73,7 +73,7 @@ async fn each_extractor_is_warned_about_once() {
 }
 
 #[tokio::test]
-async fn a_closure_that_never_finds_a_scope_is_warned_about_once() {
+async fn closure_that_never_finds_a_scope_is_logged_once() {
     let closure = |req: &Request| Some(PEER.key(peer_ip().find(req)?));
     let (lines, admitted) = warnings(closure, 250).await;
     assert_eq!(admitted, 250);
@@ -82,7 +82,7 @@ async fn a_closure_that_never_finds_a_scope_is_warned_about_once() {
 }
 
 #[tokio::test]
-async fn one_key_among_many_requests_is_enough() {
+async fn one_key_prevents_the_warning() {
     let nth = |req: &Request| {
         req.headers()["x-n"]
             .to_str()

@@ -85,7 +85,7 @@ fn assert_exhausted(status: &Status, longest: Duration) {
 }
 
 #[tokio::test]
-async fn a_server_that_is_limited_says_resource_exhausted() {
+async fn limited_server_answers_resource_exhausted() {
     for max_wait in [Duration::ZERO, TICK] {
         let limiter = Limiter::in_memory();
         let layer = RateLimitLayer::new(&limiter, DAY.scope("site")).respond_http();
@@ -108,7 +108,7 @@ async fn a_server_that_is_limited_says_resource_exhausted() {
 }
 
 #[tokio::test]
-async fn a_server_tells_its_clients_when_a_retry_cannot_help() {
+async fn server_sends_pushback_if_a_retry_cannot_succeed() {
     let limiter = Limiter::in_memory();
     let layer = RateLimitLayer::new(&limiter, DAY.scope("never").cost(3.0)).respond_http();
     let mut client = HealthClient::new(connect(limited(layer).await).await);
@@ -135,7 +135,7 @@ async fn a_server_waits() {
 }
 
 #[tokio::test]
-async fn a_server_knows_its_peers() {
+async fn server_limits_by_peer_address() {
     const PEER: Scope = DAY.scope("peer");
     let limiter = Limiter::in_memory();
     // As in `examples/tonic_server.rs`.
@@ -187,7 +187,7 @@ async fn a_channel_waits() {
 }
 
 #[tokio::test]
-async fn a_channel_refuses_with_a_status_of_the_same_kind() {
+async fn limited_channel_returns_the_same_status() {
     let channel = unlimited().await;
     for max_wait in [Duration::ZERO, TICK] {
         let limiter = Limiter::in_memory();
@@ -202,7 +202,7 @@ async fn a_channel_refuses_with_a_status_of_the_same_kind() {
 }
 
 #[tokio::test]
-async fn a_channel_fails_with_the_refusal_in_the_chain_of_sources() {
+async fn channel_error_has_the_rejection_as_source() {
     let channel = unlimited().await;
     for max_wait in [Duration::ZERO, TICK] {
         let limiter = Limiter::in_memory();

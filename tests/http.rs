@@ -95,7 +95,7 @@ async fn a_request_for_too_many_scopes_gets_a_short_answer() {
 }
 
 #[tokio::test]
-async fn keyed_by_a_header_with_a_common_bucket_for_the_rest() {
+async fn requests_without_the_header_share_one_bucket() {
     const KEYED: Scope = DAY.scope("api-key");
     const ANONYMOUS: Scope = Quota::per_day(1.0).scope("anonymous");
     let limiter = Limiter::in_memory();
@@ -178,7 +178,7 @@ async fn layer_route_layer_and_method_router_layer() {
 }
 
 #[tokio::test]
-async fn one_bucket_for_the_site_waits_and_then_refuses() {
+async fn requests_wait_up_to_max_wait_and_are_then_rejected() {
     const PACED: Scope = Quota::per_second(10.0).burst(1.0).scope("paced");
     let limiter = Limiter::in_memory();
     let layer = RateLimitLayer::new(&limiter, PACED).respond_http();
@@ -202,7 +202,7 @@ async fn one_bucket_for_the_site_waits_and_then_refuses() {
 }
 
 #[tokio::test]
-async fn by_the_address_of_the_peer() {
+async fn peers_have_separate_buckets() {
     const PEER: Scope = DAY.scope("peer");
     const UNKNOWN: Scope = DAY.scope("unknown-peer");
     let router = |limiter: &Limiter| {
@@ -234,7 +234,7 @@ async fn by_the_address_of_the_peer() {
 }
 
 #[tokio::test]
-async fn what_can_never_pass_is_forbidden() {
+async fn cost_over_the_capacity_is_forbidden() {
     let limiter = Limiter::in_memory();
     let never = DAY.scope("never").cost(3.0);
     for max_wait in [Duration::ZERO, SECOND] {
@@ -256,7 +256,7 @@ async fn what_can_never_pass_is_forbidden() {
 /// A gRPC status over HTTP 200 goes to what can be a gRPC call: any cache, and any other client,
 /// takes it for a success.
 #[tokio::test]
-async fn only_a_post_of_grpc_is_answered_as_grpc() {
+async fn only_a_grpc_post_gets_a_grpc_status() {
     const SITE: Scope = DAY.scope("site");
     let limiter = Limiter::in_memory();
     limiter.try_acquire(SITE.cost(2.0)).await.unwrap();
@@ -307,7 +307,7 @@ async fn only_a_post_of_grpc_is_answered_as_grpc() {
 
 /// Not over a socket: hyper's client has no request with this method and a body of its own.
 #[tokio::test]
-async fn a_refused_tunnel_is_no_success() {
+async fn rejected_connect_request_is_not_a_success() {
     let limiter = Limiter::in_memory();
     let scope = DAY.scope("site").cost(3.0);
     let service = RateLimitLayer::new(&limiter, scope)
@@ -324,7 +324,7 @@ async fn a_refused_tunnel_is_no_success() {
 }
 
 #[tokio::test]
-async fn a_refusal_as_an_error_under_handle_error() {
+async fn rejection_is_an_error_for_handle_error() {
     const SITE: Scope = DAY.scope("site");
     for max_wait in [Duration::ZERO, TICK] {
         let limiter = Limiter::in_memory();
@@ -349,7 +349,7 @@ async fn a_refusal_as_an_error_under_handle_error() {
 }
 
 #[tokio::test]
-async fn a_handler_settles_through_the_exposed_permit() {
+async fn handler_settles_the_exposed_permit() {
     const TOKENS: Scope = Quota::per_day(100.0).scope("tokens");
     let limiter = Limiter::in_memory();
     let handler = async |request: Request| {
@@ -416,7 +416,7 @@ async fn hooks_see_the_permit_and_the_response() {
 }
 
 #[tokio::test]
-async fn a_response_of_ones_own() {
+async fn custom_response_to_a_rejection() {
     let limiter = Limiter::in_memory();
     let layer = RateLimitLayer::new(&limiter, DAY.scope("site")).respond(|rejected: &Rejected| {
         assert_eq!(rejected.reason(), Reason::Limited);

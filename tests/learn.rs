@@ -41,7 +41,7 @@ async fn levels(limiter: &Limiter) -> (f64, f64) {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_remains_lowers_and_never_raises() {
+async fn remaining_lowers_a_level_and_never_raises_it() {
     let limiter = Limiter::in_memory();
     let fields = &[
         ("x-ratelimit-remaining-requests", "40"),
@@ -58,7 +58,7 @@ async fn what_remains_lowers_and_never_raises() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_refusal_empties_or_holds_back_what_it_has_a_place_for() {
+async fn rejection_empties_or_pauses_the_scopes_of_the_profile() {
     let limiter = Limiter::in_memory();
     learn(&limiter, Upstream::openai(), 429, &[]).await;
     assert_eq!(levels(&limiter).await, (0.0, 0.0));
@@ -89,7 +89,7 @@ async fn a_refusal_empties_or_holds_back_what_it_has_a_place_for() {
 
 /// A cached answer in draft 08's own words, GitLab's time of day, and Azure's milliseconds.
 #[tokio::test(start_paused = true)]
-async fn answers_of_other_providers_hold_back() {
+async fn responses_of_other_providers_pause() {
     for (upstream, status, fields) in [
         (
             Upstream::ietf(),
@@ -123,7 +123,7 @@ async fn answers_of_other_providers_hold_back() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn our_own_refusal_teaches_nothing() {
+async fn own_rejection_is_not_learned_from() {
     let limiter = Limiter::in_memory();
     let mut service = ServiceBuilder::new()
         .layer(
@@ -144,7 +144,7 @@ async fn our_own_refusal_teaches_nothing() {
 
 /// A request says what it may cost; its stream settles when it ends, or is dropped.
 #[tokio::test(start_paused = true)]
-async fn an_estimate_stands_until_it_is_settled() {
+async fn estimate_is_kept_until_it_is_settled() {
     let limiter = Limiter::in_memory();
     let service = ServiceBuilder::new()
         .layer(
@@ -183,7 +183,7 @@ async fn an_estimate_stands_until_it_is_settled() {
 /// What remains upstream has counted this answer already: what its estimate was too large by is no
 /// reason to send more than that.
 #[tokio::test(start_paused = true)]
-async fn what_is_settled_does_not_raise_what_remains() {
+async fn settling_does_not_raise_the_remaining_tokens() {
     let limiter = Limiter::in_memory();
     let service = ServiceBuilder::new()
         .layer(
@@ -202,7 +202,7 @@ async fn what_is_settled_does_not_raise_what_remains() {
 
 /// Some round a part of a second down.
 #[tokio::test(start_paused = true)]
-async fn a_refusal_for_no_time_is_a_refusal() {
+async fn rejection_with_zero_retry_after_empties_the_buckets() {
     for fields in [
         &[("retry-after", "0")],
         &[("retry-after", "Thu, 01 Jan 1970 00:00:00 GMT")],
@@ -216,7 +216,7 @@ async fn a_refusal_for_no_time_is_a_refusal() {
 
 /// Whoever has no permit of its own leaves the handle of the layer outside it.
 #[tokio::test(start_paused = true)]
-async fn a_layer_that_takes_nothing_does_not_hide_the_handle_of_another() {
+async fn layer_without_scopes_keeps_the_handle_of_another() {
     let limiter = Limiter::in_memory();
     let none = |_: &Request<()>| None::<Scope>;
     for n in 1..3 {

@@ -52,7 +52,7 @@ async fn until(told: &Metrics, name: &str, count: f64) {
 }
 
 #[tokio::test]
-async fn all_are_served_and_the_refused_are_counted() {
+async fn all_requests_are_served_and_rejections_are_counted() {
     let (_log, _listening) = Log::listen();
     let server = RedisServer::start().await;
     for limiter in [Limiter::in_memory(), patient(&server.url())] {
@@ -97,7 +97,7 @@ async fn all_are_served_and_the_refused_are_counted() {
 
 /// The inner service is called in `call`, whatever Redis does.
 #[tokio::test]
-async fn nobody_is_delayed() {
+async fn requests_are_not_delayed() {
     let (_log, _listening) = Log::listen();
     let server = RedisServer::start().await;
     let limiter = patient(&server.url());
@@ -118,7 +118,7 @@ async fn nobody_is_delayed() {
 
 /// The wait that a request would have is known; no request has it.
 #[tokio::test(start_paused = true)]
-async fn waits_are_told_and_not_waited() {
+async fn waits_are_counted_and_not_waited_for() {
     let (_log, _listening) = Log::listen();
     let limiter = Limiter::in_memory();
     let scope = Quota::per_second(1.0).burst(1.0).scope("second");
@@ -143,7 +143,7 @@ async fn waits_are_told_and_not_waited() {
 
 /// What is impossible is refused nobody either.
 #[tokio::test]
-async fn the_impossible_is_let_through() {
+async fn cost_over_the_capacity_is_let_through() {
     let (_log, _listening) = Log::listen();
     let limiter = Limiter::in_memory();
     let told = Metrics::default();
@@ -199,7 +199,7 @@ async fn costs_are_settled() {
 /// out of it.
 #[cfg(feature = "tracing")]
 #[tokio::test]
-async fn refusals_are_told_at_debug() {
+async fn rejections_are_logged_at_debug() {
     let (log, _listening) = Log::listen();
     let limiter = Limiter::in_memory();
     let scope = Quota::per_day(1.0).scope("told").key("customer-17");

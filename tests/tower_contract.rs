@@ -397,7 +397,7 @@ async fn a_crowd_over_a_buffer_and_a_concurrency_limit_is_paced() {
 // Sleeping holds nothing, holding does not sleep
 
 #[tokio::test(start_paused = true)]
-async fn a_sleeper_holds_no_slot_of_the_inner_service() {
+async fn waiting_request_holds_no_slot_of_the_inner_service() {
     for_each_waiting_mode!(ONE, LONG, |mode, limiter, layer| {
         limiter.try_acquire(ONE).await.unwrap();
         let inner = Strict::new();
@@ -416,7 +416,7 @@ async fn a_sleeper_holds_no_slot_of_the_inner_service() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_refusal_holds_no_slot_of_the_inner_service() {
+async fn rejection_holds_no_slot_of_the_inner_service() {
     for_each_mode!(DAY, TICK, |mode, limiter, layer| {
         limiter.try_acquire(DAY.cost(5.0)).await.unwrap();
         let mut limited = ConcurrencyLimit::new(Strict::new(), 1);
@@ -510,7 +510,7 @@ async fn tokens_do_not_age_while_the_inner_service_is_not_ready() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn tokens_do_not_age_when_the_inner_service_becomes_unready_during_the_sleep() {
+async fn tokens_do_not_age_when_the_inner_service_becomes_unready_during_the_wait() {
     for_each_waiting_mode!(ONE, LONG, |mode, limiter, layer| {
         let times = paced(layer, (ms(50), ms(1_050))).await;
         assert_eq!(times.len(), 8, "{mode}");
@@ -570,7 +570,7 @@ async fn a_service_that_is_dropped_gives_its_token_back() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn clones_do_not_share_the_token_in_hand() {
+async fn clones_do_not_share_the_held_permit() {
     let limiter = Limiter::in_memory();
     let inner = Strict::new();
     let mut service = layer(&limiter, DAY, LONG).layer(inner.clone());
@@ -590,7 +590,7 @@ async fn clones_do_not_share_the_token_in_hand() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_clone_of_a_sleeper_or_of_a_refused_one_starts_afresh() {
+async fn clone_of_a_waiting_or_rejected_service_starts_idle() {
     let limiter = Limiter::in_memory();
     limiter.try_acquire(ONE).await.unwrap();
     let mut service = layer(&limiter, ONE, ms(20)).layer(Strict::new());
@@ -626,7 +626,7 @@ async fn call_without_poll_ready_works() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn call_before_a_pending_poll_ready_is_over_still_makes_the_inner_service_ready() {
+async fn call_during_a_pending_poll_ready_makes_the_inner_service_ready() {
     let limiter = Limiter::in_memory();
     limiter.try_acquire(ONE).await.unwrap();
     let inner = Strict::new();
@@ -643,7 +643,7 @@ async fn call_before_a_pending_poll_ready_is_over_still_makes_the_inner_service_
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_refusal_is_kept_for_call_and_forgotten_in_time() {
+async fn rejection_is_kept_for_call_until_retry_after() {
     let limiter = Limiter::in_memory();
     limiter.try_acquire(ONE).await.unwrap();
     let inner = Strict::new();
@@ -671,7 +671,7 @@ async fn a_refusal_is_kept_for_call_and_forgotten_in_time() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_inner_error_of_poll_ready_passes_and_refunds() {
+async fn inner_error_of_poll_ready_passes_and_refunds() {
     for_each_mode!(DAY, LONG, |mode, limiter, layer| {
         let inner = Strict::new();
         let mut service = layer.layer(inner.clone());
@@ -685,7 +685,7 @@ async fn an_inner_error_of_poll_ready_passes_and_refunds() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_inner_error_after_the_sleep_passes_and_refunds() {
+async fn inner_error_after_the_wait_passes_and_refunds() {
     for_each_waiting_mode!(ONE, LONG, |mode, limiter, layer| {
         limiter.try_acquire(ONE).await.unwrap();
         let inner = Strict::new();
@@ -758,7 +758,7 @@ where
 }
 
 #[tokio::test(start_paused = true)]
-async fn dropped_after_any_number_of_polls_it_gives_back() {
+async fn future_dropped_after_any_poll_gives_tokens_back() {
     for_each_mode!(ROOMY, LONG, |mode, limiter, layer| {
         for spent in [20.0, 50.0] {
             for unready in [None, Some((ms(0), ms(70))), Some((ms(50), ms(150)))] {
@@ -787,7 +787,7 @@ async fn dropped_after_any_number_of_polls_it_gives_back() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_response_that_is_dropped_before_its_first_poll() {
+async fn response_future_dropped_before_its_first_poll() {
     for_each_mode!(DAY, LONG, |mode, limiter, layer| {
         let inner = Strict::new();
         let mut service = layer.layer(inner.clone());
@@ -806,7 +806,7 @@ async fn a_response_that_is_dropped_before_its_first_poll() {
 // What extractors and scopes may be
 
 #[tokio::test(start_paused = true)]
-async fn an_extractor_that_panics_takes_nothing_and_breaks_nothing() {
+async fn panicking_extractor_takes_nothing() {
     for max_wait in [Duration::ZERO, LONG] {
         let limiter = Limiter::in_memory();
         let inner = Strict::new();
@@ -829,7 +829,7 @@ async fn an_extractor_that_panics_takes_nothing_and_breaks_nothing() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_longest_wait_there_is() {
+async fn max_wait_may_be_unbounded() {
     for_each_waiting_mode!(ONE, Duration::MAX, |mode, _limiter, layer| {
         let inner = Strict::new();
         let mut service = layer.layer(inner.clone());
@@ -864,7 +864,7 @@ async fn a_cost_of_zero_always_passes() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn impossible_costs_are_refused_for_good() {
+async fn impossible_costs_are_rejected_without_retry_after() {
     let negative = [-1.0, -f64::MIN_POSITIVE, f64::NEG_INFINITY];
     let large = [5.000_001, f64::MAX, f64::INFINITY, f64::NAN];
     for cost in negative.into_iter().chain(large) {
@@ -886,7 +886,7 @@ async fn impossible_costs_are_refused_for_good() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_same_bucket_twice_is_one_demand_of_both_costs() {
+async fn same_bucket_twice_is_one_request_with_both_costs() {
     for max_wait in [Duration::ZERO, LONG] {
         let limiter = Limiter::in_memory();
         let mut service = layer(&limiter, [DAY, DAY], max_wait).layer(Strict::new());
@@ -917,7 +917,7 @@ async fn the_same_bucket_twice_is_one_demand_of_both_costs() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn one_of_several_scopes_refuses_for_all() {
+async fn one_of_several_scopes_rejects_the_request() {
     const OTHER: Scope = Quota::per_day(1.0).scope("other");
     for max_wait in [Duration::ZERO, LONG] {
         let limiter = Limiter::in_memory();
@@ -933,7 +933,7 @@ async fn one_of_several_scopes_refuses_for_all() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn no_scope_is_no_limit() {
+async fn no_scope_means_no_limit() {
     for max_wait in [Duration::ZERO, LONG] {
         let limiter = Limiter::in_memory();
         let inner = Strict::new();
@@ -949,7 +949,7 @@ async fn no_scope_is_no_limit() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn no_key_reaches_the_bucket_of_another() {
+async fn different_keys_have_different_buckets() {
     const SITE: Scope = Quota::per_day(1.0).scope("site");
     const KEY: Scope = Quota::per_day(1.0).scope("key");
     let long = "x".repeat(10_000);

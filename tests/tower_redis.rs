@@ -34,7 +34,7 @@ async fn answer(req: u32) -> Result<u32, Infallible> {
 
 /// What is known to be refused is refused in `call`, where the inner service is ready already.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_known_refusal_frees_the_slot_of_the_inner_service() {
+async fn cached_rejection_frees_the_slot_of_the_inner_service() {
     let server = RedisServer::start().await;
     let limiter = Limiter::redis(&server.url()).expect("a URL");
     let day = Quota::per_day(1.0).scope("day");
@@ -58,7 +58,7 @@ async fn a_known_refusal_frees_the_slot_of_the_inner_service() {
 /// A sleeper is there already, so that readiness waits for the answer, with a place in the inner
 /// service; the answer is "later", and the place must be free again.
 #[tokio::test(flavor = "multi_thread")]
-async fn an_answer_that_says_later_frees_the_slot_of_the_inner_service() {
+async fn reservation_frees_the_slot_of_the_inner_service() {
     let server = RedisServer::start().await;
     let limiter = Limiter::redis(&server.url()).expect("a URL");
     // The turns come after half a minute and a whole one.
@@ -92,7 +92,7 @@ async fn an_answer_that_says_later_frees_the_slot_of_the_inner_service() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn readiness_does_not_wait_for_the_round_trip_while_tokens_abound() {
+async fn readiness_does_not_wait_for_redis_if_tokens_are_plentiful() {
     let server = RedisServer::start().await;
     let limiter = Limiter::redis(&server.url()).expect("a URL");
     let wide = Quota::per_day(200.0).scope("wide");
@@ -147,7 +147,7 @@ impl Drop for Guard {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_runtime_that_shuts_down_under_permits_and_sleepers_does_not_hang() {
+async fn runtime_shutdown_with_permits_and_waiters_does_not_hang() {
     let server = RedisServer::start().await;
     let url = server.url();
     let (done, over) = tokio::sync::oneshot::channel();
@@ -177,7 +177,7 @@ async fn a_runtime_that_shuts_down_under_permits_and_sleepers_does_not_hang() {
 
 /// Services and futures dropped after any number of polls, in `poll_ready` and in `call`.
 #[tokio::test(flavor = "multi_thread")]
-async fn dropped_at_any_poll_over_redis_nothing_is_lost() {
+async fn future_dropped_at_any_poll_loses_no_tokens() {
     let server = RedisServer::start().await;
     let limiter = Limiter::builder()
         .redis(server.url())

@@ -168,7 +168,7 @@ async fn answer(State(seen): State<Seen>, request: Request) -> Response {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn all_processes_hold_back_together_and_go_on_at_the_rate() {
+async fn all_processes_pause_together_and_resume_at_the_rate() {
     let server = RedisServer::start().await;
     let seen = Seen::default();
     let app = Router::new().fallback(answer).with_state(seen.clone());

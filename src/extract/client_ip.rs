@@ -114,7 +114,7 @@ impl ClientIp {
     pub fn ipv6_prefix(mut self, bits: u8) -> Self {
         assert!(
             (32..=128).contains(&bits),
-            "clients cannot be told apart by {bits} bits of an IPv6 address: write 32 to 128, \
+            "an IPv6 prefix of {bits} bits is invalid: it must be 32 to 128 bits, \
              such as 56"
         );
         self.ipv6_prefix = bits;

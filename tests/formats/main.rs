@@ -28,7 +28,7 @@ async fn without_redis() -> Limiter {
 }
 
 #[tokio::test]
-async fn the_document_tells_what_is_sent() {
+async fn document_matches_the_answers() {
     let mut rows: Vec<Row> = http::rows().await;
     rows.extend(grpc::rows().await);
     table::compare(&rows);

@@ -20,7 +20,7 @@ fn of(method: &str, user: &str) -> Request<()> {
 }
 
 #[tokio::test]
-async fn a_tuple_of_keys_is_a_bucket_for_each_combination() {
+async fn tuple_of_keys_has_a_bucket_for_each_combination() {
     let limiter = Limiter::in_memory();
     let by = USER.by((method(), header("x-user"))).or_unlimited();
     for (method, user) in [("GET", "a"), ("GET", "b"), ("POST", "a")] {
@@ -53,7 +53,7 @@ async fn a_tuple_of_keys_is_a_bucket_for_each_combination() {
 }
 
 #[test]
-fn a_second_line_is_no_new_bucket() {
+fn second_header_line_selects_no_new_bucket() {
     let by = USER.by(header("x-user")).or_unlimited();
     let keyed = |lines: &[&'static [u8]]| {
         let mut request = Request::new(());
@@ -82,7 +82,7 @@ fn a_second_line_is_no_new_bucket() {
 }
 
 #[tokio::test]
-async fn a_tuple_of_limits_takes_from_all_or_none() {
+async fn tuple_of_limits_takes_from_all_or_none() {
     let limiter = Limiter::in_memory();
     let both = (SITE, USER.by(header("x-user")).or_unlimited());
     assert!(ScopeExtractor::<Request<()>>::fixed(&both).is_none());
@@ -111,7 +111,7 @@ async fn a_tuple_of_limits_takes_from_all_or_none() {
 }
 
 #[test]
-fn the_first_that_finds_somebody() {
+fn first_alternative_with_a_key_applies() {
     const WRITES: Scope = DAY.scope("writes");
     let client = USER
         .by(header("x-user"))
@@ -136,7 +136,7 @@ fn the_first_that_finds_somebody() {
 }
 
 #[tokio::test]
-async fn another_plan_keeps_what_is_left() {
+async fn plan_change_keeps_remaining_tokens() {
     let limiter = Limiter::in_memory();
     let by = USER
         .by(header("x-user"))
@@ -192,7 +192,7 @@ trait Otherwise {
 impl<X> Otherwise for Probe<X> {}
 
 #[test]
-fn a_chain_is_a_limit_once_it_says_what_requests_without_a_key_take_from() {
+fn chain_with_an_alternative_is_a_limit() {
     type User = By<Header>;
     type Client = By<ClientIp>;
     type Writes<X> = When<X, fn(&Request<()>) -> bool>;
@@ -233,7 +233,7 @@ fn a_chain_is_a_limit_once_it_says_what_requests_without_a_key_take_from() {
 }
 
 #[test]
-fn requests_without_a_key_are_unlimited_where_that_is_said() {
+fn or_unlimited_leaves_requests_without_a_key_unlimited() {
     let chain = || USER.by(header("x-user")).or(SITE.by(peer_ip()));
     let mut request = Request::new(());
     assert!(names(&chain().or_unlimited(), &request).is_empty());

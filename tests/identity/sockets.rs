@@ -90,7 +90,7 @@ fn proxy(own: &str, next: SocketAddr) -> Router {
 }
 
 #[tokio::test]
-async fn through_two_proxies_a_liar_is_itself() {
+async fn forged_header_through_two_proxies_is_ignored() {
     let trusted = TrustedProxies::none()
         .networks(["127.0.0.2", "127.0.0.3"])
         .unwrap();
@@ -122,7 +122,7 @@ async fn through_two_proxies_a_liar_is_itself() {
 }
 
 #[tokio::test]
-async fn bytes_that_no_library_sends() {
+async fn unusual_bytes_are_parsed_safely() {
     let client = client_ip(TrustedProxies::loopback());
     let server = serve("127.0.0.1:0", tells(client)).await;
     let long = [
@@ -160,7 +160,7 @@ async fn bytes_that_no_library_sends() {
 }
 
 #[tokio::test]
-async fn one_bucket_whatever_is_claimed() {
+async fn forged_headers_select_one_bucket() {
     let limiter = Limiter::in_memory();
     let limit = CLIENT.by(client_ip(TrustedProxies::none())).or(CLIENT);
     let limit = RateLimitLayer::new(&limiter, limit).respond_http();
@@ -189,7 +189,7 @@ async fn one_bucket_whatever_is_claimed() {
 }
 
 #[tokio::test]
-async fn peers_of_either_family() {
+async fn peers_of_both_address_families() {
     let peer = Router::new().route(
         "/",
         get(async |req: Request| {
@@ -214,7 +214,7 @@ async fn peers_of_either_family() {
 }
 
 #[tokio::test]
-async fn a_function_finds_keys_too() {
+async fn function_is_a_key_extractor() {
     let limiter = Limiter::in_memory();
     let limit = RateLimitLayer::new(&limiter, CLIENT.by((method(), peer_ip())).or(CLIENT));
     let hello = Router::new().route("/", get(async || "hello"));
@@ -297,7 +297,7 @@ async fn routes_and_users() {
 }
 
 #[tokio::test]
-async fn a_tonic_server_looks_behind_its_proxies() {
+async fn tonic_server_finds_clients_behind_proxies() {
     for (trusted, buckets) in [(TrustedProxies::loopback(), 2), (TrustedProxies::none(), 1)] {
         let limiter = Limiter::in_memory();
         let layer = RateLimitLayer::new(&limiter, CLIENT.by(client_ip(trusted)).or(CLIENT));

@@ -301,7 +301,7 @@ fn so_many_hops() {
 }
 
 #[test]
-fn nobody_is_trusted_unless_said() {
+fn no_proxy_is_trusted_by_default() {
     let client = client_ip(TrustedProxies::none());
     for peer in ["10.0.0.1", "127.0.0.1", "::1", "192.0.2.1"] {
         let request = request(ip(peer), XFF, [b"203.0.113.7".as_slice()]);
@@ -476,7 +476,7 @@ fn ipv6_prefixes() {
 }
 
 #[test]
-fn mistakes_are_told() {
+fn invalid_configuration_panics() {
     let panics = |f: fn()| std::panic::catch_unwind(f).is_err();
     assert!(panics(|| {
         let all = TrustedProxies::none().networks(["0.0.0.0/0"]).unwrap();

@@ -54,7 +54,7 @@ async fn behind_authentication(limiter: &Limiter) -> std::net::SocketAddr {
 }
 
 #[tokio::test]
-async fn invented_keys_do_not_raise_what_one_address_gets() {
+async fn invented_keys_do_not_raise_the_limit_of_an_address() {
     let limiter = Limiter::in_memory();
     let server = behind_authentication(&limiter).await;
     let mut admitted = 0;
@@ -73,7 +73,7 @@ async fn invented_keys_do_not_raise_what_one_address_gets() {
 }
 
 #[tokio::test]
-async fn an_account_has_one_bucket_from_all_addresses() {
+async fn account_has_one_bucket_for_all_addresses() {
     let limiter = Limiter::in_memory();
     let server = behind_authentication(&limiter).await;
     let mut admitted = 0;
@@ -118,7 +118,7 @@ async fn admitted_over_http2(name: &'static str, values: &[String]) -> u32 {
 }
 
 #[tokio::test]
-async fn spaces_around_a_key_are_not_part_of_it() {
+async fn spaces_around_a_key_are_removed() {
     let spelled = |n: usize| {
         let space = [" ", "\t", " \t"][n % 3];
         format!("{}k{}", space.repeat(n % 7), space.repeat(n / 7))
@@ -131,7 +131,7 @@ async fn spaces_around_a_key_are_not_part_of_it() {
 }
 
 #[tokio::test]
-async fn a_scheme_has_no_case() {
+async fn scheme_is_case_insensitive() {
     let spelled = ["Bearer k", "bearer k", "BEARER k", "Bearer  k", "bearer\tk"].map(String::from);
     assert_eq!(admitted_over_http2("authorization", &spelled).await, 3);
     assert_eq!(
@@ -151,7 +151,7 @@ async fn a_scheme_has_no_case() {
 }
 
 #[tokio::test]
-async fn one_host_is_one_key_whoever_names_it() {
+async fn host_and_authority_are_one_key() {
     let by = CLIENT.by(header("host")).or_unlimited();
     let keyed = |uri: &str, host: Option<&str>| {
         let mut request = http::Request::builder().uri(uri);
@@ -190,7 +190,7 @@ fn cookies_in_several_lines_are_one_key() {
 }
 
 #[test]
-fn text_of_any_script_is_a_key_as_it_is_written() {
+fn text_of_any_script_is_kept_as_key() {
     let by = CLIENT.by(header("x-user")).or_unlimited();
     let mut request = http::Request::new(());
     let value = HeaderValue::from_bytes("zoë".as_bytes()).unwrap();
@@ -200,7 +200,7 @@ fn text_of_any_script_is_a_key_as_it_is_written() {
 }
 
 #[tokio::test]
-async fn a_folded_line_reaches_no_limit() {
+async fn folded_header_line_is_rejected_by_the_server() {
     let limiter = Limiter::in_memory();
     let limit = CLIENT.by(header("x-api-key")).or(UNKNOWN);
     let layer = RateLimitLayer::new(&limiter, limit).respond_http();
@@ -212,7 +212,7 @@ async fn a_folded_line_reaches_no_limit() {
 
 /// As the table of `matched_path` says.
 #[tokio::test]
-async fn where_axum_offers_a_route() {
+async fn matched_path_by_position_of_the_limit() {
     const ROUTE: Scope = Quota::per_day(2.0).scope("route");
     const NO_ROUTE: Scope = Quota::per_day(2.0).scope("no-route");
     let limiter = Limiter::in_memory();
@@ -292,7 +292,7 @@ async fn where_axum_offers_a_route() {
 
 /// axum writes the root of a nested router in two ways.
 #[tokio::test]
-async fn a_route_is_one_key_however_its_path_is_spelled() {
+async fn route_is_one_key_for_all_spellings_of_its_path() {
     let limiter = Limiter::in_memory();
     let by = CLIENT.by(matched_path()).or(UNKNOWN);
     let limit = || RateLimitLayer::new(&limiter, by.clone()).respond_http();
