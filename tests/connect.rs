@@ -132,10 +132,11 @@ async fn tls_to_a_port_that_does_not_speak_it_is_degraded() {
 /// The permissions that `docs/redis.md` names.
 #[cfg(all(feature = "tracing", feature = "metrics"))]
 mod rights {
-    use super::*;
     use listen::Log;
     use tower_throttle::{Quota, Scope};
     use tracing::Level;
+
+    use super::*;
 
     const PAGE: &str = include_str!("../docs/redis.md");
 

@@ -5,8 +5,7 @@ mod support;
 
 use std::time::Duration;
 
-use redis::RedisError;
-use redis::aio::MultiplexedConnection;
+use redis::{RedisError, aio::MultiplexedConnection};
 use tokio::time::{Instant, sleep, timeout};
 
 use self::support::{Proxy, RedisServer};

@@ -9,6 +9,7 @@ use std::{
     task::{Context, Poll, Waker},
     time::Duration,
 };
+
 use tokio::time::advance;
 use tower::{Layer, Service, service_fn};
 use tower_throttle::*;

@@ -9,6 +9,7 @@ use std::{
     task::{Context, Waker},
     time::Duration,
 };
+
 use support::RedisServer;
 use tower::{Layer, Service, limit::ConcurrencyLimit, service_fn};
 use tower_throttle::*;

@@ -5,14 +5,13 @@ use std::{sync::Arc, time::Duration};
 use tokio::time::Instant;
 
 use super::queue::Waiter;
+pub(crate) use crate::redis::{Mark, Mode, Op};
 use crate::{
     bucket::BucketParams,
     decision::{DecidedBy, Decision, Failure},
     redis,
     scope::{BucketId, Hashes, Lookup, Scope},
 };
-
-pub(crate) use crate::redis::{Mark, Mode, Op};
 
 pub(crate) struct RedisBackend {
     batcher: redis::Batcher<Arc<Waiter>, redis::RedisConnection>,

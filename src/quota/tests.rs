@@ -1,7 +1,8 @@
 //! A quota as text and as numbers.
 
-use super::{super::parse::UNITS, *};
 use proptest::prelude::*;
+
+use super::{super::parse::UNITS, *};
 
 fn read(text: &str) -> Quota {
     text.parse().unwrap_or_else(|error| panic!("{error}"))

@@ -4,12 +4,13 @@ use std::time::Duration;
 
 use tokio::time::timeout;
 
-use crate::redis::{
-    connection::failure::timed_out, connection::transport::Session, script::HEARTBEAT,
-};
 use crate::{
     decision::{Failure, FailureKind},
     peers::HeartbeatReply,
+    redis::{
+        connection::{failure::timed_out, transport::Session},
+        script::HEARTBEAT,
+    },
     scope::Keyspace,
 };
 

@@ -341,8 +341,9 @@ impl fmt::Debug for Scope {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
     use proptest::prelude::*;
+
+    use super::*;
 
     const SITE: Scope = Quota::per_second(1.0).scope("site");
     const SALT: [u8; 32] = [7; 32];

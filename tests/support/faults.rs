@@ -1,10 +1,8 @@
 //! What goes wrong inside a Redis that goes on running, and how it is mended.
 
-use std::fs;
-use std::time::Duration;
+use std::{fs, time::Duration};
 
-use redis::aio::MultiplexedConnection;
-use redis::{FromRedisValue, RedisError, ToRedisArgs};
+use redis::{FromRedisValue, RedisError, ToRedisArgs, aio::MultiplexedConnection};
 use tokio::time::{Instant, sleep};
 
 use super::redis_server::{PATIENCE, POLL, RedisServer};

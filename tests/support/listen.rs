@@ -2,19 +2,23 @@
 
 #![allow(dead_code, unreachable_pub)]
 
-use std::cell::RefCell;
-use std::collections::BTreeMap;
-use std::fmt;
-use std::marker::PhantomData;
-use std::sync::{Arc, Mutex, Once, PoisonError};
+use std::{
+    cell::RefCell,
+    collections::BTreeMap,
+    fmt,
+    marker::PhantomData,
+    sync::{Arc, Mutex, Once, PoisonError},
+};
 
 use metrics::{
     Counter, CounterFn, Gauge, GaugeFn, Histogram, Key, KeyName, Metadata, Recorder, SharedString,
     Unit,
 };
-use tracing::field::{Field, Visit};
-use tracing::span::{Attributes, Id, Record};
-use tracing::{Event, Level, Subscriber};
+use tracing::{
+    Event, Level, Subscriber,
+    field::{Field, Visit},
+    span::{Attributes, Id, Record},
+};
 
 /// Everything that the crate logs on the thread that listens, as lines.
 #[derive(Clone, Default)]

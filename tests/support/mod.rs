@@ -10,6 +10,8 @@ mod process;
 mod proxy;
 mod redis_server;
 
-pub use self::faults::Full;
-pub use self::proxy::{Mode, Proxy};
-pub use self::redis_server::RedisServer;
+pub use self::{
+    faults::Full,
+    proxy::{Mode, Proxy},
+    redis_server::RedisServer,
+};

@@ -1,10 +1,12 @@
 //! A child process that cannot outlive us.
 
-use std::fs::File;
-use std::io::ErrorKind;
-use std::os::unix::process::CommandExt;
-use std::path::Path;
-use std::process::{Child, Command, Stdio};
+use std::{
+    fs::File,
+    io::ErrorKind,
+    os::unix::process::CommandExt,
+    path::Path,
+    process::{Child, Command, Stdio},
+};
 
 /// `redis-server`, and a shell that outlives us just long enough to kill it.
 #[derive(Debug)]

@@ -7,18 +7,30 @@ use tokio::{
     time::{Instant, timeout},
 };
 
-use crate::redis::{
-    connection::failure::timed_out, lease::Leases, ledger::Ledger, level_cache::LevelCache, op::Op,
-    op::QueuedOp,
+use super::{
+    command::Command,
+    connection::Connection,
+    context::Context,
+    leases,
+    queue::{MAX_QUEUED, Mark, NEVER, SharedQueue},
+    request::{PendingRequest, Requester, abandoned},
+    worker::Worker,
 };
 use crate::{
-    clock::LONGEST_WAIT, decision::Failure, decision::FailureKind, runtime, scope::Keyspace,
-    scope::Scope, task::supervised, telemetry::Meter,
+    clock::LONGEST_WAIT,
+    decision::{Failure, FailureKind},
+    redis::{
+        connection::failure::timed_out,
+        lease::Leases,
+        ledger::Ledger,
+        level_cache::LevelCache,
+        op::{Op, QueuedOp},
+    },
+    runtime,
+    scope::{Keyspace, Scope},
+    task::supervised,
+    telemetry::Meter,
 };
-
-use super::queue::{MAX_QUEUED, Mark, NEVER, SharedQueue};
-use super::request::{PendingRequest, Requester, abandoned};
-use super::{command::Command, connection::Connection, context::Context, leases, worker::Worker};
 
 /// How often an operation is queued again because workers end before they have answered.
 const MOST_ATTEMPTS: usize = 4;

@@ -4,9 +4,12 @@ use std::hash::BuildHasher;
 
 use hashbrown::HashTable;
 
-use crate::{bucket::BucketParams, packed_map::Hashing, scope::BucketId, scope::Scope};
-
 use super::{merged_take::MergedTake, request::Requester};
+use crate::{
+    bucket::BucketParams,
+    packed_map::Hashing,
+    scope::{BucketId, Scope},
+};
 
 /// Buckets in one call. Redis runs one script at a time: a longer one would delay its other users.
 pub(super) const MOST_BUCKETS: usize = 128;

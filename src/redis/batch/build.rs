@@ -4,14 +4,21 @@ use std::collections::VecDeque;
 
 use tokio::time::Instant;
 
-use crate::decision::{Failure, FailureKind};
-use crate::{redis::op::QueuedOp, scope::Scope};
-
-use super::bucket::{BucketIndex, Last, MOST_BUCKETS, Unfit};
-use super::request::{PendingRequest, Requester};
 use super::{
-    call::Batch, call::Step, command::Command, connection::Connection, context::Context,
-    leases::TakenAhead, merged_take::MergedTake, queue_time::QueueTime,
+    bucket::{BucketIndex, Last, MOST_BUCKETS, Unfit},
+    call::{Batch, Step},
+    command::Command,
+    connection::Connection,
+    context::Context,
+    leases::TakenAhead,
+    merged_take::MergedTake,
+    queue_time::QueueTime,
+    request::{PendingRequest, Requester},
+};
+use crate::{
+    decision::{Failure, FailureKind},
+    redis::op::QueuedOp,
+    scope::Scope,
 };
 
 /// Commands in one call. Equal requests are merged, so that most of these cost Redis nothing.

@@ -2,15 +2,23 @@
 
 use tokio::time::Instant;
 
-use crate::redis::{
-    ledger::Ledger, level_cache::BucketState, op::QueuedOp, script::Argument, script::First,
-    script::Reply,
-};
-use crate::{decision::Failure, peers::RatePart};
-
 use super::{
-    bucket::CallBucket, bucket::Last, connection::Connection, context::Context, leases::TakenAhead,
-    merged_take::MergedTake, merged_take::Results, request::Requester,
+    bucket::{CallBucket, Last},
+    connection::Connection,
+    context::Context,
+    leases::TakenAhead,
+    merged_take::{MergedTake, Results},
+    request::Requester,
+};
+use crate::{
+    decision::Failure,
+    peers::RatePart,
+    redis::{
+        ledger::Ledger,
+        level_cache::BucketState,
+        op::QueuedOp,
+        script::{Argument, First, Reply},
+    },
 };
 
 /// Commands that go to Redis as one call.

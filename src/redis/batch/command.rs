@@ -2,10 +2,12 @@
 
 use tokio::time::Instant;
 
-use crate::redis::{lease::LeaseRequest, ledger::Ledger, op::QueuedOp};
-use crate::{decision::Failure, scope::Scope};
-
 use super::request::{PendingRequest, Requester};
+use crate::{
+    decision::Failure,
+    redis::{lease::LeaseRequest, ledger::Ledger, op::QueuedOp},
+    scope::Scope,
+};
 
 /// What is rarer than requests is boxed, so that the queue stays small.
 pub(crate) enum Command<R: Requester> {

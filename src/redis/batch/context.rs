@@ -2,10 +2,12 @@
 
 use std::sync::Arc;
 
-use crate::redis::{lease::Leases, ledger::Ledger, level_cache::LevelCache};
-use crate::{scope::Keyspace, telemetry::Meter};
-
 use super::connection::Connection;
+use crate::{
+    redis::{lease::Leases, ledger::Ledger, level_cache::LevelCache},
+    scope::Keyspace,
+    telemetry::Meter,
+};
 
 pub(super) struct Context<C: Connection> {
     pub(super) connection: C,

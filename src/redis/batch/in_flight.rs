@@ -4,11 +4,15 @@ use std::sync::Arc;
 
 use tokio::time::Instant;
 
-use crate::decision::{Failure, FailureKind};
-use crate::redis::script::Reply;
-
 use super::{
-    call::Batch, connection::Connection, connection::Deadline, context::Context, request::Requester,
+    call::Batch,
+    connection::{Connection, Deadline},
+    context::Context,
+    request::Requester,
+};
+use crate::{
+    decision::{Failure, FailureKind},
+    redis::script::Reply,
 };
 
 /// A call that answers everybody in any case.

@@ -5,16 +5,22 @@ use std::sync::Arc;
 
 use tokio::time::Instant;
 
-use crate::redis::lease::{IDLE_CHECK, LeaseRequest, Leases};
-use crate::redis::{
-    ledger::Ledger, level_cache::BucketState, op::Op, op::QueuedOp, script::Answer,
-    script::Argument,
-};
-use crate::scope::Scope;
-
 use super::{
-    bucket::CallBucket, connection::Connection, connection::Deadline, context::Context,
-    merged_take::MergedTake, request::Requester,
+    bucket::CallBucket,
+    connection::{Connection, Deadline},
+    context::Context,
+    merged_take::MergedTake,
+    request::Requester,
+};
+use crate::{
+    redis::{
+        lease::{IDLE_CHECK, LeaseRequest, Leases},
+        ledger::Ledger,
+        level_cache::BucketState,
+        op::{Op, QueuedOp},
+        script::{Answer, Argument},
+    },
+    scope::Scope,
 };
 
 /// Idle leases that one call returns: requests are not to wait behind all of them.

@@ -1,15 +1,16 @@
 //! Requests that the script decides as one: which are merged, and what each of them gets.
 
-use crate::redis::level_cache::BucketState;
-use crate::redis::script::{Answer, Argument, First};
+use super::request::{PendingRequest, Requester};
 use crate::{
     bucket::{BucketParams, Reservation, Taken},
     clock::from_us,
     decision::{Decision, Failure},
     peers::RatePart,
+    redis::{
+        level_cache::BucketState,
+        script::{Answer, Argument, First},
+    },
 };
-
-use super::request::{PendingRequest, Requester};
 
 /// Equal requests are merged if their waits differ by at most this part of the longest. The
 /// shortest is used for all of them, so that nobody waits for longer than requested.

@@ -7,9 +7,8 @@ use std::{
 
 use tokio::{runtime::Id, sync::Notify};
 
-use crate::telemetry::Meter;
-
 use super::{command::Command, request::Requester};
+use crate::telemetry::Meter;
 
 /// Requests that may be queued before further ones are left to the fallback.
 pub(crate) const MAX_QUEUED: usize = 131_072;

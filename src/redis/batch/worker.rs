@@ -5,13 +5,20 @@ use std::{collections::VecDeque, pin::pin, sync::Arc};
 
 use futures_util::stream::{FuturesUnordered, StreamExt};
 
-use crate::decision::Failure;
-
 use super::{
-    bucket::BucketIndex, call::Batch, command::Command, connection::Connection,
-    connection::Deadline, context::Context, in_flight::InFlight, leases, leases::IdleLeases,
-    queue::NEVER, queue::SharedQueue, queue_time::QueueTime, request::Requester,
+    bucket::BucketIndex,
+    call::Batch,
+    command::Command,
+    connection::{Connection, Deadline},
+    context::Context,
+    in_flight::InFlight,
+    leases,
+    leases::IdleLeases,
+    queue::{NEVER, SharedQueue},
+    queue_time::QueueTime,
+    request::Requester,
 };
+use crate::decision::Failure;
 
 /// With fewer commands gathered, a second call in flight would only halve the batches.
 const SECOND_CALL: usize = 128;

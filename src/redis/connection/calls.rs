@@ -4,15 +4,20 @@ use std::time::Duration;
 
 use tokio::time::{Instant, timeout};
 
-use crate::redis::{
-    connection::failure::{data_lost, timed_out},
-    connection::state::ConnectionState,
-    connection::transport::Session,
-    heartbeat::Epoch,
-    op::Op,
-    script::{ACQUIRE, Argument, First, Reply},
+use crate::{
+    bucket::BucketParams,
+    decision::Failure,
+    redis::{
+        connection::{
+            failure::{data_lost, timed_out},
+            state::ConnectionState,
+            transport::Session,
+        },
+        heartbeat::Epoch,
+        op::Op,
+        script::{ACQUIRE, Argument, First, Reply},
+    },
 };
-use crate::{bucket::BucketParams, decision::Failure};
 
 /// A name that no scope can have, because `#` is escaped.
 const PROBE: &str = "#probe";

@@ -2,10 +2,14 @@
 
 use std::{sync::Arc, time::Duration};
 
-use crate::redis::{
-    connection::transport::Transport, lease::Leases, ledger::Ledger, level_cache::LevelCache,
+use crate::{
+    peers::Peers,
+    redis::{
+        connection::transport::Transport, lease::Leases, ledger::Ledger, level_cache::LevelCache,
+    },
+    scope::Keyspace,
+    telemetry::Observer,
 };
-use crate::{peers::Peers, scope::Keyspace, telemetry::Observer};
 
 /// The shortest recovery window: longer than the longest pause between two probes and the
 /// time-outs around it, so that all peers have written back what they spent.

@@ -8,14 +8,14 @@ use std::{
 
 use tokio::time::Instant;
 
-use crate::redis::{
-    level_cache::{LastLevel, LevelCache},
-    op::Op,
-    script::{Argument, First, Reply},
-};
 use crate::{
     bucket::{BucketParams, Debt, Reservation},
     clock::from_us,
+    redis::{
+        level_cache::{LastLevel, LevelCache},
+        op::Op,
+        script::{Argument, First, Reply},
+    },
     scope::{BucketId, Keyspace, Scope},
 };
 

@@ -8,11 +8,13 @@ use std::{
 
 use tokio::{runtime::Builder, time::timeout};
 
-use crate::redis::{
-    connection::transport::{Session, Transport},
-    heartbeat::Heartbeat,
+use crate::{
+    redis::{
+        connection::transport::{Session, Transport},
+        heartbeat::Heartbeat,
+    },
+    scope::Keyspace,
 };
-use crate::scope::Keyspace;
 
 /// The longest delay of a runtime that shuts down.
 const LONGEST: Duration = Duration::from_millis(500);

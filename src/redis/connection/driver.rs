@@ -18,17 +18,17 @@ use tokio::{
 
 #[cfg(feature = "tls")]
 use crate::redis::connection::tls::Tls;
-use crate::redis::{
-    connection::transport::{Session, Transport},
-    connection::{
-        classify::{classify, io_failure},
-        failure::{is_time_paused, timed_out},
-    },
-    script::Script,
-};
 use crate::{
     config_error::ConfigError,
     decision::{Failure, FailureKind},
+    redis::{
+        connection::{
+            classify::{classify, io_failure},
+            failure::{is_time_paused, timed_out},
+            transport::{Session, Transport},
+        },
+        script::Script,
+    },
 };
 
 /// Connects to one address.

@@ -11,13 +11,16 @@ use std::{
 use futures_util::future::{BoxFuture, FutureExt, join_all};
 use tokio::time::{Instant, sleep, timeout};
 
-use crate::redis::{
-    connection::driver::RedisTransport,
-    connection::transport::{Session, Transport},
-    script::{ACQUIRE, Script},
-};
 use crate::{
-    FailureKind, Health, Limiter, Quota, Scope, decision::Failure,
+    FailureKind, Health, Limiter, Quota, Scope,
+    decision::Failure,
+    redis::{
+        connection::{
+            driver::RedisTransport,
+            transport::{Session, Transport},
+        },
+        script::{ACQUIRE, Script},
+    },
     verification::parity::support::RedisServer,
 };
 

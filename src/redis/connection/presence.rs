@@ -4,16 +4,18 @@ use std::{sync::atomic::Ordering, time::Duration};
 
 use tokio::time::Instant;
 
-use crate::redis::{
-    connection::failure::timed_out,
-    connection::state::{ConnectionState, Stage},
-    connection::transport::Session,
-    heartbeat::{Age, Answer, Epoch, Heartbeat},
-};
 use crate::{
     clock::to_us,
     decision::{Failure, FailureKind},
     peers::{HeartbeatReply, SILENCE},
+    redis::{
+        connection::{
+            failure::timed_out,
+            state::{ConnectionState, Stage},
+            transport::Session,
+        },
+        heartbeat::{Age, Answer, Epoch, Heartbeat},
+    },
 };
 
 /// Nothing is reserved for a limiter that falls silent after less than this: a process that runs

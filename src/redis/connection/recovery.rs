@@ -11,13 +11,15 @@ use std::sync::atomic::Ordering;
 
 use tokio::time::Instant;
 
-use crate::decision::Failure;
-use crate::redis::connection::{
-    calls::Target,
-    corrections::{Call, cap_levels, undo},
-    failure::disconnected,
-    state::ConnectionState,
-    transport::Session,
+use crate::{
+    decision::Failure,
+    redis::connection::{
+        calls::Target,
+        corrections::{Call, cap_levels, undo},
+        failure::disconnected,
+        state::ConnectionState,
+        transport::Session,
+    },
 };
 
 impl ConnectionState {

@@ -7,15 +7,20 @@ use std::{
 
 use tokio::time::{Instant, timeout_at};
 
-use crate::redis::{
-    batch::connection::{Connection, Deadline},
-    connection::calls::Target,
-    connection::config::ConnectionConfig,
-    connection::failure::{disconnected, is_time_paused, timed_out},
-    connection::state::{ConnectionState, LiveSession, Stage},
-    connection::supervisor::Supervisor,
+use crate::{
+    decision::Failure,
+    peers::RatePart,
+    redis::{
+        batch::connection::{Connection, Deadline},
+        connection::{
+            calls::Target,
+            config::ConnectionConfig,
+            failure::{disconnected, is_time_paused, timed_out},
+            state::{ConnectionState, LiveSession, Stage},
+            supervisor::Supervisor,
+        },
+    },
 };
-use crate::{decision::Failure, peers::RatePart};
 
 /// How long each call may wait for the first connection, up to its own time-out. Connecting takes
 /// about ten round trips: if the first calls come too early for it, that is no outage yet.

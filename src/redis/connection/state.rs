@@ -14,15 +14,20 @@ use tokio::{
     time::Instant,
 };
 
-use crate::redis::{
-    connection::breaker::{Action, Breaker, Event},
-    connection::config::ConnectionConfig,
-    connection::corrections::Payments,
-    connection::failure::disconnected,
-    connection::transport::Session,
-    heartbeat::Epoch,
+use crate::{
+    decision::Failure,
+    redis::{
+        connection::{
+            breaker::{Action, Breaker, Event},
+            config::ConnectionConfig,
+            corrections::Payments,
+            failure::disconnected,
+            transport::Session,
+        },
+        heartbeat::Epoch,
+    },
+    telemetry::HealthChange,
 };
-use crate::{decision::Failure, telemetry::HealthChange};
 
 pub(super) struct ConnectionState {
     pub(super) config: ConnectionConfig,

@@ -26,13 +26,15 @@ use tokio::{
     time::{Instant, sleep},
 };
 
-use crate::redis::connection::{
-    calls::Target,
-    deregister::Deregistration,
-    failure::data_lost,
-    state::{ConnectionState, LiveSession},
+use crate::{
+    redis::connection::{
+        calls::Target,
+        deregister::Deregistration,
+        failure::data_lost,
+        state::{ConnectionState, LiveSession},
+    },
+    task,
 };
-use crate::task;
 
 /// Between two heartbeats.
 const HEARTBEAT: Duration = Duration::from_secs(1);

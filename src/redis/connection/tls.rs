@@ -13,10 +13,10 @@ use tokio_rustls::{
     },
 };
 
-use crate::redis::connection::classify::io_failure;
 use crate::{
     config_error::ConfigError,
     decision::{Failure, FailureKind},
+    redis::connection::classify::io_failure,
 };
 
 /// A TLS client for one server: versions 1.2 and 1.3.

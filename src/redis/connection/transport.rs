@@ -2,8 +2,7 @@
 
 use futures_util::future::BoxFuture;
 
-use crate::decision::Failure;
-use crate::redis::script::Script;
+use crate::{decision::Failure, redis::script::Script};
 
 /// Makes connections.
 pub(crate) trait Transport: Send + Sync + 'static {

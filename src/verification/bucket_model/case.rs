@@ -1,8 +1,7 @@
 //! The operations of a case, and the outcome of a run.
 
-use crate::bucket::BucketParams;
-
 use super::record::Record;
+use crate::bucket::BucketParams;
 
 /// The maximum number of buckets in a case.
 pub(crate) const BUCKETS: usize = 3;

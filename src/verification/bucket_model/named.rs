@@ -1,10 +1,11 @@
 //! The counterexamples that shaped the model, with their numbers.
 
+use super::{
+    case::{BUCKETS, Case, Fate, Model, Op, Outcome},
+    random::Rng,
+    simulator::run,
+};
 use crate::bucket::{Bucket, BucketParams, Reservation};
-
-use super::case::{BUCKETS, Case, Fate, Model, Op, Outcome};
-use super::random::Rng;
-use super::simulator::run;
 
 const SECOND: f64 = 1e6;
 

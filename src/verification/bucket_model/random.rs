@@ -1,7 +1,9 @@
 //! Reproducible random numbers.
 
-use std::env;
-use std::hash::{BuildHasher, RandomState};
+use std::{
+    env,
+    hash::{BuildHasher, RandomState},
+};
 
 /// The generator splitmix64.
 pub(crate) struct Rng(u64);

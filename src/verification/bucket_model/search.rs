@@ -2,11 +2,12 @@
 
 use std::fmt;
 
+use super::{
+    case::{BUCKETS, Case, Fate, Model, Op, Outcome, Seen},
+    random::{Rng, seed, sequences},
+    simulator::run,
+};
 use crate::bucket::BucketParams;
-
-use super::case::{BUCKETS, Case, Fate, Model, Op, Outcome, Seen};
-use super::random::{Rng, seed, sequences};
-use super::simulator::run;
 
 /// What may happen in a search, besides requests, waits and cancellations.
 #[derive(Clone, Copy, Debug, Default)]

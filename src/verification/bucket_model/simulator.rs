@@ -3,10 +3,11 @@
 //! Time here is true time, by which requests wait. The buckets know only the server's clock, which
 //! is that plus an offset.
 
+use super::{
+    case::{BUCKETS, Case, Fate, Model, Op, Outcome},
+    record::{Charged, Jump, Late, Record, Use},
+};
 use crate::bucket::{Bucket, BucketParams, Reservation, TakenAll, take_all};
-
-use super::case::{BUCKETS, Case, Fate, Model, Op, Outcome};
-use super::record::{Charged, Jump, Late, Record, Use};
 
 /// Reservations of one request are used together if they are due within this time, in
 /// microseconds.

@@ -1,8 +1,7 @@
 //! Properties of each single operation of a bucket.
 
-use crate::bucket::{AtOnce, Bucket, BucketParams, Reservation, TakenAll, take_all, take_at_once};
-
 use super::random::{Rng, seed};
+use crate::bucket::{AtOnce, Bucket, BucketParams, Reservation, TakenAll, take_all, take_at_once};
 
 const ROUNDS: u32 = 4_000;
 

@@ -2,6 +2,7 @@
 
 use redis::aio::MultiplexedConnection;
 
+use super::support::RedisServer;
 use crate::{
     bucket::{BucketParams, Reservation},
     redis::{
@@ -10,8 +11,6 @@ use crate::{
     },
     verification::reference_model::{Call, Step},
 };
-
-use super::support::RedisServer;
 
 const SECOND: f64 = 1e6;
 const KEY: &str = "bucket";

@@ -1,8 +1,8 @@
 //! Random calls to the reference model and the script.
 
-use redis::aio::MultiplexedConnection;
-use redis::{Cmd, Pipeline};
+use redis::{Cmd, Pipeline, aio::MultiplexedConnection};
 
+use super::support::RedisServer;
 use crate::{
     bucket::{BucketParams, Reservation},
     redis::{
@@ -15,8 +15,6 @@ use crate::{
         reference_model::{Call, Outcome, ReferenceModel, Step, Stored, Written},
     },
 };
-
-use super::support::RedisServer;
 
 /// Sequences in one pipeline.
 const AT_ONCE: u64 = 50;

@@ -2,12 +2,11 @@
 
 use std::collections::HashMap;
 
+use super::{Call, Step, Stored};
 use crate::{
     bucket::{Bucket, BucketParams, Taken, TakenAll, take_all},
     redis::{op::Op, script::Answer},
 };
-
-use super::{Call, Step, Stored};
 
 /// A key that a call wrote: its index, for how many milliseconds anew (0: as long as before), and
 /// the length of the value in bytes.

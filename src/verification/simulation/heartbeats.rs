@@ -5,8 +5,10 @@ use redis::aio::MultiplexedConnection;
 use super::store::Store;
 use crate::{
     redis::script::HEARTBEAT,
-    verification::bucket_model::{Rng, seed, sequences},
-    verification::parity::support::RedisServer,
+    verification::{
+        bucket_model::{Rng, seed, sequences},
+        parity::support::RedisServer,
+    },
 };
 
 const LIMITERS: &str = "p:{#}limiters";

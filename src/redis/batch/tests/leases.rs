@@ -7,14 +7,13 @@ use std::{
 
 use tokio::time::Instant;
 
+use super::support::{QUOTA, ScriptedRedis, SentCall, Setup, TIMEOUT};
 use crate::{
     bucket::BucketParams,
     quota::Quota,
     redis::lease::{AHEAD, IDLE_CHECK, Leases},
     scope::Scope,
 };
-
-use super::support::{QUOTA, ScriptedRedis, SentCall, Setup, TIMEOUT};
 
 /// A batcher that leases, over a Redis that grants all of it.
 pub(super) fn leasing(answers: usize) -> (Setup, Arc<Leases>) {

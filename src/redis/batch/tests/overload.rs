@@ -4,9 +4,8 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use crate::{decision::FailureKind, redis::batch::queue::MAX_QUEUED};
-
 use super::support::{QUOTA, ScriptedRedis, Setup, TIMEOUT};
+use crate::{decision::FailureKind, redis::batch::queue::MAX_QUEUED};
 
 /// A batcher over a Redis that takes this long for each call of 128 keys.
 fn slow(takes: Duration) -> Setup {

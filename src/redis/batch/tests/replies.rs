@@ -2,16 +2,15 @@
 
 use std::time::Duration;
 
+use super::{
+    leases::{HOT, leasing},
+    support::{QUOTA, ScriptedRedis, Setup},
+};
 use crate::{
     bucket::BucketParams,
     clock::LONGEST_WAIT,
     decision::Decision,
     verification::bucket_model::{Rng, seed},
-};
-
-use super::{
-    leases::{HOT, leasing},
-    support::{QUOTA, ScriptedRedis, Setup},
 };
 
 /// Everybody is answered within what was requested.

@@ -4,9 +4,8 @@ use std::{sync::atomic::Ordering, time::Duration};
 
 use tokio::time::Instant;
 
-use crate::{decision::FailureKind, redis::op::Op};
-
 use super::support::{QUOTA, ScriptedRedis, Setup};
+use crate::{decision::FailureKind, redis::op::Op};
 
 #[tokio::test(start_paused = true)]
 async fn cancelled_request_is_not_sent() {
