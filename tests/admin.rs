@@ -1,4 +1,4 @@
-//! The admin example, over a socket.
+//! The admin example over a socket.
 #![cfg(all(feature = "http", feature = "redis"))]
 
 #[allow(dead_code, unreachable_pub, reason = "an example has a main")]
@@ -15,12 +15,12 @@ use tower_throttle::{
     extract::{ScopeExtractor, header, method},
 };
 
-const TOKEN: &str = "0123456789abcdef-a-word-for-tests";
-/// So slow that nothing comes back during a test.
+const TOKEN: &str = "0123456789abcdef-a-token-for-tests";
+/// Refills too slowly to matter in a test.
 const TENANT: Scope = Quota::per_day(1.0).burst(10.0).scope("tenant");
 
-/// A limiter that does not give Redis up because the machine is busy.
-fn patient(url: &str) -> Limiter {
+/// A limiter whose timeouts are longer than the delays of a busy machine.
+fn connect(url: &str) -> Limiter {
     let builder = Limiter::builder().redis(url);
     builder
         .redis_timeout(std::time::Duration::from_secs(10))
@@ -48,24 +48,24 @@ impl Server {
 
     async fn post(&self, path: &str, body: Value) -> (StatusCode, Value) {
         let request = self.request(Method::POST, path, &body).bearer_auth(TOKEN);
-        let response = request.send().await.expect("the server is there");
+        let response = request.send().await.expect("the server responds");
         let status = response.status();
         let text = response.text().await.expect("a body");
         (status, serde_json::from_str(&text).unwrap_or(Value::Null))
     }
 
-    /// What a bucket holds after this.
+    /// The tokens in a bucket after this request.
     async fn level(&self, path: &str, body: Value) -> f64 {
-        let (status, told) = self.post(path, body).await;
+        let (status, answer) = self.post(path, body).await;
         assert_eq!(status, StatusCode::OK, "{path}");
-        assert_eq!(told["degraded"], false);
-        assert_eq!(told["capacity"], 10.0);
-        told["tokens"].as_f64().expect("tokens").round()
+        assert_eq!(answer["degraded"], false);
+        assert_eq!(answer["capacity"], 10.0);
+        answer["tokens"].as_f64().expect("tokens").round()
     }
 }
 
 #[tokio::test]
-async fn nothing_is_told_without_the_token() {
+async fn requests_without_the_token_are_rejected_without_details() {
     let limiter = Limiter::in_memory();
     let server = Server::start(&limiter).await;
     let almost = &TOKEN[..TOKEN.len() - 1];
@@ -92,7 +92,7 @@ async fn nothing_is_told_without_the_token() {
             if let Some(given) = given {
                 request = request.header("authorization", given);
             }
-            let response = request.send().await.expect("the server is there");
+            let response = request.send().await.expect("the server responds");
             assert_eq!(response.status(), 401, "{path} {given:?}");
             assert_eq!(response.headers()["www-authenticate"], "Bearer");
             assert_eq!(response.text().await.expect("a body"), "");
@@ -102,23 +102,23 @@ async fn nothing_is_told_without_the_token() {
 }
 
 #[test]
-fn no_start_without_a_token() {
+fn server_does_not_start_without_a_token() {
     assert!(admin::token(None).is_err());
     assert!(admin::token(Some(String::new())).is_err());
     assert!(admin::token(Some("short".to_owned())).is_err());
     assert!(admin::token(Some(" ".repeat(32))).is_err());
-    // From a file it ends with a line.
+    // A token from a file ends with a newline.
     for given in [TOKEN.to_owned(), format!("{TOKEN}\n")] {
         assert_eq!(admin::token(Some(given)).expect("long enough"), TOKEN);
     }
 }
 
-/// The server has a limiter of its own: what it does reaches that of a service.
+/// The server has a limiter of its own: its changes reach the buckets of a service.
 #[tokio::test]
 async fn buckets_are_shared_with_the_services() {
     let redis = RedisServer::start().await;
-    let service = patient(&redis.url());
-    let server = Server::start(&patient(&redis.url())).await;
+    let service = connect(&redis.url());
+    let server = Server::start(&connect(&redis.url())).await;
     let acme = TENANT.key("acme");
     service
         .try_acquire(acme.clone().cost(10.0))
@@ -138,7 +138,7 @@ async fn buckets_are_shared_with_the_services() {
     service
         .try_acquire(acme.clone().cost(3.0))
         .await
-        .expect("what was given");
+        .expect("the added tokens");
     let charge = json!({"key": "acme", "tokens": -4.5});
     let level = server.post("/scopes/tenant/adjust", charge).await.1;
     let level = level["tokens"].as_f64().expect("tokens");
@@ -146,7 +146,7 @@ async fn buckets_are_shared_with_the_services() {
     service.try_acquire(&acme).await.expect_err("in debt");
 
     assert_eq!(server.level("/scopes/tenant/reset", body).await, 10.0);
-    // The service trusts what it was told of a spent bucket for a second at most.
+    // The level cache of the service keeps a spent bucket for a second at most.
     let start = tokio::time::Instant::now();
     while service.try_acquire(&acme).await.is_err() {
         assert!(start.elapsed().as_secs() < 10, "full for ten seconds");
@@ -154,8 +154,8 @@ async fn buckets_are_shared_with_the_services() {
     }
 }
 
-/// What a layer finds in a header and what a person writes name one bucket.
-async fn mends_a_bucket_keyed_by_a_header(service: &Limiter, server: &Server) {
+/// A key from a header and the same key in a request of the admin server name one bucket.
+async fn adjusts_a_bucket_keyed_by_a_header(service: &Limiter, server: &Server) {
     let by = TENANT.by(header("x-api-key"));
     let request = http::Request::builder().header("x-api-key", "sk-1");
     let scopes = by
@@ -196,26 +196,26 @@ async fn mends_a_bucket_keyed_by_a_header(service: &Limiter, server: &Server) {
     service
         .bucket(&TENANT.key("sk-1"))
         .pause(std::time::Duration::from_secs(3_600));
-    service.try_acquire(&spent).await.expect_err("held back");
+    service.try_acquire(&spent).await.expect_err("still spent");
 }
 
 #[tokio::test]
-async fn a_bucket_keyed_by_a_header_is_mended_in_memory() {
+async fn bucket_keyed_by_a_header_is_adjusted_in_memory() {
     let limiter = Limiter::in_memory();
     let server = Server::start(&limiter).await;
-    mends_a_bucket_keyed_by_a_header(&limiter, &server).await;
+    adjusts_a_bucket_keyed_by_a_header(&limiter, &server).await;
 }
 
 #[tokio::test]
-async fn a_bucket_keyed_by_a_header_is_mended_on_redis() {
+async fn bucket_keyed_by_a_header_is_adjusted_on_redis() {
     let redis = RedisServer::start().await;
-    let service = patient(&redis.url());
-    let server = Server::start(&patient(&redis.url())).await;
-    mends_a_bucket_keyed_by_a_header(&service, &server).await;
+    let service = connect(&redis.url());
+    let server = Server::start(&connect(&redis.url())).await;
+    adjusts_a_bucket_keyed_by_a_header(&service, &server).await;
 }
 
 #[tokio::test]
-async fn mistakes_are_told() {
+async fn invalid_requests_are_reported() {
     let server = Server::start(&Limiter::in_memory()).await;
     for (path, body, status) in [
         ("/scopes/tenants/level", json!({}), 404),
@@ -225,7 +225,7 @@ async fn mistakes_are_told() {
         ("/scopes/tenant/level", json!({"key": 7}), 400),
         ("/scopes/tenant/level", json!({"key": []}), 400),
         ("/scopes/tenant/level", json!({"key": ["a", 7]}), 400),
-        // Without a key it would be another bucket.
+        // Without a valid key this would select another bucket.
         ("/scopes/tenant/reset", json!({"kye": "acme"}), 400),
         ("/scopes/tenant/reset", json!(["acme"]), 400),
     ] {

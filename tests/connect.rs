@@ -1,4 +1,4 @@
-//! Connecting: slow networks, least rights, TLS without any other user of rustls.
+//! Connecting: slow networks, least rights, and TLS without another user of rustls.
 #![cfg(feature = "redis")]
 
 #[cfg(all(feature = "tracing", feature = "metrics"))]
@@ -13,14 +13,14 @@ use std::time::Duration;
 use support::{Proxy, RedisServer};
 use tokio::time::{Instant, sleep};
 use tower_throttle::{FailureKind, Health, Limiter};
-use watch::{PLENTY, reason, until_back};
+use watch::{PLENTY, reason, until_recovered};
 
 const SECOND: Duration = Duration::from_secs(1);
 
-/// Slower by one such delay in each direction.
+/// The delay in each direction of a slow network.
 const FAR: Duration = Duration::from_millis(210);
 
-/// Acquires until the health is degraded, at most thirty seconds.
+/// Acquires until the health is degraded, for at most thirty seconds.
 async fn until_degraded(limiter: &Limiter) -> FailureKind {
     let start = Instant::now();
     loop {
@@ -39,7 +39,7 @@ async fn until_degraded(limiter: &Limiter) -> FailureKind {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_round_trip_of_210_ms_connects_with_the_default_timeout() {
+async fn round_trip_of_210_ms_connects_with_the_default_timeout() {
     let server = RedisServer::start().await;
     let proxy = Proxy::start(server.port()).await;
     proxy.delay(FAR);
@@ -49,15 +49,15 @@ async fn a_round_trip_of_210_ms_connects_with_the_default_timeout() {
             .redis_timeout(3 * SECOND)
             .build()
             .expect("a URL");
-        until_back(&limiter).await;
+        until_recovered(&limiter).await;
         assert_eq!(limiter.health(), Health::Redis);
     }
 }
 
-/// The server knows no script yet, so that the first run of each takes two round trips: more than
-/// a call may take, and no reason to connect anew.
+/// The server has no script yet, so that the first run of each takes two round trips: longer than a
+/// call may take, but no reason to reconnect.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_script_that_is_loaded_first_may_take_longer_than_a_call() {
+async fn loading_a_script_may_take_longer_than_a_call() {
     let server = RedisServer::start().await;
     let proxy = Proxy::start(server.port()).await;
     proxy.delay(FAR);
@@ -67,12 +67,12 @@ async fn a_script_that_is_loaded_first_may_take_longer_than_a_call() {
         .connect_timeout(10 * SECOND)
         .build()
         .expect("a URL");
-    until_back(&limiter).await;
+    until_recovered(&limiter).await;
     assert_eq!(proxy.accepted(), 1, "one connection is enough");
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn connect_timeout_bounds_connecting_and_nobody_waits_for_it() {
+async fn connect_timeout_bounds_connecting_and_delays_no_acquisition() {
     let server = RedisServer::start().await;
     let proxy = Proxy::start(server.port()).await;
     proxy.stall();
@@ -83,7 +83,7 @@ async fn connect_timeout_bounds_connecting_and_nobody_waits_for_it() {
     };
     let short = limiter(SECOND / 20);
     assert_eq!(until_degraded(&short).await, FailureKind::Timeout);
-    // Attempts go on: each ends by its own bound.
+    // Attempts continue: each ends by its own timeout.
     let start = Instant::now();
     while proxy.accepted() < 3 {
         assert!(start.elapsed() < 30 * SECOND, "{}", proxy.accepted());
@@ -93,7 +93,7 @@ async fn connect_timeout_bounds_connecting_and_nobody_waits_for_it() {
     let accepted = proxy.accepted();
     let long = limiter(600 * SECOND);
     assert_eq!(until_degraded(&long).await, FailureKind::Timeout);
-    // While the one attempt goes on, nobody waits `redis_timeout` for it.
+    // While the one attempt runs, no acquisition waits `redis_timeout` for it.
     let start = Instant::now();
     for _ in 0..100 {
         let permit = long.try_acquire(PLENTY).await.expect("plenty");
@@ -102,7 +102,7 @@ async fn connect_timeout_bounds_connecting_and_nobody_waits_for_it() {
     assert!(start.elapsed() < 50 * SECOND, "{:?}", start.elapsed());
     assert!(proxy.accepted() <= accepted + 2, "{}", proxy.accepted());
     proxy.pass();
-    until_back(&long).await;
+    until_recovered(&long).await;
 }
 
 #[test]
@@ -114,10 +114,10 @@ fn connect_timeout_of_zero_is_an_error() {
     assert!(error.to_string().contains("connect_timeout"), "{error}");
 }
 
-/// In these tests nobody else has installed a provider of cryptography.
+/// In these tests no other code has installed a cryptography provider.
 #[cfg(feature = "tls")]
 #[tokio::test(flavor = "multi_thread")]
-async fn tls_to_a_port_that_does_not_speak_it_is_degraded() {
+async fn tls_to_a_plain_port_is_degraded() {
     let server = RedisServer::start().await;
     let url = server.url().replace("redis://", "rediss://");
     let limiter = Limiter::builder()
@@ -125,7 +125,7 @@ async fn tls_to_a_port_that_does_not_speak_it_is_degraded() {
         .redis_timeout(SECOND)
         .build()
         .expect("a URL");
-    // The server waits for the end of a line, and the client for an answer.
+    // The server waits for the end of a line, and the client for a reply.
     assert_eq!(until_degraded(&limiter).await, FailureKind::Timeout);
 }
 
@@ -164,7 +164,7 @@ mod rights {
         builder.lease(8.0).build().expect("a URL")
     }
 
-    /// What the server denied, except the name of the library, which connecting does without.
+    /// The denied commands, except setting the library name, which is not needed to connect.
     async fn denials(server: &RedisServer) -> Vec<redis::Value> {
         let log: Vec<redis::Value> = server.command(&["ACL", "LOG"]).await;
         let is_name = |entry: &redis::Value| format!("{entry:?}").contains("setinfo");
@@ -180,7 +180,7 @@ mod rights {
             server.acl_set_user(name, &rules).await;
             let (log, _guard) = Log::listen();
             let limiter = limiter(url(&server, rest));
-            // Everything that a limiter does, through more than one beat.
+            // All commands of a limiter, during more than one heartbeat.
             let start = Instant::now();
             while start.elapsed() < 5 * SECOND / 2 {
                 let permit = limiter.acquire(API, SECOND).await.expect("in time");
@@ -201,9 +201,9 @@ mod rights {
         }
     }
 
-    /// One right after the other is missing.
+    /// One right after the other is removed.
     #[tokio::test]
-    async fn advice_names_the_right_that_is_missing() {
+    async fn advice_names_the_missing_right() {
         let (name, _, rules) = user();
         let rights = rules.iter().filter_map(|rule| rule.strip_prefix('+'));
         for right in rights {
@@ -225,7 +225,7 @@ mod rights {
                 sleep(SECOND / 100).await;
             };
             assert!(advised.contains(&format!("+{right}")), "{right}: {advised}");
-            // Of what it is, nothing else.
+            // No advice about anything else.
             for other in ["no such database", "password"] {
                 assert!(!advised.contains(other), "{right}: {advised}");
             }

@@ -1,7 +1,7 @@
-//! What is logged where an extractor never finds anything, as in front of an axum server that does
+//! The warning about an extractor that never finds a key, as in front of an axum server that does
 //! not record its peers.
 //!
-//! On runtimes of one thread, so that each test reads its own lines.
+//! Each test uses a runtime of one thread, so that it reads only its own lines.
 #![cfg(all(feature = "axum", feature = "tracing", feature = "metrics"))]
 
 #[path = "support/listen.rs"]
@@ -19,7 +19,8 @@ use tracing::Level;
 const PEER: Scope = Quota::per_day(1e6).scope("peer");
 const UNKNOWN: Scope = Quota::per_day(3.0).scope("unknown");
 
-/// The warnings after so many requests to a server without `ConnectInfo`, and what it admitted.
+/// The warnings after several requests to a server without `ConnectInfo`, and the number it
+/// admitted.
 async fn warnings(
     limit: impl ScopeExtractor<Request> + Clone + Send + Sync + 'static,
     requests: usize,
@@ -96,7 +97,7 @@ async fn one_key_prevents_the_warning() {
     let some = move |req: &Request| (nth(req) == 50).then_some(PEER);
     let (lines, _) = warnings(some, 250).await;
     assert!(lines.is_empty(), "{lines:?}");
-    // What limits all requests, or by choice some of them, is not watched.
+    // Extractors that limit all requests, or by choice only some, are not checked.
     let (lines, _) = warnings((PEER.when(|_: &Request| false), PEER), 250).await;
     assert!(lines.is_empty(), "{lines:?}");
 }

@@ -1,4 +1,4 @@
-//! What a request costs besides time: allocations and bytes.
+//! The cost of a request besides time: allocations and bytes.
 
 use std::{
     convert::Infallible,
@@ -30,22 +30,22 @@ fn answer(req: String) -> Answer {
     ready(Ok(req.len()))
 }
 
-/// It takes a string, so that closures can borrow a key from it, and allocates nothing.
+/// Its request is a string, so that closures can borrow a key from it. It allocates nothing.
 fn no_op() -> NoOp {
     tower::service_fn(answer as fn(String) -> Answer)
 }
 
-/// Readiness, call and response, which are all there at once.
+/// Readiness, call and response, all of which are ready at once.
 fn request<S: Service<String>>(service: &mut S, req: String) -> bool {
     let cx = &mut Context::from_waker(Waker::noop());
     assert!(matches!(service.poll_ready(cx), Poll::Ready(Ok(()))));
     match pin!(service.call(req)).poll(cx) {
         Poll::Ready(result) => result.is_ok(),
-        Poll::Pending => panic!("nothing waits here"),
+        Poll::Pending => panic!("never pending"),
     }
 }
 
-/// Allocations by one request, once the bucket is known.
+/// Allocations by one request, once the bucket exists.
 fn per_request<K>(layer: RateLimitLayer<K>, req: &str, served: bool) -> u64
 where
     K: ScopeExtractor<String> + Clone,
@@ -63,7 +63,7 @@ where
     counted.count_total.div_ceil(REQUESTS)
 }
 
-/// Allocations, were each request to come over a clone of the service, as under axum.
+/// Allocations of a request over a clone of the service, as under axum.
 fn per_clone<K>(layer: RateLimitLayer<K>) -> u64
 where
     K: ScopeExtractor<String> + Clone,
@@ -79,13 +79,13 @@ where
 }
 
 #[test]
-fn the_counter_counts() {
+fn counter_counts_allocations() {
     let counted = measure(|| drop(std::hint::black_box(String::from("x"))));
     assert_eq!(counted.count_total, 1);
 }
 
 #[test]
-fn a_fixed_scope_allocates_nothing() {
+fn fixed_scope_allocates_nothing() {
     let limiter = Limiter::in_memory();
     let layer = || RateLimitLayer::new(&limiter, WIDE);
     assert_eq!(per_request(layer(), "", true), 0);
@@ -100,7 +100,7 @@ fn a_fixed_scope_allocates_nothing() {
 }
 
 #[test]
-fn a_short_key_allocates_nothing() {
+fn short_key_allocates_nothing() {
     let limiter = Limiter::in_memory();
     for max_wait in [Duration::ZERO, LONG] {
         let short = "k".repeat(38);
@@ -110,13 +110,13 @@ fn a_short_key_allocates_nothing() {
         assert_eq!(per_request(borrowed.max_wait(max_wait), &short, true), 0);
         let number = RateLimitLayer::new(&limiter, |req: &String| WIDE.key(req.len()));
         assert_eq!(per_request(number.max_wait(max_wait), &short, true), 0);
-        let nobody = RateLimitLayer::new(&limiter, |_: &String| None::<Scope>);
-        assert_eq!(per_request(nobody.max_wait(max_wait), &short, true), 0);
+        let unlimited = RateLimitLayer::new(&limiter, |_: &String| None::<Scope>);
+        assert_eq!(per_request(unlimited.max_wait(max_wait), &short, true), 0);
     }
 }
 
 #[test]
-fn a_string_as_key_allocates_twice_with_the_callers_own() {
+fn string_key_allocates_twice_including_the_callers_own() {
     let limiter = Limiter::in_memory();
     for length in [20, 38, 39, 64, 65, 1_000] {
         let key = "k".repeat(length);
@@ -129,12 +129,12 @@ fn a_string_as_key_allocates_twice_with_the_callers_own() {
 }
 
 #[test]
-fn a_refusal_allocates_only_its_box() {
+fn rejection_allocates_only_its_box() {
     let limiter = Limiter::in_memory();
-    let refusing = || RateLimitLayer::new(&limiter, NARROW);
-    assert!(per_request(refusing(), "", false) <= 1);
-    assert!(per_request(refusing().max_wait(Duration::from_millis(1)), "", false) <= 1);
-    let typed = refusing().respond(|_: &Rejected| 0);
+    let rejecting = || RateLimitLayer::new(&limiter, NARROW);
+    assert!(per_request(rejecting(), "", false) <= 1);
+    assert!(per_request(rejecting().max_wait(Duration::from_millis(1)), "", false) <= 1);
+    let typed = rejecting().respond(|_: &Rejected| 0);
     let mut service = typed.layer(no_op());
     let counted = measure(|| {
         for _ in 0..REQUESTS {
@@ -144,7 +144,7 @@ fn a_refusal_allocates_only_its_box() {
     assert_eq!(counted.count_total, 0);
 }
 
-/// What the fields in the answers cost, and that those do not pay who leave them out.
+/// The allocations of the response fields, and none without them.
 #[cfg(feature = "http")]
 #[test]
 fn http_without_fields_allocates_nothing() {
@@ -168,7 +168,7 @@ fn http_without_fields_allocates_nothing() {
             let cx = &mut Context::from_waker(Waker::noop());
             assert!(matches!(service.poll_ready(cx), Poll::Ready(Ok(()))));
             let Poll::Ready(Ok(response)) = pin!(service.call(Request::new(()))).poll(cx) else {
-                panic!("nothing waits here")
+                panic!("never pending")
             };
             assert_eq!(response.headers().is_empty(), style == HeaderStyle::None);
         };

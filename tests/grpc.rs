@@ -1,4 +1,4 @@
-//! gRPC over real sockets: tonic at both ends.
+//! gRPC over real sockets: tonic as server and as client.
 #![cfg(feature = "tonic")]
 
 use std::{
@@ -25,7 +25,7 @@ use tower_throttle::{
 const SECOND: Duration = Duration::from_secs(1);
 const TICK: Duration = Duration::from_millis(100);
 
-/// So slow that nothing comes back during a test.
+/// Refills too slowly to matter in a test.
 const DAY: Quota = Quota::per_day(2.0);
 /// One per [`TICK`].
 const PACED: Quota = Quota::per_second(10.0).burst(1.0);
@@ -72,7 +72,8 @@ where
     address
 }
 
-/// What a client is told when it is too fast, within what is left of the bucket's period.
+/// Checks the status of a rejected client, whose delay is within what is left of the bucket's
+/// period.
 fn assert_exhausted(status: &Status, longest: Duration) {
     assert_eq!(status.code(), Code::ResourceExhausted, "{status:?}");
     assert!(status.message().starts_with("rate limit \""), "{status:?}");
@@ -101,7 +102,7 @@ async fn limited_server_answers_resource_exhausted() {
         // A stream, too, ends before it begins.
         let status = client.watch(check()).await.unwrap_err();
         assert_exhausted(&status, 43_200 * SECOND);
-        // The connection is as good as before.
+        // The connection remains usable.
         limiter.bucket(&DAY.scope("site")).reset().await.unwrap();
         client.check(check()).await.unwrap();
     }
@@ -122,7 +123,7 @@ async fn server_sends_pushback_if_a_retry_cannot_succeed() {
 }
 
 #[tokio::test]
-async fn a_server_waits() {
+async fn server_waits() {
     let limiter = Limiter::in_memory();
     let layer = RateLimitLayer::new(&limiter, PACED.scope("site")).respond_http();
     let mut client = HealthClient::new(connect(limited(layer.max_wait(SECOND)).await).await);
@@ -130,7 +131,7 @@ async fn a_server_waits() {
     for _ in 0..3 {
         client.check(check()).await.unwrap();
     }
-    // Two turns, less the milliseconds between the first request and its acquisition.
+    // Two reservations, less the milliseconds between the first request and its acquisition.
     assert!(start.elapsed() >= 2 * TICK - Duration::from_millis(1));
 }
 
@@ -152,7 +153,7 @@ async fn server_limits_by_peer_address() {
     client.check(check()).await.unwrap();
     let peer = PEER.key(IpAddr::V4(Ipv4Addr::LOCALHOST));
     assert_eq!(limiter.bucket(&peer).level().await.unwrap().floor(), 1.0);
-    // Another connection is the same peer.
+    // Another connection comes from the same peer.
     let mut other = HealthClient::new(connect(address).await);
     other.check(check()).await.unwrap();
     let status = client.check(check()).await.unwrap_err();
@@ -160,7 +161,7 @@ async fn server_limits_by_peer_address() {
 }
 
 #[tokio::test]
-async fn a_channel_waits() {
+async fn channel_waits() {
     let limiter = Limiter::in_memory();
     let channel = unlimited().await;
     let mut client = HealthClient::new(
@@ -212,14 +213,14 @@ async fn channel_error_has_the_rejection_as_source() {
             client.check(check()).await.unwrap();
         }
         let status = client.check(check()).await.unwrap_err();
-        let rejected = Rejected::find(&status).expect("the refusal");
+        let rejected = Rejected::find(&status).expect("a rejection");
         assert_eq!(rejected.reason(), Reason::Limited);
         assert_eq!(rejected.scope(), "greeter");
     }
 }
 
 #[tokio::test]
-async fn other_requests_to_a_grpc_server_are_answered_over_http() {
+async fn non_grpc_requests_to_a_grpc_server_are_answered_over_http() {
     for (content_type, expected) in [
         ("application/grpc", StatusCode::OK),
         ("application/grpc+proto", StatusCode::OK),
@@ -243,7 +244,7 @@ async fn other_requests_to_a_grpc_server_are_answered_over_http() {
         assert_eq!(response.status(), expected, "{content_type}");
         let headers = response.headers();
         if expected == StatusCode::OK {
-            // Over HTTP all is well: what is wrong is in the status.
+            // The HTTP status is 200: the error is in the gRPC status.
             assert_eq!(headers["grpc-status"], "8", "{content_type}");
             let answer = content_type.trim_end_matches("+proto");
             assert_eq!(headers["content-type"], answer);

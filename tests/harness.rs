@@ -1,4 +1,4 @@
-//! The test harness itself: faults that do not happen would make every other test pass.
+//! Tests of the test harness: without its faults, the tests that rely on them would prove nothing.
 
 mod support;
 
@@ -60,7 +60,7 @@ async fn is_silent(stream: &mut TcpStream) -> bool {
 }
 
 #[tokio::test]
-async fn a_server_answers_on_both_sockets_and_counts() {
+async fn server_responds_on_both_sockets_and_counts_calls() {
     let server = RedisServer::start().await;
     let mut connection = server.connection().await;
     let info: String = redis::cmd("INFO")
@@ -92,7 +92,7 @@ async fn a_server_answers_on_both_sockets_and_counts() {
 }
 
 #[tokio::test]
-async fn a_killed_server_refuses_and_comes_back_empty() {
+async fn killed_server_refuses_connections_and_restarts_empty() {
     let mut server = RedisServer::start().await;
     let (port, pid) = (server.port(), server.pid());
     let mut connection = server.connection().await;
@@ -121,7 +121,7 @@ async fn a_killed_server_refuses_and_comes_back_empty() {
 }
 
 #[tokio::test]
-async fn a_persistent_server_comes_back_with_its_data() {
+async fn persistent_server_restarts_with_its_data() {
     let mut server = RedisServer::start_with(&["--appendonly", "yes"]).await;
     let mut connection = server.connection().await;
     let _: () = redis::cmd("SET")
@@ -147,7 +147,7 @@ async fn a_persistent_server_comes_back_with_its_data() {
 }
 
 #[tokio::test]
-async fn a_frozen_server_is_silent_until_thawed() {
+async fn frozen_server_is_silent_until_thawed() {
     let server = RedisServer::start().await;
     let mut stream = raw(server.port()).await;
     server.freeze();
@@ -167,7 +167,7 @@ async fn a_frozen_server_is_silent_until_thawed() {
 }
 
 #[tokio::test]
-async fn servers_do_not_share_anything() {
+async fn servers_share_nothing() {
     let (mut one, two) = tokio::join!(RedisServer::start(), RedisServer::start());
     assert_ne!(one.port(), two.port());
     let mut connection = one.connection().await;
@@ -188,7 +188,7 @@ async fn servers_do_not_share_anything() {
 }
 
 #[tokio::test]
-async fn a_dropped_server_leaves_nothing_behind() {
+async fn dropped_server_leaves_nothing() {
     for frozen in [false, true] {
         let server = RedisServer::start().await;
         let (port, pid, dir) = (server.port(), server.pid(), server.dir().to_owned());
@@ -202,22 +202,23 @@ async fn a_dropped_server_leaves_nothing_behind() {
 }
 
 #[tokio::test]
-async fn a_panic_leaves_nothing_behind() {
-    let (tell, told) = tokio::sync::oneshot::channel();
+async fn panic_leaves_nothing() {
+    let (sender, receiver) = tokio::sync::oneshot::channel();
     let task = tokio::spawn(async move {
         let server = RedisServer::start().await;
-        tell.send((server.pid(), server.dir().to_owned()))
-            .expect("somebody listens");
+        sender
+            .send((server.pid(), server.dir().to_owned()))
+            .expect("a receiver");
         panic!("as a failing test does");
     });
-    let (pid, dir) = told.await.expect("a server");
+    let (pid, dir) = receiver.await.expect("a server");
     assert!(task.await.expect_err("it panics").is_panic());
     assert!(!exists(pid) && !dir.exists());
 }
 
 #[tokio::test]
-async fn a_killed_test_process_leaves_nothing_behind() {
-    // This test starts itself again as a process of its own, which comes here and is killed.
+async fn killed_test_process_leaves_nothing() {
+    // This test runs itself again as a process of its own, which comes here and is killed.
     if let Some(note) = std::env::var_os("HARNESS_NOTE") {
         let server = RedisServer::start().await;
         server.freeze();
@@ -228,12 +229,12 @@ async fn a_killed_test_process_leaves_nothing_behind() {
 
     let dir = tempfile::tempdir().expect("a directory");
     let note = dir.path().join("note");
-    let mut test = std::process::Command::new(std::env::current_exe().expect("our own path"))
-        .args(["--exact", "a_killed_test_process_leaves_nothing_behind"])
+    let mut test = std::process::Command::new(std::env::current_exe().expect("a path"))
+        .args(["--exact", "killed_test_process_leaves_nothing"])
         .env("HARNESS_NOTE", &note)
         .stdout(std::process::Stdio::null())
         .spawn()
-        .expect("we can start ourselves");
+        .expect("this program starts");
     let deadline = Instant::now() + LONG;
     let (pid, data) = loop {
         let text = std::fs::read_to_string(&note).unwrap_or_default();
@@ -249,9 +250,9 @@ async fn a_killed_test_process_leaves_nothing_behind() {
         sleep(Duration::from_millis(10)).await;
     };
     assert!(exists(pid));
-    test.kill().expect("our own child can be killed");
-    test.wait().expect("our own child can be waited for");
-    // Where no init reaps orphans, the dead server stays as a zombie.
+    test.kill().expect("a child of this process");
+    test.wait().expect("a child of this process");
+    // Without an init process that reaps orphans, the dead server stays as a zombie.
     while Path::new(&data).exists() || (exists(pid) && !is_zombie(pid)) {
         assert!(Instant::now() < deadline, "redis-server outlived its test");
         sleep(Duration::from_millis(10)).await;
@@ -266,7 +267,7 @@ fn is_zombie(pid: u32) -> bool {
 }
 
 #[tokio::test]
-async fn the_proxy_passes_and_delays() {
+async fn proxy_passes_and_delays() {
     let server = RedisServer::start().await;
     let proxy = Proxy::start(server.port()).await;
     let mut connection = connect(&proxy.url()).await;
@@ -281,7 +282,7 @@ async fn the_proxy_passes_and_delays() {
         ping(&mut other).await
     });
     assert!(one.is_ok() && two.is_ok());
-    // 50 ms and twice 500 ms: the second is not queued behind the first, for 1.5 s.
+    // 50 ms and twice 500 ms: the second is not queued after the first, for 1.5 s.
     let elapsed = start.elapsed().as_millis();
     assert!((1040..1450).contains(&elapsed), "{elapsed} ms");
 
@@ -290,7 +291,7 @@ async fn the_proxy_passes_and_delays() {
 }
 
 #[tokio::test]
-async fn the_proxy_stalls_and_resumes() {
+async fn proxy_stalls_and_resumes() {
     let server = RedisServer::start().await;
     let proxy = Proxy::start(server.port()).await;
     let mut old = raw(proxy.port()).await;
@@ -317,7 +318,7 @@ async fn the_proxy_stalls_and_resumes() {
 }
 
 #[tokio::test]
-async fn the_proxy_drops_replies_but_not_requests() {
+async fn proxy_drops_replies_but_not_requests() {
     let server = RedisServer::start().await;
     let proxy = Proxy::start(server.port()).await;
     let mut stream = raw(proxy.port()).await;
@@ -331,7 +332,7 @@ async fn the_proxy_drops_replies_but_not_requests() {
 }
 
 #[tokio::test]
-async fn the_proxy_drops_replies_from_one_request_on() {
+async fn proxy_drops_replies_from_one_request_on() {
     let server = RedisServer::start().await;
     let proxy = Proxy::start(server.port()).await;
     let mut stream = raw(proxy.port()).await;
@@ -346,7 +347,7 @@ async fn the_proxy_drops_replies_from_one_request_on() {
 }
 
 #[tokio::test]
-async fn the_proxy_refuses_cuts_and_resets() {
+async fn proxy_refuses_cuts_and_resets() {
     let server = RedisServer::start().await;
     let proxy = Proxy::start(server.port()).await;
     let mut stream = raw(proxy.port()).await;
@@ -358,7 +359,7 @@ async fn the_proxy_refuses_cuts_and_resets() {
     stream
         .write_all(b"PING\r\n")
         .await
-        .expect("a live connection goes on");
+        .expect("existing connections continue");
     assert_eq!(read(&mut stream).await, b"+PONG\r\n");
 
     proxy.pass();
@@ -379,7 +380,7 @@ async fn the_proxy_refuses_cuts_and_resets() {
 }
 
 #[tokio::test]
-async fn the_proxy_cuts_one_reply_in_the_middle() {
+async fn proxy_cuts_one_reply_in_the_middle() {
     let server = RedisServer::start().await;
     let proxy = Proxy::start(server.port()).await;
     let mut stream = raw(proxy.port()).await;
@@ -394,7 +395,7 @@ async fn the_proxy_cuts_one_reply_in_the_middle() {
 }
 
 #[tokio::test]
-async fn the_proxy_splits_replies() {
+async fn proxy_splits_replies() {
     let server = RedisServer::start().await;
     let proxy = Proxy::start(server.port()).await;
     let mut connection = connect(&proxy.url()).await;
@@ -410,7 +411,7 @@ async fn the_proxy_splits_replies() {
 }
 
 #[tokio::test]
-async fn a_dropped_proxy_closes_everything() {
+async fn dropped_proxy_closes_everything() {
     let server = RedisServer::start().await;
     let proxy = Proxy::start(server.port()).await;
     let port = proxy.port();
@@ -419,8 +420,8 @@ async fn a_dropped_proxy_closes_everything() {
     assert_eq!(read(&mut stream).await, b"+PONG\r\n");
     drop(proxy);
     assert_eq!(read(&mut stream).await, b"");
-    // Not at once: a child that another test is just starting holds copies of all our sockets until
-    // it has become another program.
+    // Not at once: a child that another test is starting holds copies of all sockets of this
+    // process until it executes another program.
     let deadline = Instant::now() + LONG;
     while !refuses(port).await {
         assert!(Instant::now() < deadline, "the port is still open");
@@ -429,7 +430,7 @@ async fn a_dropped_proxy_closes_everything() {
 }
 
 #[tokio::test]
-async fn a_half_open_link_stays_open_and_a_redirected_proxy_leads_elsewhere() {
+async fn half_open_connection_stays_open_and_redirect_leads_elsewhere() {
     let (first, second) = (RedisServer::start().await, RedisServer::start().await);
     let proxy = Proxy::start(first.port()).await;
     let mut old = raw(proxy.port()).await;

@@ -1,5 +1,5 @@
-//! The harness's faults inside a running Redis: each must be seen by a plain client, or tests of
-//! what comes after it prove nothing.
+//! Tests of the harness's faults inside a running Redis: a plain client must observe each of them,
+//! or the tests that rely on them prove nothing.
 
 mod support;
 
@@ -13,7 +13,7 @@ use self::support::{Proxy, RedisServer};
 const SHORT: Duration = Duration::from_millis(200);
 const LONG: Duration = Duration::from_secs(10);
 
-/// What a script that writes meets: the code of the error, or OK.
+/// The result of a script that writes: the code of the error, or OK.
 async fn write(connection: &mut MultiplexedConnection) -> String {
     let answer: Result<(), RedisError> = redis::cmd("EVAL")
         .arg("redis.call('SET', KEYS[1], 1)")
@@ -33,16 +33,16 @@ async fn until_writes(connection: &mut MultiplexedConnection) {
             sleep(Duration::from_millis(5)).await;
         }
     };
-    timeout(LONG, written).await.expect("mended");
+    timeout(LONG, written).await.expect("writes succeed again");
 }
 
-/// The seconds of the server's own clock.
+/// The seconds of the server's clock.
 async fn seconds(server: &RedisServer) -> i64 {
     server.command::<(i64, i64)>(&["TIME"]).await.0
 }
 
 #[tokio::test]
-async fn memory_that_is_full() {
+async fn full_memory_rejects_writes() {
     let server = RedisServer::start().await;
     let mut client = server.connection().await;
     assert_eq!(write(&mut client).await, "OK");
@@ -53,17 +53,17 @@ async fn memory_that_is_full() {
 }
 
 #[tokio::test]
-async fn saves_that_fail() {
+async fn failed_saves_reject_writes() {
     let server = RedisServer::start().await;
     let mut client = server.connection().await;
     server.fail_saves().await;
     assert_eq!(write(&mut client).await, "MISCONF");
-    server.mend_saves().await;
+    server.repair_saves().await;
     assert_eq!(write(&mut client).await, "OK");
 }
 
 #[tokio::test]
-async fn a_script_that_does_not_end() {
+async fn endless_script_is_busy_until_killed() {
     let server = RedisServer::start().await;
     let mut client = server.connection().await;
     server.busy_for(LONG / 2).await;
@@ -78,7 +78,7 @@ async fn a_script_that_does_not_end() {
 }
 
 #[tokio::test]
-async fn a_server_that_loads() {
+async fn loading_server_restarts_with_its_data() {
     let mut server = RedisServer::start().await;
     server.command::<()>(&["SET", "kept", "7"]).await;
     let start = Instant::now();
@@ -95,7 +95,7 @@ async fn a_server_that_loads() {
 }
 
 #[tokio::test]
-async fn masters_and_replicas() {
+async fn masters_and_replicas_change_roles() {
     let (mut master, replica) = tokio::join!(RedisServer::start(), RedisServer::start());
     replica.replicate(&master).await;
     let mut client = replica.connection().await;
@@ -117,7 +117,7 @@ async fn masters_and_replicas() {
 }
 
 #[tokio::test]
-async fn rights_that_are_missing() {
+async fn missing_rights_reject_commands() {
     let server = RedisServer::start().await;
     let url = server.url().replace("redis://", "redis://u:p@");
     server.acl_set_user("u", &["on", ">p", "~*", "+@all"]).await;
@@ -136,20 +136,24 @@ async fn rights_that_are_missing() {
 }
 
 #[tokio::test]
-async fn a_server_that_is_full_of_clients() {
+async fn full_server_accepts_no_clients() {
     let server = RedisServer::start().await;
     let mut client = server.connection().await;
     let full = server.fill_clients().await;
-    assert_eq!(write(&mut client).await, "no code", "it was closed");
-    let stranger = redis::Client::open(server.url()).expect("a URL");
-    let refused = stranger.get_multiplexed_async_connection().await;
-    assert!(refused.is_err());
+    assert_eq!(
+        write(&mut client).await,
+        "no code",
+        "the connection was closed"
+    );
+    let new_client = redis::Client::open(server.url()).expect("a URL");
+    let rejected = new_client.get_multiplexed_async_connection().await;
+    assert!(rejected.is_err());
     full.release().await;
     assert_eq!(write(&mut server.connection().await).await, "OK");
 }
 
 #[tokio::test]
-async fn clients_that_are_paused_or_closed() {
+async fn clients_are_paused_and_closed() {
     let server = RedisServer::start().await;
     let mut client = server.connection().await;
     server.client_pause(LONG).await;
@@ -162,7 +166,7 @@ async fn clients_that_are_paused_or_closed() {
 }
 
 #[tokio::test]
-async fn what_is_forgotten_or_overwritten() {
+async fn values_and_scripts_are_removed_or_overwritten() {
     let server = RedisServer::start().await;
     let kind = async || server.command::<String>(&["TYPE", "k"]).await;
     server.set_list("k").await;
@@ -176,13 +180,10 @@ async fn what_is_forgotten_or_overwritten() {
     assert_eq!(kind().await, "none");
 
     let sha: String = server.command(&["SCRIPT", "LOAD", "return 1"]).await;
-    let known = async || server.try_command::<i64>(&["EVALSHA", &sha, "0"]).await;
-    assert_eq!(known().await.expect("known"), 1);
+    let run = async || server.try_command::<i64>(&["EVALSHA", &sha, "0"]).await;
+    assert_eq!(run().await.expect("loaded"), 1);
     server.script_flush().await;
-    assert_eq!(
-        known().await.expect_err("forgotten").code(),
-        Some("NOSCRIPT")
-    );
+    assert_eq!(run().await.expect_err("forgotten").code(), Some("NOSCRIPT"));
 
     server.set_list("k").await;
     server.flush_all().await;
@@ -190,7 +191,7 @@ async fn what_is_forgotten_or_overwritten() {
 }
 
 #[tokio::test]
-async fn data_of_an_earlier_time() {
+async fn saved_data_is_restored() {
     let mut server = RedisServer::start().await;
     server.command::<()>(&["SET", "k", "1"]).await;
     server.save().await;
@@ -200,7 +201,7 @@ async fn data_of_an_earlier_time() {
 }
 
 #[tokio::test]
-async fn a_clock_that_is_set() {
+async fn clock_is_set_and_kept_over_a_restart() {
     let mut server = RedisServer::start_with_clock(&[]).await;
     let start = seconds(&server).await;
     for ahead in [60, -60, -3_600, 0] {
@@ -215,7 +216,7 @@ async fn a_clock_that_is_set() {
 }
 
 #[tokio::test]
-async fn a_link_that_is_slow() {
+async fn slow_proxy_limits_the_throughput() {
     let server = RedisServer::start().await;
     let proxy = Proxy::start(server.port()).await;
     let config = redis::AsyncConnectionConfig::new().set_response_timeout(Some(LONG));

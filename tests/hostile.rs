@@ -1,5 +1,5 @@
-//! A million callers who are somebody else each time: memory stays within its bound, whoever is
-//! known keeps a bucket, and everybody is answered.
+//! A million clients with a new key each: memory stays within its bound, a known client keeps its
+//! bucket, and all requests get a decision.
 #![cfg(feature = "http")]
 
 #[cfg(feature = "redis")]
@@ -24,24 +24,24 @@ use tower_throttle::{
     reply::HttpReply,
 };
 
-/// So slow that nothing comes back during a test.
+/// Refills too slowly to matter in a test.
 const CLIENT: Scope = Quota::per_day(10.0).scope("client");
 
 /// Stated in `docs/memory.md`, for each of `max_scopes`; and where names and keys are as long as can be.
 const BYTES_PER_SCOPE: usize = 104;
 const MOST_BYTES_PER_SCOPE: usize = 200;
 
-/// The same, of what a process remembers of the buckets in Redis.
+/// The same for the level cache of buckets in Redis.
 #[cfg(feature = "redis")]
 const BYTES_REMEMBERED: usize = 128;
 
-/// Buckets that are shared by those who come once `max_scopes` are held, for each name.
+/// The overflow buckets of each name, which unseen keys share once `max_scopes` are held.
 const SHARED: usize = 1_024;
 
-/// What does not grow with them: the smallest tables.
+/// The smallest tables, which do not grow with the number of keys.
 const FIXED_BYTES: usize = 1 << 17;
 
-/// What is there for a moment: a table that grows, requests under way.
+/// Temporary memory: a table that grows, requests in progress.
 const PASSING_BYTES: usize = 1 << 20;
 
 type Answer = Ready<Result<Response<()>, Infallible>>;
@@ -61,7 +61,7 @@ fn by_client() -> By<ClientIp> {
     CLIENT.by(client_ip(TrustedProxies::private()))
 }
 
-/// From the `n`th of the networks that a hostile caller has.
+/// A request from the `n`th network of a hostile client.
 fn hostile(n: u32) -> Request<()> {
     from(Ipv6Addr::from_bits(
         (0x2001_0db8 << 96) | (u128::from(n) << 64) | 1,
@@ -83,7 +83,7 @@ fn honest_scope() -> Scope {
     CLIENT.key("2001:db8:ffff:ffff::")
 }
 
-/// Readiness, call and response, which are all there at once.
+/// Readiness, call and response, all of which are ready at once.
 fn status<S>(service: &mut S, request: Request<()>) -> StatusCode
 where
     S: Service<Request<()>, Response = Response<()>, Error = Infallible>,
@@ -92,11 +92,11 @@ where
     assert!(service.poll_ready(cx).is_ready());
     match pin!(service.call(request)).poll(cx) {
         Poll::Ready(response) => response.unwrap().status(),
-        Poll::Pending => panic!("nothing waits here"),
+        Poll::Pending => panic!("never pending"),
     }
 }
 
-/// Says how long it took to answer, and that hardly anybody waited much longer than they should.
+/// Prints the durations, and checks that hardly any request waited much longer than it should.
 fn assert_prompt(who: &str, mut took: Vec<Duration>, aim: Duration, most: Duration) {
     took.sort_unstable();
     let at = |part: usize| took[(took.len() - 1) * part / 100];
@@ -110,39 +110,40 @@ fn assert_prompt(who: &str, mut took: Vec<Duration>, aim: Duration, most: Durati
 }
 
 #[test]
-fn a_million_strangers_in_memory() {
-    const STRANGERS: u32 = 1_000_000;
+fn million_unseen_keys_in_memory() {
+    const UNSEEN: u32 = 1_000_000;
     const MOST: usize = 100_000;
     let limiter = Limiter::builder().max_scopes(MOST).build().unwrap();
     let mut service = limited(&limiter, by_client());
     for _ in 0..3 {
         assert_eq!(status(&mut service, honest()), StatusCode::OK);
     }
-    let (mut strangers, mut known) = (Vec::with_capacity(1 << 20), Vec::with_capacity(1 << 10));
+    let (mut unseen, mut known) = (Vec::with_capacity(1 << 20), Vec::with_capacity(1 << 10));
     let mut admitted = 0;
     let counted = measure(|| {
-        for n in 0..STRANGERS {
+        for n in 0..UNSEEN {
             let request = hostile(n);
             let start = Instant::now();
             let answer = status(&mut service, request);
-            strangers.push(start.elapsed());
+            unseen.push(start.elapsed());
             admitted += usize::from(answer == StatusCode::OK);
-            // One of ten tokens on the way, early on and after the limit is reached.
-            if n == 1_000 || n == STRANGERS - 1_000 {
+            // The known client uses one of its ten tokens now and then, before and after the limit
+            // is reached.
+            if n == 1_000 || n == UNSEEN - 1_000 {
                 assert_eq!(status(&mut service, honest()), StatusCode::OK);
             }
         }
     });
-    // Those who have a bucket, and ten for each of the shared ones.
+    // One for each bucket, and ten for each overflow bucket.
     let shared = MOST + 10 * SHARED;
     assert!((shared - 100..=shared).contains(&admitted), "{admitted}");
     let held = limiter.scopes_held();
     assert!(held <= MOST + SHARED, "{held}");
-    assert!(limiter.overflowed() >= u64::from(STRANGERS) - MOST as u64);
+    assert!(limiter.overflowed() >= u64::from(UNSEEN) - MOST as u64);
     let bytes = usize::try_from(counted.bytes_current).unwrap();
     let peak = usize::try_from(counted.bytes_max).unwrap();
     println!(
-        "{STRANGERS} strangers, max_scopes {MOST}: {held} held, {} bytes each, {} at the peak",
+        "{UNSEEN} unseen keys, max_scopes {MOST}: {held} held, {} bytes each, {} at the peak",
         bytes / MOST,
         peak / MOST
     );
@@ -150,7 +151,8 @@ fn a_million_strangers_in_memory() {
     assert!(bytes <= most + FIXED_BYTES, "{bytes}");
     assert!(peak <= most + PASSING_BYTES, "{peak}");
 
-    // Three and two are gone: five are left, and then it is refused as if there were nobody else.
+    // Three and two tokens are used: five are left. Then it is rejected as if there were no other
+    // clients.
     for _ in 0..1_000 {
         let start = Instant::now();
         let answer = status(&mut service, honest());
@@ -162,13 +164,13 @@ fn a_million_strangers_in_memory() {
         assert_eq!(answer, expected, "request {}", known.len());
     }
     let (aim, most) = (Duration::from_millis(1), Duration::from_millis(20));
-    assert_prompt("strangers in memory", strangers, aim, most);
-    assert_prompt("the known one in memory", known, aim, most);
+    assert_prompt("unseen in memory", unseen, aim, most);
+    assert_prompt("the known client in memory", known, aim, most);
 }
 
-/// Names and keys as long as they are kept, and longer ones, of which a hash is.
+/// Names and keys of the largest size that is kept, and larger ones, which are hashed.
 #[test]
-fn no_key_costs_more() {
+fn long_keys_use_no_more_memory() {
     const MOST: usize = 20_000;
     let held = |name: usize, key: usize| {
         let scope = Scope::new("n".repeat(name), CLIENT.quota());
@@ -201,14 +203,14 @@ fn header_as_is(request: &Request<()>) -> Option<String> {
     Some(value.to_str().ok()?.to_owned())
 }
 
-/// Where Redis holds the buckets, what a process remembers of them is bounded as well.
+/// Where Redis holds the buckets, the level cache of a process is bounded as well.
 #[cfg(feature = "redis")]
 #[test]
-fn strangers_on_redis() {
+fn unseen_keys_on_redis() {
     use futures_util::{StreamExt, stream};
     use tower::ServiceExt;
 
-    const STRANGERS: u32 = 200_000;
+    const UNSEEN: u32 = 200_000;
     const MOST: usize = 20_000;
     // One thread, so that every allocation is counted.
     let runtime = tokio::runtime::Builder::new_current_thread()
@@ -218,7 +220,7 @@ fn strangers_on_redis() {
     let server = runtime.block_on(support::RedisServer::start());
     let limiter = Limiter::builder()
         .redis(server.url())
-        // A test machine stands still for longer than a service would accept.
+        // A busy test machine delays replies for longer than a service would accept.
         .redis_timeout(Duration::from_secs(10))
         .max_scopes(MOST)
         .build()
@@ -237,7 +239,7 @@ fn strangers_on_redis() {
     let (mut known, mut admitted) = (Vec::with_capacity(1 << 10), 0);
     let counted = measure(|| {
         runtime.block_on(async {
-            let flood = stream::iter(0..STRANGERS)
+            let flood = stream::iter(0..UNSEEN)
                 .map(|n| send(hostile(n)))
                 .buffer_unordered(256);
             let mut flood = pin!(flood.enumerate());
@@ -256,20 +258,20 @@ fn strangers_on_redis() {
             }
         });
     });
-    assert_eq!(admitted, STRANGERS, "on Redis each has a bucket");
+    assert_eq!(admitted, UNSEEN, "on Redis each has a bucket");
     assert_eq!(limiter.fallbacks(), 0);
-    assert_eq!(limiter.scopes_held(), 0, "memory has had no part in it");
+    assert_eq!(limiter.scopes_held(), 0, "memory decided nothing");
     let level = runtime.block_on(limiter.bucket(&honest_scope()).level());
     assert_eq!(level.expect("Redis answers").floor(), 0.0);
     let bytes = usize::try_from(counted.bytes_current.max(0)).unwrap();
     let peak = usize::try_from(counted.bytes_max).unwrap();
     println!(
-        "{STRANGERS} strangers on Redis, max_scopes {MOST}: {} bytes each are left, {} at the peak",
+        "{UNSEEN} unseen keys on Redis, max_scopes {MOST}: {} bytes each are left, {} at the peak",
         bytes / MOST,
         peak / MOST
     );
     assert!(bytes <= MOST * BYTES_REMEMBERED + FIXED_BYTES, "{bytes}");
     assert!(peak <= MOST * BYTES_REMEMBERED + PASSING_BYTES, "{peak}");
     let (aim, most) = (Duration::from_millis(1), Duration::from_millis(500));
-    assert_prompt("the known one on Redis", known, aim, most);
+    assert_prompt("the known client on Redis", known, aim, most);
 }

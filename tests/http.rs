@@ -1,4 +1,4 @@
-//! HTTP over real sockets: axum inside or outside, reqwest at the other end or as the inner
+//! HTTP over real sockets: axum inside or outside the layer, reqwest as the client or as the inner
 //! service.
 #![cfg(all(feature = "http", feature = "axum"))]
 
@@ -29,7 +29,7 @@ use tower_throttle::{
 const SECOND: Duration = Duration::from_secs(1);
 const TICK: Duration = Duration::from_millis(100);
 
-/// So slow that nothing comes back during a test.
+/// Refills too slowly to matter in a test.
 const DAY: Quota = Quota::per_day(2.0);
 
 async fn h() -> &'static str {
@@ -44,7 +44,7 @@ async fn serve(router: Router) -> String {
     format!("http://{address}/")
 }
 
-/// As many make it mistakenly: without `ConnectInfo`.
+/// Without `ConnectInfo`, a common mistake.
 async fn serve_without_addresses(router: Router) -> String {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
@@ -72,9 +72,9 @@ async fn floor(limiter: &Limiter, scope: &Scope) -> f64 {
     limiter.bucket(scope).level().await.unwrap().floor()
 }
 
-/// As many scopes as a request asks for: neither the decision nor the answer grows with them.
+/// With many scopes for a request, neither the decision nor the response grows with their number.
 #[tokio::test]
-async fn a_request_for_too_many_scopes_gets_a_short_answer() {
+async fn request_for_too_many_scopes_gets_a_short_response() {
     let limiter = Limiter::in_memory();
     let named = |n: usize| Scope::new(format!("name-{n}"), DAY);
     let layer = RateLimitLayer::new(&limiter, move |req: &Request| {
@@ -124,10 +124,10 @@ async fn requests_without_the_header_share_one_bucket() {
     assert!((43_000..=43_200).contains(&seconds), "{seconds}");
 
     assert_eq!(send(None).await.0, 200);
-    // An empty key is none.
+    // An empty key is no key.
     assert_eq!(send(Some("")).await.0, 429);
     assert_eq!(send(None).await.0, 429);
-    // The name of the other scope is a key like any other.
+    // The name of the other scope is an ordinary key.
     assert_eq!(send(Some("anonymous")).await.0, 200);
 }
 
@@ -153,7 +153,7 @@ async fn layer_route_layer_and_method_router_layer() {
 
     let url = serve(plain().layer(limit())).await;
     assert_eq!(statuses(&url, 3).await, [200, 200, 429]);
-    // `layer` counts what is not found, too.
+    // `layer` counts requests that are not found, too.
     limiter.bucket(&SITE).reset().await.unwrap();
     let missing = format!("{url}missing");
     assert_eq!(statuses(&missing, 3).await, [404, 404, 429]);
@@ -193,7 +193,7 @@ async fn requests_wait_up_to_max_wait_and_are_then_rejected() {
     assert_eq!(status(&url).await, 200);
     assert!(start.elapsed() >= Duration::from_millis(80));
 
-    // A debt that no wait within the bound pays off.
+    // A debt that no wait within `max_wait` refills.
     let permit = limiter.acquire(PACED, SECOND).await.unwrap();
     permit.settle(100.0);
     let start = Instant::now();
@@ -253,8 +253,8 @@ async fn cost_over_the_capacity_is_forbidden() {
     }
 }
 
-/// A gRPC status over HTTP 200 goes to what can be a gRPC call: any cache, and any other client,
-/// takes it for a success.
+/// A gRPC status over HTTP 200 is only for requests that can be gRPC calls: caches and other
+/// clients take it for a success.
 #[tokio::test]
 async fn only_a_grpc_post_gets_a_grpc_status() {
     const SITE: Scope = DAY.scope("site");
@@ -305,7 +305,7 @@ async fn only_a_grpc_post_gets_a_grpc_status() {
     }
 }
 
-/// Not over a socket: hyper's client has no request with this method and a body of its own.
+/// Not over a socket: hyper's client has no request with this method and a body.
 #[tokio::test]
 async fn rejected_connect_request_is_not_a_success() {
     let limiter = Limiter::in_memory();
@@ -405,10 +405,10 @@ async fn hooks_see_the_permit_and_the_response() {
     let response = client().get(&url).send().await.unwrap();
     assert_eq!(response.headers()["x-left"], "tokens 60");
     assert_eq!(floor(&limiter, &TOKENS).await, 89.0);
-    // Without a number the estimate stands.
+    // Without a number the estimate stays.
     assert_eq!(status(&format!("{url}unknown")).await, 200);
     assert_eq!(floor(&limiter, &TOKENS).await, 49.0);
-    // A refusal never went through: no hook runs on it.
+    // A rejected request never passed: no hook runs.
     limiter.try_acquire(TOKENS.cost(49.0)).await.unwrap();
     let response = client().get(&url).send().await.unwrap();
     assert_eq!(response.status(), 429);
@@ -455,11 +455,11 @@ async fn reqwest_as_the_inner_service_waits() {
         let response = service.clone().oneshot(request).await.unwrap();
         assert_eq!(response.status(), 200);
     }
-    // Two turns, less the milliseconds between the first take and the second.
+    // Two reservations, less the milliseconds between the first acquisition and the second.
     assert!(start.elapsed() >= 2 * TICK - Duration::from_millis(1));
     assert_eq!(seen.load(Ordering::Relaxed), 3);
 
-    // One that does not wait says so, in an error that tells why.
+    // A client that does not wait returns an error with the reason.
     let mut service = RateLimitLayer::new(&limiter, NONE).layer(http.clone());
     limiter.try_acquire(NONE).await.unwrap();
     let request = http.get(&url).build().unwrap();
@@ -467,7 +467,7 @@ async fn reqwest_as_the_inner_service_waits() {
     let error = error.unwrap_err();
     assert_eq!(Rejected::find(&*error).unwrap().scope(), "none");
     assert_eq!(seen.load(Ordering::Relaxed), 3);
-    // An error of the client stays what it is.
+    // An error of the client is passed on unchanged.
     limiter.bucket(&NONE).reset().await.unwrap();
     let request = http.get("http://127.0.0.1:1/").build().unwrap();
     let error = service.ready().await.unwrap().call(request).await;
@@ -484,9 +484,9 @@ mod as_designed {
     const RPM: Quota = Quota::per_minute(500.0);
     const TPM: Quota = Quota::per_minute(90_000.0);
 
-    /// What comes with the request changes nothing, be it text or not.
+    /// The key of a request does not change its limit, whether it is text or not.
     #[tokio::test]
-    async fn a_bucket_per_client() {
+    async fn bucket_per_client() {
         let limiter = Limiter::in_memory();
         let client_ip = client_ip(TrustedProxies::none());
         let router = Router::new().route("/", get(h)).layer(
@@ -508,7 +508,7 @@ mod as_designed {
     }
 
     #[tokio::test]
-    async fn one_bucket_for_the_site() {
+    async fn site_wide_bucket() {
         let limiter = Limiter::in_memory();
         let router = Router::new().route("/", get(h)).layer(
             RateLimitLayer::new(&limiter, Quota::per_second(500.0).scope("site"))

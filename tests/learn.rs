@@ -11,7 +11,7 @@ const SECOND: Duration = Duration::from_secs(1);
 const RPM: Scope = Quota::per_hour(60.0).scope("rpm");
 const TPM: Scope = Quota::per_hour(1_000.0).scope("tpm");
 
-/// Sends one request through a layer, to an upstream that answers so.
+/// Sends one request through a layer to an upstream with this response.
 async fn learn(
     limiter: &Limiter,
     upstream: Upstream,
@@ -66,28 +66,28 @@ async fn rejection_empties_or_pauses_the_scopes_of_the_profile() {
     let limiter = Limiter::in_memory();
     let upstream = Upstream::retry_after().jitter(0.0);
     learn(&limiter, upstream, 429, &[("retry-after", "7")]).await;
-    let refused = limiter.try_acquire(RPM).await.expect_err("held back");
-    assert!(refused.retry_after() >= Some(7 * SECOND), "{refused:?}");
-    // It has a place for the first scope alone.
+    let rejected = limiter.try_acquire(RPM).await.expect_err("paused");
+    assert!(rejected.retry_after() >= Some(7 * SECOND), "{rejected:?}");
+    // The upstream is configured for the first scope only.
     assert!(limiter.try_acquire(TPM).await.is_ok());
 
     let limiter = Limiter::in_memory();
     let upstream = Upstream::openai().cap(20 * SECOND);
     learn(&limiter, upstream, 429, &[("retry-after", "3600")]).await;
     for scope in [RPM, TPM] {
-        let refused = limiter.try_acquire(&scope).await.expect_err("held back");
+        let rejected = limiter.try_acquire(&scope).await.expect_err("paused");
         let one = Duration::from_secs_f64(1.0 / scope.quota().rate());
-        let hold = refused.retry_after().expect("some time") - one;
-        // Cut to the cap, which the jitter does not pass.
+        let pause = rejected.retry_after().expect("some time") - one;
+        // Cut to the maximum, which the jitter does not exceed.
         let least = 20 * SECOND - SECOND / 1_000;
         assert!(
-            (least..=20 * SECOND + SECOND / 1_000).contains(&hold),
-            "{hold:?}"
+            (least..=20 * SECOND + SECOND / 1_000).contains(&pause),
+            "{pause:?}"
         );
     }
 }
 
-/// A cached answer in draft 08's own words, GitLab's time of day, and Azure's milliseconds.
+/// A cached response in the form of draft 08, GitLab's time of day, and Azure's milliseconds.
 #[tokio::test(start_paused = true)]
 async fn responses_of_other_providers_pause() {
     for (upstream, status, fields) in [
@@ -114,11 +114,11 @@ async fn responses_of_other_providers_pause() {
     ] {
         let limiter = Limiter::in_memory();
         learn(&limiter, upstream.jitter(0.0), status, fields).await;
-        let refused = limiter.try_acquire(RPM).await.expect_err("held back");
+        let rejected = limiter.try_acquire(RPM).await.expect_err("paused");
         // The bucket is empty then, and refills by one token a minute.
-        let held = refused.retry_after().expect("some time") - 60 * SECOND;
+        let paused = rejected.retry_after().expect("some time") - 60 * SECOND;
         let near = 10 * SECOND - SECOND / 1_000..=10 * SECOND + SECOND / 1_000;
-        assert!(near.contains(&held), "{fields:?}: {held:?}");
+        assert!(near.contains(&paused), "{fields:?}: {paused:?}");
     }
 }
 
@@ -142,7 +142,7 @@ async fn own_rejection_is_not_learned_from() {
     assert_eq!(levels(&limiter).await.0, 1.0);
 }
 
-/// A request says what it may cost; its stream settles when it ends, or is dropped.
+/// A request has an estimated cost. Its stream settles when it ends, or is dropped.
 #[tokio::test(start_paused = true)]
 async fn estimate_is_kept_until_it_is_settled() {
     let limiter = Limiter::in_memory();
@@ -154,34 +154,34 @@ async fn estimate_is_kept_until_it_is_settled() {
         )
         .service(service_fn(async |req: Request<f64>| {
             let handle = req.extensions().get::<PermitHandle>().cloned();
-            // The body is the handle: whoever streams it settles.
+            // The body is the handle: the stream settles through it.
             Ok::<_, Infallible>(Response::new(handle))
         }));
     let send = async |cost: f64| {
         let response = service.clone().oneshot(Request::new(cost)).await;
         response.expect("infallible").into_body()
     };
-    // Dropped without a word.
+    // Dropped without settling.
     drop(send(100.0).await);
     assert_eq!(levels(&limiter).await, (59.0, 900.0));
-    // Ended below the estimate, and above it; of requests there is nothing to correct.
+    // Ended below the estimate, and above it. The cost in requests needs no correction.
     send(100.0).await.expect("a permit").settle(30.0);
     assert_eq!(levels(&limiter).await, (58.0, 870.0));
     send(100.0).await.expect("a permit").settle(250.0);
     assert_eq!(levels(&limiter).await, (57.0, 620.0));
-    // A better number replaces the last one, and none that is no number.
+    // A later settlement replaces the last one, and values that are not numbers are ignored.
     let permit = send(100.0).await.expect("a permit");
     permit.settle(150.0);
     permit.settle(f64::NAN);
     permit.settle(120.0);
     assert_eq!(levels(&limiter).await, (56.0, 500.0));
-    // More than is left is refused, and costs nothing.
+    // More than is left is rejected, and costs nothing.
     assert!(send(600.0).await.is_none());
     assert_eq!(levels(&limiter).await, (56.0, 500.0));
 }
 
-/// What remains upstream has counted this answer already: what its estimate was too large by is no
-/// reason to send more than that.
+/// The remaining quota of the upstream already includes this response: an estimate that was too
+/// high does not allow more than that.
 #[tokio::test(start_paused = true)]
 async fn settling_does_not_raise_the_remaining_tokens() {
     let limiter = Limiter::in_memory();
@@ -200,7 +200,7 @@ async fn settling_does_not_raise_the_remaining_tokens() {
     assert_eq!(levels(&limiter).await, (59.0, 12.0));
 }
 
-/// Some round a part of a second down.
+/// Some upstreams round a fraction of a second down.
 #[tokio::test(start_paused = true)]
 async fn rejection_with_zero_retry_after_empties_the_buckets() {
     for fields in [
@@ -214,7 +214,7 @@ async fn rejection_with_zero_retry_after_empties_the_buckets() {
     }
 }
 
-/// Whoever has no permit of its own leaves the handle of the layer outside it.
+/// A layer without a permit of its own leaves the handle of the outer layer in place.
 #[tokio::test(start_paused = true)]
 async fn layer_without_scopes_keeps_the_handle_of_another() {
     let limiter = Limiter::in_memory();

@@ -1,4 +1,4 @@
-//! Tokens taken ahead: how many, what windows then hold, and that none of them is lost.
+//! Tokens leased ahead: how many, the bounds of windows, and that none of them is lost.
 #![cfg(feature = "redis")]
 
 mod support;
@@ -25,7 +25,7 @@ async fn limiter(server: &RedisServer, lease: f64) -> Limiter {
         .lease(lease)
         .build()
         .expect("a URL");
-    // Connected, and the script known.
+    // Connected, and the script is loaded.
     let _ = limiter.bucket(&SLOW.scope("warm-up")).level().await;
     limiter
 }
@@ -39,8 +39,8 @@ async fn level(limiter: &Limiter, scope: &Scope) -> f64 {
     level.expect("Redis answers")
 }
 
-/// Takes so many, several at a time, so that the scope is hot.
-async fn demand(limiter: &Limiter, scope: &Scope, tokens: usize) {
+/// Acquires `tokens` tokens, several at a time, so that the scope is hot.
+async fn acquire_many(limiter: &Limiter, scope: &Scope, tokens: usize) {
     let each = async || {
         for _ in 0..tokens / 8 {
             let permit = limiter.try_acquire(scope).await.expect("plenty");
@@ -51,8 +51,9 @@ async fn demand(limiter: &Limiter, scope: &Scope, tokens: usize) {
     join_all((0..8).map(|_| each())).await;
 }
 
-/// All that is leased comes back once it is not used: tokens, rounded as they refill meanwhile.
-async fn cooled(limiter: &Limiter, scope: &Scope, expected: f64) {
+/// Waits until all leased tokens are returned because they are idle. Tokens are rounded, as they
+/// refill meanwhile.
+async fn until_reclaimed(limiter: &Limiter, scope: &Scope, expected: f64) {
     let start = Instant::now();
     while level(limiter, scope).await.floor() < expected && start.elapsed() < 30 * SECOND {
         tokio::time::sleep(SECOND / 10).await;
@@ -61,14 +62,14 @@ async fn cooled(limiter: &Limiter, scope: &Scope, expected: f64) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_hot_scope_needs_fewer_calls_and_gets_back_what_it_does_not_use() {
+async fn hot_scope_needs_fewer_calls_and_returns_unused_tokens() {
     let server = RedisServer::start().await;
     let mut spent = Vec::new();
     for lease in [0.0, 1e9] {
         let limiter = limiter(&server, lease).await;
         let scope = SLOW.scope("hot").key(lease);
         let before = calls(&server).await;
-        demand(&limiter, &scope, 16_000).await;
+        acquire_many(&limiter, &scope, 16_000).await;
         spent.push(calls(&server).await - before);
         let held = 84_000.0 - level(&limiter, &scope).await.floor();
         println!(
@@ -77,17 +78,17 @@ async fn a_hot_scope_needs_fewer_calls_and_gets_back_what_it_does_not_use() {
         );
         assert!(held <= SLOW.capacity() * LARGEST_PART, "{held}");
         assert_eq!(limiter.fallbacks(), 0);
-        cooled(&limiter, &scope, 84_000.0).await;
+        until_reclaimed(&limiter, &scope, 84_000.0).await;
     }
     assert!(4 * spent[1] < spent[0], "{spent:?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn waiting_callers_use_leases_too_and_refunds_go_to_redis() {
+async fn waiters_use_leases_and_refunds_go_to_redis() {
     let server = RedisServer::start().await;
     let limiter = limiter(&server, 1e9).await;
     let scope = SLOW.scope("hot");
-    demand(&limiter, &scope, 8_000).await;
+    acquire_many(&limiter, &scope, 8_000).await;
     let before = calls(&server).await;
     let mut permits = Vec::new();
     for _ in 0..100 {
@@ -99,11 +100,11 @@ async fn waiting_callers_use_leases_too_and_refunds_go_to_redis() {
     for permit in permits {
         permit.refund();
     }
-    cooled(&limiter, &scope, 92_000.0).await;
+    until_reclaimed(&limiter, &scope, 92_000.0).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn nothing_is_taken_ahead_of_what_is_scarce_or_awaited() {
+async fn nothing_is_leased_of_a_scarce_or_awaited_scope() {
     let server = RedisServer::start().await;
     let limiter = limiter(&server, 1e9).await;
     let scope = Quota::per_day(1.0).burst(10_000.0).scope("scarce");
@@ -111,46 +112,46 @@ async fn nothing_is_taken_ahead_of_what_is_scarce_or_awaited() {
         .try_acquire(scope.clone().cost(5_001.0))
         .await
         .expect("full");
-    demand(&limiter, &scope, 4_000).await;
+    acquire_many(&limiter, &scope, 4_000).await;
     assert_eq!(level(&limiter, &scope).await.floor(), 999.0);
 
-    // More than half full, and somebody sleeps towards a turn.
+    // More than half full, and a caller waits with a reservation.
     let limiter = &limiter;
     let awaited = Quota::per_second(1.0).burst(10_000.0).scope("awaited");
     limiter
         .try_acquire(awaited.clone().cost(4_000.0))
         .await
         .expect("full");
-    let mut sleeper = pin!(limiter.acquire(awaited.clone().cost(7_000.0), 3_600 * SECOND));
-    assert!(futures_util::poll!(&mut sleeper).is_pending());
+    let mut waiter = pin!(limiter.acquire(awaited.clone().cost(7_000.0), 3_600 * SECOND));
+    assert!(futures_util::poll!(&mut waiter).is_pending());
     let start = Instant::now();
-    // Its tokens are promised: below zero.
+    // Its tokens are reserved: the level is below zero.
     while level(limiter, &awaited).await >= 0.0 && start.elapsed() < 30 * SECOND {
         tokio::time::sleep(SECOND / 100).await;
     }
     limiter
         .try_acquire(&awaited)
         .await
-        .expect_err("all is promised");
+        .expect_err("all is reserved");
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_limiter_that_is_dropped_gives_back_what_it_holds() {
+async fn dropped_limiter_returns_its_leases() {
     let server = RedisServer::start().await;
     let (going, staying) = (limiter(&server, 1e9).await, limiter(&server, 0.0).await);
     let scope = SLOW.scope("hot");
-    demand(&going, &scope, 8_000).await;
+    acquire_many(&going, &scope, 8_000).await;
     assert!(
         level(&staying, &scope).await < 92_000.0,
         "nothing was leased"
     );
     drop(going);
-    cooled(&staying, &scope, 92_000.0).await;
+    until_reclaimed(&staying, &scope, 92_000.0).await;
 }
 
-/// Dropped after any number of polls, while the others lease.
+/// Dropped after any number of polls, while other callers use leases.
 #[tokio::test(flavor = "multi_thread")]
-async fn whoever_goes_away_loses_nothing() {
+async fn dropped_acquisition_loses_nothing() {
     let server = RedisServer::start().await;
     let limiter = limiter(&server, 1e9).await;
     let scope = SLOW.scope("hot");
@@ -179,13 +180,13 @@ async fn whoever_goes_away_loses_nothing() {
         }
     }
     println!("{used} of 2,286 were used");
-    cooled(&limiter, &scope, SLOW.capacity() - used).await;
+    until_reclaimed(&limiter, &scope, SLOW.capacity() - used).await;
 }
 
-/// Several limiters with bursts of demand: the bucket is full when a burst begins, so that there
+/// Several limiters with bursts of requests: the bucket is full when a burst begins, so that there
 /// are tokens to lease, and spent when it ends.
 #[tokio::test(flavor = "multi_thread")]
-async fn windows_hold_no_more_than_stated() {
+async fn windows_admit_no_more_than_documented() {
     const LIMITERS: usize = 4;
     const RATE: f64 = 20_000.0;
     const CAPACITY: f64 = 6_000.0;
@@ -210,8 +211,8 @@ async fn windows_hold_no_more_than_stated() {
                 while Instant::now() < end {
                     match limiter.try_acquire(&scope).await {
                         Ok(_) => admitted.push(start.elapsed().as_secs_f64()),
-                        Err(refused) => {
-                            let retry_after = refused.retry_after().expect("limited");
+                        Err(rejected) => {
+                            let retry_after = rejected.retry_after().expect("limited");
                             tokio::time::sleep(retry_after.max(SECOND / 1_000)).await;
                         }
                     }
@@ -234,7 +235,7 @@ async fn windows_hold_no_more_than_stated() {
         "{n} admitted of {allowed:.0} allowed, {:.4} calls each",
         spent as f64 / n
     );
-    // Over the whole run, from full on, whatever was taken ahead was charged.
+    // Over the whole run, from a full bucket on, every leased token was charged.
     assert!(n <= allowed, "{n} of {allowed}");
     let ahead = LIMITERS as f64 * (CAPACITY * LARGEST_PART).floor();
     for w in [0.001, 0.01, 0.05, 0.1, 0.2, 0.5, 1.0] {
@@ -251,7 +252,7 @@ async fn windows_hold_no_more_than_stated() {
             "{w} s: {most} of {stated:.0}, {:.0} of them by leases",
             ahead
         );
-        // Who is told late of what Redis granted is seen late: a loaded machine, 50 ms.
+        // A caller that receives its reply late is recorded late: 50 ms on a busy machine.
         assert!(
             most as f64 <= stated + RATE * 0.05,
             "{w} s: {most} of {stated}"
@@ -261,17 +262,17 @@ async fn windows_hold_no_more_than_stated() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_outage_with_leases_out() {
-    an_outage_of(SECOND).await;
+async fn outage_with_leases_loses_no_tokens() {
+    outage_of(SECOND).await;
 }
 
-/// What is leased cools while Redis is away.
+/// Leased tokens become idle while Redis is unavailable.
 #[tokio::test(flavor = "multi_thread")]
-async fn an_outage_in_which_leases_cool() {
-    an_outage_of(3 * SECOND).await;
+async fn outage_in_which_leases_are_reclaimed_loses_no_tokens() {
+    outage_of(3 * SECOND).await;
 }
 
-async fn an_outage_of(length: Duration) {
+async fn outage_of(length: Duration) {
     let mut server = RedisServer::start().await;
     let limiter = Limiter::builder()
         .redis(server.url())
@@ -280,7 +281,7 @@ async fn an_outage_of(length: Duration) {
         .expect("a URL");
     let scope = SLOW.scope("hot");
     let _ = limiter.bucket(&scope).level().await;
-    demand(&limiter, &scope, 8_000).await;
+    acquire_many(&limiter, &scope, 8_000).await;
     assert!(
         level(&limiter, &scope).await < 92_000.0,
         "nothing was leased"
@@ -293,33 +294,34 @@ async fn an_outage_of(length: Duration) {
         used += 1.0;
         tokio::time::sleep(SECOND / 200).await;
     }
-    // It comes back empty: what each process knows is charged, and what it holds is given back.
+    // Redis restarts empty: the last reported level of each process is applied, and its leases are
+    // returned.
     server.restart().await;
     while limiter.bucket(&scope).level().await.is_err() && start.elapsed() < 30 * SECOND {
         tokio::time::sleep(SECOND / 20).await;
     }
-    cooled(&limiter, &scope, SLOW.capacity() - used).await;
+    until_reclaimed(&limiter, &scope, SLOW.capacity() - used).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn whoever_says_goodbye_gives_back_what_it_holds() {
+async fn deregistered_limiter_returns_its_leases() {
     let server = RedisServer::start().await;
     let (going, staying) = (limiter(&server, 1e9).await, limiter(&server, 0.0).await);
     let scope = SLOW.scope("hot");
-    demand(&going, &scope, 8_000).await;
+    acquire_many(&going, &scope, 8_000).await;
     assert!(
         level(&staying, &scope).await < 92_000.0,
         "nothing was leased"
     );
     going.deregister().await;
     assert_eq!(level(&staying, &scope).await.floor(), 92_000.0);
-    // It goes on limiting.
-    demand(&going, &scope, 8_000).await;
+    // It continues to limit.
+    acquire_many(&going, &scope, 8_000).await;
     assert_eq!(level(&staying, &scope).await.floor(), 84_000.0);
 }
 
 #[test]
-fn a_lease_is_a_number_of_tokens() {
+fn lease_is_a_number_of_tokens() {
     for lease in [-1.0, f64::NAN, f64::INFINITY] {
         let error = Limiter::builder()
             .lease(lease)
@@ -328,34 +330,37 @@ fn a_lease_is_a_number_of_tokens() {
         assert!(
             error
                 .to_string()
-                .contains("how many a process may take ahead"),
+                .contains("how many tokens a process may lease"),
             "{error}"
         );
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_is_held_back_is_not_granted_from_a_lease() {
+async fn paused_scope_is_not_granted_from_a_lease() {
     let server = RedisServer::start().await;
     let (leasing, other) = (limiter(&server, 1e9).await, limiter(&server, 0.0).await);
-    // The other process's first pause: known here after a heartbeat.
+    // The first pause of the other process is known here after a heartbeat.
     let first = SLOW.scope("hot").key("first");
-    demand(&leasing, &first, 8_000).await;
+    acquire_many(&leasing, &first, 8_000).await;
     other.bucket(&first).pause(3_600 * SECOND);
     let start = Instant::now();
     while leasing.try_acquire(&first).await.is_ok() {
         assert!(start.elapsed() < 10 * SECOND, "the pause is not known");
         tokio::time::sleep(SECOND / 100).await;
     }
-    for (key, holds) in [("there", &other), ("here", &leasing)] {
+    for (key, pausing) in [("there", &other), ("here", &leasing)] {
         let scope = SLOW.scope("hot").key(key);
-        demand(&leasing, &scope, 8_000).await;
+        acquire_many(&leasing, &scope, 8_000).await;
         assert!(level(&other, &scope).await < 92_000.0, "nothing was leased");
-        holds.bucket(&scope).pause(3_600 * SECOND);
-        // In the other process it is known once Redis has it, and then within 25 ms.
+        pausing.bucket(&scope).pause(3_600 * SECOND);
+        // The other process observes it once Redis has it, and then within 25 ms.
         while level(&other, &scope).await > 0.0 {}
         tokio::time::sleep(SECOND / 40).await;
-        let refused = leasing.try_acquire(&scope).await.expect_err("held back");
-        assert!(refused.retry_after() > Some(3_500 * SECOND), "{refused:?}");
+        let rejected = leasing.try_acquire(&scope).await.expect_err("paused");
+        assert!(
+            rejected.retry_after() > Some(3_500 * SECOND),
+            "{rejected:?}"
+        );
     }
 }

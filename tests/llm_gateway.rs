@@ -1,25 +1,25 @@
-//! Four processes stream answers of a model through one Redis: requests and tokens per minute, in
-//! one acquisition, with costs that are known only at the end, and a third of the streams
+//! Four processes stream the responses of a model through one Redis: requests and tokens per minute
+//! in one acquisition, with costs that are known only at the end, and a third of the streams
 //! cancelled halfway.
 //!
-//! What must hold, on paper. A request takes its estimate `e` when it asks, is let through at its
-//! turn, and is corrected to `x` when its stream ends; a stream that was cut off is charged for
-//! what it sent, but not less than `e`: what it would have cost is unknown. What a stream gives
-//! back is for the next that asks. What it cost above its estimate delays those who ask later, but
-//! nobody who has been promised a turn. So, of tokens by the time of their turns:
+//! The bounds. A request takes its estimate `e` when it is made, is admitted when its reservation
+//! is due, and is corrected to `x` when its stream ends. A stream that was cut off is charged for
+//! what it sent, but not less than `e`, since its full cost is unknown. What a stream returns is
+//! available to the next request. What it cost above its estimate delays later requests, but no
+//! request that has a reservation. So, counting tokens by the times of their reservations:
 //!
-//! - from the start to any turn `T` seconds after it, `sum(x) <= capacity + rate * T + U`: of the
-//!   streams let through, `U` is what they cost above their estimates, as far as that was told
-//!   after the last of those who waited and were let through had asked;
+//! - from the start to any reservation `T` seconds after it, `sum(x) <= capacity + rate * T + U`:
+//!   `U` is what the admitted streams cost above their estimates, as far as that was reported after
+//!   the last request of those that waited and were admitted;
 //! - over any window of `w` seconds, `sum(x) <= capacity + rate * w + D + U`: `D` is what streams
-//!   from before the window gave back within it, `U` as above, of those let through within it;
-//! - and, once all is told, the level is at most `capacity + rate * T - sum(x)`.
+//!   from before the window returned within it, `U` as above, of the streams admitted within it;
+//! - and, once all is reported, the level is at most `capacity + rate * T - sum(x)`.
 //!
-//! Tokens have a slack of 100 ms of the rate: windows for turns that are used late, and all of them
-//! because processes do not know to the moment when a correction reached Redis. Requests are never
-//! corrected, and from the start have none.
+//! Tokens have a slack of 100 ms of the rate: in windows for reservations that are used late, and
+//! everywhere because processes do not know the exact time at which a correction reached Redis.
+//! Requests are never corrected, and from the start have no slack.
 //!
-//! The test binary starts itself again as the other processes.
+//! The test binary runs itself again as the other processes.
 #![cfg(all(feature = "redis", feature = "http"))]
 
 mod support;
@@ -46,26 +46,27 @@ const CALLERS: u64 = 16;
 const RUN: Duration = Duration::from_secs(8);
 const RPM: Scope = Quota::per_minute(2_400.0).burst(10.0).scope("llm:rpm");
 const TPM: Scope = Quota::per_minute(120_000.0).burst(1_000.0).scope("llm:tpm");
-/// When a correction was made is known to the process, not to Redis, by so many seconds.
+/// A process knows the time of a correction in Redis only to this many seconds.
 const EDGE: f64 = 0.1;
-/// For so many seconds a turn may be used late.
+/// A reservation may be used this many seconds late.
 const LATE: f64 = 0.1;
-/// The first half asks for much, so that tokens are scarce, the second for little.
+/// In the first half, requests are large, so that tokens are scarce. In the second half they are
+/// small.
 const LARGE: (f64, f64) = (50.0, 150.0);
 const SMALL: (f64, f64) = (10.0, 40.0);
 
-/// What is asked of the model.
+/// The request to the model.
 #[derive(Clone, Copy)]
-struct Ask {
+struct ModelRequest {
     estimate: f64,
     actual: f64,
-    asked: i64,
+    requested: i64,
 }
 
-/// The other end of an answer. Whatever becomes of it, it settles: by the whole, or, cut off, by
-/// what was sent but not less than was estimated.
+/// The upstream end of a response. It always settles: the full cost, or, when it is cut off, what
+/// was sent but not less than the estimate.
 struct Answer {
-    ask: Ask,
+    request: ModelRequest,
     handle: PermitHandle,
     sent: f64,
     granted: i64,
@@ -75,11 +76,11 @@ struct Answer {
 impl Answer {
     async fn chunk(&mut self) {
         sleep(Duration::from_millis(10)).await;
-        self.sent = (self.sent + 10.0).min(self.ask.actual);
+        self.sent = (self.sent + 10.0).min(self.request.actual);
     }
 
     fn is_whole(&self) -> bool {
-        self.sent >= self.ask.actual
+        self.sent >= self.request.actual
     }
 }
 
@@ -88,17 +89,19 @@ impl Drop for Answer {
         let settled = if self.is_whole() {
             self.sent
         } else {
-            self.sent.max(self.ask.estimate)
+            self.sent.max(self.request.estimate)
         };
         self.handle.settle(settled);
         let (
             granted,
-            Ask {
-                estimate, asked, ..
+            ModelRequest {
+                estimate,
+                requested,
+                ..
             },
-        ) = (self.granted, self.ask);
+        ) = (self.granted, self.request);
         let line = format!(
-            "stream {asked} {granted} {estimate} {settled} {}",
+            "stream {requested} {granted} {estimate} {settled} {}",
             machine_us()
         );
         self.trace.lock().expect("no panic").push(line);
@@ -114,7 +117,7 @@ fn machine_us() -> i64 {
     since_1970.expect("a clock after 1970").as_micros() as i64
 }
 
-/// Not a test by itself: what the other processes run.
+/// Not a test: the entry point of the other processes.
 #[test]
 fn child() {
     let Ok(url) = std::env::var("GATEWAY_CHILD_URL") else {
@@ -131,7 +134,7 @@ fn child() {
 }
 
 async fn run_child(url: &str, seed: u64) {
-    // Patient: what is tested is not an outage.
+    // A long timeout: this test is not about outages.
     let builder = Limiter::builder().redis(url).replicas(PROCESSES as u32);
     let limiter = builder.redis_timeout(Duration::from_secs(2)).build();
     let limiter = limiter.expect("a URL");
@@ -144,16 +147,16 @@ async fn run_child(url: &str, seed: u64) {
         let trace = trace.clone();
         ServiceBuilder::new()
             .layer(
-                RateLimitLayer::new(&limiter, |req: &Request<Ask>| {
+                RateLimitLayer::new(&limiter, |req: &Request<ModelRequest>| {
                     [RPM, TPM.cost(req.body().estimate)]
                 })
                 .max_wait(RUN)
                 .expose_permit(),
             )
-            .service(service_fn(move |req: Request<Ask>| {
+            .service(service_fn(move |req: Request<ModelRequest>| {
                 let handle = req.extensions().get::<PermitHandle>();
                 let answer = Answer {
-                    ask: *req.body(),
+                    request: *req.body(),
                     handle: handle.expect("an exposed permit").clone(),
                     sent: 0.0,
                     granted: machine_us(),
@@ -176,10 +179,10 @@ async fn run_child(url: &str, seed: u64) {
                 };
                 let estimate = (least + (most - least) * rng.f64()).round();
                 let actual = (estimate * (0.3 + 1.4 * rng.f64())).round();
-                let request = Request::new(Ask {
+                let request = Request::new(ModelRequest {
                     estimate,
                     actual,
-                    asked: machine_us(),
+                    requested: machine_us(),
                 });
                 let ready = gateway.ready().await.expect("always ready");
                 let Ok(response) = ready.call(request).await else {
@@ -194,8 +197,8 @@ async fn run_child(url: &str, seed: u64) {
         });
     }
     callers.join_all().await;
-    assert_eq!(limiter.fallbacks(), 0, "Redis was there all the time");
-    // Behind all corrections, in the order in which they were queued.
+    assert_eq!(limiter.fallbacks(), 0, "Redis was available all the time");
+    // After all corrections, in the order in which they were queued.
     let _ = limiter.bucket(&TPM).level().await;
     let mut out = std::io::stdout().lock();
     for line in trace.lock().expect("no panic").iter() {
@@ -204,7 +207,7 @@ async fn run_child(url: &str, seed: u64) {
     writeln!(out, "done").expect("a pipe");
 }
 
-/// Ends its process, also when the test panics.
+/// Kills its process when it is dropped, also when the test panics.
 struct Process {
     child: Child,
     stdin: ChildStdin,
@@ -252,7 +255,7 @@ impl Process {
 /// One stream: times in seconds since the first process began.
 #[derive(Clone, Copy, Debug)]
 struct Stream {
-    asked: f64,
+    requested: f64,
     granted: f64,
     estimate: f64,
     settled: f64,
@@ -264,11 +267,11 @@ impl Stream {
         (self.settled - self.estimate).max(0.0)
     }
 
-    /// When it asked, if it was promised a turn for its tokens. Those who ask for little wait for
-    /// their requests, and may then take tokens that were given back, past all debts.
+    /// The time of its request, if it had a reservation for its tokens. Small requests wait for the
+    /// limit of requests, and may then take tokens that were returned, ahead of all debts.
     fn waited(&self) -> Option<f64> {
-        let waited = self.granted - self.asked > 0.05;
-        (waited && self.estimate >= LARGE.0).then_some(self.asked)
+        let waited = self.granted - self.requested > 0.05;
+        (waited && self.estimate >= LARGE.0).then_some(self.requested)
     }
 
     fn below(&self) -> f64 {
@@ -276,19 +279,21 @@ impl Stream {
     }
 }
 
-/// What these, let through in their order, cost above their estimates as far as nobody of them
-/// had to wait for it.
+/// What these streams, in the order of their admission, cost above their estimates as far as no
+/// waiter of them had to wait for it.
 fn not_waited_for(streams: &[Stream], waited: f64) -> f64 {
     let late = streams.iter().filter(|stream| stream.at >= waited - EDGE);
     late.map(Stream::above).sum()
 }
 
-/// When the last asked of those who waited, for each of these and those before it; those who
-/// never waited found tokens, whatever was told before.
-fn last_asked(streams: &[Stream]) -> Vec<f64> {
+/// The time of the last request of those that waited, for each stream and those before it. Those
+/// that never waited found tokens, whatever was reported before.
+fn last_requested(streams: &[Stream]) -> Vec<f64> {
     let mut last = f64::NEG_INFINITY;
     let each = streams.iter().map(|stream| {
-        last = stream.waited().map_or(last, |asked| asked.max(last));
+        last = stream
+            .waited()
+            .map_or(last, |requested| requested.max(last));
         if last.is_finite() {
             last
         } else {
@@ -298,7 +303,7 @@ fn last_asked(streams: &[Stream]) -> Vec<f64> {
     each.collect()
 }
 
-/// The streams of all processes by their grants, and when the first process began.
+/// The streams of all processes, ordered by their grants, and when the first process began.
 fn run(url: &str, seed: u64) -> (Vec<Stream>, i64) {
     let mut processes: Vec<_> = (0..PROCESSES)
         .map(|n| Process::start(url, seed.wrapping_add(n)))
@@ -307,10 +312,7 @@ fn run(url: &str, seed: u64) -> (Vec<Stream>, i64) {
         process.until("ready");
     }
     for process in &mut processes {
-        process
-            .stdin
-            .write_all(b"go\n")
-            .expect("a child that listens");
+        process.stdin.write_all(b"go\n").expect("a running child");
     }
     let lines: Vec<_> = processes
         .iter_mut()
@@ -330,7 +332,7 @@ fn run(url: &str, seed: u64) -> (Vec<Stream>, i64) {
     let mut streams: Vec<_> = words("stream ")
         .iter()
         .map(|words| Stream {
-            asked: (words[0] - began) / 1e6,
+            requested: (words[0] - began) / 1e6,
             granted: (words[1] - began) / 1e6,
             estimate: words[2],
             settled: words[3],
@@ -342,7 +344,7 @@ fn run(url: &str, seed: u64) -> (Vec<Stream>, i64) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn four_processes_hold_requests_and_tokens_after_settling() {
+async fn four_processes_keep_both_limits_after_settling() {
     let seed = std::env::var("THROTTLE_SEED")
         .ok()
         .and_then(|seed| seed.parse().ok());
@@ -386,7 +388,7 @@ async fn four_processes_hold_requests_and_tokens_after_settling() {
     for window in [0.25, 1.0, 3.0] {
         check_windows(&streams, window);
     }
-    // Each half has its own scarce budget, which is used.
+    // Each half has its own scarce limit, which is used.
     let half = RUN.as_secs_f64() / 2.0;
     let early = streams.iter().filter(|stream| stream.granted < half);
     let late = streams.iter().filter(|stream| stream.granted >= half + 3.0);
@@ -398,53 +400,53 @@ async fn four_processes_hold_requests_and_tokens_after_settling() {
     assert!(requests_used >= 0.6, "{requests_used}");
 }
 
-/// Of all that was granted up to each grant, from the full bucket of the start.
+/// Checks all tokens granted up to each grant, from the full bucket at the start.
 fn check_from_the_start(streams: &[Stream]) {
     let (requests, tokens) = (RPM.quota(), TPM.quota());
-    let asked = last_asked(streams);
-    let (mut used, mut least_room, mut most_above) = (0.0, f64::INFINITY, 0.0);
+    let requested = last_requested(streams);
+    let (mut used, mut least_slack, mut most_above) = (0.0, f64::INFINITY, 0.0);
     for (index, last) in streams.iter().enumerate() {
         used += last.settled;
-        let above = not_waited_for(&streams[..=index], asked[index]);
+        let above = not_waited_for(&streams[..=index], requested[index]);
         most_above = f64::max(most_above, above);
         let allowed = tokens.capacity() + tokens.rate() * last.granted;
-        least_room = f64::min(least_room, allowed + above - used);
+        least_slack = f64::min(least_slack, allowed + above - used);
         let allowed = requests.capacity() + requests.rate() * last.granted;
         assert!((index + 1) as f64 <= allowed, "{index} at {}", last.granted);
     }
     println!(
-        "from the start: at most {most_above} tokens not waited for, least room {least_room:.0}"
+        "from the start: at most {most_above} tokens not waited for, least slack {least_slack:.0}"
     );
-    assert!(least_room >= -TPM.quota().rate() * EDGE, "{least_room}");
+    assert!(least_slack >= -TPM.quota().rate() * EDGE, "{least_slack}");
 }
 
 fn check_windows(streams: &[Stream], window: f64) {
     let (requests, tokens) = (RPM.quota(), TPM.quota());
-    let asked = last_asked(streams);
-    let (mut most_requests, mut most, mut least_room) = (0, 0.0f64, f64::INFINITY);
+    let requested = last_requested(streams);
+    let (mut most_requests, mut most, mut least_slack) = (0, 0.0f64, f64::INFINITY);
     for (first, begin) in streams.iter().enumerate() {
         let (begin, end) = (begin.granted, begin.granted + window);
         let count = streams[first..].partition_point(|stream| stream.granted <= end);
         let within = &streams[first..first + count];
         let used: f64 = within.iter().map(|stream| stream.settled).sum();
-        let above = not_waited_for(within, asked[first + count - 1]);
-        let given_back: f64 = streams[..first]
+        let above = not_waited_for(within, requested[first + count - 1]);
+        let returned: f64 = streams[..first]
             .iter()
             .filter(|s| (begin - EDGE..end + EDGE).contains(&s.at))
             .map(Stream::below)
             .sum();
         let allowed = tokens.capacity() + tokens.rate() * (window + LATE);
-        let room = allowed + above + given_back - used;
+        let slack = allowed + above + returned - used;
         most_requests = most_requests.max(within.len());
         most = most.max(used);
-        least_room = least_room.min(room);
+        least_slack = least_slack.min(slack);
     }
     let requests_allowed = requests.capacity() + requests.rate() * window;
     println!(
         "in {window} s at most {most_requests} requests, {requests_allowed} allowed; at most {most} \
-         tokens, {} allowed; least room under the bound with corrections {least_room:.0}",
+         tokens, {} allowed; least slack under the bound with corrections {least_slack:.0}",
         tokens.capacity() + tokens.rate() * window,
     );
     assert!(most_requests as f64 <= requests_allowed + requests.rate() * LATE);
-    assert!(least_room >= 0.0, "{least_room} in {window} s");
+    assert!(least_slack >= 0.0, "{least_slack} in {window} s");
 }

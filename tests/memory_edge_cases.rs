@@ -1,4 +1,4 @@
-//! What the limiter in memory must survive at its edges.
+//! Edge cases of the limiter in memory.
 use std::{
     convert::Infallible,
     future::{Ready, ready},
@@ -17,7 +17,7 @@ const S: Duration = Duration::from_secs(1);
 const DAY: Scope = Quota::per_day(2.0).scope("day");
 
 #[tokio::test(start_paused = true)]
-async fn several_scopes_at_once_are_bounded_too() {
+async fn scopes_acquired_together_are_bounded() {
     let limiter = Limiter::builder().max_scopes(1_000).build().unwrap();
     let all = Quota::per_second(1e6).scope("all");
     let each = Quota::per_second(10.0).scope("each");
@@ -35,7 +35,7 @@ async fn several_scopes_at_once_are_bounded_too() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn strangers_in_pairs_are_bounded_too() {
+async fn unseen_keys_acquired_in_pairs_are_bounded() {
     let limiter = Limiter::builder().max_scopes(1_000).build().unwrap();
     let each = Quota::per_day(1e6).scope("each");
     for k in 0..10_000 {
@@ -50,10 +50,10 @@ async fn strangers_in_pairs_are_bounded_too() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_clipped_charge_is_not_given_back_in_full() {
+async fn clipped_charge_is_not_refunded_in_full() {
     let limiter = Limiter::in_memory();
     let s = Quota::per_day(100.0).scope("t");
-    limiter.try_acquire(s.clone().cost(80.0)).await.unwrap(); // somebody else used 80
+    limiter.try_acquire(s.clone().cost(80.0)).await.unwrap(); // another caller used 80
     let p = limiter.try_acquire(s.clone().cost(10.0)).await.unwrap();
     p.settle(500.0);
     p.settle(10.0);
@@ -62,7 +62,7 @@ async fn a_clipped_charge_is_not_given_back_in_full() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn one_bucket_by_two_scopes() {
+async fn one_bucket_in_two_scopes_is_charged_for_both() {
     let limiter = Limiter::in_memory();
     let a = Quota::per_day(3.0).scope("site");
     limiter
@@ -72,7 +72,7 @@ async fn one_bucket_by_two_scopes() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_negative_cost_hides_behind_another() {
+async fn negative_cost_does_not_lower_another_cost() {
     let limiter = Limiter::in_memory();
     let a = Quota::per_day(10.0).scope("site");
     let r = limiter
@@ -82,7 +82,7 @@ async fn a_negative_cost_hides_behind_another() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_abandoned_readiness_does_not_refuse_the_next_request() {
+async fn abandoned_readiness_does_not_reject_the_next_request() {
     let limiter = Limiter::in_memory();
     let s = Quota::per_second(1.0).scope("s");
     let mut svc = RateLimitLayer::new(&limiter, s.clone())
@@ -98,7 +98,7 @@ async fn an_abandoned_readiness_does_not_refuse_the_next_request() {
         async move { l.acquire(&s, 9 * S).await }
     });
     tokio::time::sleep(S / 10).await;
-    // a new request, which may wait 3 s; its turn is 2 s away
+    // a new request, which may wait 3 s; its reservation is due in 2 s
     std::future::poll_fn(|cx| Service::<()>::poll_ready(&mut svc, cx))
         .await
         .unwrap();
@@ -127,7 +127,7 @@ impl Service<()> for Gate {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_call_without_readiness_leaves_no_deadline_to_the_next_request() {
+async fn call_without_readiness_leaves_no_deadline_to_the_next_request() {
     let limiter = Limiter::in_memory();
     let s = Quota::per_second(1.0).burst(2.0).scope("s");
     let open = Arc::new(AtomicBool::new(true));
@@ -136,7 +136,7 @@ async fn a_call_without_readiness_leaves_no_deadline_to_the_next_request() {
         .layer(Gate(open.clone()));
     let mut cx = Context::from_waker(Waker::noop());
     assert!(svc.poll_ready(&mut cx).is_ready());
-    // A token is in hand, and given back, because the inner service is no longer ready.
+    // A permit is held, and returned because the inner service is no longer ready.
     open.store(false, Ordering::Relaxed);
     assert!(svc.poll_ready(&mut cx).is_pending());
     advance(S / 10).await;
@@ -146,7 +146,7 @@ async fn a_call_without_readiness_leaves_no_deadline_to_the_next_request() {
     svc.call(()).await.unwrap();
     tokio::time::sleep(60 * S).await;
     limiter.try_acquire(s.cost(2.0)).await.unwrap();
-    // A new request, which may wait 3 s; its turn is 1 s away.
+    // A new request, which may wait 3 s. Its reservation is due in 1 s.
     std::future::poll_fn(|cx| svc.poll_ready(cx)).await.unwrap();
     svc.call(()).await.expect("may wait 3 s");
 }
@@ -161,7 +161,7 @@ async fn more_than_128_scopes_are_rejected() {
     assert_eq!(refused.reason(), Reason::TooManyScopes);
 }
 
-/// To compare each with each would be 8 * 10^8 comparisons: 90 s in a debug build.
+/// Comparing each with each would be 8 * 10^8 comparisons: 90 s in a debug build.
 #[tokio::test]
 async fn too_many_scopes_are_rejected_without_comparing_them() {
     let limiter = Limiter::in_memory();
@@ -182,9 +182,9 @@ async fn too_many_scopes_are_rejected_without_comparing_them() {
     );
 }
 
-/// 5 tokens an hour, as for log-ins; one client with many addresses fills the memory.
+/// 5 tokens an hour, as for log-ins. One client with many addresses fills the memory.
 #[tokio::test(start_paused = true)]
-async fn newcomers_are_admitted_while_memory_is_full() {
+async fn unseen_keys_are_admitted_while_memory_is_full() {
     let limiter = Limiter::builder().max_scopes(1_000).build().unwrap();
     let login = Quota::per_hour(5.0).scope("login");
     for n in 0..1_005 {
@@ -194,56 +194,56 @@ async fn newcomers_are_admitted_while_memory_is_full() {
     }
     let mut admitted = 0;
     for n in 0..1_000 {
-        let newcomer = login.key(format_args!("newcomer-{n}"));
-        admitted += u32::from(limiter.try_acquire(newcomer).await.is_ok());
+        let unseen = login.key(format_args!("unseen-{n}"));
+        admitted += u32::from(limiter.try_acquire(unseen).await.is_ok());
     }
-    println!("{admitted} of 1000 newcomers were admitted");
+    println!("{admitted} of 1000 unseen keys were admitted");
     assert!(
         admitted >= 980,
-        "{admitted} of 1000 newcomers were admitted"
+        "{admitted} of 1000 unseen keys were admitted"
     );
 }
 
 /// As `docs/memory.md` states it: of 1,024 overflow buckets of 5 an hour, 1.4 tokens a second come back, and
 /// an attacker who asks for ten times as much leaves a tenth to newcomers.
 #[tokio::test(start_paused = true)]
-async fn newcomers_share_what_an_attacker_leaves() {
-    // Each limiter has a seed of its own, by which its keys lie more or less evenly.
+async fn unseen_keys_share_what_an_attacker_leaves() {
+    // Each limiter has its own seed, which spreads its keys more or less evenly.
     let mut parts = Vec::new();
     for _ in 0..8 {
-        parts.push(part_of_newcomers_admitted().await);
+        parts.push(part_of_unseen_keys_admitted().await);
     }
     let mean = parts.iter().sum::<f64>() / 8.0;
-    println!("{mean} of the newcomers were admitted: {parts:?}");
+    println!("{mean} of the unseen keys were admitted: {parts:?}");
     assert!((0.04..0.16).contains(&mean), "{parts:?}");
 }
 
-async fn part_of_newcomers_admitted() -> f64 {
+async fn part_of_unseen_keys_admitted() -> f64 {
     let limiter = Limiter::builder().max_scopes(1_000).build().unwrap();
     let login = Quota::per_hour(5.0).scope("login");
     for n in 0..1_000 {
         let held = login.key(n).cost(5.0);
         limiter.try_acquire(held).await.unwrap();
     }
-    let (mut newcomers, mut admitted) = (0.0, 0.0);
+    let (mut requests, mut admitted) = (0.0, 0.0);
     for second in 0..3_000 {
         for n in 0..14 {
             let key = format!("attacker-{second}-{n}");
             let _ = limiter.try_acquire(login.key(key)).await;
         }
         if second >= 1_000 && second % 2 == 0 {
-            let newcomer = login.key(format_args!("newcomer-{second}"));
-            newcomers += 1.0;
-            admitted += f64::from(limiter.try_acquire(newcomer).await.is_ok());
+            let unseen = login.key(format_args!("unseen-{second}"));
+            requests += 1.0;
+            admitted += f64::from(limiter.try_acquire(unseen).await.is_ok());
         }
         advance(S).await;
     }
-    admitted / newcomers
+    admitted / requests
 }
 
-/// What is meant for one key: each of these would otherwise reach a bucket of many.
+/// These operations are for one key, and must not reach an overflow bucket of many keys.
 #[tokio::test(start_paused = true)]
-async fn a_pause_or_a_lower_level_never_falls_on_newcomers() {
+async fn pause_or_lower_level_of_one_key_does_not_affect_unseen_keys() {
     let login = Quota::per_hour(5.0).scope("login");
     for kind in ["pause", "lower"] {
         let limiter = Limiter::builder().max_scopes(1_000).build().unwrap();
@@ -257,26 +257,26 @@ async fn a_pause_or_a_lower_level_never_falls_on_newcomers() {
                 _ => limiter.bucket(&client(n)).cap_level(0.0).await.unwrap(),
             }
         }
-        // It holds for those it was meant for, as far as there is room for them.
+        // It applies to the keys it was meant for, as far as there is memory for them.
         for n in [0, 500, 1_000] {
             assert!(limiter.try_acquire(client(n)).await.is_err(), "{kind} {n}");
         }
         assert!(limiter.scopes_held() <= 1_000 + 1_024, "{kind}");
         let mut admitted = 0;
         for n in 0..1_000 {
-            let newcomer = login.key(format_args!("newcomer-{n}"));
-            admitted += u32::from(limiter.try_acquire(newcomer).await.is_ok());
+            let unseen = login.key(format_args!("unseen-{n}"));
+            admitted += u32::from(limiter.try_acquire(unseen).await.is_ok());
         }
-        assert!(admitted >= 980, "{kind}: {admitted} of 1000 newcomers");
-        // Over some time it is over.
+        assert!(admitted >= 980, "{kind}: {admitted} of 1000 unseen keys");
+        // It ends after some time.
         advance(3_600 * S).await;
         limiter.try_acquire(client(0)).await.unwrap();
     }
 }
 
-/// What an operator does to one key, whether or not it has a bucket of its own.
+/// An operator adjusts one key, whether or not it has a bucket of its own.
 #[tokio::test(start_paused = true)]
-async fn a_bucket_is_mended_while_memory_is_full() {
+async fn bucket_is_adjusted_while_memory_is_full() {
     let limiter = Limiter::builder().max_scopes(100).build().unwrap();
     let login = Quota::per_hour(5.0).scope("login");
     let spent = async |key: &str| limiter.try_acquire(login.key(key)).await.is_err();
@@ -288,8 +288,8 @@ async fn a_bucket_is_mended_while_memory_is_full() {
     for n in 0..20_000 {
         let _ = limiter.try_acquire(login.key(n)).await;
     }
-    assert!(spent("known").await && spent("newcomer").await && spent("other").await);
-    for key in ["known", "newcomer"] {
+    assert!(spent("known").await && spent("unseen").await && spent("other").await);
+    for key in ["known", "unseen"] {
         limiter.bucket(&login.key(key)).reset().await.unwrap();
         assert_eq!(
             limiter.bucket(&login.key(key)).level().await.unwrap(),
@@ -306,7 +306,7 @@ async fn a_bucket_is_mended_while_memory_is_full() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn cancelled_waiters_leave_a_bucket_as_without_them() {
+async fn cancelled_waiters_leave_the_bucket_unchanged() {
     for burst in [1.0, 10.0] {
         let limiter = Limiter::in_memory();
         let api = Quota::per_second(1.0).burst(burst).scope("api");
@@ -316,7 +316,7 @@ async fn cancelled_waiters_leave_a_bucket_as_without_them() {
             assert!(futures_util::poll!(waiter).is_pending());
         }
         assert_eq!(limiter.bucket(&api).level().await.unwrap(), -20.0);
-        // Those in the middle go first.
+        // The waiters in the middle are cancelled first.
         let rest = waiters.split_off(15);
         drop(waiters);
         drop(rest);
@@ -329,12 +329,12 @@ async fn cancelled_waiters_leave_a_bucket_as_without_them() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn newcomers_take_the_place_of_a_cancelled_waiter() {
+async fn later_request_takes_the_place_of_a_cancelled_waiter() {
     let limiter = Limiter::in_memory();
     let api = Quota::per_second(1.0).burst(2.0).scope("api");
     let two = api.clone().cost(2.0);
     limiter.try_acquire(&two).await.unwrap();
-    // Another cost, so that nobody in this process moves up.
+    // A different cost, so that no other waiter of this process moves up.
     let mut first = limiter.acquire(&two, 60 * S);
     let mut last = limiter.acquire(&api, 60 * S);
     assert!(futures_util::poll!(&mut first).is_pending());
@@ -350,7 +350,7 @@ async fn newcomers_take_the_place_of_a_cancelled_waiter() {
 }
 
 #[test]
-fn the_end_of_a_runtime_does_not_bring_reservations_forward() {
+fn runtime_shutdown_does_not_advance_reservations() {
     let limiter = Limiter::in_memory();
     let api = Quota::per_second(100.0).scope("api");
     let runtime = || {
@@ -387,7 +387,7 @@ fn the_end_of_a_runtime_does_not_bring_reservations_forward() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_was_taken_of_several_is_given_back_when_the_rest_is_refused() {
+async fn tokens_of_several_scopes_are_returned_when_one_is_rejected() {
     let limiter = Limiter::in_memory();
     let slow = Quota::per_second(1.0).scope("slow");
     let other = Quota::per_day(1.0).scope("other");
@@ -395,15 +395,15 @@ async fn what_was_taken_of_several_is_given_back_when_the_rest_is_refused() {
     let mut both = limiter.acquire([slow.clone(), other.clone()], S);
     assert!(futures_util::poll!(&mut both).is_pending());
     limiter.try_acquire(&other).await.unwrap();
-    let refused = both.await.unwrap_err();
-    assert_eq!(refused.scope(), "other");
-    // Before its turn has come.
+    let rejected = both.await.unwrap_err();
+    assert_eq!(rejected.scope(), "other");
+    // Before its reservation is due.
     tokio::time::sleep(S * 601 / 1_000).await;
     assert!(
         limiter.try_acquire(&slow).await.is_ok(),
-        "its turn was lost"
+        "its reservation was lost"
     );
-    // Dropped between its two steps it gives back as well.
+    // Dropped between its two steps it returns them as well.
     let third = Quota::per_second(1.0).scope("third");
     limiter.try_acquire(&third).await.unwrap();
     let mut both = limiter.acquire([slow.clone(), third.clone()], 9 * S);
@@ -415,9 +415,9 @@ async fn what_was_taken_of_several_is_given_back_when_the_rest_is_refused() {
     assert!(limiter.try_acquire(&third).await.is_ok());
 }
 
-/// Many write a large number for "no limit".
+/// Many users write a large number for "no limit".
 #[tokio::test(start_paused = true)]
-async fn a_huge_quota_admits_every_cost_within_it() {
+async fn huge_quota_admits_every_cost_within_it() {
     for tokens in [1.2e12, 1e15, 1e18, u64::MAX as f64, f64::MAX] {
         for quota in [
             Quota::per_second(tokens),
@@ -434,10 +434,10 @@ async fn a_huge_quota_admits_every_cost_within_it() {
                 assert!(admitted.is_ok(), "{quota:?} {cost}: {admitted:?}");
             }
             limiter.bucket(&scope).pause(60 * S);
-            let refused = limiter.try_acquire(&scope).await.expect_err("held back");
+            let rejected = limiter.try_acquire(&scope).await.expect_err("paused");
             assert!(
-                refused.retry_after() >= Some(60 * S),
-                "{quota:?}: {refused:?}"
+                rejected.retry_after() >= Some(60 * S),
+                "{quota:?}: {rejected:?}"
             );
             advance(61 * S).await;
             let admitted = limiter.try_acquire(&scope).await;
@@ -446,9 +446,9 @@ async fn a_huge_quota_admits_every_cost_within_it() {
     }
 }
 
-/// None of them is lost in the rounding of a level.
+/// No token is lost in the rounding of a level.
 #[tokio::test(start_paused = true)]
-async fn a_huge_bucket_counts_single_tokens() {
+async fn huge_bucket_counts_single_tokens() {
     let limiter = Limiter::in_memory();
     let scope = Quota::per_day(1.0).burst(u64::MAX as f64).scope("huge");
     for _ in 0..1_000 {
@@ -459,7 +459,7 @@ async fn a_huge_bucket_counts_single_tokens() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn less_than_one_a_second_is_one_after_several() {
+async fn rate_below_one_per_second_admits_one_per_period() {
     let limiter = Limiter::in_memory();
     for (quota, period) in [
         (Quota::per_second(0.5), 2 * S),
@@ -468,8 +468,8 @@ async fn less_than_one_a_second_is_one_after_several() {
         let scope = quota.scope("slow").key(period.as_secs());
         for _ in 0..3 {
             limiter.try_acquire(&scope).await.expect("the next one");
-            let refused = limiter.try_acquire(&scope).await.expect_err("the first");
-            assert_eq!(refused.retry_after(), Some(period));
+            let rejected = limiter.try_acquire(&scope).await.expect_err("the first");
+            assert_eq!(rejected.retry_after(), Some(period));
             advance(period).await;
         }
     }

@@ -1,5 +1,5 @@
-//! A server is scraped as Prometheus does it: what the dashboard and the alerts ask for is there,
-//! what is there is documented, and nothing that came from outside is in it.
+//! A server is scraped as Prometheus does it: the scrape has every metric of the dashboard and the
+//! alerts, every metric is documented, and no client input is among them.
 #![cfg(all(
     feature = "metrics",
     feature = "redis",
@@ -24,7 +24,7 @@ const ALERTS: &str = include_str!("../docs/alerts.yml");
 const DOCS: &str = include_str!("../docs/metrics.md");
 
 const SECOND: Duration = Duration::from_secs(1);
-/// What a customer sends, who must not find it in anybody's scrape.
+/// What a customer sends, which must not be in any scrape.
 const KEY: &str = "sk-of-a-customer-17";
 
 const DAY: Quota = Quota::per_day(1.0);
@@ -39,8 +39,8 @@ const TOKENS: Scope = Quota::per_day(10_000.0).scope("tokens").cost(100.0);
 const PACED: Scope = Quota::per_second(4.0).burst(1.0).scope("paced");
 const SLOW: Scope = Quota::per_hour(1.0).scope("slow");
 
-/// A limiter that does not give Redis up because the machine is busy.
-fn patient(url: &str) -> Limiter {
+/// A limiter whose timeouts are longer than the delays of a busy machine.
+fn connect(url: &str) -> Limiter {
     let builder = Limiter::builder().redis(url);
     builder.redis_timeout(10 * SECOND).build().expect("a URL")
 }
@@ -64,8 +64,8 @@ fn layer<K>(limiter: &Limiter, scope: K) -> RateLimitLayer<K> {
     RateLimitLayer::new(limiter, scope)
 }
 
-/// A server with a limit of every kind, and its metrics beside them.
-async fn serve(redis: &Limiter, memory: &Limiter, told: PrometheusHandle) -> String {
+/// A server with a limit of every kind, and a route for its metrics.
+async fn serve(redis: &Limiter, memory: &Limiter, prometheus: PrometheusHandle) -> String {
     let settles = |permit: &mut Permit, _: &mut axum::response::Response| {
         permit.settle(150.0);
         permit.settle(40.0);
@@ -95,7 +95,7 @@ async fn serve(redis: &Limiter, memory: &Limiter, told: PrometheusHandle) -> Str
             "/impossible",
             hello().layer(layer(redis, TENANT.cost(3.0)).respond_http()),
         )
-        .route("/metrics", get(async move || told.render()));
+        .route("/metrics", get(async move || prometheus.render()));
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
     let address = listener.local_addr().expect("bound");
     tokio::spawn(async move { axum::serve(listener, app).await });
@@ -108,12 +108,12 @@ impl Client {
     async fn send(&self, path: &str) -> (StatusCode, String) {
         let request = self.0.get(format!("{}{path}", self.1));
         let response = request.header("x-api-key", KEY).send().await;
-        let response = response.expect("the server is there");
+        let response = response.expect("the server responds");
         let status = response.status();
         (status, response.text().await.expect("a body"))
     }
 
-    /// Of so many requests, one after another, how many were served.
+    /// The number of requests served, of `requests` in sequence.
     async fn served(&self, path: &str, requests: usize) -> usize {
         let mut served = 0;
         for _ in 0..requests {
@@ -122,7 +122,7 @@ impl Client {
         served
     }
 
-    /// The scrape, once it says that.
+    /// The scrape, once it has this line.
     async fn scrape(&self, line: &str) -> Scrape {
         let start = Instant::now();
         loop {
@@ -143,7 +143,7 @@ impl Scrape {
         self.0.lines().filter(|line| !line.starts_with('#'))
     }
 
-    /// The names of all series, those of buckets and sums included.
+    /// The names of all series, including those of buckets and sums.
     fn names(&self) -> BTreeSet<&str> {
         self.samples()
             .filter_map(|line| line.split(['{', ' ']).next())
@@ -151,7 +151,7 @@ impl Scrape {
             .collect()
     }
 
-    /// What each metric is called and of what kind it is.
+    /// The name and kind of each metric.
     fn kinds(&self) -> BTreeSet<(&str, &str)> {
         let declared = self
             .0
@@ -205,15 +205,15 @@ fn queries(dashboard: &serde_json::Value) -> Vec<&str> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_scrape_holds_what_dashboard_and_alerts_ask_for() {
-    let told = recorder();
+async fn scrape_has_the_metrics_of_dashboard_and_alerts() {
+    let prometheus = recorder();
     let mut server = RedisServer::start().await;
-    let redis = patient(&server.url());
+    let redis = connect(&server.url());
     let memory = Limiter::in_memory();
     let http = reqwest::Client::builder().no_proxy().build();
     let client = Client(
         http.expect("a client"),
-        serve(&redis, &memory, told.clone()).await,
+        serve(&redis, &memory, prometheus.clone()).await,
     );
 
     assert_eq!(client.served("/tenant", 5).await, 2);
@@ -224,19 +224,19 @@ async fn a_scrape_holds_what_dashboard_and_alerts_ask_for() {
     assert_eq!(client.served("/impossible", 1).await, 0);
     let paced = futures_util::future::join_all((0..4).map(|_| client.served("/paced", 1)));
     assert_eq!(paced.await.iter().sum::<usize>(), 4);
-    // One that goes away in its sleep.
+    // One that is cancelled while it waits.
     redis.try_acquire(SLOW.key(KEY)).await.expect("full");
-    let sleeper = tokio::spawn(redis.acquire(SLOW.key(KEY), 7_200 * SECOND));
+    let waiter = tokio::spawn(redis.acquire(SLOW.key(KEY), 7_200 * SECOND));
     let start = Instant::now();
     while redis.bucket(&SLOW.key(KEY)).level().await.unwrap() > -0.5
         && start.elapsed() < 10 * SECOND
     {
         tokio::task::yield_now().await;
     }
-    sleeper.abort();
-    let _ = sleeper.await;
+    waiter.abort();
+    let _ = waiter.await;
 
-    // A memory that is full; what it holds leaves the gauge with it.
+    // A limiter whose memory is full. Its buckets leave the gauge when it is dropped.
     let full = Limiter::builder().max_scopes(1).build().expect("settings");
     for key in 0..4 {
         full.try_acquire(LOCAL.key(key))
@@ -291,7 +291,7 @@ async fn a_scrape_holds_what_dashboard_and_alerts_ask_for() {
     assert_eq!(after.value(&request("tokens", "admitted", "share")), 3.0);
     assert!(after.values_of("reason").contains("disconnected"));
 
-    // Every metric, every outcome, every backend, every kind was seen, and is documented.
+    // Every metric, outcome, backend and kind occurred, and is documented.
     let expected = |text: &'static str| text.split(' ').collect::<BTreeSet<_>>();
     let outcomes = "admitted rejected impossible unavailable cancelled shadow_rejected";
     assert_eq!(after.values_of("outcome"), expected(outcomes));
@@ -321,7 +321,7 @@ async fn a_scrape_holds_what_dashboard_and_alerts_ask_for() {
         .collect();
     assert_eq!(documented, exported, "touched by this test");
 
-    // What is asked for is there.
+    // Every metric of a query exists.
     let dashboard: serde_json::Value = serde_json::from_str(DASHBOARD).expect("JSON");
     let names = after.names();
     for query in queries(&dashboard).into_iter().chain(rules()) {
@@ -330,7 +330,7 @@ async fn a_scrape_holds_what_dashboard_and_alerts_ask_for() {
             assert!(names.contains(name), "{name}, of {query}, in {names:?}");
         }
     }
-    // And all that there is, is shown.
+    // And every metric is on a panel.
     for (name, _) in after.kinds() {
         assert!(DASHBOARD.contains(name), "{name} is on no panel");
     }
@@ -343,11 +343,11 @@ async fn a_scrape_holds_what_dashboard_and_alerts_ask_for() {
 }
 
 #[test]
-fn the_dashboard_is_one() {
+fn dashboard_is_valid() {
     let dashboard: serde_json::Value = serde_json::from_str(DASHBOARD).expect("JSON");
     assert!(dashboard["schemaVersion"].as_u64() >= Some(36));
     assert!(dashboard["title"].is_string() && dashboard["uid"].is_string());
-    assert!(dashboard["id"].is_null(), "given by whoever imports it");
+    assert!(dashboard["id"].is_null(), "assigned by the import");
     let variables = dashboard["templating"]["list"].as_array().expect("a list");
     let datasource = &variables[0];
     assert_eq!(datasource["type"], "datasource");
@@ -380,8 +380,8 @@ fn the_dashboard_is_one() {
     assert_eq!(ALERTS.matches("- alert: ").count(), 4);
 }
 
-/// Of a limiter that goes, nothing stays in the gauges; and one that is made where the recorder
-/// of another was counts for the new one.
+/// A dropped limiter leaves nothing in the gauges. A limiter created after another recorder was
+/// removed counts for the new one.
 #[test]
 fn recorders_of_a_thread_come_and_go() {
     for round in 0..3 {
@@ -445,7 +445,7 @@ fn counting_allocates_nothing() {
                 assert!(request(n).is_err());
             }
         });
-        assert_eq!(counted.count_total, 0, "of refusals");
+        assert_eq!(counted.count_total, 0, "of rejections");
         let wide = Quota::per_second(1e9).scope("wide");
         let admitted = || {
             let permit = limiter.try_acquire(&wide);

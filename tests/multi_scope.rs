@@ -1,5 +1,5 @@
-//! Acquisitions of several scopes that wait: every window of what was used of each scope, and who
-//! is served.
+//! Acquisitions of several scopes that wait: every window of the tokens used of each scope, and
+//! which callers are served.
 
 #[cfg(feature = "redis")]
 mod support;
@@ -17,15 +17,15 @@ use tower_throttle::{Limiter, Quota, Scope};
 
 const S: Duration = Duration::from_secs(1);
 
-/// A token may be used so much later than the bucket granted it, in seconds.
+/// A token may be used this much later than the bucket granted it, in seconds.
 const TOLERANCE: f64 = 0.1;
 
 const NAMES: [&str; 6] = ["a", "b", "c", "d", "e", "f"];
 
 /// A capacity and a rate.
-type Terms = (f64, f64);
+type Parameters = (f64, f64);
 
-/// What was used: when, in seconds, and of which scope; one token each.
+/// The tokens used: the time in seconds and the scope, one token each.
 #[derive(Clone)]
 struct Uses {
     start: Instant,
@@ -57,8 +57,8 @@ impl Uses {
         times
     }
 
-    /// By how many tokens the worst window passes `capacity + rate * w`.
-    fn excess(&self, which: usize, (capacity, rate): Terms) -> f64 {
+    /// The tokens by which the worst window exceeds `capacity + rate * w`.
+    fn excess(&self, which: usize, (capacity, rate): Parameters) -> f64 {
         let (mut above, mut worst, mut last) = (0.0_f64, 0.0_f64, 0.0);
         for at in self.of(which) {
             above = (above - rate * (at - last)).max(0.0) + 1.0;
@@ -68,19 +68,19 @@ impl Uses {
         worst - capacity
     }
 
-    /// The used part of what a scope refills in the first so many seconds.
+    /// The used part of what a scope refills in the first `seconds` seconds.
     fn utilization(&self, which: usize, rate: f64, seconds: f64) -> f64 {
         let used = self.of(which).iter().filter(|at| **at < seconds).count();
         used as f64 / (rate * seconds)
     }
 
     #[track_caller]
-    fn assert_windows(&self, terms: &[Terms], late: f64) {
-        for (which, terms) in terms.iter().enumerate() {
-            let excess = self.excess(which, *terms);
+    fn assert_windows(&self, parameters: &[Parameters], late: f64) {
+        for (which, parameters) in parameters.iter().enumerate() {
+            let excess = self.excess(which, *parameters);
             assert!(
-                excess <= terms.1 * late + 1e-3,
-                "{excess} of {} {terms:?}",
+                excess <= parameters.1 * late + 1e-3,
+                "{excess} of {} {parameters:?}",
                 NAMES[which]
             );
         }
@@ -100,15 +100,16 @@ impl Rng {
     }
 }
 
-fn scopes(terms: &[Terms]) -> Vec<Scope> {
-    let scope = |((capacity, rate), name): (&Terms, &'static str)| {
+fn scopes(parameters: &[Parameters]) -> Vec<Scope> {
+    let scope = |((capacity, rate), name): (&Parameters, &'static str)| {
         Quota::per_second(*rate).burst(*capacity).scope(name)
     };
-    terms.iter().zip(NAMES).map(scope).collect()
+    parameters.iter().zip(NAMES).map(scope).collect()
 }
 
-/// Five wait for both scopes; just before the second of them may go, forty ask for the faster.
-async fn crowd_on_the_faster(limiters: &[Limiter]) -> Uses {
+/// Five callers wait for both scopes. Just before the second of them is due, forty request the
+/// faster scope.
+async fn many_callers_of_the_faster_scope(limiters: &[Limiter]) -> Uses {
     let both = scopes(&[(1.0, 1.0), (1.0, 10.0)]);
     let uses = Uses::new();
     let mut tasks = JoinSet::new();
@@ -117,7 +118,10 @@ async fn crowd_on_the_faster(limiters: &[Limiter]) -> Uses {
         let scopes: Vec<_> = of.iter().map(|which| both[*which].clone()).collect();
         let uses = uses.clone();
         async move {
-            limiter.acquire(scopes, 30 * S).await.expect("a turn");
+            limiter
+                .acquire(scopes, 30 * S)
+                .await
+                .expect("a reservation");
             uses.used(of);
         }
     };
@@ -135,8 +139,8 @@ async fn crowd_on_the_faster(limiters: &[Limiter]) -> Uses {
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_slower_scope_is_not_used_late() {
-    let uses = crowd_on_the_faster(&[Limiter::in_memory()]).await;
+async fn slower_scope_is_not_used_late() {
+    let uses = many_callers_of_the_faster_scope(&[Limiter::in_memory()]).await;
     uses.assert_windows(&[(1.0, 1.0), (1.0, 10.0)], TOLERANCE);
     // The faster one is free again after four seconds.
     let last = uses.of(0).pop().expect("five");
@@ -145,15 +149,20 @@ async fn the_slower_scope_is_not_used_late() {
 
 #[derive(Debug, Default)]
 struct Served {
-    asked: usize,
+    requested: usize,
     served: usize,
     longest: f64,
 }
 
-/// Sixty tasks over six scopes: each takes of one to three of them, again and again, and waits
-/// for nothing, half a second or five. Of those who wait for five, who is served.
-async fn mix(limiters: &[Limiter], terms: &[Terms; 6], seed: u64, length: u64) -> (Uses, Served) {
-    let scopes = scopes(terms);
+/// Sixty tasks over six scopes. Each acquires one to three of them repeatedly, with a `max_wait` of
+/// zero, half a second or five seconds. Counts the served ones of those that wait for five.
+async fn mix(
+    limiters: &[Limiter],
+    parameters: &[Parameters; 6],
+    seed: u64,
+    length: u64,
+) -> (Uses, Served) {
+    let scopes = scopes(parameters);
     let uses = Uses::new();
     let served: Arc<Mutex<Served>> = Arc::default();
     let mut tasks = JoinSet::new();
@@ -171,7 +180,7 @@ async fn mix(limiters: &[Limiter], terms: &[Terms; 6], seed: u64, length: u64) -
                     }
                 }
                 let wait = [0, 500, 5_000, 5_000][rng.below(4) as usize];
-                let asked = Instant::now();
+                let requested = Instant::now();
                 let wanted: Vec<_> = of.iter().map(|which| scopes[*which].clone()).collect();
                 let result = limiter.acquire(wanted, Duration::from_millis(wait)).await;
                 if result.is_ok() {
@@ -179,9 +188,9 @@ async fn mix(limiters: &[Limiter], terms: &[Terms; 6], seed: u64, length: u64) -
                 }
                 if wait == 5_000 {
                     let mut served = served.lock().expect("no panic");
-                    served.asked += 1;
+                    served.requested += 1;
                     served.served += usize::from(result.is_ok());
-                    served.longest = served.longest.max(asked.elapsed().as_secs_f64());
+                    served.longest = served.longest.max(requested.elapsed().as_secs_f64());
                 }
                 drop(result);
                 sleep(Duration::from_millis(20 + rng.below(4_600))).await;
@@ -195,7 +204,7 @@ async fn mix(limiters: &[Limiter], terms: &[Terms; 6], seed: u64, length: u64) -
     (uses, served)
 }
 
-const MIX: [Terms; 6] = [
+const MIX: [Parameters; 6] = [
     (2.0, 4.0),
     (5.0, 6.0),
     (1.0, 5.0),
@@ -205,23 +214,26 @@ const MIX: [Terms; 6] = [
 ];
 
 #[tokio::test(start_paused = true)]
-async fn a_mix_of_scopes_passes_no_window_and_is_served() {
-    let (mut asked, mut served, mut busiest) = (0, 0, 0.0);
+async fn mix_of_scopes_exceeds_no_window_and_is_served() {
+    let (mut requested, mut served, mut busiest) = (0, 0, 0.0);
     for seed in 0..8 {
         let (uses, shown) = mix(&[Limiter::in_memory()], &MIX, seed, 60).await;
         uses.assert_windows(&MIX, TOLERANCE);
         assert!(shown.longest <= 5.001, "{shown:?}");
-        asked += shown.asked;
+        requested += shown.requested;
         served += shown.served;
         busiest += uses.utilization(0, MIX[0].1, 60.0) / 8.0;
     }
-    println!("{served} of {asked} served, the busiest scope used by {busiest}");
-    assert!(served as f64 >= 0.95 * asked as f64, "{served} of {asked}");
+    println!("{served} of {requested} served, the busiest scope used by {busiest}");
+    assert!(
+        served as f64 >= 0.95 * requested as f64,
+        "{served} of {requested}"
+    );
     assert!(busiest >= 0.95, "{busiest}");
 }
 
-/// Both scopes are crowded by others all the time, so that neither token can wait for the other.
-async fn crowded(a: (Terms, u64), b: (Terms, u64)) -> (Uses, Served) {
+/// Both scopes are requested by others all the time, so that neither token can wait for the other.
+async fn busy_scopes(a: (Parameters, u64), b: (Parameters, u64)) -> (Uses, Served) {
     let limiter = Limiter::in_memory();
     let both = scopes(&[a.0, b.0]);
     let uses = Uses::new();
@@ -244,7 +256,7 @@ async fn crowded(a: (Terms, u64), b: (Terms, u64)) -> (Uses, Served) {
                 }
                 if of.len() == 2 {
                     let mut served = served.lock().expect("no panic");
-                    served.asked += 1;
+                    served.requested += 1;
                     served.served += usize::from(result.is_ok());
                 }
                 drop(result);
@@ -258,8 +270,9 @@ async fn crowded(a: (Terms, u64), b: (Terms, u64)) -> (Uses, Served) {
 }
 
 #[tokio::test(start_paused = true)]
-async fn whoever_waits_for_two_crowded_scopes_is_served() {
-    // How many crowd each; how many who want both are served at least, and which part of them.
+async fn waiter_for_two_busy_scopes_is_served() {
+    // The callers of each scope, and how many of those that want both are served at least, and
+    // which part of them.
     let cases = [
         (((1.0, 5.0), 20), ((1.0, 10.0), 10), 55, 1.0),
         (((2.0, 5.0), 20), ((2.0, 10.0), 10), 55, 1.0),
@@ -267,17 +280,17 @@ async fn whoever_waits_for_two_crowded_scopes_is_served() {
         (((20.0, 50.0), 100), ((20.0, 100.0), 100), 150, 1.0),
         (((1.0, 50.0), 100), ((1.0, 100.0), 100), 150, 1.0),
         (((1.0, 5.0), 20), ((1.0, 10.0), 0), 70, 1.0),
-        // Tokens that are further apart than the tolerance seldom come together.
+        // Tokens that are further apart than the tolerance are seldom available together.
         (((1.0, 1.0), 5), ((1.0, 3.0), 5), 20, 0.75),
     ];
     for (a, b, least, part) in cases {
-        let (uses, served) = crowded(a, b).await;
+        let (uses, served) = busy_scopes(a, b).await;
         uses.assert_windows(&[a.0, b.0], TOLERANCE);
         let used = uses.utilization(0, a.0.1, 120.0);
         println!("{a:?} {b:?}: {served:?}, {used}");
         assert!(served.served >= least, "{a:?} {b:?}: {served:?}");
         assert!(
-            served.served as f64 >= part * served.asked as f64,
+            served.served as f64 >= part * served.requested as f64,
             "{a:?} {b:?}: {served:?}"
         );
         assert!(used >= 0.95 * part, "{a:?} {b:?}: {used}");
@@ -287,7 +300,7 @@ async fn whoever_waits_for_two_crowded_scopes_is_served() {
 /// A limit per tenant and one for all of them, both spent all the time.
 #[tokio::test(start_paused = true)]
 async fn tenants_with_a_shared_limit_are_all_served() {
-    // The tenant's terms, the shared ones, and how many tenants of how many tasks.
+    // The quota of the tenant, the shared one, and the numbers of tenants and tasks.
     let cases = [
         ((1.0, 0.5), (2.0, 2.0), 6, 4),
         ((1.0, 0.5), (1.0, 2.0), 4, 4),
@@ -306,7 +319,7 @@ async fn tenants_with_a_shared_limit_are_all_served() {
                 let mut rng = Rng(task);
                 while uses.start.elapsed() < 120 * S {
                     let waits = limiter.acquire(both.clone(), 30 * S);
-                    waits.await.expect("a turn");
+                    waits.await.expect("a reservation");
                     uses.used(&[0, 1 + (task % tenants) as usize]);
                     sleep(Duration::from_millis(1 + rng.below(100))).await;
                 }
@@ -324,11 +337,11 @@ async fn tenants_with_a_shared_limit_are_all_served() {
     }
 }
 
-/// Wherever it is dropped, what it has taken or reserved comes back.
+/// Wherever it is dropped, what it has taken or reserved is returned.
 #[tokio::test(start_paused = true)]
-async fn a_waiter_for_several_scopes_gives_all_back_when_it_is_dropped() {
+async fn dropped_waiter_for_several_scopes_returns_everything() {
     let both = scopes(&[(2.0, 2.0), (2.0, 5.0)]);
-    for patience in (0..80).map(|n| n * Duration::from_millis(50)) {
+    for dropped_after in (0..80).map(|n| n * Duration::from_millis(50)) {
         let limiter = Limiter::in_memory();
         let mut tasks = JoinSet::new();
         for (which, n) in [(0, 8), (1, 10)] {
@@ -339,18 +352,18 @@ async fn a_waiter_for_several_scopes_gives_all_back_when_it_is_dropped() {
         }
         tokio::task::yield_now().await;
         let waits = limiter.acquire(both.clone(), 30 * S);
-        let dropped = timeout(patience, waits).await.is_err();
-        assert!(dropped || patience > 3 * S);
+        let dropped = timeout(dropped_after, waits).await.is_err();
+        assert!(dropped || dropped_after > 3 * S);
         for result in tasks.join_all().await {
-            result.expect("a turn");
+            result.expect("a reservation");
         }
-        // It is due by then, and full unless something was kept.
+        // All is due by then, and the bucket is full unless something was kept.
         sleep(2 * S).await;
         for scope in &both {
             assert_eq!(
                 limiter.bucket(scope).level().await.unwrap(),
                 2.0,
-                "{patience:?}"
+                "{dropped_after:?}"
             );
             limiter.try_acquire(scope).await.expect("full");
             limiter.try_acquire(scope).await.expect("full");
@@ -359,9 +372,10 @@ async fn a_waiter_for_several_scopes_gives_all_back_when_it_is_dropped() {
     }
 }
 
-/// A pause falls on a scope that is reserved, or already taken, while the other one is waited for.
+/// The pause applies to a scope that is reserved, or already taken, while the acquisition waits for
+/// the other one.
 #[tokio::test(start_paused = true)]
-async fn nobody_uses_several_scopes_while_one_is_paused() {
+async fn several_scopes_are_not_used_while_one_is_paused() {
     let both = scopes(&[(1.0, 1.0), (1.0, 4.0)]);
     for pause_at in (0..24).map(|n| n * Duration::from_millis(100)) {
         for paused in 0..2 {
@@ -373,7 +387,10 @@ async fn nobody_uses_several_scopes_while_one_is_paused() {
                 let scopes: Vec<_> = of.iter().map(|which| both[*which].clone()).collect();
                 let (limiter, uses) = (limiter.clone(), uses.clone());
                 tasks.spawn(async move {
-                    limiter.acquire(scopes, 60 * S).await.expect("a turn");
+                    limiter
+                        .acquire(scopes, 60 * S)
+                        .await
+                        .expect("a reservation");
                     uses.used(of);
                 });
             }
@@ -404,30 +421,33 @@ mod on_redis {
         limiters
     }
 
-    /// Tasks of a loaded machine run late, so the figures are wider here.
+    /// Tasks of a busy machine run late, so the bounds are wider here.
     const LATE: f64 = 0.4;
 
     #[tokio::test(flavor = "multi_thread")]
-    async fn the_slower_scope_is_not_used_late() {
+    async fn slower_scope_is_not_used_late() {
         let server = RedisServer::start().await;
-        let uses = crowd_on_the_faster(&limiters(&server, 2).await).await;
+        let uses = many_callers_of_the_faster_scope(&limiters(&server, 2).await).await;
         uses.assert_windows(&[(1.0, 1.0), (1.0, 10.0)], LATE);
         let last = uses.of(0).pop().expect("five");
         assert!(last < 20.0, "{last}");
     }
 
     #[tokio::test(flavor = "multi_thread")]
-    async fn a_mix_of_scopes_passes_no_window_and_is_served() {
+    async fn mix_of_scopes_exceeds_no_window_and_is_served() {
         let server = RedisServer::start().await;
         let (uses, shown) = mix(&limiters(&server, 3).await, &MIX, 0, 20).await;
         println!("{shown:?}");
         uses.assert_windows(&MIX, LATE);
-        assert!(shown.served as f64 >= 0.9 * shown.asked as f64, "{shown:?}");
+        assert!(
+            shown.served as f64 >= 0.9 * shown.requested as f64,
+            "{shown:?}"
+        );
     }
 
-    /// Redis goes away while the first scope is reserved there, and the rest not asked for yet.
+    /// Redis fails while the first scope is reserved there, and the rest is not requested yet.
     #[tokio::test(flavor = "multi_thread")]
-    async fn an_outage_between_the_steps_ends_in_a_decision() {
+    async fn outage_between_the_steps_ends_in_a_decision() {
         let mut server = RedisServer::start().await;
         let limiter = limiters(&server, 1).await.remove(0);
         let both = scopes(&[(1.0, 1.0), (5.0, 10.0)]);
@@ -439,6 +459,11 @@ mod on_redis {
         sleep(S / 2).await;
         server.kill9();
         let permit = timeout(30 * S, waits).await.expect("in time");
-        assert!(permit.expect("no panic").expect("a turn").is_degraded());
+        assert!(
+            permit
+                .expect("no panic")
+                .expect("a reservation")
+                .is_degraded()
+        );
     }
 }

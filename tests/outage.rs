@@ -1,4 +1,5 @@
-//! Redis slow, gone or misconfigured: decisions come from memory, in time, and say so.
+//! Redis is slow, unavailable or misconfigured: memory decides in time, and the decision reports
+//! it.
 #![cfg(feature = "redis")]
 
 mod support;
@@ -20,9 +21,9 @@ fn reason(limiter: &Limiter) -> Option<FailureKind> {
 }
 
 /// Acquires until Redis decides again.
-async fn until_back(limiter: &Limiter) -> Duration {
+async fn until_recovered(limiter: &Limiter) -> Duration {
     let start = Instant::now();
-    let back = async {
+    let recovered = async {
         while limiter
             .try_acquire(SLOW)
             .await
@@ -32,14 +33,14 @@ async fn until_back(limiter: &Limiter) -> Duration {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
     };
-    tokio::time::timeout(10 * SECOND, back)
+    tokio::time::timeout(10 * SECOND, recovered)
         .await
-        .expect("back within ten seconds");
+        .expect("recovered within ten seconds");
     start.elapsed()
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn killed_and_restarted() {
+async fn server_killed_and_restarted() {
     let mut server = RedisServer::start().await;
     let limiter = Limiter::redis(&server.url()).expect("a URL");
     assert!(
@@ -54,18 +55,18 @@ async fn killed_and_restarted() {
         let start = Instant::now();
         let permit = limiter.try_acquire(SLOW).await.expect("from memory");
         assert!(permit.is_degraded());
-        assert_eq!(permit.tightest(), None, "nobody knows the level");
-        assert!(start.elapsed() < SECOND, "nobody waits for a reconnect");
+        assert_eq!(permit.tightest(), None, "no level is known");
+        assert!(start.elapsed() < SECOND, "no caller waits for a reconnect");
     }
     assert_eq!(reason(&limiter), Some(FailureKind::Disconnected));
     assert_eq!(limiter.fallbacks(), 100);
     server.restart().await;
-    println!("back after {:?}", until_back(&limiter).await);
+    println!("recovered after {:?}", until_recovered(&limiter).await);
     assert_eq!(limiter.health(), Health::Redis);
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn never_there_at_start() {
+async fn server_unavailable_at_start() {
     let mut server = RedisServer::start().await;
     server.kill9();
     let limiter = Limiter::redis(&server.url()).expect("a URL");
@@ -77,18 +78,18 @@ async fn never_there_at_start() {
             .expect("one")
             .is_degraded()
     );
-    let refused = limiter
+    let rejected = limiter
         .try_acquire(&spent)
         .await
         .expect_err("memory limits");
-    assert_eq!(refused.reason(), Reason::Limited);
-    assert!(refused.is_degraded());
+    assert_eq!(rejected.reason(), Reason::Limited);
+    assert!(rejected.is_degraded());
     server.restart().await;
-    until_back(&limiter).await;
+    until_recovered(&limiter).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_frozen_server_costs_one_timeout() {
+async fn frozen_server_costs_one_timeout() {
     let server = RedisServer::start().await;
     let timeout = Duration::from_millis(100);
     let limiter = Limiter::builder()
@@ -115,7 +116,7 @@ async fn a_frozen_server_costs_one_timeout() {
     );
     assert!(took >= timeout && took < 5 * timeout, "{took:?}");
     assert_eq!(reason(&limiter), Some(FailureKind::Timeout));
-    // The next ones do not find that out again.
+    // Later acquisitions do not wait for the timeout again.
     let start = Instant::now();
     for _ in 0..200 {
         assert!(
@@ -128,11 +129,11 @@ async fn a_frozen_server_costs_one_timeout() {
     }
     assert!(start.elapsed() < 2 * timeout, "{:?}", start.elapsed());
     server.thaw();
-    until_back(&limiter).await;
+    until_recovered(&limiter).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_half_open_link_is_left_for_a_new_one() {
+async fn half_open_connection_is_replaced() {
     let server = RedisServer::start().await;
     let proxy = Proxy::start(server.port()).await;
     let limiter = Limiter::redis(&proxy.url()).expect("a URL");
@@ -153,7 +154,7 @@ async fn a_half_open_link_is_left_for_a_new_one() {
     );
     proxy.cut();
     proxy.pass();
-    until_back(&limiter).await;
+    until_recovered(&limiter).await;
     proxy.cut_mid_reply();
     assert!(
         limiter
@@ -162,7 +163,7 @@ async fn a_half_open_link_is_left_for_a_new_one() {
             .expect("plenty")
             .is_degraded()
     );
-    until_back(&limiter).await;
+    until_recovered(&limiter).await;
     proxy.split(3);
     assert!(
         !limiter
@@ -174,7 +175,7 @@ async fn a_half_open_link_is_left_for_a_new_one() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_server_that_refuses_writes_is_not_back() {
+async fn server_that_rejects_writes_has_not_recovered() {
     let server = RedisServer::start().await;
     let limiter = Limiter::redis(&server.url()).expect("a URL");
     assert!(
@@ -202,7 +203,7 @@ async fn a_server_that_refuses_writes_is_not_back() {
             .is_degraded()
     );
     assert_eq!(reason(&limiter), Some(FailureKind::Unavailable));
-    // It answers reads all the time, and is probed several times.
+    // The server answers reads all the time, and is probed several times.
     for _ in 0..50 {
         assert_eq!(reason(&limiter), Some(FailureKind::Unavailable));
         tokio::time::sleep(SECOND / 100).await;
@@ -211,11 +212,11 @@ async fn a_server_that_refuses_writes_is_not_back() {
         .query_async(&mut connection)
         .await
         .expect("promoted");
-    until_back(&limiter).await;
+    until_recovered(&limiter).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_wrong_password_is_named_and_mended() {
+async fn wrong_password_is_reported_until_it_is_corrected() {
     let server = RedisServer::start().await;
     let mut connection = server.connection().await;
     let set_password = |password: &str| {
@@ -241,11 +242,11 @@ async fn a_wrong_password_is_named_and_mended() {
         .query_async(&mut connection)
         .await
         .expect("set");
-    until_back(&limiter).await;
+    until_recovered(&limiter).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn open_lets_all_pass_and_closed_none() {
+async fn fail_open_admits_all_and_fail_closed_none() {
     let mut server = RedisServer::start().await;
     server.kill9();
     let build = |fallback| {
@@ -261,14 +262,14 @@ async fn open_lets_all_pass_and_closed_none() {
         assert!(open.try_acquire(&one).await.expect("open").is_degraded());
     }
     let closed = build(Fallback::FailClosed);
-    let refused = closed.try_acquire(&one).await.expect_err("closed");
-    assert_eq!(refused.reason(), Reason::Unavailable);
-    assert_eq!(refused.retry_after(), None);
-    assert!(refused.source().is_some(), "it says why");
+    let rejected = closed.try_acquire(&one).await.expect_err("closed");
+    assert_eq!(rejected.reason(), Reason::Unavailable);
+    assert_eq!(rejected.retry_after(), None);
+    assert!(rejected.source().is_some(), "the source has the reason");
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_process_holds_its_share() {
+async fn process_admits_its_local_share() {
     let mut server = RedisServer::start().await;
     server.kill9();
     let limiter = Limiter::builder()
@@ -282,7 +283,7 @@ async fn a_process_holds_its_share() {
         admitted += 1;
     }
     assert_eq!(admitted, 25);
-    // More than the share at once goes into its debt, rather than never.
+    // A cost above the local share puts the bucket into debt, and is not rejected for ever.
     let large = Quota::per_day(1.0).burst(100.0).scope("large").cost(60.0);
     assert!(limiter.try_acquire(&large).await.is_ok());
     assert!(limiter.try_acquire(&large).await.is_err());
@@ -297,7 +298,7 @@ async fn a_process_holds_its_share() {
 }
 
 #[tokio::test]
-async fn bad_addresses_say_what_to_write() {
+async fn invalid_addresses_are_reported_with_the_expected_form() {
     for url in [
         "",
         "localhost:6379",
@@ -326,10 +327,10 @@ async fn bad_addresses_say_what_to_write() {
     }
 }
 
-/// The level in Redis, waited for: payments and beats come in the background.
+/// Waits until Redis has this level: write-backs and heartbeats run in the background.
 async fn until_level(limiter: &Limiter, scope: &Scope, expected: f64) {
     let mut level = f64::NAN;
-    let settles = async {
+    let reached = async {
         while (level - expected).abs() > 0.01 {
             if let Ok(reported) = limiter.bucket(scope).level().await {
                 level = reported;
@@ -337,12 +338,12 @@ async fn until_level(limiter: &Limiter, scope: &Scope, expected: f64) {
             tokio::time::sleep(SECOND / 100).await;
         }
     };
-    let settled = tokio::time::timeout(5 * SECOND, settles).await;
+    let settled = tokio::time::timeout(5 * SECOND, reached).await;
     assert!(settled.is_ok(), "{level} instead of {expected}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_memory_granted_is_charged_when_redis_is_back() {
+async fn admissions_from_memory_are_charged_after_the_recovery() {
     for keeps in [true, false] {
         let kept = ["--appendonly", "yes", "--appendfsync", "always"];
         let args = if keeps { &kept[..] } else { &[] };
@@ -357,16 +358,16 @@ async fn what_memory_granted_is_charged_when_redis_is_back() {
             let permit = limiter.try_acquire(&api).await.expect("70 are left");
             assert!(permit.is_degraded());
         }
-        // One was never used.
+        // This permit was never used.
         limiter.try_acquire(&api).await.expect("left").refund();
         server.restart().await;
-        until_back(&limiter).await;
+        until_recovered(&limiter).await;
         until_level(&limiter, &api, 50.0).await;
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_flush_buys_nobody_a_burst() {
+async fn flushed_data_admits_no_burst() {
     let server = RedisServer::start().await;
     let limiter = Limiter::redis(&server.url()).expect("a URL");
     let api = Quota::per_day(1.0).burst(10.0).scope("api");
@@ -375,15 +376,15 @@ async fn a_flush_buys_nobody_a_burst() {
         .query_async(&mut server.connection().await)
         .await
         .expect("flushed");
-    // Past the second for which the last reply is a bound.
+    // Past the second for which the level cache is trusted.
     tokio::time::sleep(SECOND + SECOND / 10).await;
     assert!(limiter.try_acquire(&api).await.is_err());
-    until_back(&limiter).await;
+    until_recovered(&limiter).await;
     until_level(&limiter, &api, 0.0).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn limiters_are_counted_and_say_goodbye() {
+async fn limiters_are_counted_until_they_deregister() {
     let mut server = RedisServer::start().await;
     let limiters: Vec<_> = (0..4)
         .map(|_| Limiter::redis(&server.url()).expect("a URL"))
@@ -416,7 +417,7 @@ async fn limiters_are_counted_and_say_goodbye() {
     tokio::time::timeout(10 * SECOND, counted)
         .await
         .expect("counted");
-    // The largest count of the last minute decides, once the next beat has told it.
+    // The largest count of the last minute decides, once the next heartbeat has received it.
     tokio::time::sleep(SECOND + SECOND / 2).await;
     server.kill9();
     let api = Quota::per_day(1.0).burst(100.0).scope("api");
@@ -428,7 +429,7 @@ async fn limiters_are_counted_and_say_goodbye() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn scopes_say_what_decides_for_them() {
+async fn scopes_select_their_fallback() {
     let mut server = RedisServer::start().await;
     server.kill9();
     let limiter = Limiter::redis(&server.url()).expect("a URL");
@@ -448,16 +449,16 @@ async fn scopes_say_what_decides_for_them() {
                 .is_degraded()
         );
     }
-    let refused = limiter.try_acquire(&closed).await.expect_err("closed");
-    assert_eq!(refused.reason(), Reason::Unavailable);
-    let refused = limiter.try_acquire(&strict).await.expect_err("empty");
-    assert_eq!(refused.reason(), Reason::Limited);
-    // One that is closed closes the acquisition, and takes nothing of the others.
+    let rejected = limiter.try_acquire(&closed).await.expect_err("closed");
+    assert_eq!(rejected.reason(), Reason::Unavailable);
+    let rejected = limiter.try_acquire(&strict).await.expect_err("empty");
+    assert_eq!(rejected.reason(), Reason::Limited);
+    // One fail-closed scope rejects the acquisition, which takes nothing from the others.
     let shared = one.scope("shared");
     for scopes in [[&shared, &closed], [&open, &closed]] {
         let scopes: Vec<_> = scopes.into_iter().cloned().collect();
-        let refused = limiter.try_acquire(scopes).await.expect_err("closed");
-        assert_eq!(refused.reason(), Reason::Unavailable);
+        let rejected = limiter.try_acquire(scopes).await.expect_err("closed");
+        assert_eq!(rejected.reason(), Reason::Unavailable);
     }
     let both = [shared.clone(), open.clone()];
     assert!(limiter.try_acquire(both).await.is_ok());

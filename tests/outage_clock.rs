@@ -1,4 +1,5 @@
-//! The clock of Redis is set: at most one capacity too many, and nobody is locked out.
+//! The clock of the Redis server is set: limiters admit at most one extra capacity, and no caller
+//! is blocked.
 #![cfg(all(feature = "redis", target_os = "linux"))]
 
 mod support;
@@ -19,11 +20,11 @@ fn connect(server: &RedisServer) -> Limiter {
     builder.redis_timeout(SECOND).build().expect("a URL")
 }
 
-/// How many both admit in about so long, and in how long exactly.
-async fn admitted(limiters: &[Limiter; 2], spell: Duration) -> (f64, f64) {
+/// Admissions of both limiters during about `duration`, and the exact duration in seconds.
+async fn admitted(limiters: &[Limiter; 2], duration: Duration) -> (f64, f64) {
     let start = Instant::now();
     let mut admitted = 0;
-    while start.elapsed() < spell {
+    while start.elapsed() < duration {
         for limiter in limiters {
             admitted += u32::from(limiter.try_acquire(API).await.is_ok());
         }
@@ -33,28 +34,31 @@ async fn admitted(limiters: &[Limiter; 2], spell: Duration) -> (f64, f64) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn steps_ahead_and_back() {
+async fn clock_steps_admit_at_most_one_extra_capacity() {
     let server = RedisServer::start_with_clock(&[]).await;
     let limiters = [connect(&server), connect(&server)];
-    // Spent, and from here on asked for more than there is.
+    // The bucket is spent. From here on there are more requests than tokens.
     admitted(&limiters, SECOND / 2).await;
     let mut before = 0;
     for ahead in [60, 0, -3_600, 0, 7_200, 0] {
         server.set_clock(ahead);
-        let (admitted, spell) = admitted(&limiters, SECOND / 2).await;
+        let (admitted, duration) = admitted(&limiters, SECOND / 2).await;
         let jump = ahead > before;
-        println!("{before:+} to {ahead:+} s: {admitted} in {spell:.3} s");
-        // What had refilled since the last one was admitted comes on top, and what is in flight.
-        let most = RATE * spell + if jump { CAP } else { 0.0 } + 3.0;
+        println!("{before:+} to {ahead:+} s: {admitted} in {duration:.3} s");
+        // Adds what refilled since the last admission, and the requests in flight.
+        let most = RATE * duration + if jump { CAP } else { 0.0 } + 3.0;
         assert!(admitted <= most, "{admitted} of {most}");
-        assert!(admitted >= 0.7 * RATE * spell, "{admitted} in {spell} s");
+        assert!(
+            admitted >= 0.7 * RATE * duration,
+            "{admitted} in {duration} s"
+        );
         before = ahead;
     }
     for limiter in &limiters {
         assert_eq!(limiter.health(), Health::Redis);
         assert_eq!(limiter.fallbacks(), 0);
     }
-    // Both are still counted, or again with the next beat.
+    // Both limiters are still counted, or are counted again by their next heartbeat.
     let start = Instant::now();
     let count = async || {
         let key = "throttle:v1|{#}limiters";

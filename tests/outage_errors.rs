@@ -1,5 +1,5 @@
-//! Each error by which Redis says no: memory decides, the health says why, and Redis decides
-//! again once it is mended.
+//! Error replies of Redis: memory decides, the health shows the reason, and Redis decides again
+//! once the cause is removed.
 #![cfg(feature = "redis")]
 
 mod support;
@@ -12,14 +12,14 @@ use futures_util::future::join_all;
 use support::RedisServer;
 use tokio::time::Instant;
 use tower_throttle::{FailureKind, Health, Limiter, Quota};
-use watch::{PLENTY, reason, until_back, until_level};
+use watch::{PLENTY, reason, until_level, until_recovered};
 
 const SECOND: Duration = Duration::from_secs(1);
 
-/// The longest pause between probes, the time-outs around it, and a machine with other work.
-const BACK: Duration = Duration::from_secs(4);
+/// The longest delay between probes, the timeouts around it, and the delays of a busy machine.
+const LONGEST_RECOVERY: Duration = Duration::from_secs(4);
 
-/// Each test's own fault shall be met, not the slowness of the machine.
+/// Each test must meet its own fault, not the delays of a busy machine.
 fn limiter(url: String) -> Limiter {
     Limiter::builder()
         .redis(url)
@@ -32,10 +32,10 @@ fn as_user(server: &RedisServer) -> String {
     server.url().replace("redis://", "redis://u:p@")
 }
 
-async fn in_time(limiter: &Limiter) {
-    let took = until_back(limiter).await;
-    println!("back after {took:?}");
-    assert!(took < BACK, "{took:?}");
+async fn recovers_in_time(limiter: &Limiter) {
+    let took = until_recovered(limiter).await;
+    println!("recovered after {took:?}");
+    assert!(took < LONGEST_RECOVERY, "{took:?}");
     assert_eq!(limiter.health(), Health::Redis);
 }
 
@@ -44,115 +44,115 @@ async fn served_by_redis(limiter: &Limiter) {
     assert!(!permit.is_degraded(), "{:?}", limiter.health());
 }
 
-/// Whoever asks is admitted by memory, at once and in numbers, as long as the fault lasts.
+/// Memory admits all requests at once, as long as the fault lasts.
 async fn served_by_memory(limiter: &Limiter, expected: FailureKind) {
     let start = Instant::now();
-    let mut asked = 0;
-    // And for as long as it takes to find out why.
+    let mut requested = 0;
+    // And as long as it takes to find the reason.
     while start.elapsed() < SECOND / 3
         || (reason(limiter) != Some(expected) && start.elapsed() < 5 * SECOND)
     {
         let some = (0..20).map(|n| limiter.acquire(PLENTY, (n % 2) * SECOND));
         for permit in join_all(some).await {
-            assert!(permit.expect("never an error").is_degraded());
-            asked += 1;
+            assert!(permit.expect("no error").is_degraded());
+            requested += 1;
         }
         tokio::time::sleep(SECOND / 100).await;
     }
-    assert_eq!(limiter.fallbacks(), asked);
+    assert_eq!(limiter.fallbacks(), requested);
     assert_eq!(reason(limiter), Some(expected));
     assert!(limiter.fallbacks_by(expected) > 0);
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn loading() {
+async fn falls_back_while_the_server_loads() {
     let mut server = RedisServer::start().await;
     let old = limiter(server.url());
     served_by_redis(&old).await;
     server.restart_loading(2 * SECOND).await;
     let new = limiter(server.url());
     tokio::join!(
-        // What it met first was the end of its connection.
+        // The first fault was the end of the connection.
         served_by_memory(&old, FailureKind::Disconnected),
         served_by_memory(&new, FailureKind::Unavailable),
     );
     server.until_loaded().await;
-    in_time(&old).await;
-    in_time(&new).await;
+    recovers_in_time(&old).await;
+    recovers_in_time(&new).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_master_that_is_down() {
+async fn falls_back_on_a_replica_without_master() {
     let server = RedisServer::start().await;
     let limiter = limiter(server.url());
     served_by_redis(&limiter).await;
     server.demote_without_master().await;
     served_by_memory(&limiter, FailureKind::Unavailable).await;
     server.promote().await;
-    in_time(&limiter).await;
+    recovers_in_time(&limiter).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn busy() {
+async fn falls_back_while_a_script_is_busy() {
     let server = RedisServer::start().await;
     let limiter = limiter(server.url());
     served_by_redis(&limiter).await;
     server.busy_for(9 * SECOND).await;
     served_by_memory(&limiter, FailureKind::Unavailable).await;
     server.script_kill().await;
-    in_time(&limiter).await;
+    recovers_in_time(&limiter).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn out_of_memory() {
+async fn falls_back_when_memory_is_full() {
     let server = RedisServer::start().await;
     let limiter = limiter(server.url());
     served_by_redis(&limiter).await;
     server.fill_memory().await;
     served_by_memory(&limiter, FailureKind::Unavailable).await;
     server.free_memory().await;
-    in_time(&limiter).await;
+    recovers_in_time(&limiter).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn saves_that_fail() {
+async fn falls_back_after_failed_saves() {
     let server = RedisServer::start().await;
     let limiter = limiter(server.url());
     served_by_redis(&limiter).await;
     server.fail_saves().await;
     served_by_memory(&limiter, FailureKind::Unavailable).await;
-    server.mend_saves().await;
-    in_time(&limiter).await;
+    server.repair_saves().await;
+    recovers_in_time(&limiter).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_replica_and_back() {
+async fn falls_back_on_a_replica_until_it_is_promoted() {
     let (master, other) = tokio::join!(RedisServer::start(), RedisServer::start());
     other.replicate(&master).await;
     let limiter = limiter(other.url());
     served_by_memory(&limiter, FailureKind::Unavailable).await;
     other.promote().await;
-    in_time(&limiter).await;
+    recovers_in_time(&limiter).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn no_right_to_run_scripts_or_to_write() {
+async fn falls_back_without_the_right_to_run_scripts_or_to_write() {
     for right in ["evalsha", "set"] {
         let server = RedisServer::start().await;
         let rules = ["on", ">p", "~*", "+@all"];
         server.acl_set_user("u", &rules).await;
         let limiter = limiter(as_user(&server));
         served_by_redis(&limiter).await;
-        // The first arrives as NOPERM, the second as plain ERR, from inside the script.
+        // The first error is NOPERM, the second is a plain ERR from inside the script.
         server.acl_set_user("u", &[&format!("-{right}")]).await;
         served_by_memory(&limiter, FailureKind::Misconfigured).await;
         server.acl_set_user("u", &[&format!("+{right}")]).await;
-        in_time(&limiter).await;
+        recovers_in_time(&limiter).await;
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_password_that_changes_under_way() {
+async fn falls_back_after_a_password_change() {
     let server = RedisServer::start().await;
     server.acl_set_user("u", &["on", ">p", "~*", "+@all"]).await;
     let limiter = limiter(as_user(&server));
@@ -161,11 +161,11 @@ async fn a_password_that_changes_under_way() {
     server.client_kill_all().await;
     served_by_memory(&limiter, FailureKind::Misconfigured).await;
     server.acl_set_user("u", &[">p"]).await;
-    in_time(&limiter).await;
+    recovers_in_time(&limiter).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn no_room_for_another_client() {
+async fn falls_back_when_the_server_accepts_no_clients() {
     let server = RedisServer::start().await;
     let rules = ["on", ">p", "~*", "+@all"];
     server.acl_set_user("u", &rules).await;
@@ -182,23 +182,23 @@ async fn no_room_for_another_client() {
         served_by_memory(&with_password, FailureKind::Disconnected),
     );
     full.release().await;
-    in_time(&old).await;
-    in_time(&new).await;
-    in_time(&with_database).await;
-    in_time(&with_password).await;
+    recovers_in_time(&old).await;
+    recovers_in_time(&new).await;
+    recovers_in_time(&with_database).await;
+    recovers_in_time(&with_password).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn no_such_database() {
+async fn falls_back_without_the_database() {
     let mut server = RedisServer::start().await;
     let limiter = limiter(format!("{}99", server.url()));
     served_by_memory(&limiter, FailureKind::Misconfigured).await;
     server.restart_with(&["--databases", "100"]).await;
-    in_time(&limiter).await;
+    recovers_in_time(&limiter).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn scripts_that_were_forgotten() {
+async fn flushed_scripts_are_loaded_again_without_an_outage() {
     let server = RedisServer::start().await;
     let limiter = limiter(server.url());
     for _ in 0..3 {
@@ -211,7 +211,7 @@ async fn scripts_that_were_forgotten() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn one_spoilt_value_is_full_and_trips_nothing() {
+async fn corrupt_value_counts_as_full_and_causes_no_outage() {
     let server = RedisServer::start().await;
     let limiter = limiter(server.url());
     let api = Quota::per_day(1.0).burst(5.0).scope("api");
@@ -219,7 +219,7 @@ async fn one_spoilt_value_is_full_and_trips_nothing() {
     let now: (f64, f64) = server.command(&["TIME"]).await;
     let now = now.0 * 1e6 + now.1;
     let (cap, rate) = (5.0, 5.0 / 86_400e6);
-    let spoilt: [&[f64]; 9] = [
+    let corrupt: [&[f64]; 9] = [
         &[f64::NAN, now, cap, rate, 0.0],
         &[1.0, f64::NAN, cap, rate, 0.0],
         &[f64::INFINITY, now, cap, rate, 0.0],
@@ -230,7 +230,7 @@ async fn one_spoilt_value_is_full_and_trips_nothing() {
         &[1.0, now, cap, rate],
         &[-5.0, now, cap, rate, 0.0, now + 1e9, f64::NAN, 1.0],
     ];
-    for numbers in spoilt {
+    for numbers in corrupt {
         server.set_numbers(key, numbers).await;
         for _ in 0..5 {
             let permit = limiter.try_acquire(&api).await.expect("it was full");
@@ -254,32 +254,34 @@ async fn one_spoilt_value_is_full_and_trips_nothing() {
     assert_eq!(limiter.health(), Health::Redis);
 }
 
-/// A bucket whose value nobody of ours has written is as good as absent, and is written anew; the
-/// others in the same call hear nothing of it.
+/// A bucket whose value was not written by this crate counts as absent and is written anew. Other
+/// buckets in the same call are not affected.
 #[tokio::test(flavor = "multi_thread")]
-async fn stored_values_that_make_no_sense_concern_no_other_bucket() {
+async fn corrupt_values_affect_no_other_bucket() {
     let server = RedisServer::start().await;
     let limiter = limiter(server.url());
-    let spoilt = Quota::per_day(1.0).burst(5.0).scope("spoilt");
-    let key = "throttle:v1|spoilt";
+    let corrupt = Quota::per_day(1.0).burst(5.0).scope("corrupt");
+    let key = "throttle:v1|corrupt";
     let (cap, rate) = (5.0, 5.0 / 86_400e6);
     let now: (f64, f64) = server.command(&["TIME"]).await;
     let now = now.0 * 1e6 + now.1;
     let year = 365.0 * 86_400e6;
-    let held = |level: f64, pool: f64, until: f64, by: f64| {
+    let paused = |level: f64, returned: f64, until: f64, pause_rate: f64| {
         let tail = now + 1e9;
-        vec![level, now, cap, rate, 0.0, tail, 1.0, pool, until, by]
+        vec![
+            level, now, cap, rate, 0.0, tail, 1.0, returned, until, pause_rate,
+        ]
     };
     let (minute, hour) = (now + 60e6, now + 3_600e6);
     let mut values = vec![
-        held(0.0, 0.0, hour, -1.7e308),
-        held(0.0, 0.0, hour, 1.7e308),
-        held(0.0, 0.0, hour, -1.0),
-        held(0.0, 0.0, now + 1e4 * year, 1.0),
-        held(0.0, 0.0, 1e300, rate),
-        held(0.0, -5.0, minute, rate),
-        held(-1e300, 0.0, minute, rate),
-        held(f64::MIN, 0.0, minute, f64::MAX),
+        paused(0.0, 0.0, hour, -1.7e308),
+        paused(0.0, 0.0, hour, 1.7e308),
+        paused(0.0, 0.0, hour, -1.0),
+        paused(0.0, 0.0, now + 1e4 * year, 1.0),
+        paused(0.0, 0.0, 1e300, rate),
+        paused(0.0, -5.0, minute, rate),
+        paused(-1e300, 0.0, minute, rate),
+        paused(f64::MIN, 0.0, minute, f64::MAX),
         vec![-1e300, now, cap, rate, 0.0],
         vec![f64::MIN, now, f64::MAX, f64::MIN_POSITIVE, 0.0],
         vec![0.0, -1e300, cap, rate, 0.0, 1e300, 1.0, 0.0],
@@ -288,8 +290,8 @@ async fn stored_values_that_make_no_sense_concern_no_other_bucket() {
         vec![0.0, now, -cap, rate, 0.0],
     ];
     let listed = values.len();
-    // And any bits at all, which may even be plausible.
-    values.push(held(0.0, 1e300, minute, rate));
+    // And random bits, which may be plausible by chance.
+    values.push(paused(0.0, 1e300, minute, rate));
     let mut bits: u64 = 0x9e37_79b9_7f4a_7c15;
     for n in 0..400 {
         let mut numbers = Vec::new();
@@ -303,19 +305,19 @@ async fn stored_values_that_make_no_sense_concern_no_other_bucket() {
     }
     let mut taken = 0.0;
     for (n, numbers) in values.iter().enumerate() {
-        // Where the level is plausible, this process has not heard of a lower one.
-        limiter.bucket(&spoilt).reset().await.unwrap();
+        // Where the stored level is plausible, this process has no lower last reported level.
+        limiter.bucket(&corrupt).reset().await.unwrap();
         server.set_numbers(key, numbers).await;
         let both = join_all((0..8).map(|n| {
-            let scope = if n % 2 == 0 { &spoilt } else { &PLENTY };
+            let scope = if n % 2 == 0 { &corrupt } else { &PLENTY };
             limiter.try_acquire(scope)
         }));
         for (n, permit) in both.await.into_iter().enumerate() {
             match permit {
                 Ok(permit) => assert!(!permit.is_degraded(), "{numbers:?}"),
-                Err(refused) => {
-                    assert!(n % 2 == 0 && !refused.is_degraded(), "{numbers:?}");
-                    let after = refused.retry_after().expect("some time");
+                Err(rejected) => {
+                    assert!(n % 2 == 0 && !rejected.is_degraded(), "{numbers:?}");
+                    let after = rejected.retry_after().expect("some time");
                     assert!(after <= 31 * 365 * 86_400 * SECOND, "{numbers:?}");
                 }
             }
@@ -334,7 +336,7 @@ async fn stored_values_that_make_no_sense_concern_no_other_bucket() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_stored_count_of_beats_that_makes_no_sense_is_begun_anew() {
+async fn corrupt_heartbeat_count_is_started_anew() {
     let server = RedisServer::start().await;
     let key = "throttle:v1|{#}epoch";
     for count in [f64::INFINITY, f64::NAN, -1.0, 1e300] {
@@ -343,8 +345,8 @@ async fn a_stored_count_of_beats_that_makes_no_sense_is_begun_anew() {
         let limiter = limiter(server.url());
         served_by_redis(&limiter).await;
         let stored: Vec<u8> = server.command(&["GET", key]).await;
-        let beats = f64::from_le_bytes(stored[8..].try_into().expect("eight bytes"));
-        assert!((1.0..100.0).contains(&beats), "{count}: {beats}");
+        let heartbeats = f64::from_le_bytes(stored[8..].try_into().expect("eight bytes"));
+        assert!((1.0..100.0).contains(&heartbeats), "{count}: {heartbeats}");
         assert_eq!(limiter.health(), Health::Redis);
     }
 }

@@ -1,7 +1,7 @@
-//! What an outage leaves in the log and in the metrics: a line for each transition, one for each
-//! kind of misconfiguration that says what to do, and none for each request.
+//! The log lines and metrics of an outage: one line for each transition, one line with advice for
+//! each kind of misconfiguration, and none for each request.
 //!
-//! On runtimes of one thread, so that each test hears itself alone.
+//! Each test uses a runtime of one thread, so that it records only its own lines.
 #![cfg(all(feature = "redis", feature = "tracing", feature = "metrics"))]
 
 #[path = "support/listen.rs"]
@@ -25,7 +25,7 @@ use support::{Proxy, RedisServer};
 use tokio::time::Instant;
 use tower_throttle::{FailureKind, Health, Limiter, Quota, Scope};
 use tracing::Level;
-use watch::{PLENTY, reason, until_back};
+use watch::{PLENTY, reason, until_recovered};
 
 const SECOND: Duration = Duration::from_secs(1);
 
@@ -43,7 +43,7 @@ async fn served_by_redis(limiter: &Limiter) {
     assert!(!permit.is_degraded(), "{:?}", limiter.health());
 }
 
-/// Thousands of acquisitions, while the link is probed several times.
+/// Thousands of acquisitions, while the connection is probed several times.
 async fn thousands(limiter: &Limiter) {
     for _ in 0..60 {
         for permit in join_all((0..50).map(|_| limiter.try_acquire(PLENTY))).await {
@@ -54,7 +54,7 @@ async fn thousands(limiter: &Limiter) {
 }
 
 #[tokio::test]
-async fn one_line_down_and_one_up() {
+async fn one_line_for_the_outage_and_one_for_the_recovery() {
     let mut server = RedisServer::start().await;
     let (log, _guard) = Log::listen();
     let limiter = limiter(server.url());
@@ -64,7 +64,7 @@ async fn one_line_down_and_one_up() {
         thousands(&limiter).await;
         assert_eq!(log.counts(), [outage, outage - 1, 0]);
         server.restart().await;
-        until_back(&limiter).await;
+        until_recovered(&limiter).await;
         assert_eq!(log.counts(), [outage, outage, 0]);
     }
     assert_eq!(log.len(), 4);
@@ -74,7 +74,7 @@ async fn one_line_down_and_one_up() {
     assert!(up.contains("outage_seconds="), "{up}");
 }
 
-/// One of two limiters is cut off: the other one leaves room for it, for a while, and says so.
+/// One of two limiters is cut off: the other one reserves its part for a while, and logs that.
 #[tokio::test]
 async fn reserved_part_is_logged_and_measured() {
     let server = RedisServer::start().await;
@@ -115,12 +115,12 @@ async fn reserved_part_is_logged_and_measured() {
     assert!(lines[0].contains("missing=1") && lines[0].contains("reserved=0.5"));
     until(0.0).await;
     assert_eq!(reserved().len(), 2, "{:?}", reserved());
-    // Of limiters that go, nothing stays in the gauge.
+    // A dropped limiter leaves nothing in the gauge.
     drop((limiter, other));
     assert_eq!(gauge(), Some(0.0));
 }
 
-/// Where memory decides from the first call on, or from when `server` is spoilt.
+/// Memory decides from the first call on, or from the moment the server is misconfigured.
 async fn misconfigured(limiter: &Limiter, log: &Log, advice: &str) {
     thousands(limiter).await;
     assert_eq!(reason(limiter), Some(FailureKind::Misconfigured));
@@ -132,19 +132,19 @@ async fn misconfigured(limiter: &Limiter, log: &Log, advice: &str) {
 }
 
 #[tokio::test]
-async fn a_wrong_password() {
+async fn wrong_password_is_logged_with_advice() {
     let server = RedisServer::start().await;
     server.acl_set_user("u", &["on", ">q", "~*", "+@all"]).await;
     let (log, _guard) = Log::listen();
     let limiter = limiter(as_user(&server));
     misconfigured(&limiter, &log, "password is wrong").await;
     server.acl_set_user("u", &[">p"]).await;
-    until_back(&limiter).await;
+    until_recovered(&limiter).await;
     assert_eq!(log.counts(), [1, 1, 1]);
-    // What was mended and is broken again is news.
+    // A fault that was removed and returns is logged again.
     server.acl_set_user("u", &["<p"]).await;
     server.client_kill_all().await;
-    // Not at once: it was away a moment ago, and is tried less often.
+    // Not at once: after a recent outage, probes are less frequent.
     let start = tokio::time::Instant::now();
     while log.lines(Level::ERROR).len() < 2 && start.elapsed() < 10 * SECOND {
         thousands(&limiter).await;
@@ -153,7 +153,7 @@ async fn a_wrong_password() {
 }
 
 #[tokio::test]
-async fn a_password_that_is_missing() {
+async fn missing_password_is_logged_with_advice() {
     let server = RedisServer::start().await;
     server.config_set("requirepass", "secret").await;
     let (log, _guard) = Log::listen();
@@ -162,7 +162,7 @@ async fn a_password_that_is_missing() {
 }
 
 #[tokio::test]
-async fn no_right_to_run_scripts() {
+async fn missing_right_to_run_scripts_is_logged_with_advice() {
     let server = RedisServer::start().await;
     let rules = ["on", ">p", "~*", "+@all", "-evalsha"];
     server.acl_set_user("u", &rules).await;
@@ -170,25 +170,25 @@ async fn no_right_to_run_scripts() {
     let limiter = limiter(as_user(&server));
     misconfigured(&limiter, &log, "+evalsha +eval").await;
     server.acl_set_user("u", &["+evalsha"]).await;
-    until_back(&limiter).await;
+    until_recovered(&limiter).await;
     assert_eq!(log.counts(), [1, 1, 1]);
 }
 
 #[tokio::test]
-async fn no_right_to_write() {
+async fn missing_right_to_write_is_logged_with_advice() {
     let server = RedisServer::start().await;
     let rules = ["on", ">p", "~*", "+@all"];
     server.acl_set_user("u", &rules).await;
     let (log, _guard) = Log::listen();
     let limiter = limiter(as_user(&server));
     served_by_redis(&limiter).await;
-    // From inside the script, as a plain ERR.
+    // A plain ERR from inside the script.
     server.acl_set_user("u", &["-set"]).await;
     misconfigured(&limiter, &log, "+get +mget +set").await;
 }
 
 #[tokio::test]
-async fn no_right_to_the_keys() {
+async fn missing_right_to_the_keys_is_logged_with_advice() {
     let server = RedisServer::start().await;
     let rules = ["on", ">p", "~other:*", "+@all"];
     server.acl_set_user("u", &rules).await;
@@ -198,7 +198,7 @@ async fn no_right_to_the_keys() {
 }
 
 #[tokio::test]
-async fn no_such_database() {
+async fn missing_database_is_logged_with_advice() {
     let server = RedisServer::start().await;
     let (log, _guard) = Log::listen();
     let limiter = limiter(format!("{}99", server.url()));
@@ -206,7 +206,7 @@ async fn no_such_database() {
 }
 
 #[tokio::test]
-async fn a_command_that_has_another_name() {
+async fn renamed_command_is_logged_with_advice() {
     for command in ["MGET", "EVALSHA"] {
         let server = RedisServer::start_with(&["--rename-command", command, "other"]).await;
         let (log, _guard) = Log::listen();
@@ -216,14 +216,14 @@ async fn a_command_that_has_another_name() {
 }
 
 #[tokio::test]
-async fn no_right_to_beat() {
+async fn missing_right_to_send_heartbeats_is_logged_with_advice() {
     let server = RedisServer::start().await;
     let rules = ["on", ">p", "~*", "+@all", "-zadd"];
     server.acl_set_user("u", &rules).await;
     let (log, _guard) = Log::listen();
     let limiter = limiter(as_user(&server));
     let start = tokio::time::Instant::now();
-    // More than one beat.
+    // More than one heartbeat.
     while start.elapsed() < 5 * SECOND / 2 {
         served_by_redis(&limiter).await;
         tokio::time::sleep(SECOND / 100).await;
@@ -236,7 +236,7 @@ async fn no_right_to_beat() {
     assert_eq!(log.len(), 1);
 }
 
-/// Panics when it wakes, once it is told to.
+/// Panics when it is woken, once `panics` is set.
 #[derive(Default)]
 struct BadWaker {
     panics: AtomicBool,
@@ -250,9 +250,9 @@ impl Wake for BadWaker {
     }
 }
 
-/// Waits behind somebody, with a waker that panics in the background task that wakes it; then
-/// waits with another, which must not hang.
-async fn woken_badly(limiter: &Limiter, asleep: bool) {
+/// Waits behind another waiter, with a waker that panics in the background task that wakes it. Then
+/// waits with another waker, which must not hang.
+async fn woken_by_a_bad_waker(limiter: &Limiter, reserved: bool) {
     const SLOW: Scope = Quota::per_second(2.0).burst(1.0).scope("slow");
     drop(
         limiter
@@ -265,8 +265,8 @@ async fn woken_badly(limiter: &Limiter, asleep: bool) {
     let mut acquire = Box::pin(limiter.acquire(SLOW, 60 * SECOND));
     let mut poll = || acquire.as_mut().poll(&mut Context::from_waker(&waker));
     let start = tokio::time::Instant::now();
-    if asleep {
-        // It sleeps once it is woken for the first time.
+    if reserved {
+        // After the first wake-up it has its reservation.
         assert!(poll().is_pending());
         while bad.woken.load(Ordering::Relaxed) == 0 && limiter.health() != Health::InMemory {
             assert!(start.elapsed() < 30 * SECOND, "{:?}", limiter.health());
@@ -278,54 +278,57 @@ async fn woken_badly(limiter: &Limiter, asleep: bool) {
     let before = bad.woken.load(Ordering::Relaxed);
     let other = limiter.acquire(SLOW, 60 * SECOND);
     let other = tokio::time::timeout(30 * SECOND, other);
-    other.await.expect("nobody hangs").expect("its turn");
+    other
+        .await
+        .expect("no waiter hangs")
+        .expect("a reservation");
     assert!(bad.woken.load(Ordering::Relaxed) > before);
 }
 
 #[tokio::test]
-async fn a_background_task_that_panics_is_an_outage_with_a_log_line() {
-    // In the task that sends requests, and in the one that wakes waiters.
+async fn panicking_background_task_is_an_outage_with_a_log_line() {
+    // In the task that sends requests, and in the task that wakes waiters.
     let servers = [RedisServer::start().await, RedisServer::start().await];
-    for (server, asleep) in servers.iter().zip([false, true]) {
+    for (server, reserved) in servers.iter().zip([false, true]) {
         let (log, _guard) = Log::listen();
         let limiter = limiter(server.url());
         let changes = limiter.health_changes();
         served_by_redis(&limiter).await;
-        woken_badly(&limiter, asleep).await;
-        assert!(changes.has_changed().expect("open"), "asleep: {asleep}");
+        woken_by_a_bad_waker(&limiter, reserved).await;
+        assert!(changes.has_changed().expect("open"), "reserved: {reserved}");
         let warnings = log.lines(Level::WARN);
         assert!(warnings[0].contains("a bad waker"), "{warnings:?}");
         let errors = log.lines(Level::ERROR);
         assert!(errors[0].contains("a bad waker"), "{errors:?}");
-        until_back(&limiter).await;
+        until_recovered(&limiter).await;
     }
-    // Memory goes on deciding.
+    // Memory continues to decide.
     let (log, _guard) = Log::listen();
-    woken_badly(&Limiter::in_memory(), true).await;
+    woken_by_a_bad_waker(&Limiter::in_memory(), true).await;
     let errors = log.lines(Level::ERROR);
     assert!(errors[0].contains("a bad waker"), "{errors:?}");
     assert_eq!(log.counts(), [0, 0, 1]);
 }
 
 #[tokio::test]
-async fn a_gauge_and_counters_by_reason() {
+async fn outage_is_counted_by_reason() {
     const DEGRADED: &str = "tower_throttle_degraded";
     let mut server = RedisServer::start().await;
     let (_log, _listening) = Log::listen();
-    let told = Metrics::default();
-    let _guard = metrics::set_default_local_recorder(&told);
+    let metrics = Metrics::default();
+    let _guard = metrics::set_default_local_recorder(&metrics);
     let limiter = limiter(server.url());
     served_by_redis(&limiter).await;
-    assert_ne!(told.get(DEGRADED), Some(1.0));
+    assert_ne!(metrics.get(DEGRADED), Some(1.0));
     server.kill9();
     thousands(&limiter).await;
-    assert_eq!(told.get(DEGRADED), Some(1.0));
+    assert_eq!(metrics.get(DEGRADED), Some(1.0));
     server.restart().await;
-    until_back(&limiter).await;
-    assert_eq!(told.get(DEGRADED), Some(0.0));
+    until_recovered(&limiter).await;
+    assert_eq!(metrics.get(DEGRADED), Some(0.0));
     server.fill_memory().await;
     thousands(&limiter).await;
-    assert_eq!(told.get(DEGRADED), Some(1.0));
+    assert_eq!(metrics.get(DEGRADED), Some(1.0));
     for kind in [
         FailureKind::Disconnected,
         FailureKind::Unavailable,
@@ -333,21 +336,21 @@ async fn a_gauge_and_counters_by_reason() {
         FailureKind::Timeout,
     ] {
         let name = format!("tower_throttle_fallback_total{{reason={kind}}}");
-        let counted = told.get(&name).unwrap_or_default();
+        let counted = metrics.get(&name).unwrap_or_default();
         println!("{name} {counted}");
         assert_eq!(counted, limiter.fallbacks_by(kind) as f64, "{kind}");
     }
     assert!(limiter.fallbacks_by(FailureKind::Disconnected) >= 3_000);
     assert!(limiter.fallbacks_by(FailureKind::Unavailable) >= 3_000);
-    // Names are labels; keys are not: whoever sends them would decide how many series there are.
+    // Names are labels. Keys are not: clients would choose the number of series.
     let _ = limiter.try_acquire(PLENTY.key("customer-17")).await;
-    let names: Vec<_> = told.all().into_keys().collect();
+    let names: Vec<_> = metrics.all().into_keys().collect();
     let any = |part: &str| names.iter().any(|name| name.contains(part));
     assert!(any("plenty") && !any("customer-17"), "{names:?}");
 }
 
 #[tokio::test]
-async fn no_right_to_beat_after_a_cold_start() {
+async fn missing_right_to_send_heartbeats_is_logged_after_a_cold_start() {
     let mut server = RedisServer::start().await;
     let url = as_user(&server);
     server.kill9();
@@ -357,7 +360,7 @@ async fn no_right_to_beat_after_a_cold_start() {
     server.restart().await;
     let rules = ["on", ">p", "~*", "+@all", "-zadd"];
     server.acl_set_user("u", &rules).await;
-    until_back(&limiter).await;
+    until_recovered(&limiter).await;
     let start = tokio::time::Instant::now();
     while start.elapsed() < 5 * SECOND / 2 {
         tokio::time::sleep(SECOND / 100).await;
@@ -367,7 +370,7 @@ async fn no_right_to_beat_after_a_cold_start() {
     assert_eq!(rights, 1, "{:?}", log.lines(Level::ERROR));
 }
 
-/// More requests at once than are queued: Redis decides all but those in excess.
+/// More requests at once than fit into the queue: Redis decides all but the excess.
 #[tokio::test]
 async fn overload_is_no_outage() {
     const QUEUED: usize = 131_072;
@@ -392,24 +395,25 @@ async fn overload_is_no_outage() {
     let count = metrics.get("tower_throttle_fallback_total{reason=overloaded}");
     assert_eq!(count, Some(2.0 * EXCESS as f64));
     assert_eq!(metrics.get("tower_throttle_degraded").unwrap_or(0.0), 0.0);
-    // Not a line for each of them, and none that tells of an outage.
+    // One line for all of them, and none about an outage.
     assert_eq!(log.counts(), [1, 0, 0]);
     let line = &log.lines(Level::WARN)[0];
     assert!(line.contains("more requests are queued"), "{line}");
 }
 
-/// Timers of a paused clock end as soon as nothing else can go on, and so before most replies.
+/// Timers of a paused clock fire as soon as no task can make progress, which is before most
+/// replies.
 #[tokio::test]
-async fn a_paused_clock_is_an_outage_whose_log_line_says_so() {
+async fn paused_clock_is_an_outage_with_its_own_log_line() {
     let server = RedisServer::start().await;
     let (log, _guard) = Log::listen();
     for connected in [false, true] {
         let limiter = Limiter::redis(&server.url()).expect("a URL");
         if connected {
-            until_back(&limiter).await;
+            until_recovered(&limiter).await;
         }
         tokio::time::pause();
-        // A reply may win, where the server is quick.
+        // A reply may arrive first if the server is fast.
         let mut tries = 0;
         while reason(&limiter).is_none() && tries < 1_000 {
             limiter.try_acquire(PLENTY).await.expect("plenty");
@@ -423,6 +427,6 @@ async fn a_paused_clock_is_an_outage_whose_log_line_says_so() {
             .iter()
             .filter(|line| line.contains("time is paused"));
         assert_eq!(paused.count(), 1 + usize::from(connected), "{warnings:?}");
-        until_back(&limiter).await;
+        until_recovered(&limiter).await;
     }
 }

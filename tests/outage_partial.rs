@@ -1,5 +1,5 @@
-//! One of four limiters cannot reach Redis: the others leave room for it, and together they hold
-//! the limit.
+//! One of four limiters cannot reach Redis: the others reserve its part of the rate, and together
+//! they keep the limit.
 #![cfg(feature = "redis")]
 
 mod support;
@@ -17,17 +17,17 @@ use std::{
 use support::{Proxy, RedisServer};
 use tokio::time::{Instant, sleep};
 use tower_throttle::{Limiter, Quota, Scope};
-use watch::{until_back, until_level};
+use watch::{until_level, until_recovered};
 
 const SECOND: Duration = Duration::from_secs(1);
 const CAP: f64 = 20.0;
 const RATE: f64 = 100.0;
 const API: Scope = Quota::per_second(RATE).burst(CAP).scope("api");
 
-/// When somebody was admitted, and by which limiter.
+/// Admissions: the time, and the index of the limiter.
 type Admissions = Arc<Mutex<Vec<(Instant, usize)>>>;
 
-/// Asks for ever, waiting for its turn.
+/// Acquires in a loop, and waits for each reservation.
 async fn caller(limiter: Limiter, of: usize, admissions: Admissions, stop: Arc<AtomicBool>) {
     while !stop.load(Ordering::Relaxed) {
         if limiter.acquire(API, SECOND / 5).await.is_ok() {
@@ -53,7 +53,7 @@ fn admitted(
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_others_leave_room_for_it() {
+async fn reachable_peers_reserve_partitioned_share() {
     let server = RedisServer::start().await;
     let proxy = Proxy::start(server.port()).await;
     let limiters: Vec<_> = (0..4)
@@ -70,27 +70,28 @@ async fn the_others_leave_room_for_it() {
     let stop = Arc::new(AtomicBool::new(false));
     let mut callers = Vec::new();
     for (n, limiter) in limiters.iter().enumerate() {
-        // The last one must have heard of the others when it is cut off.
+        // Each limiter must have received the heartbeats of the others before the last one is cut
+        // off.
         let _ = limiter.bucket(&API).level().await;
         for _ in 0..8 {
             let (limiter, admissions, stop) = (limiter.clone(), admissions.clone(), stop.clone());
             callers.push(tokio::spawn(caller(limiter, n, admissions, stop)));
         }
     }
-    // And must have lived for long enough to be missed.
+    // A limiter must be old enough for the others to reserve for it.
     sleep(13 * SECOND / 2).await;
     let stalled = Instant::now();
     proxy.stall();
-    // Its last beat is three seconds old, and the others have beaten since.
-    let lapsed = stalled + 9 * SECOND / 2;
-    tokio::time::sleep_until(lapsed).await;
+    // Its last heartbeat is three seconds old, and the others have sent theirs since.
+    let missing = stalled + 9 * SECOND / 2;
+    tokio::time::sleep_until(missing).await;
     sleep(3 * SECOND / 2).await;
     let healed = Instant::now();
     proxy.pass();
-    until_back(&limiters[3]).await;
-    // The grace, and a beat.
+    until_recovered(&limiters[3]).await;
+    // The recovery window, and one heartbeat.
     sleep(5 * SECOND / 2).await;
-    let whole = Instant::now();
+    let recovered = Instant::now();
     sleep(SECOND).await;
     let end = Instant::now();
     stop.store(true, Ordering::Relaxed);
@@ -99,32 +100,37 @@ async fn the_others_leave_room_for_it() {
     }
 
     let seconds = |from: Instant, to: Instant| (to - from).as_secs_f64();
-    let spell = RATE * seconds(lapsed, healed);
-    let others = admitted(&admissions, lapsed, healed, |who| who != 3);
-    let alone = admitted(&admissions, lapsed, healed, |who| who == 3);
-    println!("cut off: {:.2} and {:.2}", others / spell, alone / spell);
-    // Three quarters and one, and not much less: what waits on its way is a tenth at most.
-    assert!(others <= 0.75 * spell + CAP, "{others} of {spell}");
-    assert!(
-        alone <= 0.25 * spell + CAP / 4.0 + 1.0,
-        "{alone} of {spell}"
+    let allowed = RATE * seconds(missing, healed);
+    let others = admitted(&admissions, missing, healed, |who| who != 3);
+    let alone = admitted(&admissions, missing, healed, |who| who == 3);
+    println!(
+        "partitioned: {:.2} and {:.2}",
+        others / allowed,
+        alone / allowed
     );
-    assert!(others >= 0.6 * spell, "{others} of {spell}");
-    assert!(alone >= 0.18 * spell, "{alone} of {spell}");
+    // Three quarters for the others and one for it. At most a tenth is lost in requests in flight.
+    assert!(others <= 0.75 * allowed + CAP, "{others} of {allowed}");
+    assert!(
+        alone <= 0.25 * allowed + CAP / 4.0 + 1.0,
+        "{alone} of {allowed}"
+    );
+    assert!(others >= 0.6 * allowed, "{others} of {allowed}");
+    assert!(alone >= 0.18 * allowed, "{alone} of {allowed}");
 
-    // Before the beat is missed, both hold what they held: the stated bound of an outage, for one
-    // of four and a beat that is looked for every second and missed after three.
+    // Until the heartbeat is missing, all four limiters keep their local shares. The documented
+    // bound of an outage applies: one of four limiters, and a heartbeat that is checked every
+    // second and missing after three.
     let outage = seconds(stalled, healed);
     let all = admitted(&admissions, stalled, healed, |_| true);
     let excess = all - CAP - RATE * outage;
-    println!("in excess in the outage: {excess}");
+    println!("excess during the outage: {excess}");
     assert!(excess <= 0.75 * CAP + 0.25 * RATE * 4.0, "{excess}");
 
-    // After that it is one bucket again.
-    let spell = RATE * seconds(whole, end);
-    let all = admitted(&admissions, whole, end, |_| true);
-    println!("after: {:.2}", all / spell);
-    assert!(all <= spell + CAP, "{all} of {spell}");
-    assert!(all >= 0.85 * spell, "{all} of {spell}");
+    // Afterwards there is one bucket again.
+    let allowed = RATE * seconds(recovered, end);
+    let all = admitted(&admissions, recovered, end, |_| true);
+    println!("after: {:.2}", all / allowed);
+    assert!(all <= allowed + CAP, "{all} of {allowed}");
+    assert!(all >= 0.85 * allowed, "{all} of {allowed}");
     until_level(&limiters[3], &API, CAP).await;
 }

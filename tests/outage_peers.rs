@@ -1,7 +1,7 @@
-//! Limiters that end, that are cut off, and whose heartbeats come late: what the others leave room
-//! for, and for how long.
+//! Limiters that end, are cut off, or send late heartbeats: what the others reserve for them, and
+//! for how long.
 //!
-//! The test binary starts itself again as the processes that end.
+//! The test binary runs itself again as the processes that end.
 #![cfg(feature = "redis")]
 
 mod support;
@@ -20,15 +20,15 @@ use tokio::{
     time::{Instant, sleep, sleep_until},
 };
 use tower_throttle::{Limiter, Quota, Scope};
-use watch::{reason, until_back};
+use watch::{reason, until_recovered};
 
 const SECOND: Duration = Duration::from_secs(1);
-const MEMBERS: &str = "throttle:v1|{#}limiters";
+const PEERS: &str = "throttle:v1|{#}limiters";
 const RATE: f64 = 200.0;
 const CAP: f64 = 20.0;
 const API: Scope = Quota::per_second(RATE).burst(CAP).scope("api");
 
-/// Not a test by itself: what the other processes run.
+/// Not a test: the entry point of the other processes.
 #[test]
 fn child() {
     let Ok(url) = std::env::var("THROTTLE_CHILD_URL") else {
@@ -41,27 +41,27 @@ fn child() {
         .build()
         .expect("a runtime");
     runtime.block_on(async {
-        let limiter = patient(&url);
+        let limiter = connect(&url);
         let permit = limiter.try_acquire(API).await;
         println!("\nstarted {}", permit.is_ok());
         match saturates {
             Some(seconds) => {
-                let spell = Duration::from_secs_f64(seconds.parse().expect("seconds"));
-                println!("admitted {}", admitted(&limiter, spell).await.0);
+                let duration = Duration::from_secs_f64(seconds.parse().expect("seconds"));
+                println!("admitted {}", admitted(&limiter, duration).await.0);
             }
             None => std::future::pending::<()>().await,
         }
     });
 }
 
-/// Ends its process, also when the test panics.
+/// Kills its process when it is dropped, also when the test panics.
 struct Process {
     child: Child,
     out: BufReader<ChildStdout>,
 }
 
 impl Process {
-    /// It has acquired once when this returns.
+    /// Returns after the process has acquired once.
     fn start(url: &str, seconds: Option<f64>) -> Self {
         let this = std::env::current_exe().expect("a path");
         let mut command = Command::new(this);
@@ -80,7 +80,7 @@ impl Process {
         process
     }
 
-    /// The rest of the line that starts so.
+    /// The rest of the line that starts with `start`.
     fn read(&mut self, start: &str) -> String {
         let mut line = String::new();
         loop {
@@ -94,8 +94,8 @@ impl Process {
     }
 
     fn kill9(&mut self) {
-        self.child.kill().expect("our own child");
-        self.child.wait().expect("our own child");
+        self.child.kill().expect("a child of this process");
+        self.child.wait().expect("a child of this process");
     }
 }
 
@@ -106,17 +106,17 @@ impl Drop for Process {
     }
 }
 
-/// A limiter that does not give Redis up because the machine is busy.
-fn patient(url: &str) -> Limiter {
+/// A limiter whose timeouts are longer than the delays of a busy machine.
+fn connect(url: &str) -> Limiter {
     let builder = Limiter::builder().redis(url).redis_timeout(2 * SECOND);
     builder.build().expect("a URL")
 }
 
-/// How many are admitted in about so long, and in how many seconds exactly.
-async fn admitted(limiter: &Limiter, spell: Duration) -> (f64, f64) {
+/// Admissions during about `duration`, and the exact duration in seconds.
+async fn admitted(limiter: &Limiter, duration: Duration) -> (f64, f64) {
     let start = Instant::now();
     let mut admitted = 0.0;
-    while start.elapsed() < spell {
+    while start.elapsed() < duration {
         match limiter.acquire(API, SECOND / 10).await {
             Ok(_) => admitted += 1.0,
             Err(_) => sleep(SECOND / 100).await,
@@ -125,7 +125,7 @@ async fn admitted(limiter: &Limiter, spell: Duration) -> (f64, f64) {
     (admitted, start.elapsed().as_secs_f64())
 }
 
-/// Of the rate, what this limiter gets in two seconds. The bucket is empty at first.
+/// The part of the rate that this limiter gets in two seconds. The bucket is empty at first.
 async fn part_of_rate(limiter: &Limiter) -> f64 {
     admitted(limiter, SECOND / 2).await;
     let (admitted, seconds) = admitted(limiter, 2 * SECOND).await;
@@ -133,9 +133,9 @@ async fn part_of_rate(limiter: &Limiter) -> f64 {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn survivor_has_the_whole_limit_soon_after_a_process_is_killed() {
+async fn survivor_gets_the_full_limit_soon_after_a_process_is_killed() {
     let server = RedisServer::start().await;
-    let limiter = patient(&server.url());
+    let limiter = connect(&server.url());
     let _ = limiter.bucket(&API).level().await;
     let mut process = Process::start(&server.url(), None);
     sleep(13 * SECOND / 2).await;
@@ -153,9 +153,9 @@ async fn survivor_has_the_whole_limit_soon_after_a_process_is_killed() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn one_shot_processes_are_not_reserved_for() {
+async fn nothing_is_reserved_for_one_shot_processes() {
     let server = RedisServer::start().await;
-    let limiter = patient(&server.url());
+    let limiter = connect(&server.url());
     let _ = limiter.bucket(&API).level().await;
     for _ in 0..15 {
         Process::start(&server.url(), None).kill9();
@@ -167,7 +167,7 @@ async fn one_shot_processes_are_not_reserved_for() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn third_run_in_a_row_has_the_whole_limit() {
+async fn third_run_in_a_row_gets_the_full_limit() {
     let server = RedisServer::start().await;
     for run in 1..=3 {
         let mut process = Process::start(&server.url(), Some(3.0));
@@ -175,9 +175,9 @@ async fn third_run_in_a_row_has_the_whole_limit() {
         let allowed = CAP + 3.0 * RATE;
         println!("run {run}: {admitted} of {allowed}");
         assert!(admitted > 0.85 * allowed, "run {run}: {admitted}");
-        process.child.wait().expect("our own child");
-        // It has returned from `main` without a word.
-        assert_eq!(heard(&server).await, [], "run {run}");
+        process.child.wait().expect("a child of this process");
+        // The process has returned from `main` without deregistering.
+        assert_eq!(heartbeats(&server).await, [], "run {run}");
     }
 }
 
@@ -190,8 +190,8 @@ fn one_thread() -> Runtime {
 fn limiter_deregisters_when_its_runtime_is_shut_down() {
     let watcher = one_thread();
     let server = watcher.block_on(RedisServer::start());
-    let count = || watcher.block_on(heard(&server)).len();
-    let limiter = patient(&server.url());
+    let count = || watcher.block_on(heartbeats(&server)).len();
+    let limiter = connect(&server.url());
     for round in 0..3 {
         let runtime = match round {
             0 => tokio::runtime::Runtime::new().expect("a runtime"),
@@ -202,7 +202,7 @@ fn limiter_deregisters_when_its_runtime_is_shut_down() {
         drop(runtime);
         assert_eq!(count(), 0, "round {round}");
     }
-    // Dropped where nothing runs any more that could say so.
+    // Dropped where no runtime is left to send the deregistration.
     let runtime = one_thread();
     runtime.block_on(async {
         let _ = limiter.bucket(&API).level().await;
@@ -218,7 +218,7 @@ fn shutdown_does_not_wait_for_a_redis_that_does_not_answer() {
     let watcher = one_thread();
     let server = watcher.block_on(RedisServer::start());
     let runtime = tokio::runtime::Runtime::new().expect("a runtime");
-    let limiter = patient(&server.url());
+    let limiter = connect(&server.url());
     let _ = runtime.block_on(limiter.bucket(&API).level());
     server.freeze();
     let start = watcher.block_on(async { Instant::now() });
@@ -229,10 +229,10 @@ fn shutdown_does_not_wait_for_a_redis_that_does_not_answer() {
     assert!(took < 5 * SECOND, "{took:?}");
 }
 
-/// Who was heard when, in milliseconds on the server's clock; newcomers too.
-async fn heard(server: &RedisServer) -> Vec<(String, f64)> {
+/// The heartbeats in Redis: id and time in milliseconds on the server's clock, new peers included.
+async fn heartbeats(server: &RedisServer) -> Vec<(String, f64)> {
     let all: Vec<(String, f64)> = server
-        .command(&["ZRANGE", MEMBERS, "0", "-1", "WITHSCORES"])
+        .command(&["ZRANGE", PEERS, "0", "-1", "WITHSCORES"])
         .await;
     all.into_iter().map(|(name, at)| (name, at.abs())).collect()
 }
@@ -245,12 +245,12 @@ async fn now_ms(server: &RedisServer) -> f64 {
 async fn until(what: &str, mut is_so: impl AsyncFnMut() -> bool) {
     let start = Instant::now();
     while !is_so().await {
-        assert!(start.elapsed() < 10 * SECOND, "in vain: {what}");
+        assert!(start.elapsed() < 10 * SECOND, "timed out: {what}");
         sleep(SECOND / 100).await;
     }
 }
 
-/// Both heartbeats are in the server's socket buffers when it thaws, given up by their senders two
+/// Both heartbeats are in the server's socket buffers when it thaws. Their senders timed out two
 /// seconds earlier.
 #[tokio::test(flavor = "multi_thread")]
 async fn heartbeats_in_flight_when_redis_froze_are_ignored_at_the_thaw() {
@@ -264,10 +264,13 @@ async fn heartbeats_in_flight_when_redis_froze_are_ignored_at_the_thaw() {
     for limiter in [&first, &second] {
         let _ = limiter.bucket(&API).level().await;
     }
-    until("both are counted", async || heard(&server).await.len() == 2).await;
+    until("both are counted", async || {
+        heartbeats(&server).await.len() == 2
+    })
+    .await;
     let frozen_at = now_ms(&server).await;
     server.freeze();
-    // Nothing but heartbeats is on its way.
+    // Only heartbeats are in flight.
     until("both time out", async || {
         reason(&first).is_some() && reason(&second).is_some()
     })
@@ -275,13 +278,13 @@ async fn heartbeats_in_flight_when_redis_froze_are_ignored_at_the_thaw() {
     proxy.refuse();
     sleep(2 * SECOND).await;
     server.thaw();
-    until_back(&first).await;
-    let late: Vec<_> = heard(&server).await;
+    until_recovered(&first).await;
+    let late: Vec<_> = heartbeats(&server).await;
     let thawed: Vec<_> = late
         .iter()
         .filter(|(_, at)| *at > frozen_at + 1e3)
         .collect();
     println!("frozen at {frozen_at}: {late:?}");
-    assert_eq!(thawed.len(), 1, "only who is back: {late:?}");
+    assert_eq!(thawed.len(), 1, "only the recovered limiter: {late:?}");
     assert!(reason(&second).is_some(), "cut off");
 }

@@ -1,5 +1,5 @@
-//! Where memory shall not stand in: everybody is refused, or everybody passes, also through the
-//! layers.
+//! The fallback policies without a local bucket: all requests are rejected, or all are admitted;
+//! also through the layers.
 #![cfg(all(feature = "redis", feature = "http"))]
 
 mod support;
@@ -21,7 +21,7 @@ use support::RedisServer;
 use tokio::time::Instant;
 use tower::{ServiceBuilder, ServiceExt, service_fn};
 use tower_throttle::{Fallback, Limiter, Quota, RateLimitLayer, Reason, Rejected, Scope, Share};
-use watch::{PLENTY, until_back, until_level};
+use watch::{PLENTY, until_level, until_recovered};
 
 const SECOND: Duration = Duration::from_secs(1);
 const API: Scope = Quota::per_day(1.0).burst(100.0).scope("api");
@@ -35,7 +35,7 @@ fn limiter(server: &RedisServer, fallback: Fallback) -> Limiter {
         .expect("a URL")
 }
 
-/// The answer to one request to a service under this layer.
+/// The response to one request to a service under this layer.
 async fn request(
     limiter: &Limiter,
     max_wait: Duration,
@@ -55,7 +55,7 @@ async fn request(
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn closed_refuses_everybody_and_says_why() {
+async fn fail_closed_rejects_all_requests_with_a_source() {
     let mut server = RedisServer::start().await;
     let limiter = limiter(&server, Fallback::FailClosed);
     for _ in 0..10 {
@@ -63,14 +63,17 @@ async fn closed_refuses_everybody_and_says_why() {
     }
     server.kill9();
     for n in 0..200 {
-        let refused = limiter.acquire(API, (n % 2) * SECOND).await;
-        let refused = refused.expect_err("closed");
-        assert_eq!(refused.reason(), Reason::Unavailable);
-        assert_eq!(refused.scope(), "api");
-        assert_eq!(refused.retry_after(), None);
-        let source = refused.source().expect("it says why").to_string();
+        let rejected = limiter.acquire(API, (n % 2) * SECOND).await;
+        let rejected = rejected.expect_err("closed");
+        assert_eq!(rejected.reason(), Reason::Unavailable);
+        assert_eq!(rejected.scope(), "api");
+        assert_eq!(rejected.retry_after(), None);
+        let source = rejected
+            .source()
+            .expect("the source has the reason")
+            .to_string();
         assert!(!source.is_empty());
-        assert!(Rejected::find(&refused).is_some());
+        assert!(Rejected::find(&rejected).is_some());
     }
     for max_wait in [Duration::ZERO, SECOND] {
         let answer = request(&limiter, max_wait, "text/plain").await;
@@ -81,21 +84,21 @@ async fn closed_refuses_everybody_and_says_why() {
         assert_eq!(answer.status(), StatusCode::OK);
         assert_eq!(answer.headers()["grpc-status"], "14");
     }
-    // Nobody was admitted: nothing is to be paid.
+    // Nothing was admitted, so nothing is written back.
     server.restart().await;
-    let back = async {
+    let recovered = async {
         while request(&limiter, SECOND, "text/plain").await.status() != StatusCode::OK {
             tokio::time::sleep(SECOND / 100).await;
         }
     };
-    let back = tokio::time::timeout(10 * SECOND, back).await;
-    assert!(back.is_ok(), "{:?}", limiter.health());
+    let recovered = tokio::time::timeout(10 * SECOND, recovered).await;
+    assert!(recovered.is_ok(), "{:?}", limiter.health());
     until_level(&limiter, &API, 89.0).await;
-    assert_eq!(limiter.scopes_held(), 0, "memory has had no part in it");
+    assert_eq!(limiter.scopes_held(), 0, "memory decided nothing");
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn open_lets_everybody_pass_and_pays_nothing() {
+async fn fail_open_admits_all_requests_and_charges_nothing() {
     let mut server = RedisServer::start().await;
     let limiter = limiter(&server, Fallback::FailOpen);
     for _ in 0..10 {
@@ -116,14 +119,14 @@ async fn open_lets_everybody_pass_and_pays_nothing() {
         assert_eq!(answer.status(), StatusCode::OK);
     }
     server.restart().await;
-    until_back(&limiter).await;
-    // Lowered to what Redis had told, and charged nothing of what passed.
+    until_recovered(&limiter).await;
+    // Lowered to the last reported level, and nothing that was admitted is charged.
     until_level(&limiter, &API, 90.0).await;
-    assert_eq!(limiter.scopes_held(), 0, "memory has had no part in it");
+    assert_eq!(limiter.scopes_held(), 0, "memory decided nothing");
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn one_closed_scope_among_others() {
+async fn fail_closed_scope_rejects_for_all_scopes() {
     let mut server = RedisServer::start().await;
     let limiter = limiter(&server, Fallback::FailOpen);
     let login = PLENTY.fallback(Fallback::FailClosed);
@@ -136,21 +139,21 @@ async fn one_closed_scope_among_others() {
         .service(inner);
     let request = Request::new(());
     let error = service.oneshot(request).await.expect_err("one is closed");
-    let refused = Rejected::find(&*error).expect("a refusal of ours");
-    assert_eq!(refused.reason(), Reason::Unavailable);
-    assert_eq!(refused.scope(), "plenty");
-    assert!(refused.source().is_some(), "it says why");
+    let rejected = Rejected::find(&*error).expect("a `Rejected`");
+    assert_eq!(rejected.reason(), Reason::Unavailable);
+    assert_eq!(rejected.scope(), "plenty");
+    assert!(rejected.source().is_some(), "the source has the reason");
 }
 
-/// What a limiter in one of five processes admits of `api` after Redis is gone: four of them ask
-/// all the time, and 400 callers of the fifth wait with reservations that Redis made.
+/// What a limiter in one of five processes admits of `api` after Redis is killed. Four processes
+/// request all the time, and 400 callers of the fifth wait with reservations that Redis made.
 async fn admitted_without_redis(api: &Scope, fallback: Fallback) -> (f64, Duration) {
     let mut server = RedisServer::start().await;
     let limiters: Vec<_> = (0..5).map(|_| limiter(&server, fallback)).collect();
     for limiter in &limiters {
         limiter.try_acquire(&PLENTY).await.expect("Redis decides");
     }
-    // Each knows of all others by its next beat.
+    // Each process counts all others after its next heartbeat.
     until_processes(&server, 5).await;
     tokio::time::sleep(SECOND + SECOND / 2).await;
     while limiters[0].try_acquire(api).await.is_ok() {}
@@ -191,7 +194,7 @@ async fn admitted_without_redis(api: &Scope, fallback: Fallback) -> (f64, Durati
     (f64::from(since), start.elapsed())
 }
 
-/// Waits until the heartbeats of so many processes are there.
+/// Waits until the heartbeats of `expected` processes are in Redis.
 async fn until_processes(server: &RedisServer, expected: i64) {
     let mut connection = server.connection().await;
     let counted = async {
@@ -210,19 +213,19 @@ async fn until_processes(server: &RedisServer, expected: i64) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn reservations_made_before_an_outage_are_part_of_the_share() {
+async fn reservations_made_before_an_outage_are_part_of_the_local_share() {
     let api = Quota::per_second(20.0).scope("waited-for");
     for fallback in [
         Fallback::StrictShare(Share::Auto),
         Fallback::LocalShare(Share::Auto),
     ] {
         let (admitted, took) = admitted_without_redis(&api, fallback).await;
-        // Of four processes that did not know how low the bucket was.
+        // The last reported level of four of the processes was too high.
         let unknown = match fallback {
             Fallback::StrictShare(_) => 0.0,
             _ => 4.0 / 5.0 * 20.0,
         };
-        // What was due in the moment of the kill, and a turn that is up to 100 ms late.
+        // Reservations due at the moment of the kill, and one that is up to 100 ms late.
         let allowed = 20.0 * took.as_secs_f64() + unknown + 3.0;
         println!("{fallback:?}: {admitted} of {allowed}");
         assert!(admitted <= allowed, "{fallback:?}: {admitted} of {allowed}");
@@ -234,7 +237,7 @@ async fn reservations_made_before_an_outage_are_part_of_the_share() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn strict_shares_are_never_more_than_the_whole() {
+async fn strict_shares_add_up_to_the_full_quota_at_most() {
     let mut server = RedisServer::start().await;
     let build = |fallback| {
         let builder = Limiter::builder().redis(server.url()).replicas(5);
@@ -246,7 +249,7 @@ async fn strict_shares_are_never_more_than_the_whole() {
     };
     let strict = build(Fallback::StrictShare(Share::Auto));
     let shared = build(Fallback::LocalShare(Share::Auto));
-    // A fifth of it is less than a token.
+    // A fifth of this capacity is less than a token.
     let small = Quota::per_second(50.0).burst(2.0).scope("small");
     let large = Quota::per_second(50.0)
         .burst(50.0)
@@ -262,7 +265,7 @@ async fn strict_shares_are_never_more_than_the_whole() {
             .await
             .expect_err("over the share");
         assert_eq!(rejected.reason(), Reason::Unavailable);
-        assert!(rejected.source().is_some(), "it says why");
+        assert!(rejected.source().is_some(), "the source has the reason");
         assert!(
             shared.acquire(scope, 10 * SECOND).await.is_ok(),
             "into debt"
@@ -273,7 +276,7 @@ async fn strict_shares_are_never_more_than_the_whole() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn waiters_that_are_cancelled_in_an_outage_do_not_lower_the_share() {
+async fn waiters_cancelled_during_an_outage_do_not_lower_the_local_share() {
     let mut server = RedisServer::start().await;
     let limiter = limiter(&server, Fallback::LocalShare(Share::Auto));
     let api = Quota::per_second(1.0).scope("api");
@@ -306,5 +309,5 @@ async fn waiters_that_are_cancelled_in_an_outage_do_not_lower_the_share() {
     noticed.expect("the outage is noticed");
     drop(waiters);
     let permit = limiter.acquire(&api, 10 * SECOND).await;
-    assert!(permit.expect("nobody else waits").is_degraded());
+    assert!(permit.expect("there are no other waiters").is_degraded());
 }

@@ -1,4 +1,4 @@
-//! What Redis is told when it is back: each token once, whatever happens to the telling.
+//! The write-back after an outage: each token is charged once, whichever replies are lost.
 #![cfg(feature = "redis")]
 
 mod support;
@@ -10,12 +10,12 @@ use std::time::Duration;
 use support::{Mode, Proxy, RedisServer};
 use tokio::time::{Instant, sleep, timeout};
 use tower_throttle::{FailureKind, Health, Limiter, Quota, Scope};
-use watch::{reason, spend, until_back, until_level};
+use watch::{reason, spend, until_level, until_recovered};
 
 const SECOND: Duration = Duration::from_secs(1);
 const API: Scope = Quota::per_day(1.0).burst(100.0).scope("api");
 
-/// Patient, so that the faults of the test are the only ones.
+/// Long timeouts, so that only the faults of the test occur.
 fn connect(url: &str) -> Limiter {
     let builder = Limiter::builder().redis(url).redis_timeout(SECOND / 2);
     builder.build().expect("a URL")
@@ -28,7 +28,7 @@ async fn take(limiter: &Limiter, n: u32, degraded: bool) {
     }
 }
 
-async fn payments(server: &RedisServer) -> usize {
+async fn write_backs(server: &RedisServer) -> usize {
     let keys: Vec<String> = server.command(&["KEYS", "throttle:v1|#paid:*"]).await;
     keys.len()
 }
@@ -36,13 +36,13 @@ async fn payments(server: &RedisServer) -> usize {
 async fn until(what: &str, mut is_so: impl AsyncFnMut() -> bool) {
     let start = Instant::now();
     while !is_so().await {
-        assert!(start.elapsed() < 10 * SECOND, "in vain: {what}");
+        assert!(start.elapsed() < 10 * SECOND, "timed out: {what}");
         sleep(SECOND / 100).await;
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_payment_whose_reply_is_lost_is_made_once() {
+async fn write_back_with_a_lost_reply_is_charged_once() {
     let server = RedisServer::start().await;
     let proxy = Proxy::start(server.port()).await;
     let limiter = connect(&proxy.url());
@@ -51,17 +51,17 @@ async fn a_payment_whose_reply_is_lost_is_made_once() {
     proxy.cut();
     take(&limiter, 20, true).await;
     proxy.drop_replies_from(b"#paid:");
-    until("a payment", async || payments(&server).await == 1).await;
-    // Spent after the amount was fixed: that is another payment.
+    until("a write-back", async || write_backs(&server).await == 1).await;
+    // Spent after the amount of the first write-back was fixed: the next write-back charges it.
     take(&limiter, 10, true).await;
-    let told: f64 = {
+    let level: f64 = {
         let other = connect(&server.url());
         let level = other.bucket(&API).level().await.unwrap();
         other.deregister().await;
         level
     };
-    assert!((49.9..50.1).contains(&told), "{told}: not charged yet");
-    // The second attempt is heard as little as the first.
+    assert!((49.9..50.1).contains(&level), "{level}: not charged yet");
+    // The reply to the second attempt is lost as well.
     proxy.cut();
     proxy.drop_replies_from(b"#paid:");
     until("another attempt", async || {
@@ -70,46 +70,49 @@ async fn a_payment_whose_reply_is_lost_is_made_once() {
     .await;
     proxy.cut();
     proxy.pass();
-    until_back(&limiter).await;
+    until_recovered(&limiter).await;
     until_level(&limiter, &API, 40.0).await;
 }
 
-/// The count of beats that Redis remembers.
-async fn beats(server: &RedisServer) -> f64 {
+/// The number of heartbeats that Redis has stored.
+async fn heartbeats(server: &RedisServer) -> f64 {
     let epoch: Vec<u8> = server.command(&["GET", "throttle:v1|{#}epoch"]).await;
     f64::from_le_bytes(epoch[8..].try_into().expect("16 bytes"))
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_redis_of_an_earlier_time_is_told_how_low_it_was() {
+async fn restored_snapshot_is_lowered_to_the_last_reported_level() {
     let mut server = RedisServer::start().await;
     let limiter = connect(&server.url());
     take(&limiter, 30, false).await;
     server.save().await;
-    let saved = beats(&server).await;
+    let saved = heartbeats(&server).await;
     take(&limiter, 40, false).await;
-    until("a beat", async || beats(&server).await > saved).await;
-    // The limiter has heard of it by the time of the next.
-    until("a beat", async || beats(&server).await > saved + 1.0).await;
+    until("a heartbeat", async || heartbeats(&server).await > saved).await;
+    // The limiter has received the reply to it before it sends the next heartbeat.
+    until("a heartbeat", async || {
+        heartbeats(&server).await > saved + 1.0
+    })
+    .await;
     server.kill9();
     take(&limiter, 10, true).await;
     server.restart().await;
     let restored: Vec<u8> = server.command(&["GET", "throttle:v1|api"]).await;
     let level = f64::from_le_bytes(restored[..8].try_into().expect("a double"));
-    until_back(&limiter).await;
+    until_recovered(&limiter).await;
     until_level(&limiter, &API, 20.0).await;
     println!("{level} in the saved file");
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn together_no_burst_though_one_is_back_first() {
+async fn early_recovery_of_one_limiter_admits_no_burst() {
     let mut server = RedisServer::start().await;
     let proxy = Proxy::start(server.port()).await;
     let first = connect(&server.url());
     let second = connect(&proxy.url());
     take(&first, 1, false).await;
     take(&second, 1, false).await;
-    // Both have heard of each other, and know the same level.
+    // Both limiters count each other, and have the same last reported level.
     sleep(5 * SECOND / 2).await;
     for limiter in [&first, &second] {
         until_level(limiter, &API, 98.0).await;
@@ -119,22 +122,22 @@ async fn together_no_burst_though_one_is_back_first() {
     let mut admitted = 2 + spend(&first, &API).await + spend(&second, &API).await;
     assert!((98..=100).contains(&admitted), "{admitted} of 100");
     server.restart().await;
-    until_back(&first).await;
-    // Redis does not know yet what the second has spent: the first one's memory does.
+    until_recovered(&first).await;
+    // Redis does not have the debt of the second limiter yet, but the memory of the first one does.
     let level = first.bucket(&API).level().await;
     assert!(level.as_ref().is_ok_and(|level| *level > 40.0), "{level:?}");
     admitted += spend(&first, &API).await;
     assert!(admitted <= 100, "{admitted} of 100");
-    // Another outage within the grace brings no new share.
+    // Another outage within the recovery window brings no new local share.
     server.kill9();
-    until("a beat that fails", async || reason(&first).is_some()).await;
+    until("a failed heartbeat", async || reason(&first).is_some()).await;
     admitted += spend(&first, &API).await + spend(&second, &API).await;
     assert!(admitted <= 100, "{admitted} of 100");
     server.restart().await;
     proxy.pass();
-    until_back(&first).await;
-    until_back(&second).await;
-    // The grace is over; all that was spent is charged.
+    until_recovered(&first).await;
+    until_recovered(&second).await;
+    // The recovery window is over, and all debts are charged.
     sleep(5 * SECOND / 2).await;
     for limiter in [&first, &second] {
         assert_eq!(limiter.health(), Health::Redis);
@@ -144,7 +147,7 @@ async fn together_no_burst_though_one_is_back_first() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn started_before_redis() {
+async fn limiters_started_before_redis_write_back_after_recovery() {
     let mut server = RedisServer::start().await;
     server.kill9();
     let limiters: Vec<_> = (0..4)
@@ -166,20 +169,20 @@ async fn started_before_redis() {
     }
     server.restart().await;
     for limiter in &limiters {
-        until_back(limiter).await;
+        until_recovered(limiter).await;
     }
     until_level(&limiters[0], &API, 0.0).await;
-    let members: u64 = server.command(&["ZCARD", "throttle:v1|{#}limiters"]).await;
-    assert_eq!(members, 4);
-    assert!(payments(&server).await >= 4);
+    let peers: u64 = server.command(&["ZCARD", "throttle:v1|{#}limiters"]).await;
+    assert_eq!(peers, 4);
+    assert!(write_backs(&server).await >= 4);
     for limiter in &limiters {
         admitted += spend(limiter, &API).await;
     }
     assert_eq!(admitted, 100);
 }
 
-async fn members(server: &RedisServer, expected: u64) {
-    until("the right number of members", async || {
+async fn peers(server: &RedisServer, expected: u64) {
+    until("the expected number of peers", async || {
         let count: u64 = server.command(&["ZCARD", "throttle:v1|{#}limiters"]).await;
         count == expected
     })
@@ -187,37 +190,41 @@ async fn members(server: &RedisServer, expected: u64) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn one_that_left_one_that_was_dropped_and_one_that_may_not_beat() {
+async fn deregistered_dropped_and_unregistered_limiters_are_not_counted() {
     let kept = ["--appendonly", "yes", "--appendfsync", "always"];
     let mut server = RedisServer::start_with(&kept).await;
     let rules = ["on", ">p", "~*", "+@all", "-zadd"];
     server.acl_set_user("u", &rules).await;
-    let left = connect(&server.url());
+    let deregistered = connect(&server.url());
     let dropped = connect(&server.url());
     let url = server.url().replace("redis://", "redis://u:p@");
-    let silent = connect(&url);
-    for limiter in [&left, &dropped, &silent] {
+    let unregistered = connect(&url);
+    for limiter in [&deregistered, &dropped, &unregistered] {
         take(limiter, 10, false).await;
     }
-    members(&server, 2).await;
-    left.deregister().await;
-    members(&server, 1).await;
+    peers(&server, 2).await;
+    deregistered.deregister().await;
+    peers(&server, 1).await;
     drop(dropped);
-    members(&server, 0).await;
-    // It goes on limiting, through Redis, through an outage, and is not counted by coming back.
-    take(&left, 10, false).await;
+    peers(&server, 0).await;
+    // A deregistered limiter keeps limiting, through Redis and through an outage, and is not
+    // counted again when Redis recovers.
+    take(&deregistered, 10, false).await;
     server.kill9();
-    take(&left, 10, true).await;
-    take(&silent, 10, true).await;
+    take(&deregistered, 10, true).await;
+    take(&unregistered, 10, true).await;
     server.restart().await;
-    // Users that the configuration does not hold are gone with the process.
+    // ACL users that are not in the configuration file are lost with the process.
     server.acl_set_user("u", &rules).await;
-    until_back(&left).await;
-    until_back(&silent).await;
-    until_level(&silent, &API, 40.0).await;
+    until_recovered(&deregistered).await;
+    until_recovered(&unregistered).await;
+    until_level(&unregistered, &API, 40.0).await;
     sleep(3 * SECOND / 2).await;
-    members(&server, 0).await;
-    assert_eq!(spend(&left, &API).await + spend(&silent, &API).await, 40);
-    let done = timeout(SECOND, left.deregister()).await;
-    assert!(done.is_ok(), "a second goodbye is no more than a first");
+    peers(&server, 0).await;
+    assert_eq!(
+        spend(&deregistered, &API).await + spend(&unregistered, &API).await,
+        40
+    );
+    let done = timeout(SECOND, deregistered.deregister()).await;
+    assert!(done.is_ok(), "deregistering twice has no effect");
 }

@@ -1,4 +1,4 @@
-//! Holding a bucket back by hand: for all limiters, in memory and while Redis is away.
+//! Pauses of a bucket: for all limiters, in memory, and while Redis is unavailable.
 
 mod support;
 
@@ -13,19 +13,19 @@ const SECOND: Duration = Duration::from_secs(1);
 const API: Scope = Quota::per_second(10.0).burst(5.0).scope("api");
 
 #[tokio::test(start_paused = true)]
-async fn waiters_ask_again_within_their_deadlines() {
+async fn paused_waiters_reserve_again_within_their_deadlines() {
     let limiter = Limiter::in_memory();
     let start = Instant::now();
     for _ in 0..5 {
         assert!(limiter.try_acquire(API).await.is_ok());
     }
-    // Twenty turns in the next two seconds; every other caller has no more patience than that.
+    // Twenty reservations in the next two seconds. Every other caller waits no longer than that.
     let waiters: Vec<_> = (0..20)
         .map(|n| {
             let limiter = limiter.clone();
-            let patience = if n % 2 == 0 { 2 * SECOND } else { 60 * SECOND };
+            let max_wait = if n % 2 == 0 { 2 * SECOND } else { 60 * SECOND };
             tokio::spawn(async move {
-                let got = limiter.acquire(API, patience).await;
+                let got = limiter.acquire(API, max_wait).await;
                 (got.map(drop), start.elapsed())
             })
         })
@@ -37,9 +37,9 @@ async fn waiters_ask_again_within_their_deadlines() {
     for waiter in waiters {
         match waiter.await.expect("no panic") {
             (Ok(()), at) => admitted.push(at),
-            (Err(refused), at) => {
-                assert!(at < SECOND, "it knew at once: {at:?}");
-                assert!(refused.retry_after() >= Some(SECOND), "{refused:?}");
+            (Err(rejected), at) => {
+                assert!(at < SECOND, "rejected at once: {at:?}");
+                assert!(rejected.retry_after() >= Some(SECOND), "{rejected:?}");
             }
         }
     }
@@ -49,7 +49,8 @@ async fn waiters_ask_again_within_their_deadlines() {
         "{admitted:?}"
     );
     let after: Vec<_> = admitted.iter().filter(|at| **at >= end).collect();
-    // Five had their turns before the hold; of the other fifteen, eight are patient or seven.
+    // Five were admitted before the pause. Of the other fifteen, seven or eight have a long
+    // `max_wait`.
     assert!((7..=8).contains(&after.len()), "{admitted:?}");
     for pair in after.windows(2) {
         assert!(
@@ -60,7 +61,7 @@ async fn waiters_ask_again_within_their_deadlines() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn neither_refunds_nor_shorter_holds_shorten_it_and_a_reset_ends_it() {
+async fn refunds_and_shorter_pauses_do_not_shorten_a_pause_and_a_reset_ends_it() {
     let limiter = Limiter::in_memory();
     let permit = limiter.try_acquire(API.cost(5.0)).await.expect("full");
     limiter.bucket(&API).pause(2 * SECOND);
@@ -79,7 +80,7 @@ async fn neither_refunds_nor_shorter_holds_shorten_it_and_a_reset_ends_it() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_was_taken_first_is_taken_again_after_its_hold() {
+async fn scope_taken_first_is_taken_again_after_its_pause() {
     const SLOW: Scope = Quota::per_second(1.0).scope("slow");
     const FAST: Scope = Quota::per_second(2.0).burst(1.0).scope("fast");
     let limiter = Limiter::in_memory();
@@ -92,14 +93,14 @@ async fn what_was_taken_first_is_taken_again_after_its_hold() {
             (got.map(drop), start.elapsed())
         }
     });
-    // It takes from the slow one when a second has passed, and finds the fast one just taken.
+    // It takes from the slow scope after a second, and finds that the fast one was just taken.
     tokio::time::sleep(9 * SECOND / 10).await;
     assert!(limiter.try_acquire(FAST).await.is_ok());
     tokio::time::sleep(SECOND / 5).await;
     limiter.bucket(&SLOW).pause(2 * SECOND);
     let (got, at) = waiter.await.expect("no panic");
     assert!(got.is_ok());
-    // One token after the end of the hold.
+    // One token after the end of the pause.
     let end = SECOND + SECOND / 10 + 2 * SECOND + SECOND;
     assert!((end..end + SECOND / 100).contains(&at), "{at:?}");
 }
@@ -116,17 +117,17 @@ mod shared {
         builder.build().expect("a URL")
     }
 
-    /// The command has no answer: until another limiter sees it.
-    async fn until_held(limiter: &Limiter, scope: &Scope) {
+    /// The command has no reply: waits until another limiter observes the pause.
+    async fn until_paused(limiter: &Limiter, scope: &Scope) {
         let start = Instant::now();
         while limiter.bucket(scope).level().await.unwrap() >= 0.0 {
-            assert!(start.elapsed() < 10 * SECOND, "in vain");
+            assert!(start.elapsed() < 10 * SECOND, "timed out");
             tokio::time::sleep(SECOND / 100).await;
         }
     }
 
     #[tokio::test(flavor = "multi_thread")]
-    async fn it_holds_for_all_limiters_and_lowers_for_all() {
+    async fn pause_and_cap_apply_to_all_limiters() {
         let server = RedisServer::start().await;
         let (one, other) = (connect(&server.url()), connect(&server.url()));
         let day = Quota::per_day(100.0).scope("day");
@@ -137,43 +138,47 @@ mod shared {
         assert_eq!(other.bucket(&day).level().await.unwrap().floor(), 40.0);
 
         one.bucket(&API).pause(2 * SECOND);
-        let held = Instant::now();
-        until_held(&other, &API).await;
-        let refused = other.try_acquire(API).await.expect_err("held back");
-        assert!(refused.retry_after() > Some(SECOND / 2), "{refused:?}");
-        other.acquire(API, 10 * SECOND).await.expect("its turn");
-        assert!(held.elapsed() >= 2 * SECOND, "{:?}", held.elapsed());
+        let paused_at = Instant::now();
+        until_paused(&other, &API).await;
+        let rejected = other.try_acquire(API).await.expect_err("paused");
+        assert!(rejected.retry_after() > Some(SECOND / 2), "{rejected:?}");
+        other
+            .acquire(API, 10 * SECOND)
+            .await
+            .expect("a reservation");
+        assert!(
+            paused_at.elapsed() >= 2 * SECOND,
+            "{:?}",
+            paused_at.elapsed()
+        );
         one.bucket(&API).pause(60 * SECOND);
-        until_held(&other, &API).await;
+        until_paused(&other, &API).await;
         other.bucket(&API).reset().await.unwrap();
         assert!(one.acquire(API, SECOND).await.is_ok());
     }
 
     #[tokio::test(flavor = "multi_thread")]
-    async fn a_hold_needs_no_room_in_this_process() {
+    async fn pause_needs_no_entry_in_the_level_cache() {
         let server = RedisServer::start().await;
         let builder = Limiter::builder().redis(server.url()).max_scopes(1);
         let limiter = builder.redis_timeout(10 * SECOND).build().expect("a URL");
-        // The one bucket of which a level is kept.
+        // The one bucket in the level cache.
         limiter.try_acquire(API.key("first")).await.expect("full");
         for n in 0..100 {
             limiter.bucket(&API.key(n)).pause(60 * SECOND);
         }
         for n in 0..100 {
-            let refused = limiter
-                .try_acquire(API.key(n))
-                .await
-                .expect_err("held back");
-            assert!(refused.retry_after() > Some(50 * SECOND), "{refused:?}");
+            let rejected = limiter.try_acquire(API.key(n)).await.expect_err("paused");
+            assert!(rejected.retry_after() > Some(50 * SECOND), "{rejected:?}");
         }
         limiter.try_acquire(API.key("other")).await.expect("full");
     }
 
     #[tokio::test(flavor = "multi_thread")]
-    async fn while_redis_is_away_memory_holds_back_and_redis_hears_of_it() {
+    async fn pause_during_an_outage_applies_in_memory_and_reaches_redis() {
         let server = RedisServer::start().await;
         let proxy = Proxy::start(server.port()).await;
-        // So patient that memory has its say for long after.
+        // With this timeout, memory decides for long after the recovery.
         let builder = Limiter::builder().redis(proxy.url());
         let one = builder.redis_timeout(5 * SECOND).build().expect("a URL");
         assert!(one.try_acquire(API).await.is_ok());
@@ -185,28 +190,34 @@ mod shared {
             .await
             .is_ok_and(|permit| permit.is_degraded())
         {
-            assert!(start.elapsed() < 10 * SECOND, "in vain");
+            assert!(start.elapsed() < 10 * SECOND, "timed out");
             tokio::time::sleep(SECOND / 20).await;
         }
         one.bucket(&API).pause(20 * SECOND);
-        let refused = one.try_acquire(API).await.expect_err("held back");
-        assert!(refused.retry_after() > Some(15 * SECOND), "{refused:?}");
+        let rejected = one.try_acquire(API).await.expect_err("paused");
+        assert!(rejected.retry_after() > Some(15 * SECOND), "{rejected:?}");
         proxy.pass();
         let other = connect(&server.url());
         let start = Instant::now();
-        let mut back = None;
-        // Whoever asks tells it.
+        let mut recovered = None;
+        // Each request of `one` delivers the pause.
         while other.bucket(&API).level().await.unwrap() > -100.0 {
             assert!(one.try_acquire(API).await.is_err());
             if matches!(one.health(), Health::Redis) {
-                back.get_or_insert(start.elapsed());
+                recovered.get_or_insert(start.elapsed());
             }
-            assert!(start.elapsed() < 30 * SECOND, "in vain");
+            assert!(start.elapsed() < 30 * SECOND, "timed out");
             tokio::time::sleep(SECOND / 20).await;
         }
-        let back = back.unwrap_or(start.elapsed());
-        println!("back after {back:?}, told after {:?}", start.elapsed());
-        assert!(start.elapsed() < back + 4 * SECOND, "others were not told");
+        let recovered = recovered.unwrap_or(start.elapsed());
+        println!(
+            "recovered after {recovered:?}, paused after {:?}",
+            start.elapsed()
+        );
+        assert!(
+            start.elapsed() < recovered + 4 * SECOND,
+            "the pause was not delivered"
+        );
     }
 
     /// The other limiter learns from a heartbeat that buckets are paused.
@@ -227,7 +238,7 @@ mod shared {
                 assert!(start.elapsed() < 10 * SECOND, "no reservation");
             }
             pausing.bucket(&scope).pause(PAUSE);
-            acquire.await.expect("no panic").expect("its turn");
+            acquire.await.expect("no panic").expect("a permit");
             start.elapsed() >= PAUSE
         };
         let start = Instant::now();
@@ -239,45 +250,45 @@ mod shared {
         println!("confirmed after {key} reservations that were not");
     }
 
-    /// Redis is far away: to look for holds takes longer than a turn may be late.
+    /// A check for pauses takes longer than a reservation may be late.
     #[tokio::test(flavor = "multi_thread")]
-    async fn turns_are_used_in_time_however_far_redis_is() {
-        const TURNS: u32 = 20;
+    async fn reservations_are_used_in_time_over_a_slow_network() {
+        const RESERVATIONS: u32 = 20;
         const STEADY: Scope = Quota::per_second(10.0).burst(1.0).scope("steady");
         let server = RedisServer::start().await;
         let proxy = Proxy::start(server.port()).await;
         proxy.delay(SECOND * 7 / 100);
         let mut took = Vec::new();
-        for heeds in [false, true] {
+        for checks in [false, true] {
             let builder = Limiter::builder().redis(proxy.url());
             let limiter = builder.redis_timeout(10 * SECOND).build().expect("a URL");
-            if heeds {
-                // Whoever pauses a bucket expects that others do.
+            if checks {
+                // A limiter that pauses buckets checks for pauses of others.
                 limiter.bucket(&API).pause(SECOND);
             }
             limiter.bucket(&STEADY).reset().await.unwrap();
             let start = Instant::now();
-            let waiters: Vec<_> = (0..=TURNS)
+            let waiters: Vec<_> = (0..=RESERVATIONS)
                 .map(|_| tokio::spawn(limiter.acquire(STEADY, 60 * SECOND)))
                 .collect();
-            let mut refused = 0;
+            let mut rejected = 0;
             for waiter in waiters {
-                refused += u32::from(waiter.await.expect("no panic").is_err());
+                rejected += u32::from(waiter.await.expect("no panic").is_err());
             }
-            took.push((start.elapsed(), refused));
+            took.push((start.elapsed(), rejected));
         }
         println!(
-            "without looking, and with it: {took:?}; ideal {:?}",
-            TURNS * SECOND / 10
+            "without and with checks: {took:?}; ideal {:?}",
+            RESERVATIONS * SECOND / 10
         );
-        assert!(took.iter().all(|(_, refused)| *refused == 0), "{took:?}");
+        assert!(took.iter().all(|(_, rejected)| *rejected == 0), "{took:?}");
         assert!(took[1].0 <= took[0].0 + SECOND, "{took:?}");
     }
 }
 
-/// A pause looks only at those who wait for its own bucket.
+/// A pause visits only the waiters of its own bucket.
 #[tokio::test]
-async fn a_pause_costs_no_more_beside_many_waiters() {
+async fn cost_of_a_pause_does_not_grow_with_other_waiters() {
     use std::{
         future::{Future, poll_fn},
         pin::Pin,
@@ -286,7 +297,7 @@ async fn a_pause_costs_no_more_beside_many_waiters() {
 
     let limiter = Limiter::in_memory();
     let each = Quota::per_day(1.0).scope("each");
-    // The shortest of many: other work on the machine only makes it longer.
+    // The shortest of many: other work on the machine only adds to the duration.
     let pause = || {
         let took = (0..100).map(|_| {
             let start = Instant::now();
@@ -307,6 +318,6 @@ async fn a_pause_costs_no_more_beside_many_waiters() {
         }
         shortest.push(pause());
     }
-    println!("beside 200 and 20,000 waiters: {shortest:?}");
+    println!("with 200 and 20,000 waiters: {shortest:?}");
     assert!(shortest[1] < 20 * shortest[0], "{shortest:?}");
 }

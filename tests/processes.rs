@@ -1,6 +1,6 @@
-//! Several real processes on one Redis: together they keep one limit.
+//! Several processes on one Redis: together they keep one limit.
 //!
-//! The test binary starts itself again as the other processes; each reports when it was admitted.
+//! The test binary runs itself again as the other processes. Each reports its admissions.
 #![cfg(feature = "redis")]
 
 mod support;
@@ -18,19 +18,19 @@ use tower_throttle::{Limiter, Quota, Scope};
 
 const CAPACITY: f64 = 10.0;
 const RATE: f64 = 50.0;
-/// Long enough for every task of eight processes to have a turn once all have asked.
+/// Long enough for every task of eight processes to be admitted once all have requested.
 const RUN: Duration = Duration::from_secs(11);
 const TASKS: usize = 64;
 const SCOPE: Scope = Quota::per_second(RATE).burst(CAPACITY).scope("hot");
 
-/// The runs share two cores: one at a time.
+/// The machine has two cores: the runs do not overlap.
 static ALONE: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
 
 /// One admission, in microseconds on the clock of the machine.
 #[derive(Clone, Copy, Debug)]
 struct Admission {
     process: usize,
-    asked: i64,
+    requested: i64,
     admitted: i64,
 }
 
@@ -40,7 +40,7 @@ enum Callers {
     Refusing,
 }
 
-/// Not a test by itself: what the other processes run.
+/// Not a test: the entry point of the other processes.
 #[test]
 fn child() {
     let Ok(url) = std::env::var("THROTTLE_CHILD_URL") else {
@@ -59,7 +59,7 @@ fn child() {
         .block_on(run_child(url, waiting, offset * 1_000_000));
 }
 
-/// The machine's clock, without the offset that this process sees it with.
+/// The machine's clock, without the offset that this process sees.
 #[allow(
     clippy::disallowed_methods,
     reason = "processes have no other clock in common"
@@ -72,7 +72,7 @@ fn machine_us(offset_us: i64) -> i64 {
 }
 
 async fn run_child(url: String, waiting: bool, offset_us: i64) {
-    // A test machine stands still for longer than a service would accept.
+    // A busy test machine delays replies for longer than a service would accept.
     let limiter = Limiter::builder()
         .redis(url)
         .redis_timeout(Duration::from_secs(10))
@@ -80,7 +80,7 @@ async fn run_child(url: String, waiting: bool, offset_us: i64) {
         .expect("a URL");
     let _ = limiter.bucket(&SCOPE).level().await;
     println!("\nready {}", machine_us(offset_us));
-    // The start signal: the parent ends by closing the pipe.
+    // The start signal. The parent ends the process by closing the pipe.
     let mut line = String::new();
     std::io::stdin().read_line(&mut line).expect("a line");
     let end = Instant::now() + RUN;
@@ -90,13 +90,16 @@ async fn run_child(url: String, waiting: bool, offset_us: i64) {
             let (limiter, admissions) = (limiter.clone(), admissions.clone());
             tokio::spawn(tokio::time::timeout_at(end, async move {
                 loop {
-                    let asked = machine_us(offset_us);
+                    let requested = machine_us(offset_us);
                     let max_wait = if waiting { 3 * RUN } else { Duration::ZERO };
                     match limiter.acquire(SCOPE, max_wait).await {
                         Ok(permit) => {
                             assert!(!permit.is_degraded());
                             let admitted = machine_us(offset_us);
-                            admissions.lock().expect("no panic").push((asked, admitted));
+                            admissions
+                                .lock()
+                                .expect("no panic")
+                                .push((requested, admitted));
                         }
                         Err(_) => tokio::time::sleep(Duration::from_millis(10)).await,
                     }
@@ -108,13 +111,13 @@ async fn run_child(url: String, waiting: bool, offset_us: i64) {
         let _: Result<(), _> = task.await.expect("no panic");
     }
     let mut out = std::io::stdout().lock();
-    for (asked, admitted) in admissions.lock().expect("no panic").iter() {
-        writeln!(out, "admitted {asked} {admitted}").expect("a pipe");
+    for (requested, admitted) in admissions.lock().expect("no panic").iter() {
+        writeln!(out, "admitted {requested} {admitted}").expect("a pipe");
     }
     writeln!(out, "fallbacks {}", limiter.fallbacks()).expect("a pipe");
 }
 
-/// Ends its process, also when the test panics.
+/// Kills its process when it is dropped, also when the test panics.
 struct Process {
     child: Child,
     stdin: Option<ChildStdin>,
@@ -145,7 +148,7 @@ fn spawn(url: &str, callers: Callers, offset_s: i64) -> Process {
             if callers == Callers::Waiting {
                 "waiting"
             } else {
-                "refusing"
+                "rejecting"
             },
         )
         .stdin(Stdio::piped())
@@ -158,7 +161,7 @@ fn spawn(url: &str, callers: Callers, offset_s: i64) -> Process {
     Process { child, stdin }
 }
 
-/// Runs one process per offset of its clock, and gathers what they report.
+/// Runs one process per clock offset, and collects their reports.
 fn run(url: &str, callers: Callers, offsets_s: &[i64]) -> Vec<Admission> {
     let mut processes: Vec<_> = offsets_s
         .iter()
@@ -176,7 +179,7 @@ fn run(url: &str, callers: Callers, offsets_s: &[i64]) -> Vec<Admission> {
     }
     for process in &mut processes {
         let mut stdin = process.stdin.take().expect("piped");
-        stdin.write_all(b"go\n").expect("a child that listens");
+        stdin.write_all(b"go\n").expect("a running child");
     }
     let mut admissions = Vec::new();
     for (process, output) in outputs.into_iter().enumerate() {
@@ -184,12 +187,12 @@ fn run(url: &str, callers: Callers, offsets_s: &[i64]) -> Vec<Admission> {
             let line = line.expect("a pipe");
             let words: Vec<_> = line.split(' ').collect();
             match words[..] {
-                ["admitted", asked, admitted] => admissions.push(Admission {
+                ["admitted", requested, admitted] => admissions.push(Admission {
                     process,
-                    asked: asked.parse().expect("a number"),
+                    requested: requested.parse().expect("a number"),
                     admitted: admitted.parse().expect("a number"),
                 }),
-                ["fallbacks", count] => assert_eq!(count, "0", "Redis was there all the time"),
+                ["fallbacks", count] => assert_eq!(count, "0", "Redis was available all the time"),
                 _ => {}
             }
         }
@@ -213,8 +216,8 @@ fn most_within(admissions: &[Admission], window_us: i64) -> usize {
 }
 
 fn check(name: &str, admissions: &[Admission]) {
-    // From the first demand: the first admission is noticed a moment after it was granted.
-    let first = admissions.iter().map(|admission| admission.asked).min();
+    // From the first request: an admission is recorded a moment after it was granted.
+    let first = admissions.iter().map(|admission| admission.requested).min();
     let last = admissions[admissions.len() - 1].admitted;
     let seconds = (last - first.expect("some admissions")) as f64 / 1e6;
     let allowed = CAPACITY + RATE * seconds;
@@ -230,8 +233,7 @@ fn check(name: &str, admissions: &[Admission]) {
         let most = most_within(admissions, window_us);
         let bound = CAPACITY + RATE * window_us as f64 / 1e6;
         println!("{name}: at most {most} in {window_us} us, {bound} allowed");
-        // A turn may be used while the process is late by a scheduling delay; one token of
-        // slack is 20 ms of it.
+        // A reservation may be used late by a scheduling delay. One token of slack is 20 ms of it.
         assert!(
             most as f64 <= bound + 1.0,
             "{name}: {most} in {window_us} us"
@@ -248,7 +250,7 @@ fn shares(admissions: &[Admission], processes: usize) -> Vec<usize> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn eight_processes_that_wait_hold_one_limit_and_share_it_fairly() {
+async fn eight_waiting_processes_keep_one_limit_and_share_it_fairly() {
     let _alone = ALONE.lock().await;
     let server = RedisServer::start().await;
     let url = server.url();
@@ -256,8 +258,8 @@ async fn eight_processes_that_wait_hold_one_limit_and_share_it_fairly() {
         .await
         .expect("no panic");
     check("waiting", &admissions);
-    // Who asks first is served first, so whoever starts a moment earlier has that head start.
-    // From then on each task has one turn in as many grants as there are tasks.
+    // Requests are served in order, so a process that starts a moment earlier is ahead. From then
+    // on each task is admitted once in as many grants as there are tasks.
     let round = &admissions[admissions.len() - 8 * TASKS..];
     let shares = shares(round, 8);
     println!(
@@ -267,30 +269,30 @@ async fn eight_processes_that_wait_hold_one_limit_and_share_it_fairly() {
     for share in &shares {
         assert!(share.abs_diff(TASKS) * 10 <= TASKS, "{shares:?}");
     }
-    // In the order of asking, as far as asking is apart by more than the way to Redis takes.
+    // In the order of the requests, as far as they are further apart than the round trip to Redis.
     let mut overtaken = 0;
     for (index, early) in admissions.iter().enumerate() {
         for late in &admissions[index + 1..] {
-            // `late` was admitted later though it had asked long before.
-            overtaken += usize::from(late.asked + 250_000 < early.asked);
+            // `late` was admitted later though it had requested long before.
+            overtaken += usize::from(late.requested + 250_000 < early.requested);
         }
     }
-    assert_eq!(overtaken, 0, "somebody was overtaken");
+    assert_eq!(overtaken, 0, "a request was overtaken");
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn eight_processes_that_refuse_hold_one_limit() {
+async fn eight_rejecting_processes_keep_one_limit() {
     let _alone = ALONE.lock().await;
     let server = RedisServer::start().await;
     let url = server.url();
     let admissions = tokio::task::spawn_blocking(move || run(&url, Callers::Refusing, &[0; 8]))
         .await
         .expect("no panic");
-    check("refusing", &admissions);
+    check("rejecting", &admissions);
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_clocks_of_the_processes_do_not_matter() {
+async fn clocks_of_the_processes_do_not_matter() {
     let _alone = ALONE.lock().await;
     let server = RedisServer::start().await;
     let url = server.url();

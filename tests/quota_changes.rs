@@ -1,4 +1,4 @@
-//! Quotas that change while they are used: what is in a bucket stays, promises are kept.
+//! Quotas that change while they are in use: levels and reservations are kept.
 #![cfg(feature = "http")]
 
 mod support;
@@ -13,15 +13,15 @@ use tower_throttle::{
 
 const SECOND: Duration = Duration::from_secs(1);
 
-/// A limiter that does not give Redis up because the machine is busy.
+/// A limiter whose timeouts are longer than the delays of a busy machine.
 #[cfg(feature = "redis")]
-fn patient(url: &str) -> Limiter {
+fn connect(url: &str) -> Limiter {
     let builder = Limiter::builder().redis(url);
     builder.redis_timeout(10 * SECOND).build().expect("a URL")
 }
 
-async fn levels_are_kept(limiter: &Limiter) {
-    // Slow enough that nothing comes back during a test.
+async fn check_levels(limiter: &Limiter) {
+    // Slow enough that nothing refills during a test.
     let of = |burst: f64| Quota::per_day(1.0).burst(burst);
     let quota = LiveQuota::new(of(10.0));
     let scope = quota.scope("kept");
@@ -37,7 +37,7 @@ async fn levels_are_kept(limiter: &Limiter) {
     permit.expect("a full bucket");
     assert_eq!(level().await, 6.0);
     quota.set(of(100.0));
-    assert_eq!(level().await, 6.0, "a raise fills nothing");
+    assert_eq!(level().await, 6.0, "a raise adds no tokens");
     quota.set(of(5.0));
     limiter
         .try_acquire(scope.current())
@@ -45,7 +45,7 @@ async fn levels_are_kept(limiter: &Limiter) {
         .expect("one of 5");
     assert_eq!(level().await, 4.0, "cut to the capacity");
     quota.set(of(100.0));
-    assert_eq!(level().await, 4.0, "and what was cut is gone");
+    assert_eq!(level().await, 4.0, "discarded tokens are not restored");
     limiter
         .try_acquire(scope.current().cost(5.0))
         .await
@@ -53,7 +53,7 @@ async fn levels_are_kept(limiter: &Limiter) {
     limiter
         .try_acquire(scope.current().cost(101.0))
         .await
-        .expect_err("impossible");
+        .expect_err("above the capacity");
     // A rate of a thousand fills it soon.
     quota.set(Quota::per_second(1_000.0).burst(100.0));
     let ten = limiter.acquire(scope.current().cost(90.0), 10 * SECOND);
@@ -62,38 +62,39 @@ async fn levels_are_kept(limiter: &Limiter) {
 
 #[tokio::test]
 async fn levels_are_kept_in_memory() {
-    levels_are_kept(&Limiter::in_memory()).await;
+    check_levels(&Limiter::in_memory()).await;
 }
 
 #[cfg(feature = "redis")]
 #[tokio::test]
 async fn levels_are_kept_in_redis() {
     let server = support::RedisServer::start().await;
-    levels_are_kept(&patient(&server.url())).await;
+    check_levels(&connect(&server.url())).await;
 }
 
-/// A refusal that was remembered by the old numbers does not outlive them.
+/// A cached rejection by the old quota does not outlive it.
 #[cfg(feature = "redis")]
 #[tokio::test]
-async fn a_known_refusal_ends_with_its_quota() {
+async fn cached_rejection_ends_with_its_quota() {
     let server = support::RedisServer::start().await;
-    let limiter = patient(&server.url());
+    let limiter = connect(&server.url());
     let quota = LiveQuota::new(Quota::per_day(1.0));
     let scope = quota.scope("raised");
     limiter.try_acquire(scope.current()).await.expect("one");
-    let refused = limiter.try_acquire(scope.current()).await.unwrap_err();
-    assert!(refused.retry_after() > Some(3_600 * SECOND));
+    let rejected = limiter.try_acquire(scope.current()).await.unwrap_err();
+    assert!(rejected.retry_after() > Some(3_600 * SECOND));
     quota.set(Quota::per_second(1_000.0));
     let permit = limiter.acquire(scope.current(), 10 * SECOND).await;
     permit.expect("by the new rate, at once");
 }
 
-/// Two processes share a bucket, and one is told first: it refills by the rate of whoever asks.
+/// Two processes share a bucket, and one has the new quota first: the bucket refills by the rate of
+/// the current request.
 #[cfg(feature = "redis")]
 #[tokio::test]
-async fn two_processes_of_which_one_changes() {
+async fn quota_changes_in_one_of_two_processes() {
     let server = support::RedisServer::start().await;
-    let limiters = [0, 1].map(|_| patient(&server.url()));
+    let limiters = [0, 1].map(|_| connect(&server.url()));
     let quotas = [0, 1].map(|_| LiveQuota::new(Quota::per_day(1.0).burst(10.0)));
     let scopes = quotas.each_ref().map(|quota| quota.scope("shared"));
     let [first, second] = &limiters;
@@ -110,39 +111,39 @@ async fn two_processes_of_which_one_changes() {
     assert_eq!(level.round(), 4.0, "for both");
     quotas[1].set(Quota::per_day(1.0).burst(20.0));
     let level = second.bucket(&scopes[1].current()).level().await.unwrap();
-    assert_eq!(level.round(), 4.0, "nothing is made of a change");
+    assert_eq!(level.round(), 4.0, "a change adds no tokens");
 }
 
-/// Whoever waits has a turn, which stays; the next waits by the new numbers.
+/// A waiter keeps its reservation. The next one waits by the new quota.
 #[tokio::test(start_paused = true)]
-async fn promised_turns_stay_promised() {
+async fn reservations_are_kept() {
     let limiter = Limiter::in_memory();
     let quota = LiveQuota::new(Quota::per_second(1.0).burst(1.0));
     let scope = quota.scope("waited for");
     limiter.try_acquire(scope.current()).await.expect("full");
     let start = Instant::now();
-    let turn = |limiter: &Limiter| {
-        let turn = limiter.acquire(scope.current(), 60 * SECOND);
-        tokio::spawn(async move { turn.await.map(|_| start.elapsed()) })
+    let waiter = |limiter: &Limiter| {
+        let waiter = limiter.acquire(scope.current(), 60 * SECOND);
+        tokio::spawn(async move { waiter.await.map(|_| start.elapsed()) })
     };
-    let early: Vec<_> = (0..3).map(|_| turn(&limiter)).collect();
+    let early: Vec<_> = (0..3).map(|_| waiter(&limiter)).collect();
     tokio::task::yield_now().await;
     quota.set(Quota::per_second(10.0).burst(1.0));
-    // Three are owed; by the new rate the fourth is there after 0.4 s, but behind the others.
-    let late = turn(&limiter);
-    let mut turns = Vec::new();
-    for turn in early {
-        turns.push(turn.await.unwrap().unwrap().as_secs());
+    // Three are reserved. By the new rate the fourth is due after 0.4 s, but behind the others.
+    let late = waiter(&limiter);
+    let mut reservations = Vec::new();
+    for waiter in early {
+        reservations.push(waiter.await.unwrap().unwrap().as_secs());
     }
-    assert_eq!(turns, [1, 2, 3], "as promised");
+    assert_eq!(reservations, [1, 2, 3], "as reserved");
     let late = late.await.unwrap().unwrap();
     println!("the fourth, by the new rate: {late:?}");
     assert!(late <= SECOND / 2, "{late:?}");
 }
 
-/// The layer: fixed, in an array, by a key, and as what is left for those without one.
+/// The layer: fixed, in an array, by a key, and as the scope of requests without a key.
 #[tokio::test(start_paused = true)]
-async fn a_layer_follows() {
+async fn layer_uses_the_new_quota() {
     let limiter = Limiter::in_memory();
     let day = |burst: f64| Quota::per_day(1.0).burst(burst);
     let admitted = async |service: &mut dyn FnMut() -> bool| {
@@ -186,9 +187,9 @@ async fn a_layer_follows() {
     assert_eq!(rate(&by), 3.0);
 }
 
-/// A service that waits in `poll_ready` takes the numbers of now for each request.
+/// A service that waits in `poll_ready` uses the current quota for each request.
 #[tokio::test(start_paused = true)]
-async fn readiness_follows() {
+async fn readiness_uses_the_new_quota() {
     let limiter = Limiter::in_memory();
     let quota = LiveQuota::new(Quota::per_second(1.0).burst(1.0));
     let layer = RateLimitLayer::new(&limiter, quota.scope("ready")).max_wait(60 * SECOND);
@@ -205,8 +206,8 @@ async fn readiness_follows() {
     assert!(fast <= SECOND / 10, "{fast:?}");
 }
 
-/// Given and taken, in both stores, at most to full and not without end.
-async fn adjusted(limiter: &Limiter) {
+/// Adjusted up and down, in both backends: at most to the capacity, and with a bounded debt.
+async fn check_adjust(limiter: &Limiter) {
     let day = Quota::per_day(1.0).burst(10.0).scope("adjusted");
     let key = day.key("acme");
     let bucket = limiter.bucket(&key);
@@ -219,7 +220,11 @@ async fn adjusted(limiter: &Limiter) {
     assert_eq!(adjust(1.0).await, 7.0);
     assert_eq!(adjust(f64::NAN).await, 7.0);
     assert_eq!(adjust(f64::INFINITY).await, 7.0);
-    assert_eq!(adjust(-f64::MAX).await, -10.0, "a capacity of debt at most");
+    assert_eq!(
+        adjust(-f64::MAX).await,
+        -10.0,
+        "the debt is at most a capacity"
+    );
     limiter.try_acquire(&key).await.expect_err("in debt");
     assert_eq!(adjust(11.0).await, 1.0);
     limiter.try_acquire(&key).await.expect("one, at once");
@@ -229,7 +234,7 @@ async fn adjusted(limiter: &Limiter) {
         10.0,
         "another bucket"
     );
-    // Whoever waits keeps that turn; a newcomer goes on what was given.
+    // A waiter keeps its reservation. A later request uses the added tokens.
     let slow = Quota::per_hour(60.0).burst(1.0).scope("slow");
     limiter.try_acquire(&slow).await.expect("full");
     let waiting = limiter.acquire(slow.clone(), 600 * SECOND);
@@ -244,24 +249,25 @@ async fn adjusted(limiter: &Limiter) {
 }
 
 #[tokio::test]
-async fn adjusted_in_memory() {
-    adjusted(&Limiter::in_memory()).await;
+async fn adjusts_in_memory() {
+    check_adjust(&Limiter::in_memory()).await;
 }
 
 #[cfg(feature = "redis")]
 #[tokio::test]
-async fn adjusted_in_redis() {
+async fn adjusts_in_redis() {
     let server = support::RedisServer::start().await;
-    adjusted(&patient(&server.url())).await;
+    check_adjust(&connect(&server.url())).await;
 }
 
-/// Redis is away: it is told when it is back, and before that nobody spends of it.
+/// While Redis is unavailable the adjustment is kept, and is sent to Redis after the recovery.
+/// Until then its tokens are not spent.
 #[cfg(feature = "redis")]
 #[tokio::test]
-async fn adjusted_while_redis_is_away() {
+async fn adjusts_while_redis_is_unavailable() {
     let mut server = support::RedisServer::start_with(&["--appendonly", "yes"]).await;
-    let limiter = patient(&server.url());
-    let day = Quota::per_day(1.0).burst(10.0).scope("away");
+    let limiter = connect(&server.url());
+    let day = Quota::per_day(1.0).burst(10.0).scope("unavailable");
     limiter
         .try_acquire(day.clone().cost(8.0))
         .await
@@ -271,7 +277,7 @@ async fn adjusted_while_redis_is_away() {
     while limiter.bucket(&day).level().await.is_ok() && start.elapsed() < 10 * SECOND {
         tokio::task::yield_now().await;
     }
-    // Together 3, however large the others are.
+    // Together 3, however large each of them is.
     limiter.bucket(&day).adjust(-f64::MAX);
     limiter.bucket(&day).adjust(3.0);
     limiter.bucket(&day).adjust(f64::MAX);
@@ -279,7 +285,7 @@ async fn adjusted_while_redis_is_away() {
     assert_eq!(
         unavailable.local_level().round(),
         2.0,
-        "what Redis told last bounds it"
+        "the last reported level is the bound"
     );
     server.restart().await;
     let bucket = limiter.bucket(&day);
@@ -294,11 +300,11 @@ async fn adjusted_while_redis_is_away() {
     assert!(is_written_back(&level), "written back: {level:?}");
 }
 
-/// However the rate changes meanwhile, a hold is over when it is over.
-async fn held_back(limiter: &Limiter) {
+/// However the rate changes meanwhile, a pause ends on time.
+async fn check_pause(limiter: &Limiter) {
     for (before, after) in [(100.0, 1.0), (1.0, 100.0)] {
         let quota = LiveQuota::new(Quota::per_second(before).burst(1.0));
-        let api = quota.scope(format!("held-from-{before}"));
+        let api = quota.scope(format!("paused-from-{before}"));
         limiter.bucket(&api.current()).pause(SECOND);
         let start = Instant::now();
         quota.set(Quota::per_second(after).burst(1.0));
@@ -309,13 +315,13 @@ async fn held_back(limiter: &Limiter) {
 }
 
 #[tokio::test(start_paused = true)]
-async fn held_back_in_memory() {
-    held_back(&Limiter::in_memory()).await;
+async fn pause_ends_on_time_in_memory() {
+    check_pause(&Limiter::in_memory()).await;
 }
 
 #[cfg(feature = "redis")]
 #[tokio::test]
-async fn held_back_in_redis() {
+async fn pause_ends_on_time_in_redis() {
     let server = support::RedisServer::start().await;
-    held_back(&patient(&server.url())).await;
+    check_pause(&connect(&server.url())).await;
 }

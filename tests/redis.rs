@@ -1,4 +1,4 @@
-//! The limiter on a real Redis: what travels, what it costs, and what cancelling leaves behind.
+//! The limiter on a real Redis: what is sent, what it costs, and the effect of cancellation.
 #![cfg(feature = "redis")]
 
 mod support;
@@ -16,13 +16,13 @@ const SECOND: Duration = Duration::from_secs(1);
 const SLOW: Quota = Quota::per_day(1.0).burst(1_000_000.0);
 
 async fn limiter(server: &RedisServer) -> Limiter {
-    // A test machine stands still for longer than a service would accept.
+    // A busy test machine delays replies for longer than a service would accept.
     let limiter = Limiter::builder()
         .redis(server.url())
         .redis_timeout(10 * SECOND)
         .build()
         .expect("a URL");
-    // Connected, and the script known.
+    // Connected, and the script is loaded.
     let _ = limiter.bucket(&SLOW.scope("warm-up")).level().await;
     limiter
 }
@@ -38,7 +38,7 @@ async fn level(limiter: &Limiter, scope: &Scope) -> f64 {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn takes_refuses_and_waits() {
+async fn admits_rejects_and_waits() {
     let server = RedisServer::start().await;
     let limiter = Limiter::redis(&server.url()).expect("a URL");
     let api = Quota::per_second(50.0).burst(5.0).scope("api");
@@ -46,25 +46,25 @@ async fn takes_refuses_and_waits() {
         let permit = limiter.try_acquire(&api).await.expect("within the burst");
         assert!(!permit.is_degraded());
     }
-    // A machine that stands still refills it.
-    let refused = async {
+    // A busy machine is slow enough for the bucket to refill.
+    let rejected = async {
         loop {
-            if let Err(refused) = limiter.try_acquire(&api).await {
-                return refused;
+            if let Err(rejected) = limiter.try_acquire(&api).await {
+                return rejected;
             }
         }
     };
-    let refused = tokio::time::timeout(10 * SECOND, refused).await;
-    let refused = refused.expect("spent");
-    assert_eq!(refused.reason(), Reason::Limited);
+    let rejected = tokio::time::timeout(10 * SECOND, rejected).await;
+    let rejected = rejected.expect("spent");
+    assert_eq!(rejected.reason(), Reason::Limited);
     assert!(
-        refused
+        rejected
             .retry_after()
             .is_some_and(|wait| wait <= SECOND / 50)
     );
     let start = Instant::now();
     for _ in 0..10 {
-        limiter.acquire(&api, SECOND).await.expect("its turn");
+        limiter.acquire(&api, SECOND).await.expect("a reservation");
     }
     assert!(
         start.elapsed() >= Duration::from_millis(150),
@@ -76,29 +76,29 @@ async fn takes_refuses_and_waits() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn another_plan_keeps_what_is_left() {
+async fn changed_quota_keeps_the_level() {
     let server = RedisServer::start().await;
     let limiter = limiter(&server).await;
-    let plan = |tokens| Quota::per_day(tokens).scope("user").key("ann");
-    let floor = async |tokens| level(&limiter, &plan(tokens)).await.floor();
-    limiter.try_acquire(plan(100.0).cost(40.0)).await.unwrap();
+    let quota = |tokens| Quota::per_day(tokens).scope("user").key("ann");
+    let floor = async |tokens| level(&limiter, &quota(tokens)).await.floor();
+    limiter.try_acquire(quota(100.0).cost(40.0)).await.unwrap();
     assert_eq!(floor(100.0).await, 60.0);
-    // More room, and no more tokens for it.
-    limiter.try_acquire(plan(1_000.0)).await.unwrap();
+    // A higher capacity does not add tokens.
+    limiter.try_acquire(quota(1_000.0)).await.unwrap();
     assert_eq!(floor(1_000.0).await, 59.0);
-    // Less room: what does not fit is gone, and does not come back with the room.
-    limiter.try_acquire(plan(10.0).cost(4.0)).await.unwrap();
+    // A lower capacity discards the tokens above it, and a higher one does not restore them.
+    limiter.try_acquire(quota(10.0).cost(4.0)).await.unwrap();
     assert_eq!(floor(10.0).await, 6.0);
     limiter
-        .try_acquire(plan(100.0).cost(7.0))
+        .try_acquire(quota(100.0).cost(7.0))
         .await
         .unwrap_err();
-    limiter.try_acquire(plan(100.0).cost(6.0)).await.unwrap();
+    limiter.try_acquire(quota(100.0).cost(6.0)).await.unwrap();
     assert_eq!(floor(100.0).await, 0.0);
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_thousand_tasks_share_their_calls() {
+async fn thousand_tasks_share_their_calls() {
     const TASKS: u64 = 1_024;
     const EACH: u64 = 20;
     let server = RedisServer::start().await;
@@ -130,7 +130,7 @@ async fn a_thousand_tasks_share_their_calls() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn one_task_alone_makes_one_call_an_acquire() {
+async fn single_task_makes_one_call_per_acquisition() {
     let server = RedisServer::start().await;
     let limiter = limiter(&server).await;
     server.reset_stats().await;
@@ -144,7 +144,7 @@ async fn one_task_alone_makes_one_call_an_acquire() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn three_scopes_at_once_are_one_call_all_or_none() {
+async fn three_scopes_are_one_call_and_all_or_none() {
     let server = RedisServer::start().await;
     let limiter = limiter(&server).await;
     let spent = Quota::per_day(1.0).scope("spent");
@@ -153,14 +153,14 @@ async fn three_scopes_at_once_are_one_call_all_or_none() {
     let scopes = [a.clone(), b.clone(), spent.clone()];
     limiter.try_acquire(scopes.clone()).await.expect("plenty");
     assert_eq!(calls(&server).await, 1);
-    let refused = limiter.try_acquire(scopes).await.expect_err("one is spent");
-    assert_eq!(refused.scope(), "spent");
+    let rejected = limiter.try_acquire(scopes).await.expect_err("one is spent");
+    assert_eq!(rejected.scope(), "spent");
     assert_eq!(level(&limiter, &a).await.round(), SLOW.capacity() - 1.0);
     assert_eq!(level(&limiter, &b).await.round(), SLOW.capacity() - 10.0);
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_refused_scope_is_refused_again_without_a_call() {
+async fn rejected_scope_is_rejected_again_without_a_call() {
     let server = RedisServer::start().await;
     let limiter = limiter(&server).await;
     let api = Quota::per_second(2.0).burst(1.0).scope("api");
@@ -168,38 +168,42 @@ async fn a_refused_scope_is_refused_again_without_a_call() {
     limiter.try_acquire(&api).await.expect_err("spent");
     server.reset_stats().await;
     for _ in 0..1_000 {
-        let refused = limiter.try_acquire(&api).await.expect_err("spent");
-        assert!(refused.retry_after().is_some_and(|wait| wait <= SECOND / 2));
+        let rejected = limiter.try_acquire(&api).await.expect_err("spent");
+        assert!(
+            rejected
+                .retry_after()
+                .is_some_and(|wait| wait <= SECOND / 2)
+        );
     }
     assert_eq!(calls(&server).await, 0);
-    // Until it could succeed: then it is asked, and does.
+    // Until it could succeed: then Redis is called, and admits it.
     let wait = limiter
         .try_acquire(&api)
         .await
         .expect_err("spent")
         .retry_after();
-    // It counts from when the refused call was sent, which may be some time before Redis ran it.
+    // Measured from when the rejected call was sent, which may be some time before Redis ran it.
     tokio::time::sleep(wait.expect("limited") + SECOND / 10).await;
     limiter.try_acquire(&api).await.expect("refilled");
     assert_eq!(calls(&server).await, 1);
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_refund_ends_the_refusals() {
+async fn refund_ends_the_rejections() {
     let server = RedisServer::start().await;
     let limiter = limiter(&server).await;
     let api = Quota::per_day(1.0).scope("api");
     let permit = limiter.try_acquire(&api).await.expect("one");
     limiter.try_acquire(&api).await.expect_err("spent");
     permit.refund();
-    limiter.try_acquire(&api).await.expect("given back");
+    limiter.try_acquire(&api).await.expect("refunded");
     limiter.try_acquire(&api).await.expect_err("spent");
     limiter.bucket(&api).reset().await.unwrap();
     limiter.try_acquire(&api).await.expect("full again");
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn settles_peeks_and_survives_a_forgotten_script() {
+async fn settles_inspects_and_survives_a_script_flush() {
     let server = RedisServer::start().await;
     let limiter = limiter(&server).await;
     let tokens = Quota::per_day(1.0).burst(1_000.0).scope("tokens");
@@ -211,7 +215,7 @@ async fn settles_peeks_and_survives_a_forgotten_script() {
     assert_eq!(level(&limiter, &tokens).await.floor(), 850.0);
     permit.settle(1_200.0);
     assert_eq!(level(&limiter, &tokens).await.floor(), -200.0);
-    // At most one capacity beyond the estimate, so that no mistake blocks a scope for ever.
+    // At most one capacity above the estimate, so that no mistake blocks a scope for ever.
     permit.settle(1e300);
     assert_eq!(level(&limiter, &tokens).await.floor(), -400.0);
     let mut connection = server.connection().await;
@@ -227,7 +231,7 @@ async fn settles_peeks_and_survives_a_forgotten_script() {
     assert_eq!(limiter.fallbacks(), 0);
 }
 
-/// Drops an acquisition after `polls` polls, the other tasks running in between.
+/// Drops an acquisition after `polls` polls, while the other tasks run in between.
 async fn drop_after(limiter: &Limiter, scope: &Scope, max_wait: Duration, polls: u32) {
     let mut acquire = limiter.acquire(scope, max_wait);
     for _ in 0..polls {
@@ -241,23 +245,23 @@ async fn drop_after(limiter: &Limiter, scope: &Scope, max_wait: Duration, polls:
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn dropped_at_any_point_nothing_is_lost() {
+async fn acquisition_dropped_at_any_poll_loses_nothing() {
     let server = RedisServer::start().await;
     let limiter = limiter(&server).await;
     let api = SLOW.scope("api");
     for polls in 0..20 {
         join_all((0..50).map(|_| drop_after(&limiter, &api, SECOND, polls))).await;
-        // Answered, and dropped before it has heard.
+        // Decided, and dropped before it is polled again.
         let mut deaf: Vec<_> = (0..5).map(|_| limiter.try_acquire(&api)).collect();
         for acquire in &mut deaf {
-            // Another thread may be as quick as that.
+            // Another thread may be as fast as that.
             if let std::task::Poll::Ready(permit) = futures_util::poll!(acquire) {
                 permit.expect("plenty").refund();
             }
         }
         let _ = limiter.bucket(&api).level().await;
         drop(deaf);
-        // Dropped by time as well, which hits the reply on its way.
+        // Dropped by time as well, while the reply is in flight.
         for micros in [10, 50, 100, 200, 500] {
             let acquire = limiter.try_acquire(&api);
             let limit = Duration::from_micros(micros * u64::from(polls + 1));
@@ -266,7 +270,7 @@ async fn dropped_at_any_point_nothing_is_lost() {
             }
         }
     }
-    // A grant that meets nobody is given back as soon as it arrives.
+    // A grant without a receiver is returned as soon as it arrives.
     let full = async {
         while level(&limiter, &api).await < SLOW.capacity() {
             tokio::time::sleep(Duration::from_millis(5)).await;
@@ -282,44 +286,41 @@ async fn dropped_at_any_point_nothing_is_lost() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn cancelled_sleepers_leave_their_turns_to_the_next() {
+async fn cancelled_reservation_is_undone() {
     let server = RedisServer::start().await;
     let limiter = limiter(&server).await;
     // One token at a time: what is not handed over is lost.
     let api = Quota::per_second(50.0).burst(1.0).scope("api");
     limiter.try_acquire(&api).await.expect("full");
     let start = Instant::now();
-    let mut sleepers: Vec<_> = (0..40)
+    let mut waiters: Vec<_> = (0..40)
         .map(|_| Box::pin(limiter.acquire(&api, 10 * SECOND)))
         .collect();
-    for sleeper in &mut sleepers {
-        assert!(futures_util::poll!(sleeper).is_pending());
+    for waiter in &mut waiters {
+        assert!(futures_util::poll!(waiter).is_pending());
     }
-    // All have their turns once a later demand has.
+    // All have their reservations once a later request has one.
     assert!(limiter.acquire(&api, Duration::ZERO).await.is_err());
     let mut kept = 0;
-    let kept_ones: Vec<_> = sleepers
+    let kept_ones: Vec<_> = waiters
         .into_iter()
         .enumerate()
         .filter(|(index, _)| index % 2 == 1)
-        .map(|(_, sleeper)| {
+        .map(|(_, waiter)| {
             kept += 1;
-            sleeper
+            waiter
         })
         .collect();
-    // Twenty went away, so twenty remain and have the first twenty turns.
+    // Twenty were cancelled, so twenty remain and use the first twenty reservations.
     for permit in join_all(kept_ones).await {
-        assert!(!permit.expect("its turn").is_degraded());
+        assert!(!permit.expect("a reservation").is_degraded());
     }
     let took = start.elapsed();
     assert_eq!(kept, 20);
-    assert!(
-        took >= Duration::from_millis(399),
-        "{took:?}: turns came early"
-    );
+    assert!(took >= Duration::from_millis(399), "{took:?}: too early");
     assert!(
         took < Duration::from_millis(700),
-        "{took:?}: turns of the cancelled were lost"
+        "{took:?}: cancelled reservations were lost"
     );
     let full = async {
         while level(&limiter, &api).await < 1.0 {
@@ -332,12 +333,12 @@ async fn cancelled_sleepers_leave_their_turns_to_the_next() {
     let took = start.elapsed();
     assert!(
         took < Duration::from_millis(1_200),
-        "{took:?}: a turn was lost"
+        "{took:?}: a reservation was lost"
     );
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn values_that_are_none_of_ours_are_healed() {
+async fn foreign_values_count_as_full() {
     let server = RedisServer::start().await;
     let limiter = limiter(&server).await;
     let mut connection = server.connection().await;
@@ -370,14 +371,14 @@ async fn values_that_are_none_of_ours_are_healed() {
             assert!(!permit.is_degraded(), "{setup}");
         }
         limiter.try_acquire(&api).await.expect_err(setup);
-        // Refusals are remembered: the next round starts afresh.
+        // Rejections are cached: the next round starts with a new limiter.
         limiter.bucket(&api).reset().await.unwrap();
     }
     assert_eq!(limiter.fallbacks(), 0);
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn over_a_socket_file_with_a_database_and_a_prefix() {
+async fn unix_socket_with_a_database_and_a_prefix() {
     let server = RedisServer::start().await;
     let limiter = Limiter::builder()
         .redis(format!("{}?db=3", server.unix_url()))
@@ -408,7 +409,7 @@ async fn over_a_socket_file_with_a_database_and_a_prefix() {
     assert_eq!(hash.len(), 32, "the key is stored as a hash: {hash}");
 }
 
-/// One prefix continues another: their buckets stay apart.
+/// One prefix continues another: their buckets are separate.
 #[tokio::test(flavor = "multi_thread")]
 async fn limiters_with_different_prefixes_share_no_bucket() {
     let server = RedisServer::start().await;
@@ -431,7 +432,7 @@ async fn limiters_with_different_prefixes_share_no_bucket() {
 /// The pattern of `docs/redis.md`, with one user per prefix: each works, and reaches none of the others'
 /// keys, though one prefix continues another.
 #[tokio::test(flavor = "multi_thread")]
-async fn an_acl_pattern_covers_one_prefix_alone() {
+async fn acl_pattern_covers_one_prefix_only() {
     let server = RedisServer::start().await;
     let mut connection = server.connection().await;
     let prefixes = ["", "shop", "shop:", "shop:api:", "shop:api"];
@@ -463,7 +464,7 @@ async fn an_acl_pattern_covers_one_prefix_alone() {
             let permit = limiter.try_acquire(scope).await.expect("plenty");
             assert!(!permit.is_degraded(), "{prefix}");
         }
-        // Dropped, it would say goodbye.
+        // Dropping it would deregister it.
         limiters.push(limiter);
     }
     let keys: Vec<String> = server.command(&["KEYS", "*"]).await;
@@ -481,7 +482,7 @@ async fn an_acl_pattern_covers_one_prefix_alone() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_least_rights_are_enough() {
+async fn least_rights_are_enough() {
     let server = RedisServer::start().await;
     let mut connection = server.connection().await;
     let () = redis::cmd("ACL")
@@ -503,12 +504,12 @@ async fn the_least_rights_are_enough() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn two_runtimes_one_after_the_other() {
+async fn limiter_moves_to_a_second_runtime() {
     let server = RedisServer::start().await;
     let limiter = limiter(&server).await;
     let api = SLOW.scope("api");
     let (other, scope) = (limiter.clone(), api.clone());
-    // The first runtime that asks owns the connection and the tasks; it goes away.
+    // The first runtime that uses the limiter owns the connection and the tasks. It ends.
     let first = std::thread::spawn({
         let url = server.url();
         move || {
@@ -534,15 +535,15 @@ async fn two_runtimes_one_after_the_other() {
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
     });
-    answered.await.expect("the second runtime connects anew");
+    answered.await.expect("the second runtime reconnects");
     drop(other);
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn cancelled_waiters_of_several_processes_leave_a_bucket_as_without_them() {
+async fn cancelled_waiters_of_several_processes_leave_the_bucket_unchanged() {
     let server = RedisServer::start().await;
     let (one, other) = (limiter(&server).await, limiter(&server).await);
-    // A token every ten seconds: nobody's turn comes in this test.
+    // A token every ten seconds: no reservation is due during this test.
     let api = Quota::per(10 * SECOND, 1.0).scope("api");
     one.try_acquire(&api).await.expect("full");
     let mut waiters = Vec::new();
@@ -550,7 +551,7 @@ async fn cancelled_waiters_of_several_processes_leave_a_bucket_as_without_them()
         let limiter = if n % 2 == 0 { &one } else { &other };
         let mut waiter = Box::pin(limiter.acquire(&api, 1_000 * SECOND));
         assert!(futures_util::poll!(&mut waiter).is_pending());
-        // It has its reservation once the level says so.
+        // It has its reservation once the level shows it.
         let reserved = async {
             while level(limiter, &api).await > -f64::from(n) - 0.5 {
                 tokio::task::yield_now().await;
@@ -560,7 +561,7 @@ async fn cancelled_waiters_of_several_processes_leave_a_bucket_as_without_them()
         reserved.expect("a reservation");
         waiters.push(waiter);
     }
-    // All of one process, and then all of the other: each stands between two of the other.
+    // All of one process, and then all of the other: each is between two of the other.
     let mut index = 0;
     waiters.retain(|_| {
         index += 1;

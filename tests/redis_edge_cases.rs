@@ -1,4 +1,4 @@
-//! What the limiter on Redis must survive at its edges: shutdowns, late polls, odd settings.
+//! Edge cases of the limiter on Redis: shutdowns, late polls, unusual settings.
 #![cfg(feature = "redis")]
 mod support;
 use std::{
@@ -31,7 +31,7 @@ fn within<T: Send + 'static>(f: impl FnOnce() -> T + Send + 'static) -> Option<T
 }
 
 #[test]
-fn shutting_down_with_a_sleeper_does_not_deadlock() {
+fn shutdown_with_a_waiter_does_not_deadlock() {
     let keep = rt();
     let server = keep.block_on(RedisServer::start());
     let url = server.url();
@@ -55,7 +55,7 @@ fn shutting_down_with_a_sleeper_does_not_deadlock() {
 }
 
 #[test]
-fn shutting_down_with_a_refund_on_drop_does_not_deadlock() {
+fn shutdown_with_a_refund_on_drop_does_not_deadlock() {
     let keep = rt();
     let server = keep.block_on(RedisServer::start());
     let url = server.url();
@@ -87,12 +87,12 @@ fn shutting_down_with_a_refund_on_drop_does_not_deadlock() {
 }
 
 #[test]
-fn outside_a_runtime_it_panics_and_does_not_hang() {
+fn panics_outside_a_runtime_and_does_not_hang() {
     let done = within(|| {
         let limiter = Limiter::redis("redis://127.0.0.1:1").unwrap();
         let s = Quota::per_second(1.0).scope("s");
-        let asked = || drop(futures_util_block(limiter.try_acquire(&s)));
-        std::panic::catch_unwind(std::panic::AssertUnwindSafe(asked)).is_err()
+        let acquire = || drop(futures_util_block(limiter.try_acquire(&s)));
+        std::panic::catch_unwind(std::panic::AssertUnwindSafe(acquire)).is_err()
     });
     assert_eq!(done, Some(true), "it hangs, or does not panic");
 }
@@ -114,7 +114,7 @@ fn futures_util_block<F: Future>(f: F) -> F::Output {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_endless_redis_timeout_is_a_timeout() {
+async fn endless_redis_timeout_is_accepted() {
     let server = RedisServer::start().await;
     let limiter = Limiter::builder()
         .redis(server.url())
@@ -129,7 +129,7 @@ async fn an_endless_redis_timeout_is_a_timeout() {
 }
 
 #[tokio::test]
-async fn ready_stays_ready_until_the_call() {
+async fn service_stays_ready_until_the_call() {
     let server = RedisServer::start().await;
     let other = Limiter::redis(&server.url()).unwrap();
     let limiter = Limiter::redis(&server.url()).unwrap();
@@ -152,7 +152,7 @@ async fn ready_stays_ready_until_the_call() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_free_turn_is_had_in_spite_of_a_bound() {
+async fn free_reservation_is_granted_despite_a_cached_level() {
     let server = RedisServer::start().await;
     let limiter = Limiter::redis(&server.url()).unwrap();
     let s = Quota::per_second(1.0).scope("s");
@@ -165,17 +165,17 @@ async fn a_free_turn_is_had_in_spite_of_a_bound() {
     limiter
         .acquire(&s, 500 * MS)
         .await
-        .expect_err("1.7 s away: a bound is learnt");
+        .expect_err("1.7 s away: the level is cached");
     a.abort();
     let _ = a.await;
     limiter
         .acquire(&s, 900 * MS)
         .await
-        .expect("a's turn is free, 0.7 s away");
+        .expect("a's reservation is free, 0.7 s away");
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_bound_tells_the_same_retry_after_as_redis() {
+async fn cached_level_gives_the_same_retry_after_as_redis() {
     let server = RedisServer::start().await;
     let limiter = Limiter::redis(&server.url()).unwrap();
     let s = Quota::per_second(1.0).scope("s");
@@ -187,7 +187,7 @@ async fn a_bound_tells_the_same_retry_after_as_redis() {
         });
     }
     tokio::time::sleep(100 * MS).await;
-    let told = limiter
+    let first = limiter
         .try_acquire(&s)
         .await
         .expect_err("debt")
@@ -200,13 +200,13 @@ async fn a_bound_tells_the_same_retry_after_as_redis() {
         .retry_after()
         .unwrap();
     assert!(
-        again + S > told,
-        "Redis: {told:?}, then the bound: {again:?}"
+        again + S > first,
+        "Redis: {first:?}, then the cached level: {again:?}"
     );
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn one_bucket_by_two_quotas_in_one_acquisition() {
+async fn one_bucket_with_two_quotas_in_one_acquisition() {
     let server = RedisServer::start().await;
     let limiter = Limiter::redis(&server.url()).unwrap();
     let a = Quota::per_second(3.0).scope("site");
@@ -216,7 +216,7 @@ async fn one_bucket_by_two_quotas_in_one_acquisition() {
 }
 
 #[tokio::test]
-async fn asleep_in_poll_ready_the_inner_slot_is_free() {
+async fn waiting_in_poll_ready_holds_no_slot_of_the_inner_service() {
     let server = RedisServer::start().await;
     let limiter = Limiter::redis(&server.url()).unwrap();
     let s = Quota::per_second(1.0).scope("s");
@@ -237,20 +237,20 @@ async fn asleep_in_poll_ready_the_inner_slot_is_free() {
             .unwrap();
         svc
     });
-    tokio::time::sleep(50 * MS).await; // asleep by now, for 2 s
+    tokio::time::sleep(50 * MS).await; // has a reservation by now, due in 2 s
     let free = tokio::time::timeout(
         500 * MS,
         std::future::poll_fn(|cx| Service::<()>::poll_ready(&mut other, cx)),
     )
     .await;
-    assert!(free.is_ok(), "a sleeper holds the inner slot");
+    assert!(free.is_ok(), "a waiter holds the inner slot");
     drop(other);
     task.await.unwrap().call(()).await.unwrap();
 }
 
-/// As in memory, by the script: with one demand, several of them, and a wait.
+/// As in memory, by the script: with one request, several of them, and a wait.
 #[tokio::test]
-async fn a_huge_quota_admits_every_cost_within_it() {
+async fn huge_quota_admits_every_cost_within_it() {
     let server = RedisServer::start().await;
     let limiter = Limiter::builder().redis(server.url());
     let limiter = limiter.redis_timeout(5 * S).build().unwrap();
@@ -278,8 +278,8 @@ async fn a_huge_quota_admits_every_cost_within_it() {
         }
     }
     let scope = Quota::per_day(1.0).burst(u64::MAX as f64).scope("huge");
-    let asked = (0..1_000).map(|_| limiter.try_acquire(&scope));
-    for admitted in futures_util::future::join_all(asked).await {
+    let acquisitions = (0..1_000).map(|_| limiter.try_acquire(&scope));
+    for admitted in futures_util::future::join_all(acquisitions).await {
         admitted.unwrap();
     }
     let left = limiter.bucket(&scope).level().await.unwrap();
@@ -287,9 +287,9 @@ async fn a_huge_quota_admits_every_cost_within_it() {
     assert_eq!(limiter.fallbacks(), 0);
 }
 
-/// A rate that rounds to nothing would look like damage, and damage counts as full.
+/// A rate that rounds to zero would make the value corrupt, and corrupt values count as full.
 #[tokio::test]
-async fn the_slowest_quota_is_a_limit() {
+async fn slowest_quota_is_a_limit() {
     let server = RedisServer::start().await;
     let limiter = Limiter::builder().redis(server.url());
     let limiter = limiter.redis_timeout(5 * S).build().unwrap();
@@ -298,9 +298,9 @@ async fn the_slowest_quota_is_a_limit() {
         let all = scope.clone().cost(scope.quota().capacity());
         limiter.try_acquire(&all).await.expect("a full bucket");
         for _ in 0..3 {
-            let refused = limiter.try_acquire(&scope).await.expect_err("empty");
-            assert_eq!(refused.reason(), Reason::Limited);
-            assert!(refused.retry_after() > Some(86_400 * S), "{refused:?}");
+            let rejected = limiter.try_acquire(&scope).await.expect_err("empty");
+            assert_eq!(rejected.reason(), Reason::Limited);
+            assert!(rejected.retry_after() > Some(86_400 * S), "{rejected:?}");
         }
         assert!(limiter.bucket(&scope).level().await.unwrap() < 1e-290);
     }

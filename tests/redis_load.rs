@@ -1,4 +1,4 @@
-//! Many requests at once on a healthy Redis: what they send to it, and who decides.
+//! Many concurrent requests on a healthy Redis: what is sent to it, and which backend decides.
 #![cfg(feature = "redis")]
 
 mod support;
@@ -11,7 +11,7 @@ use tower_throttle::{Health, Limiter, Quota};
 
 const SECOND: Duration = Duration::from_secs(1);
 
-/// Connected, and the script is known to the server.
+/// Connected, and the script is loaded.
 async fn limiter(server: &RedisServer, redis_timeout: Duration) -> Limiter {
     let limiter = Limiter::builder()
         .redis(server.url())
@@ -31,8 +31,8 @@ async fn received(server: &RedisServer) -> f64 {
     bytes.and_then(|bytes| bytes.parse().ok()).expect("a count")
 }
 
-/// The waits that remain of equal and of nearly equal limits differ by as much as the requests
-/// lie apart, and by as much as their deadlines do.
+/// The remaining waits of equal and of nearly equal limits differ by as much as the requests lie
+/// apart, and by as much as their deadlines do.
 #[tokio::test(flavor = "multi_thread")]
 async fn waiting_requests_are_merged() {
     const TASKS: u32 = 16_000;
@@ -56,10 +56,10 @@ async fn waiting_requests_are_merged() {
     }
 }
 
-/// More keys than Redis decides within `redis_timeout`, on a machine of any speed that the test
-/// runs on: each is in a bucket of its own, so that nothing is merged.
+/// More keys than Redis decides within `redis_timeout`, on a machine of any speed. Each has a
+/// bucket of its own, so that nothing is merged.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_burst_of_new_keys_is_decided_by_redis() {
+async fn burst_of_unseen_keys_is_decided_by_redis() {
     const KEYS: usize = 40_000;
     let server = RedisServer::start().await;
     let limiter = limiter(&server, SECOND).await;

@@ -1,5 +1,5 @@
-//! Foreign code (wakers, watchers of health, recorders of metrics, subscribers) runs under none of
-//! the limiter's locks: here it uses the limiter itself, on the thread that runs it.
+//! Foreign code (wakers, health watchers, metrics recorders, subscribers) runs without any of the
+//! limiter's locks: here it uses the limiter itself, on the thread that runs it.
 
 #[cfg(feature = "redis")]
 #[path = "support/mod.rs"]
@@ -33,13 +33,14 @@ fn current_thread() -> Runtime {
 
 /// The result of `f`, which may deadlock.
 fn within<T: Send + 'static>(f: impl FnOnce() -> T + Send + 'static) -> T {
-    let (tell, hear) = mpsc::channel();
-    thread::spawn(move || tell.send(f()));
-    hear.recv_timeout(20 * SECOND)
+    let (sender, receiver) = mpsc::channel();
+    thread::spawn(move || sender.send(f()));
+    receiver
+        .recv_timeout(20 * SECOND)
         .expect("a deadlock, or a panic that is printed above")
 }
 
-/// Runs something when it is woken, and something when the last of its clones is dropped.
+/// Runs one closure when it is woken, and another when the last of its clones is dropped.
 struct Runs {
     woken: Box<dyn Fn() + Send + Sync>,
     dropped: Box<dyn Fn() + Send + Sync>,
@@ -61,7 +62,7 @@ fn nothing() -> Box<dyn Fn() + Send + Sync> {
     Box::new(|| {})
 }
 
-/// All that takes a lock.
+/// Calls everything that takes a lock.
 fn use_all(limiter: &Limiter, scope: &Scope) {
     let _ = limiter.try_acquire(scope).now_or_never();
     let _ = limiter.acquire(scope, 60 * SECOND).now_or_never();
@@ -77,9 +78,9 @@ fn use_all(limiter: &Limiter, scope: &Scope) {
     drop(limiter.health_changes().borrow().clone());
 }
 
-/// The drop of a waker that is replaced cancels other waiters of the same line.
+/// The drop of a replaced waker cancels other waiters of the same wait queue.
 #[test]
-fn waker_that_is_replaced_is_dropped_without_a_lock() {
+fn replaced_waker_is_dropped_without_a_lock() {
     within(|| {
         let runtime = current_thread();
         let _in = runtime.enter();
@@ -90,7 +91,7 @@ fn waker_that_is_replaced_is_dropped_without_a_lock() {
             .now_or_never()
             .expect("at once")
             .expect("full");
-        let asleep = |waker: &Waker| {
+        let waiting = |waker: &Waker| {
             let mut acquire = Box::pin(limiter.acquire(&scope, 600 * SECOND));
             let polled = acquire.as_mut().poll(&mut Context::from_waker(waker));
             assert!(polled.is_pending());
@@ -103,8 +104,8 @@ fn waker_that_is_replaced_is_dropped_without_a_lock() {
             woken: nothing(),
             dropped: Box::new(dropped),
         };
-        let mut first = asleep(&Waker::from(Arc::new(runs)));
-        let many = (0..40).map(|_| asleep(Waker::noop())).collect();
+        let mut first = waiting(&Waker::from(Arc::new(runs)));
+        let many = (0..40).map(|_| waiting(Waker::noop())).collect();
         *others.lock().expect("no panic") = many;
         let polled = first.as_mut().poll(&mut Context::from_waker(Waker::noop()));
         assert!(polled.is_pending());
@@ -148,13 +149,13 @@ fn waker_may_use_the_limiter() {
     });
 }
 
-/// A port that nobody listens on.
+/// A port without a listener.
 #[cfg(feature = "redis")]
 const NO_REDIS: &str = "redis://127.0.0.1:1";
 
 #[cfg(feature = "redis")]
 #[test]
-fn watcher_of_health_may_use_the_limiter() {
+fn health_watcher_may_use_the_limiter() {
     within(|| {
         let limiter = Limiter::redis(NO_REDIS).expect("a URL");
         let scope = Quota::per_second(1.0).scope("api");
@@ -191,10 +192,11 @@ fn watcher_of_health_may_use_the_limiter() {
     });
 }
 
-/// Whoever looks at health locks the watch for as long as that takes; no decision waits for it.
+/// Borrowing the health locks the watch channel for as long as the borrow lasts. No decision waits
+/// for it.
 #[cfg(feature = "redis")]
 #[test]
-fn health_that_is_looked_at_blocks_no_decision() {
+fn borrowed_health_blocks_no_decision() {
     let keep = Runtime::new().expect("a runtime");
     let mut server = keep.block_on(support::RedisServer::start());
     within(move || {
@@ -308,8 +310,8 @@ mod recorder {
         }
     }
 
-    /// Buckets come, are swept and are reset, alone and with others; the limiter waits, and is
-    /// without its Redis, where it has one.
+    /// Buckets are created, swept and reset, alone and in one acquisition. The limiter waits, and
+    /// has no Redis, where it uses one.
     fn recorder_may_use(limiter: Limiter, rounds: usize) {
         within(move || {
             let uses = Uses::default();
@@ -351,7 +353,7 @@ mod recorder {
     fn recorder_may_use_the_limiter_on_redis() {
         let keep = Runtime::new().expect("a runtime");
         let server = keep.block_on(support::RedisServer::start());
-        // Each use is a call to Redis, which the recorder is told of.
+        // Each use is a call to Redis, which the recorder counts.
         recorder_may_use(Limiter::redis(&server.url()).expect("a URL"), 20);
     }
 }

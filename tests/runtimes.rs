@@ -1,5 +1,5 @@
 //! One limiter on several runtimes: each caller's wait is bounded by its own runtime, whatever the
-//! others do; and what a limiter does without a runtime.
+//! others do. And a limiter without a runtime.
 #![cfg(feature = "redis")]
 
 #[path = "support/mod.rs"]
@@ -31,14 +31,14 @@ fn current_thread() -> Runtime {
         .expect("a runtime")
 }
 
-/// The result of `f` on a thread of its own, which may hang.
+/// The result of `f` on a thread of its own, or `None` if it takes longer than `bound`.
 fn within<T: Send + 'static>(bound: Duration, f: impl FnOnce() -> T + Send + 'static) -> Option<T> {
-    let (tell, hear) = mpsc::channel();
-    thread::spawn(move || tell.send(f()));
-    hear.recv_timeout(bound).ok()
+    let (sender, receiver) = mpsc::channel();
+    thread::spawn(move || sender.send(f()));
+    receiver.recv_timeout(bound).ok()
 }
 
-/// A limiter whose background tasks are on a runtime that exists and that nobody drives.
+/// A limiter whose background tasks are on a runtime that exists and is not driven.
 fn undriven(server: &RedisServer) -> (Limiter, Runtime) {
     let limiter = Limiter::redis(&server.url()).expect("a URL");
     let owner = current_thread();
@@ -48,7 +48,7 @@ fn undriven(server: &RedisServer) -> (Limiter, Runtime) {
 }
 
 #[test]
-fn undriven_runtime_does_not_hold_up_another() {
+fn undriven_runtime_does_not_block_another() {
     let keep = Runtime::new().expect("a runtime");
     let server = keep.block_on(RedisServer::start());
     let (limiter, owner) = undriven(&server);
@@ -65,20 +65,20 @@ fn undriven_runtime_does_not_hold_up_another() {
             (degraded, level, other.health())
         })
     });
-    let (degraded, level, health) = decided.expect("hangs on the runtime that is not driven");
+    let (degraded, level, health) = decided.expect("blocked by the undriven runtime");
     assert_eq!(health, Health::Redis);
     assert!(degraded <= 10, "{degraded} of 100 were decided from memory");
     println!("{degraded} of 100 were decided from memory");
     assert!(level <= 1e6 - 90.0, "{level}");
-    // The first runtime goes on where it stopped, beside the one that took over and is gone.
+    // The first runtime continues where it stopped, next to the one that took over and has ended.
     let permit = owner.block_on(async { timeout(5 * SECOND, limiter.try_acquire(PLENTY)).await });
     assert!(permit.expect("hangs").is_ok());
 }
 
 async fn count(server: &RedisServer, command: &[&str]) -> usize {
-    let mut asks = redis::cmd(command[0]);
+    let mut query = redis::cmd(command[0]);
     let mut connection = server.connection().await;
-    match asks.arg(&command[1..]).query_async(&mut connection).await {
+    match query.arg(&command[1..]).query_async(&mut connection).await {
         Ok(redis::Value::Int(count)) => count as usize,
         Ok(redis::Value::VerbatimString { text, .. }) => text.lines().count(),
         Ok(redis::Value::BulkString(text)) => String::from_utf8_lossy(&text).lines().count(),
@@ -86,26 +86,26 @@ async fn count(server: &RedisServer, command: &[&str]) -> usize {
     }
 }
 
-async fn until(what: &str, mut holds: impl AsyncFnMut() -> bool) {
-    let holds = async {
-        while !holds().await {
+async fn until(what: &str, mut reached: impl AsyncFnMut() -> bool) {
+    let reached = async {
+        while !reached().await {
             tokio::time::sleep(10 * MS).await;
         }
     };
-    assert!(timeout(15 * SECOND, holds).await.is_ok(), "never: {what}");
+    assert!(timeout(15 * SECOND, reached).await.is_ok(), "never: {what}");
 }
 
-/// There is one connection again once the first runtime goes on, and none that stays behind when
-/// the limiter goes while it does not.
+/// There is one connection again once the first runtime continues, and none is left when the
+/// limiter is dropped while that runtime is not driven.
 #[test]
-fn owner_that_was_replaced_gives_way() {
+fn replaced_owner_ends_its_tasks() {
     let keep = Runtime::new().expect("a runtime");
     let server = keep.block_on(RedisServer::start());
     for is_driven_again in [true, false] {
         let (limiter, owner) = undriven(&server);
         let taken = keep.block_on(async { limiter.try_acquire(PLENTY).await });
         assert!(!taken.expect("plenty").is_degraded());
-        // The one that counts them is one of them.
+        // The connection that counts the clients is one of them.
         let clients = async || count(&server, &["CLIENT", "LIST", "TYPE", "NORMAL"]).await;
         assert_eq!(keep.block_on(clients()), 3);
         if is_driven_again {
@@ -117,14 +117,14 @@ fn owner_that_was_replaced_gives_way() {
         let alive = async || count(&server, &["ZCARD", "throttle:v1|{#}limiters"]).await;
         assert_eq!(keep.block_on(alive()), 1);
         drop(limiter);
-        keep.block_on(until("a goodbye", async || alive().await == 0));
+        keep.block_on(until("a deregistration", async || alive().await == 0));
         drop(owner);
         keep.block_on(until("no connection", async || clients().await == 1));
     }
 }
 
 #[test]
-fn undriven_runtime_does_not_hold_up_inspection() {
+fn undriven_runtime_does_not_block_inspection() {
     let keep = Runtime::new().expect("a runtime");
     let server = keep.block_on(RedisServer::start());
     let (limiter, _owner) = undriven(&server);
@@ -136,18 +136,18 @@ fn undriven_runtime_does_not_hold_up_inspection() {
             level
         })
     });
-    let level = decided.expect("hangs on the runtime that is not driven");
+    let level = decided.expect("blocked by the undriven runtime");
     assert_eq!(level.expect("Redis answers"), 1e6);
 }
 
-/// The owner of the tasks of a limiter is not driven while somebody on it waits for a token.
+/// The owner of the background tasks of a limiter is not driven, and has a waiter.
 fn undriven_with_a_waiter(limiter: &Limiter, scope: &Scope) -> Runtime {
     let owner = current_thread();
     owner.block_on(async {
         limiter.try_acquire(scope).await.expect("the first");
         let waits = limiter.acquire(scope, 60 * SECOND);
         tokio::spawn(waits);
-        // Until it is asleep.
+        // Until it has a reservation.
         while limiter.bucket(scope).level().await.unwrap() > -0.5 {
             tokio::time::sleep(5 * MS).await;
         }
@@ -155,7 +155,7 @@ fn undriven_with_a_waiter(limiter: &Limiter, scope: &Scope) -> Runtime {
     owner
 }
 
-fn waits_beside_an_undriven_runtime(limiter: Limiter) {
+fn waits_next_to_an_undriven_runtime(limiter: Limiter) {
     let scope = Quota::per_second(2.0).burst(1.0).scope("slow");
     let owner = undriven_with_a_waiter(&limiter, &scope);
     let other = limiter.clone();
@@ -173,20 +173,20 @@ fn waits_beside_an_undriven_runtime(limiter: Limiter) {
 }
 
 #[test]
-fn undriven_runtime_does_not_hold_up_waiters_on_redis() {
+fn undriven_runtime_does_not_block_waiters_on_redis() {
     let keep = Runtime::new().expect("a runtime");
     let server = keep.block_on(RedisServer::start());
-    waits_beside_an_undriven_runtime(Limiter::redis(&server.url()).expect("a URL"));
+    waits_next_to_an_undriven_runtime(Limiter::redis(&server.url()).expect("a URL"));
 }
 
 #[test]
-fn undriven_runtime_does_not_hold_up_waiters_in_memory() {
-    waits_beside_an_undriven_runtime(Limiter::in_memory());
+fn undriven_runtime_does_not_block_waiters_in_memory() {
+    waits_next_to_an_undriven_runtime(Limiter::in_memory());
 }
 
-/// Those who stay while the runtime that woke them blocks its thread, many at once.
+/// Many waiters of a running runtime, while the runtime that wakes them is blocked.
 #[test]
-fn undriven_runtime_keeps_the_rate_of_waiters_elsewhere() {
+fn undriven_runtime_does_not_lower_the_rate_of_waiters_elsewhere() {
     let limiter = Limiter::in_memory();
     let scope = Quota::per_second(20.0).burst(1.0).scope("slow");
     let owner = undriven_with_a_waiter(&limiter, &scope);
@@ -207,7 +207,7 @@ fn undriven_runtime_keeps_the_rate_of_waiters_elsewhere() {
     drop(owner);
 }
 
-/// The line goes from runtime to runtime, as each of them stops being driven.
+/// The wait queue moves from runtime to runtime, as each of them stops being driven.
 #[test]
 fn waiters_of_several_runtimes_are_served_when_others_stop() {
     let limiter = Limiter::in_memory();
@@ -226,7 +226,7 @@ fn waiters_of_several_runtimes_are_served_when_others_stop() {
                     let stopped = stops
                         && own.block_on(async { timeout(SECOND / 5, &mut waits).await.is_err() });
                     if stopped {
-                        // Its waiters are still in the line.
+                        // Its waiters are still in the wait queue.
                         return (0, Some((own, waits)));
                     }
                     let served = own.block_on(waits);
@@ -246,7 +246,7 @@ fn waiters_of_several_runtimes_are_served_when_others_stop() {
     drop(owner);
 }
 
-/// As tests do that share a static limiter.
+/// As in tests that share a static limiter.
 fn short_runtimes(threads: usize) -> (u64, f64) {
     let keep = Runtime::new().expect("a runtime");
     let server = keep.block_on(RedisServer::start());
@@ -274,20 +274,20 @@ fn short_runtimes(threads: usize) -> (u64, f64) {
 }
 
 #[test]
-fn short_runtimes_one_after_the_other_are_served_by_redis() {
+fn short_runtimes_in_sequence_are_served_by_redis() {
     let (fallbacks, level) = short_runtimes(1);
     assert!(fallbacks <= 20, "{fallbacks} of 2,000 decided from memory");
     assert!(level <= 1e6 - 1_980.0, "{level}");
 }
 
 #[test]
-fn short_runtimes_side_by_side_are_served_by_redis() {
+fn short_runtimes_in_parallel_are_served_by_redis() {
     let (fallbacks, level) = short_runtimes(4);
     assert!(fallbacks <= 20, "{fallbacks} of 2,000 decided from memory");
     assert!(level <= 1e6 - 1_980.0, "{level}");
 }
 
-/// Charges, pauses and refunds of a call that has no answer yet.
+/// Charges, pauses and refunds of a call that has no reply yet.
 #[test]
 fn batch_in_flight_at_the_shutdown_of_its_runtime_is_delivered_later() {
     let keep = Runtime::new().expect("a runtime");
@@ -310,7 +310,7 @@ fn batch_in_flight_at_the_shutdown_of_its_runtime_is_delivered_later() {
         proxy.stall();
         permit.settle(101.0);
         limiter.bucket(&paused).pause(600 * SECOND);
-        // Until both are in flight, or behind what is.
+        // Until both are in flight, or queued behind what is.
         tokio::time::sleep(200 * MS).await;
     });
     drop(first);
@@ -322,9 +322,9 @@ fn batch_in_flight_at_the_shutdown_of_its_runtime_is_delivered_later() {
             loop {
                 let _ = limiter.try_acquire(&paused).await;
                 let level = fresh.bucket(&charged).level().await.unwrap();
-                let refused = fresh.try_acquire(&paused).await.err();
-                let wait = refused.and_then(|refused| refused.retry_after());
-                // Charged twice at most.
+                let rejected = fresh.try_acquire(&paused).await.err();
+                let wait = rejected.and_then(|rejected| rejected.retry_after());
+                // Charged at most twice.
                 assert!(level > 1_000.0 - 202.0 - 0.5, "{level}");
                 if level < 1_000.0 - 100.5 && wait > Some(500 * SECOND) {
                     break;
@@ -334,17 +334,17 @@ fn batch_in_flight_at_the_shutdown_of_its_runtime_is_delivered_later() {
         };
         let arrived = timeout(10 * SECOND, arrives).await;
         let level = fresh.bucket(&charged).level().await.unwrap();
-        let refused = fresh.try_acquire(&paused).await.err();
-        assert!(arrived.is_ok(), "{level} are left, {refused:?}");
+        let rejected = fresh.try_acquire(&paused).await.err();
+        assert!(arrived.is_ok(), "{level} are left, {rejected:?}");
     });
 }
 
-/// What it panics with.
+/// The message of the panic of `f`.
 fn panics(f: impl FnOnce()) -> String {
-    let panic = catch_unwind(AssertUnwindSafe(f)).expect_err("it goes on");
+    let panic = catch_unwind(AssertUnwindSafe(f)).expect_err("a panic");
     match panic.downcast::<String>() {
         Ok(text) => *text,
-        Err(panic) => (*panic.downcast::<&str>().expect("a text")).to_owned(),
+        Err(panic) => (*panic.downcast::<&str>().expect("a string")).to_owned(),
     }
 }
 
@@ -377,12 +377,12 @@ fn without_a_runtime_it_panics_with_one_message() {
     ] {
         assert!(message.contains("Tokio runtime"), "{message}");
     }
-    // Where nobody is to be asked and nobody waits, none is needed.
+    // An acquisition that neither calls Redis nor waits needs no runtime.
     let [memory, _] = limiters();
     let taken = memory.try_acquire(&scope).now_or_never();
     assert!(taken.expect("at once").is_ok());
-    let refused = memory.try_acquire(scope.cost(1.0)).now_or_never();
-    assert!(refused.expect("at once").is_err());
+    let rejected = memory.try_acquire(scope.cost(1.0)).now_or_never();
+    assert!(rejected.expect("at once").is_err());
 }
 
 #[test]
@@ -402,14 +402,14 @@ fn on_a_runtime_without_a_timer_it_panics_with_one_message() {
     }
 }
 
-/// As a synchronous SDK does: the runtime is driven for each call, and for no longer.
+/// As in a synchronous SDK: the runtime is driven during each call, and no longer.
 #[test]
 fn outage_ends_for_a_runtime_that_is_driven_by_calls_only() {
     let keep = Runtime::new().expect("a runtime");
     let mut server = keep.block_on(RedisServer::start());
     let limiter = Limiter::redis(&server.url()).expect("a URL");
     let other = limiter.clone();
-    let back = within(60 * SECOND, move || {
+    let recovered = within(60 * SECOND, move || {
         let own = current_thread();
         let acquire = || own.block_on(other.try_acquire(PLENTY)).expect("plenty");
         assert!(!acquire().is_degraded());
@@ -425,16 +425,16 @@ fn outage_ends_for_a_runtime_that_is_driven_by_calls_only() {
         }
         start.elapsed()
     });
-    let back = back.expect("hangs");
-    assert!(back < 20 * SECOND, "still from memory");
+    let recovered = recovered.expect("hangs");
+    assert!(recovered < 20 * SECOND, "still from memory");
     assert_eq!(limiter.health(), Health::Redis);
 }
 
-/// What is dropped by the shutdown of its runtime asks a limiter that can start no task there.
-fn asked_in_a_shutdown(limiter: Limiter, runtime: Runtime) {
-    struct Asks(Limiter, mpsc::Sender<usize>);
+/// A value dropped by the shutdown of its runtime uses a limiter, which can start no task there.
+fn used_in_a_shutdown(limiter: Limiter, runtime: Runtime) {
+    struct UsesOnDrop(Limiter, mpsc::Sender<usize>);
 
-    impl Drop for Asks {
+    impl Drop for UsesOnDrop {
         fn drop(&mut self) {
             let slow = Quota::per_second(1.0).burst(1.0).scope("slow");
             let mut decided = 0;
@@ -449,39 +449,39 @@ fn asked_in_a_shutdown(limiter: Limiter, runtime: Runtime) {
     }
 
     let done = within(20 * SECOND, move || {
-        let (tell, hear) = mpsc::channel();
-        let asks = Asks(limiter, tell);
+        let (sender, receiver) = mpsc::channel();
+        let uses = UsesOnDrop(limiter, sender);
         runtime.block_on(async {
             tokio::spawn(async move {
-                let _asks = asks;
+                let _asks = uses;
                 std::future::pending::<()>().await
             });
             tokio::task::yield_now().await;
         });
         drop(runtime);
-        hear.recv().expect("it was dropped")
+        receiver.recv().expect("it was dropped")
     });
     assert_eq!(done, Some(6), "hangs in the shutdown");
 }
 
 #[test]
-fn shutdown_holds_up_nobody_who_asks_memory_in_it() {
-    asked_in_a_shutdown(Limiter::in_memory(), current_thread());
+fn shutdown_does_not_block_acquisitions_from_memory() {
+    used_in_a_shutdown(Limiter::in_memory(), current_thread());
 }
 
 #[test]
-fn shutdown_holds_up_nobody_who_asks_redis_in_it() {
+fn shutdown_does_not_block_acquisitions_from_redis() {
     let keep = Runtime::new().expect("a runtime");
     let server = keep.block_on(RedisServer::start());
     for runtime in [current_thread(), Runtime::new().expect("a runtime")] {
         let limiter = Limiter::redis(&server.url()).expect("a URL");
-        asked_in_a_shutdown(limiter, runtime);
+        used_in_a_shutdown(limiter, runtime);
     }
 }
 
-/// Callers that wait on a runtime which ends do not keep their places in Redis.
+/// Waiters on a runtime that ends do not keep their reservations in Redis.
 #[test]
-fn reservations_of_a_runtime_that_ends_delay_no_newcomer() {
+fn reservations_of_an_ended_runtime_delay_no_later_request() {
     let keep = Runtime::new().expect("a runtime");
     let server = keep.block_on(RedisServer::start());
     let limiter = Limiter::redis(&server.url()).expect("a URL");
@@ -504,10 +504,13 @@ fn reservations_of_a_runtime_that_ends_delay_no_newcomer() {
     });
     drop(ends);
     let waited = current_thread().block_on(async {
-        let newcomer = limiter.acquire(&api, 60 * SECOND).await;
-        assert!(!newcomer.expect("its turn").is_degraded());
+        let later = limiter.acquire(&api, 60 * SECOND).await;
+        assert!(!later.expect("a reservation").is_degraded());
         start.elapsed()
     });
-    // The first token is due after 1 s, and a machine that stands still may be late.
-    assert!(waited < 4 * SECOND, "{waited:?}: behind those who are gone");
+    // The first token is due after 1 s, and a busy machine may be late.
+    assert!(
+        waited < 4 * SECOND,
+        "{waited:?}: behind cancelled reservations"
+    );
 }

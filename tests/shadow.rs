@@ -1,4 +1,4 @@
-//! A layer that only watches: it decides and counts, and no request notices.
+//! Shadow mode: the layer decides and counts, and does not affect requests.
 #![cfg(all(feature = "http", feature = "redis", feature = "metrics"))]
 
 #[path = "support/listen.rs"]
@@ -21,11 +21,11 @@ use tower::{Layer, Service, ServiceExt, service_fn};
 use tower_throttle::{Limiter, Permit, PermitHandle, Quota, RateLimitLayer, Reason, Scope};
 
 const SECOND: Duration = Duration::from_secs(1);
-/// So slow that nothing comes back during a test.
+/// Refills too slowly to matter in a test.
 const DAY: Scope = Quota::per_day(1.0).burst(3.0).scope("day");
 
-/// A limiter that does not give Redis up because the machine is busy.
-fn patient(url: &str) -> Limiter {
+/// A limiter whose timeouts are longer than the delays of a busy machine.
+fn connect(url: &str) -> Limiter {
     let builder = Limiter::builder().redis(url);
     builder.redis_timeout(10 * SECOND).build().expect("a URL")
 }
@@ -42,26 +42,31 @@ fn of(scope: &str, outcome: &str, backend: &str) -> String {
     format!("tower_throttle_requests_total{{scope={scope},outcome={outcome},backend={backend}}}")
 }
 
-/// Until the decisions that were made beside the requests are counted.
-async fn until(told: &Metrics, name: &str, count: f64) {
+/// Waits until the decisions made in the background are counted.
+async fn until(metrics: &Metrics, name: &str, count: f64) {
     let start = Instant::now();
-    while told.get(name).unwrap_or_default() < count && start.elapsed() < 10 * SECOND {
+    while metrics.get(name).unwrap_or_default() < count && start.elapsed() < 10 * SECOND {
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
-    assert_eq!(told.get(name), Some(count), "{name}: {:?}", told.all());
+    assert_eq!(
+        metrics.get(name),
+        Some(count),
+        "{name}: {:?}",
+        metrics.all()
+    );
 }
 
 #[tokio::test]
 async fn all_requests_are_served_and_rejections_are_counted() {
     let (_log, _listening) = Log::listen();
     let server = RedisServer::start().await;
-    for limiter in [Limiter::in_memory(), patient(&server.url())] {
+    for limiter in [Limiter::in_memory(), connect(&server.url())] {
         let backend = match limiter.health() {
             tower_throttle::Health::InMemory => "memory",
             _ => "redis",
         };
-        let told = Metrics::default();
-        let _guard = metrics::set_default_local_recorder(&told);
+        let metrics = Metrics::default();
+        let _guard = metrics::set_default_local_recorder(&metrics);
         let shadow = RateLimitLayer::new(&limiter, DAY)
             .respond_http()
             .on_response(|_: &mut Permit, res: &mut Response<String>| res.body_mut().clear())
@@ -74,10 +79,11 @@ async fn all_requests_are_served_and_rejections_are_counted() {
             assert_eq!(response.body(), "served", "no hook changed it");
             assert!(response.headers().is_empty(), "{:?}", response.headers());
         }
-        until(&told, &of("day", "admitted", backend), 3.0).await;
-        until(&told, &of("day", "shadow_rejected", backend), 7.0).await;
-        assert_eq!(told.get(&of("day", "rejected", backend)), None);
-        // Who would be refused takes nothing; who would not takes what it would.
+        until(&metrics, &of("day", "admitted", backend), 3.0).await;
+        until(&metrics, &of("day", "shadow_rejected", backend), 7.0).await;
+        assert_eq!(metrics.get(&of("day", "rejected", backend)), None);
+        // A request that would be rejected takes nothing. One that would be admitted takes its
+        // cost.
         let level = limiter.bucket(&DAY).level().await.unwrap();
         assert!((0.0..0.1).contains(&level), "{level}");
         let cost = |kind: &str| {
@@ -86,12 +92,12 @@ async fn all_requests_are_served_and_rejections_are_counted() {
             ))
         };
         assert_eq!(cost("reserved"), Some(3.0));
-        // Out of the shadow the same layer refuses.
+        // Outside shadow mode the same layer rejects.
         let mut service = shadow.shadow(false).layer(service_fn(serve));
         let served = service.ready().await.expect("infallible");
         let response = served.call(request()).await.expect("infallible");
         assert_eq!(response.status(), 429);
-        assert_eq!(told.get(&of("day", "rejected", backend)), Some(1.0));
+        assert_eq!(metrics.get(&of("day", "rejected", backend)), Some(1.0));
     }
 }
 
@@ -100,7 +106,7 @@ async fn all_requests_are_served_and_rejections_are_counted() {
 async fn requests_are_not_delayed() {
     let (_log, _listening) = Log::listen();
     let server = RedisServer::start().await;
-    let limiter = patient(&server.url());
+    let limiter = connect(&server.url());
     limiter.try_acquire(DAY).await.expect("the burst");
     server.freeze();
     let layer = RateLimitLayer::new(&limiter, DAY)
@@ -116,7 +122,7 @@ async fn requests_are_not_delayed() {
     server.thaw();
 }
 
-/// The wait that a request would have is known; no request has it.
+/// The wait that a request would have is recorded, and no request waits.
 #[tokio::test(start_paused = true)]
 async fn waits_are_counted_and_not_waited_for() {
     let (_log, _listening) = Log::listen();
@@ -126,44 +132,47 @@ async fn waits_are_counted_and_not_waited_for() {
         .max_wait(3 * SECOND)
         .shadow(true);
     let mut service = layer.layer(service_fn(async |n: u32| Ok::<_, Infallible>(n)));
-    let told = Metrics::default();
-    let _guard = metrics::set_default_local_recorder(&told);
+    let metrics = Metrics::default();
+    let _guard = metrics::set_default_local_recorder(&metrics);
     let start = Instant::now();
     for n in 0..10 {
         service.ready().await.unwrap().call(n).await.unwrap();
     }
     assert_eq!(start.elapsed(), Duration::ZERO);
     tokio::time::sleep(4 * SECOND).await;
-    assert_eq!(told.get(&of("second", "admitted", "memory")), Some(4.0));
+    assert_eq!(metrics.get(&of("second", "admitted", "memory")), Some(4.0));
     assert_eq!(
-        told.get(&of("second", "shadow_rejected", "memory")),
+        metrics.get(&of("second", "shadow_rejected", "memory")),
         Some(6.0)
     );
 }
 
-/// What is impossible is refused nobody either.
+/// A cost above the capacity is not rejected either.
 #[tokio::test]
 async fn cost_over_the_capacity_is_let_through() {
     let (_log, _listening) = Log::listen();
     let limiter = Limiter::in_memory();
-    let told = Metrics::default();
-    let _guard = metrics::set_default_local_recorder(&told);
-    let refused = limiter.try_acquire(DAY.cost(4.0)).await.unwrap_err();
-    assert_eq!(refused.reason(), Reason::ExceedsCapacity);
+    let metrics = Metrics::default();
+    let _guard = metrics::set_default_local_recorder(&metrics);
+    let rejected = limiter.try_acquire(DAY.cost(4.0)).await.unwrap_err();
+    assert_eq!(rejected.reason(), Reason::ExceedsCapacity);
     let layer = RateLimitLayer::new(&limiter, DAY.cost(4.0)).shadow(true);
     let service = layer.layer(service_fn(async |n: u32| Ok::<_, Infallible>(n)));
     assert_eq!(service.oneshot(7).await.unwrap(), 7);
-    assert_eq!(told.get(&of("day", "impossible", "memory")), Some(1.0));
-    assert_eq!(told.get(&of("day", "shadow_rejected", "memory")), Some(1.0));
+    assert_eq!(metrics.get(&of("day", "impossible", "memory")), Some(1.0));
+    assert_eq!(
+        metrics.get(&of("day", "shadow_rejected", "memory")),
+        Some(1.0)
+    );
 }
 
-/// Costs are corrected in the shadow too, or a limit by cost could not be tried; a handle that a
-/// request was promised is there.
+/// Costs are settled in shadow mode too, so that a limit by cost can be tried. The permit handle
+/// that requests expect is present.
 #[tokio::test]
 async fn costs_are_settled() {
     let (_log, _listening) = Log::listen();
     let server = RedisServer::start().await;
-    for limiter in [Limiter::in_memory(), patient(&server.url())] {
+    for limiter in [Limiter::in_memory(), connect(&server.url())] {
         let tokens = Quota::per_day(1_000.0).scope("tokens");
         let decided = limiter.clone();
         let layer = RateLimitLayer::new(&limiter, tokens.clone().cost(400.0))
@@ -176,8 +185,8 @@ async fn costs_are_settled() {
             let (limiter, tokens) = (decided.clone(), watched.clone());
             async move {
                 let handle = req.extensions().get::<PermitHandle>();
-                handle.expect("as without the shadow").settle(999.0);
-                // Longer than the decision takes, as an upstream is.
+                handle.expect("as without shadow mode").settle(999.0);
+                // Longer than the decision takes, as in an upstream.
                 while limiter.bucket(&tokens).level().await.unwrap() > 700.0 {
                     tokio::task::yield_now().await;
                 }
@@ -195,25 +204,25 @@ async fn costs_are_settled() {
     }
 }
 
-/// Refusals are told at `debug`, by the name of the limit and never by the key, in the shadow and
-/// out of it.
+/// Rejections are logged at `debug`, by the name of the limit and never by the key, in shadow mode
+/// and outside it.
 #[cfg(feature = "tracing")]
 #[tokio::test]
 async fn rejections_are_logged_at_debug() {
     let (log, _listening) = Log::listen();
     let limiter = Limiter::in_memory();
-    let scope = Quota::per_day(1.0).scope("told").key("customer-17");
+    let scope = Quota::per_day(1.0).scope("metrics").key("customer-17");
     for (shadow, lines) in [(true, 1), (false, 2)] {
         let layer = RateLimitLayer::new(&limiter, scope.clone()).shadow(shadow);
         let mut service = layer.layer(service_fn(async |n: u32| Ok::<_, Infallible>(n)));
         for n in 0..2 - u32::from(lines == 2) {
             let _ = service.ready().await.unwrap().call(n).await;
         }
-        let told = log.lines(tracing::Level::DEBUG);
-        assert_eq!(told.len(), lines, "{told:?}");
-        let line = &told[lines - 1];
+        let metrics = log.lines(tracing::Level::DEBUG);
+        assert_eq!(metrics.len(), lines, "{metrics:?}");
+        let line = &metrics[lines - 1];
         for part in [
-            "told",
+            "metrics",
             "Limited",
             "degraded=false",
             &format!("shadow={shadow}"),
@@ -222,14 +231,14 @@ async fn rejections_are_logged_at_debug() {
         }
         assert!(!line.contains("customer-17"), "{line}");
     }
-    // Several at once take another way to the same line.
+    // Several scopes at once take another path to the same log line.
     let other = Quota::per_day(5.0).scope("other");
-    let refused = limiter.try_acquire([scope, other]).await.unwrap_err();
-    let told = log.lines(tracing::Level::DEBUG);
-    assert_eq!(told.len(), 3, "{told:?}");
+    let rejected = limiter.try_acquire([scope, other]).await.unwrap_err();
+    let metrics = log.lines(tracing::Level::DEBUG);
+    assert_eq!(metrics.len(), 3, "{metrics:?}");
     assert!(
-        told[2].contains(refused.scope()) && told[2].contains("Limited"),
-        "{told:?}"
+        metrics[2].contains(rejected.scope()) && metrics[2].contains("Limited"),
+        "{metrics:?}"
     );
     assert_eq!(log.counts(), [0; 3], "and nothing above");
 }

@@ -1,4 +1,4 @@
-//! The layer among the other tower services, over one that insists on the contract.
+//! The layer among the other tower services, over an inner service that enforces the contract.
 
 use std::{
     error::Error,
@@ -42,7 +42,7 @@ const LONG: Duration = Duration::from_secs(60);
 const THREE: Scope = Quota::per_second(10.0).burst(3.0).scope("three");
 /// One per [`TICK`].
 const ONE: Scope = Quota::per_second(10.0).burst(1.0).scope("one");
-/// So slow that nothing comes back during a test.
+/// Refills too slowly to matter in a test.
 const DAY: Scope = Quota::per_day(5.0).scope("day");
 
 type Req = &'static str;
@@ -58,7 +58,7 @@ impl fmt::Display for Broken {
 
 impl Error for Broken {}
 
-/// Panics when a clone of it is called that was not itself polled ready.
+/// Panics when a clone is called that was not itself polled ready.
 struct Strict {
     shared: Arc<Shared>,
     ready: bool,
@@ -67,7 +67,7 @@ struct Strict {
 
 struct Shared {
     calls: Mutex<Vec<(Instant, Req)>>,
-    /// Not ready from here to there.
+    /// Not ready from the first to the second time.
     unready: Option<(Instant, Instant)>,
     work: Duration,
     broken: AtomicBool,
@@ -100,7 +100,7 @@ impl Strict {
         self.shared.calls.lock().unwrap().len()
     }
 
-    /// When it was called, since `start`.
+    /// The times of its calls, since `start`.
     fn times(&self, start: Instant) -> Vec<Duration> {
         let calls = self.shared.calls.lock().unwrap();
         calls.iter().map(|(at, _)| *at - start).collect()
@@ -167,7 +167,7 @@ fn layer<K>(limiter: &Limiter, scope: K, max_wait: Duration) -> RateLimitLayer<K
     RateLimitLayer::new(limiter, scope).max_wait(max_wait)
 }
 
-/// The three modes of the layer, and the fourth that looks like the third.
+/// The three modes of the layer, and a fourth that is equivalent to the third.
 macro_rules! for_each_mode {
     ($scope:expr, $max_wait:expr, |$mode:ident, $limiter:ident, $layer:ident| $body:block) => {{
         let scope: Scope = $scope;
@@ -198,7 +198,7 @@ macro_rules! for_each_mode {
     }};
 }
 
-/// Only those that wait.
+/// Only the modes that wait.
 macro_rules! for_each_waiting_mode {
     ($scope:expr, $max_wait:expr, |$mode:ident, $limiter:ident, $layer:ident| $body:block) => {{
         let scope: Scope = $scope;
@@ -225,7 +225,7 @@ fn close(got: f64, wanted: f64, what: &str) {
 }
 
 fn rejected(error: &BoxError) -> &Rejected {
-    Rejected::find(&**error).unwrap_or_else(|| panic!("not a refusal: {error}"))
+    Rejected::find(&**error).unwrap_or_else(|| panic!("not a rejection: {error}"))
 }
 
 fn poll_once<F: Future + ?Sized>(future: Pin<&mut F>) -> Poll<F::Output> {
@@ -241,7 +241,7 @@ async fn ready<S: Service<Req>>(service: &mut S) -> Result<(), S::Error> {
 }
 
 // ---------------------------------------------------------------------------------------------
-// Over and under the others
+// Inside and outside other layers
 
 type Stack = BoxCloneService<Req, Req, BoxError>;
 
@@ -252,7 +252,7 @@ where
     BoxCloneService::new(service.map_err(Into::into))
 }
 
-/// Tries each failed request once more.
+/// Retries each failed request once.
 #[derive(Clone)]
 struct Once(bool);
 
@@ -297,10 +297,11 @@ where
     ]
 }
 
-/// Three are served, ten refused without a trace, three are served again when tokens are back.
-async fn serves_refuses_and_serves_again(what: &str, mut stack: Stack, inner: &Strict) {
+/// Three are served, ten are rejected without being called, and three are served again once tokens
+/// have refilled.
+async fn serves_rejects_and_serves_again(what: &str, mut stack: Stack, inner: &Strict) {
     let before = inner.calls();
-    for turn in 1..=2 {
+    for round in 1..=2 {
         for _ in 0..3 {
             let served = stack.ready().await.unwrap().call("a").await;
             assert_eq!(served.expect(what), "a", "{what}");
@@ -311,34 +312,35 @@ async fn serves_refuses_and_serves_again(what: &str, mut stack: Stack, inner: &S
             let error = service.call("a").await.expect_err(what);
             assert_eq!(rejected(&error).reason(), Reason::Limited, "{what}");
         }
-        assert_eq!(inner.calls() - before, 3 * turn, "{what}");
+        assert_eq!(inner.calls() - before, 3 * round, "{what}");
         sleep(SECOND).await;
     }
 }
 
 #[tokio::test(start_paused = true)]
-async fn inside_all_others() {
-    // Twenty milliseconds are too short to get a turn: a refusal, in the modes that wait too.
+async fn layer_inside_all_others() {
+    // Twenty milliseconds are too short for a reservation: a rejection, also in the modes that
+    // wait.
     for_each_mode!(THREE, ms(20), |mode, limiter, layer| {
         for index in 0..around(layer.layer(Strict::new())).len() {
             let inner = Strict::new();
             let (name, stack) = around(layer.layer(inner.clone())).swap_remove(index);
-            serves_refuses_and_serves_again(&format!("{name}({mode})"), stack, &inner).await;
+            serves_rejects_and_serves_again(&format!("{name}({mode})"), stack, &inner).await;
         }
         close(level(&limiter, &THREE).await, 3.0, mode);
     });
 }
 
 #[tokio::test(start_paused = true)]
-async fn outside_all_others() {
+async fn layer_outside_all_others() {
     for_each_mode!(THREE, ms(20), |mode, limiter, layer| {
         let inner = Strict::new();
         for (name, below) in around(inner.clone()) {
-            // A clone of a ready `Steer` takes itself for ready (tower 0.5.3): nothing that calls
-            // one clone and keeps another can stand outside it.
+            // A clone of a ready `Steer` assumes that it is ready (tower 0.5.3): no service that
+            // calls one clone and keeps another can be outside it.
             if name != "Steer" {
-                let whole = stack(layer.layer(below));
-                serves_refuses_and_serves_again(&format!("{mode}({name})"), whole, &inner).await;
+                let stack = stack(layer.layer(below));
+                serves_rejects_and_serves_again(&format!("{mode}({name})"), stack, &inner).await;
             }
         }
         close(level(&limiter, &THREE).await, 3.0, mode);
@@ -346,7 +348,7 @@ async fn outside_all_others() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn waits_inside_all_others() {
+async fn waiting_layer_inside_all_others() {
     for_each_waiting_mode!(ONE, LONG, |mode, limiter, layer| {
         for index in 1..around(layer.layer(Strict::new())).len() {
             let inner = Strict::new();
@@ -371,17 +373,17 @@ async fn waits_inside_all_others() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_crowd_over_a_buffer_and_a_concurrency_limit_is_paced() {
+async fn many_callers_over_a_buffer_and_a_concurrency_limit_are_paced() {
     for_each_waiting_mode!(ONE, LONG, |mode, _limiter, layer| {
         let inner = Strict::with(None, ms(30));
         let service = layer.layer(ConcurrencyLimit::new(inner.clone(), 2));
         let service = Buffer::new(ConcurrencyLimit::new(service, 4), 4);
         let start = Instant::now();
-        let mut crowd = JoinSet::new();
+        let mut callers = JoinSet::new();
         for _ in 0..12 {
-            crowd.spawn(service.clone().oneshot("a"));
+            callers.spawn(service.clone().oneshot("a"));
         }
-        while let Some(done) = crowd.join_next().await {
+        while let Some(done) = callers.join_next().await {
             done.unwrap().unwrap();
         }
         let times = inner.times(start);
@@ -394,7 +396,7 @@ async fn a_crowd_over_a_buffer_and_a_concurrency_limit_is_paced() {
 }
 
 // ---------------------------------------------------------------------------------------------
-// Sleeping holds nothing, holding does not sleep
+// A waiter holds no slot, and a slot holder does not wait
 
 #[tokio::test(start_paused = true)]
 async fn waiting_request_holds_no_slot_of_the_inner_service() {
@@ -402,14 +404,14 @@ async fn waiting_request_holds_no_slot_of_the_inner_service() {
         limiter.try_acquire(ONE).await.unwrap();
         let inner = Strict::new();
         let mut limited = ConcurrencyLimit::new(inner.clone(), 1);
-        let sleeper = tokio::spawn(layer.layer(limited.clone()).oneshot("sleeper"));
+        let waiter = tokio::spawn(layer.layer(limited.clone()).oneshot("waiter"));
         // Until all tasks are idle.
         sleep(ms(1)).await;
         assert_eq!(inner.calls(), 0, "{mode}");
         assert!(poll_ready_once(&mut limited).is_ready(), "{mode}");
         limited.call("other").await.unwrap();
         let start = Instant::now();
-        sleeper.await.unwrap().unwrap();
+        waiter.await.unwrap().unwrap();
         assert_eq!(inner.calls(), 2, "{mode}");
         assert!(start.elapsed() <= TICK, "{mode}");
     });
@@ -422,13 +424,14 @@ async fn rejection_holds_no_slot_of_the_inner_service() {
         let mut limited = ConcurrencyLimit::new(Strict::new(), 1);
         let mut service = layer.layer(limited.clone());
         ready(&mut service).await.unwrap();
-        service.call("refused").await.unwrap_err();
+        service.call("rejected").await.unwrap_err();
         assert!(poll_ready_once(&mut limited).is_ready(), "{mode}");
         drop(service);
     });
 }
 
-/// Six for a spent key, then one for another; how long the latter took.
+/// Sends six requests for a spent key, then one for another key. Returns how long the last one
+/// took.
 async fn behind_a_spent_key<S>(service: S) -> Duration
 where
     S: Service<Req, Response = Req, Future: Send> + Clone + Send + 'static,
@@ -447,38 +450,38 @@ where
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_spent_key_does_not_delay_another() {
+async fn spent_key_does_not_delay_another() {
     const SLOW: Scope = Quota::per_second(1.0).scope("slow");
     let by_key = |req: &Req| SLOW.key(req);
     let inner = Strict::with(None, ms(2));
 
-    // Waiting, the slots inside.
+    // Waits, with the slots inside.
     let limiter = Limiter::in_memory();
     let service = layer(&limiter, by_key, LONG).layer(ConcurrencyLimit::new(inner.clone(), 2));
     let elapsed = behind_a_spent_key(service).await;
     assert!(elapsed <= ms(5), "{elapsed:?}");
 
-    // Refusing, the slots on either side.
+    // Rejects, with the slots on either side.
     let limiter = Limiter::in_memory();
-    let refusing = layer(&limiter, by_key, Duration::ZERO);
-    let service = refusing.layer(ConcurrencyLimit::new(inner.clone(), 2));
+    let rejecting = layer(&limiter, by_key, Duration::ZERO);
+    let service = rejecting.layer(ConcurrencyLimit::new(inner.clone(), 2));
     let elapsed = behind_a_spent_key(service).await;
     assert!(elapsed <= ms(5), "{elapsed:?}");
     let limiter = Limiter::in_memory();
-    let refusing = layer(&limiter, by_key, Duration::ZERO);
-    let service = ConcurrencyLimit::new(refusing.layer(inner.clone()), 2);
+    let rejecting = layer(&limiter, by_key, Duration::ZERO);
+    let service = ConcurrencyLimit::new(rejecting.layer(inner.clone()), 2);
     let elapsed = behind_a_spent_key(service).await;
     assert!(elapsed <= ms(5), "{elapsed:?}");
 
-    // Waiting, the slots outside: sleepers fill them, which is why the documentation wants them
-    // inside.
+    // Waits, with the slots outside: waiters fill them, which is why the documentation recommends
+    // to put them inside.
     let limiter = Limiter::in_memory();
     let service = ConcurrencyLimit::new(layer(&limiter, by_key, LONG).layer(inner), 2);
     let elapsed = behind_a_spent_key(service).await;
     assert!(elapsed >= SECOND, "{elapsed:?}");
 }
 
-/// When 8 callers were let through, if the inner service is not ready in this window.
+/// When 8 callers were admitted, if the inner service is not ready in this window.
 async fn paced<K>(layer: RateLimitLayer<K>, unready: (Duration, Duration)) -> Vec<Duration>
 where
     K: ScopeExtractor<Req> + Clone + Send + Sync + 'static,
@@ -516,7 +519,7 @@ async fn tokens_do_not_age_when_the_inner_service_becomes_unready_during_the_wai
         assert_eq!(times.len(), 8, "{mode}");
         assert!(times[0] < ms(5), "{mode}: {times:?}");
         assert!(times[1] >= ms(1_050), "{mode}: {times:?}");
-        // A turn that has just come may be held for ten milliseconds.
+        // A reservation that is just due may be held for ten milliseconds.
         for pair in times[1..].windows(2) {
             assert!(pair[1] - pair[0] >= ms(90), "{mode}: {times:?}");
         }
@@ -551,8 +554,8 @@ async fn poll_ready_takes_one_token_however_often_it_is_polled() {
         for _ in 0..10 {
             assert!(poll_ready_once(&mut service).is_ready());
         }
-        let in_hand = if mode == "fixed, waits" { 4.0 } else { 5.0 };
-        close(level(&limiter, &DAY).await, in_hand, mode);
+        let expected = if mode == "fixed, waits" { 4.0 } else { 5.0 };
+        close(level(&limiter, &DAY).await, expected, mode);
         service.call("a").await.unwrap();
         close(level(&limiter, &DAY).await, 4.0, mode);
         assert_eq!(inner.calls(), 1, "{mode}");
@@ -560,11 +563,11 @@ async fn poll_ready_takes_one_token_however_often_it_is_polled() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_service_that_is_dropped_gives_its_token_back() {
+async fn dropped_service_returns_its_token() {
     let limiter = Limiter::in_memory();
     let mut service = layer(&limiter, DAY, LONG).layer(Strict::new());
     ready(&mut service).await.unwrap();
-    close(level(&limiter, &DAY).await, 4.0, "in hand");
+    close(level(&limiter, &DAY).await, 4.0, "held");
     drop(service);
     close(level(&limiter, &DAY).await, 5.0, "dropped");
 }
@@ -635,7 +638,7 @@ async fn call_during_a_pending_poll_ready_makes_the_inner_service_ready() {
     service.call("impatient").await.unwrap();
     assert_eq!(inner.calls(), 1);
 
-    // Its turn has come meanwhile, but it has not heard of it.
+    // Its reservation is due by now, but it was not polled since.
     assert!(poll_ready_once(&mut service).is_pending());
     sleep(TICK + ms(1)).await;
     service.call("impatient").await.unwrap();
@@ -651,19 +654,19 @@ async fn rejection_is_kept_for_call_until_retry_after() {
     for _ in 0..3 {
         assert!(matches!(poll_ready_once(&mut service), Poll::Ready(Ok(()))));
     }
-    // Kept: whoever calls now hears it, once.
+    // Kept: the next call returns it, once.
     let error = service.call("a").await.unwrap_err();
     let retry_after = rejected(&error).retry_after().unwrap();
     assert!(retry_after > Duration::ZERO && retry_after <= TICK);
     assert_eq!(inner.calls(), 0);
 
-    // Forgotten by `poll_ready`.
+    // Discarded by `poll_ready`.
     ready(&mut service).await.unwrap();
     sleep(TICK).await;
     ready(&mut service).await.unwrap();
     service.call("a").await.unwrap();
 
-    // Forgotten by `call`, though nobody polled in between.
+    // Discarded by `call`, without a poll in between.
     ready(&mut service).await.unwrap();
     sleep(TICK).await;
     service.call("a").await.unwrap();
@@ -702,8 +705,8 @@ async fn inner_error_after_the_wait_passes_and_refunds() {
 // ---------------------------------------------------------------------------------------------
 // Dropped at every await point
 
-/// So roomy that it does not fill up while a test goes on.
-const ROOMY: Scope = Quota::per_second(10.0).burst(50.0).scope("roomy");
+/// So large that it does not fill up during a test.
+const LARGE: Scope = Quota::per_second(10.0).burst(50.0).scope("large");
 
 /// Polls up to `times` times, 20 ms apart.
 async fn poll_up_to<F: Future>(future: F, times: usize) {
@@ -718,8 +721,8 @@ async fn poll_up_to<F: Future>(future: F, times: usize) {
     }
 }
 
-/// One request over a bucket that is spent, dropped after `times` polls; what is then in the
-/// bucket is what is in one without the request, but for what reached the inner service.
+/// One request over a spent bucket, dropped after `times` polls. The bucket then has the same level
+/// as without the request, except for what reached the inner service.
 async fn dropped_after<K>(
     mode: &str,
     layer: RateLimitLayer<K>,
@@ -734,8 +737,8 @@ where
 {
     let control = Limiter::in_memory();
     for limiter in [limiter, &control] {
-        limiter.bucket(&ROOMY).reset().await.unwrap();
-        limiter.try_acquire(ROOMY.cost(spent)).await.unwrap();
+        limiter.bucket(&LARGE).reset().await.unwrap();
+        limiter.try_acquire(LARGE.cost(spent)).await.unwrap();
     }
     let inner = Strict::with(unready, ms(30));
     let mut service = layer.layer(ConcurrencyLimit::new(inner.clone(), 1));
@@ -745,11 +748,11 @@ where
     } else {
         poll_up_to(service.oneshot("a"), times).await;
     }
-    // Past the turn of whoever was asleep.
+    // Past the reservation of any waiter.
     sleep(ms(110)).await;
     let (got, wanted) = (
-        level(limiter, &ROOMY).await,
-        level(&control, &ROOMY).await - inner.calls() as f64,
+        level(limiter, &LARGE).await,
+        level(&control, &LARGE).await - inner.calls() as f64,
     );
     let what = format!("{mode}, {times} polls, {spent} spent, {unready:?}, {only_poll_ready}");
     close(got, wanted, &what);
@@ -793,7 +796,7 @@ async fn response_future_dropped_before_its_first_poll() {
         let mut service = layer.layer(inner.clone());
         ready(&mut service).await.unwrap();
         let future = service.call("a");
-        // Where the token is there at once, `call` is the inner call; else nothing has begun.
+        // If the token is available at once, `call` is the inner call. Otherwise nothing has begun.
         let called = inner.calls();
         drop(future);
         drop(service);
@@ -803,7 +806,7 @@ async fn response_future_dropped_before_its_first_poll() {
 }
 
 // ---------------------------------------------------------------------------------------------
-// What extractors and scopes may be
+// Extractors and scopes
 
 #[tokio::test(start_paused = true)]
 async fn panicking_extractor_takes_nothing() {
@@ -847,7 +850,7 @@ async fn max_wait_may_be_unbounded() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_cost_of_zero_always_passes() {
+async fn cost_of_zero_always_passes() {
     for cost in [0.0, -0.0] {
         for_each_mode!(DAY.cost(cost), LONG, |mode, limiter, layer| {
             limiter.try_acquire(DAY.cost(5.0)).await.unwrap();
@@ -928,7 +931,11 @@ async fn one_of_several_scopes_rejects_the_request() {
             let _ = service.call("a").await;
         }
         assert_eq!(inner.calls(), 1);
-        close(level(&limiter, &DAY).await, 4.0, "not taken by the refused");
+        close(
+            level(&limiter, &DAY).await,
+            4.0,
+            "not taken by the rejected",
+        );
     }
 }
 
@@ -944,7 +951,7 @@ async fn no_scope_means_no_limit() {
             service.call("free").await.unwrap();
         }
         assert_eq!(inner.calls(), 20);
-        close(level(&limiter, &DAY).await, 5.0, "nobody is counted");
+        close(level(&limiter, &DAY).await, 5.0, "nothing is counted");
     }
 }
 
@@ -993,7 +1000,7 @@ async fn different_keys_have_different_buckets() {
     keys.sort();
     keys.dedup();
     keys.extend([long.clone(), format!("{long}y"), format!("y{long}")]);
-    // Just at the sizes where keys move to the heap and are hashed.
+    // Around the sizes at which keys move to the heap and are hashed.
     keys.extend((36..67).map(|length| "k".repeat(length)));
     let mut scopes: Vec<Scope> = keys.iter().map(|key| KEY.key(key)).collect();
     scopes.extend([SITE, KEY]);

@@ -32,7 +32,7 @@ async fn answer(req: u32) -> Result<u32, Infallible> {
     Ok(req)
 }
 
-/// What is known to be refused is refused in `call`, where the inner service is ready already.
+/// A cached rejection is returned by `call`, when the inner service is ready already.
 #[tokio::test(flavor = "multi_thread")]
 async fn cached_rejection_frees_the_slot_of_the_inner_service() {
     let server = RedisServer::start().await;
@@ -43,7 +43,7 @@ async fn cached_rejection_frees_the_slot_of_the_inner_service() {
 
     let limited = ConcurrencyLimit::new(service_fn(answer), 1);
     let layer = RateLimitLayer::new(&limiter, day).layer(limited.clone());
-    // As of a connection that stays open.
+    // As in a connection that stays open.
     let mut service = layer.clone();
     service.ready().await.expect("the slot");
     service.call(1).await.expect_err("spent");
@@ -55,18 +55,18 @@ async fn cached_rejection_frees_the_slot_of_the_inner_service() {
     drop(service);
 }
 
-/// A sleeper is there already, so that readiness waits for the answer, with a place in the inner
-/// service; the answer is "later", and the place must be free again.
+/// There is a waiter already, so that readiness waits for the reply while it holds a slot of the
+/// inner service. The reply is a reservation for later, and the slot must be free again.
 #[tokio::test(flavor = "multi_thread")]
 async fn reservation_frees_the_slot_of_the_inner_service() {
     let server = RedisServer::start().await;
     let limiter = Limiter::redis(&server.url()).expect("a URL");
-    // The turns come after half a minute and a whole one.
+    // The reservations are due after half a minute and a full one.
     let slow = Quota::per_minute(2.0).burst(1.0).scope("slow");
     limiter.try_acquire(&slow).await.expect("the burst");
-    let mut asleep = pin!(limiter.acquire(&slow, LONG));
+    let mut waiter = pin!(limiter.acquire(&slow, LONG));
     let cx = &mut Context::from_waker(Waker::noop());
-    assert!(asleep.as_mut().poll(cx).is_pending());
+    assert!(waiter.as_mut().poll(cx).is_pending());
     while limiter.bucket(&slow).level().await.unwrap() > -0.5 {
         tokio::task::yield_now().await;
     }
@@ -96,7 +96,7 @@ async fn readiness_does_not_wait_for_redis_if_tokens_are_plentiful() {
     let server = RedisServer::start().await;
     let limiter = Limiter::redis(&server.url()).expect("a URL");
     let wide = Quota::per_day(200.0).scope("wide");
-    // The first finds the connection.
+    // The first acquisition connects.
     limiter.try_acquire(&wide).await.expect("one of 200");
     let layer = RateLimitLayer::new(&limiter, wide.clone()).max_wait(LONG);
 
@@ -107,18 +107,18 @@ async fn readiness_does_not_wait_for_redis_if_tokens_are_plentiful() {
     }
     let start = Instant::now();
     let buffer = Buffer::new(layer.layer(service_fn(answer)), 100);
-    let mut crowd = JoinSet::new();
+    let mut callers = JoinSet::new();
     for nth in 0..100 {
-        crowd.spawn(buffer.clone().oneshot(nth));
+        callers.spawn(buffer.clone().oneshot(nth));
     }
-    while let Some(done) = crowd.join_next().await {
+    while let Some(done) = callers.join_next().await {
         done.expect("no panic").expect("served");
     }
     assert!(start.elapsed() < LONG / 12, "{:?}", start.elapsed());
     let left = limiter.bucket(&wide).level().await.expect("Redis answers");
     assert_eq!(left.floor(), 49.0);
 
-    // A service that is dropped while its acquisition is in flight gives it back.
+    // A service that is dropped while its acquisition is in flight returns the token.
     let mut service = layer.layer(service_fn(answer));
     let cx = &mut Context::from_waker(Waker::noop());
     assert!(matches!(
@@ -126,16 +126,16 @@ async fn readiness_does_not_wait_for_redis_if_tokens_are_plentiful() {
         Poll::Ready(Ok(()))
     ));
     drop(service);
-    let back = async {
-        // Behind the acquisition in the queue, so it has been answered when this has.
+    let returned = async {
+        // Queued after the acquisition, which is decided when this one is.
         while limiter.bucket(&wide).level().await.unwrap() < 49.0 {
             tokio::task::yield_now().await;
         }
     };
-    timeout(LONG / 12, back).await.expect("given back");
+    timeout(LONG / 12, returned).await.expect("returned");
 }
 
-/// Gives back what it holds when its task is dropped.
+/// Refunds its permit when its task is dropped.
 struct Guard(Option<Permit>);
 
 impl Drop for Guard {
@@ -169,7 +169,7 @@ async fn runtime_shutdown_with_permits_and_waiters_does_not_hang() {
             let _ = limiter.bucket(&day).level().await;
         });
         drop(runtime);
-        done.send(()).expect("a listener");
+        done.send(()).expect("a receiver");
     });
     let over = timeout(LONG / 12, over).await;
     assert!(matches!(over, Ok(Ok(()))), "the shutdown hangs: {over:?}");

@@ -1,5 +1,5 @@
-//! Tokens that were granted and not used at once: in `poll_ready`, between `poll_ready` and
-//! `call`, and in futures that nobody polls.
+//! Tokens that are granted and not used at once: in `poll_ready`, between `poll_ready` and `call`,
+//! and in futures that are not polled.
 
 #[cfg(feature = "redis")]
 mod support;
@@ -25,7 +25,7 @@ use tower_throttle::{Limiter, Quota, RateLimitLayer, Scope};
 
 const S: Duration = Duration::from_secs(1);
 
-/// When the inner service was called, in seconds.
+/// The times of the calls to the inner service, in seconds.
 #[derive(Clone)]
 struct Calls {
     start: Instant,
@@ -49,7 +49,7 @@ impl Calls {
         self.log.lock().expect("no panic").len()
     }
 
-    /// By how many tokens the worst window passes `capacity + rate * w`.
+    /// The tokens by which the worst window exceeds `capacity + rate * w`.
     fn excess(&self, capacity: f64, rate: f64) -> f64 {
         let mut log = self.log.lock().expect("no panic").clone();
         log.sort_by(f64::total_cmp);
@@ -78,7 +78,7 @@ impl Service<u32> for Calls {
     }
 }
 
-/// So many clones are made ready, kept for so long, and then called, all of them at once.
+/// Makes `n` clones ready, keeps them for `kept`, and then calls all of them at once.
 async fn keep_and_call(limiter: &Limiter, scope: Scope, n: u32, kept: Duration) -> Calls {
     let calls = Calls::new();
     let service = RateLimitLayer::new(limiter, scope)
@@ -99,23 +99,23 @@ async fn keep_and_call(limiter: &Limiter, scope: Scope, n: u32, kept: Duration) 
         calling.spawn(service.call(1));
     }
     for result in calling.join_all().await {
-        result.expect("a turn");
+        result.expect("a reservation");
     }
     assert_eq!(calls.count(), n as usize);
     calls
 }
 
 #[tokio::test(start_paused = true)]
-async fn clones_made_ready_and_called_later_keep_the_limit() {
+async fn clones_called_long_after_readiness_keep_the_limit() {
     let scope = Quota::per_second(1_000.0).burst(10.0).scope("api");
     let calls = keep_and_call(&Limiter::in_memory(), scope, 2_000, 2 * S).await;
     let excess = calls.excess(10.0, 1_000.0);
     assert!(excess <= 100.0, "{excess}");
 }
 
-/// Who is made ready again, instead of called, holds no old token either.
+/// A clone that is made ready again holds no old token either.
 #[tokio::test(start_paused = true)]
-async fn a_clone_that_is_made_ready_again_asks_again() {
+async fn clone_that_is_made_ready_again_acquires_again() {
     let scope = Quota::per_second(100.0).burst(10.0).scope("api");
     let limiter = Limiter::in_memory();
     let calls = Calls::new();
@@ -140,7 +140,7 @@ async fn a_clone_that_is_made_ready_again_asks_again() {
     assert_eq!(calls.count(), 200);
 }
 
-/// What a clone kept for too long is not given to others either, when it is dropped.
+/// A token that a clone kept for too long is not returned when the clone is dropped.
 #[tokio::test(start_paused = true)]
 async fn old_tokens_of_dropped_clones_are_lost() {
     let scope = Quota::per_second(1_000.0).burst(10.0).scope("api");
@@ -161,16 +161,16 @@ async fn old_tokens_of_dropped_clones_are_lost() {
     assert_eq!(admitted, 10);
 }
 
-/// A token that the bucket has not refilled since is worth as much as it was.
+/// A token stays valid as long as the bucket has not refilled it.
 #[tokio::test(start_paused = true)]
-async fn an_old_token_of_a_slow_quota_is_not_lost() {
+async fn old_token_of_a_slow_quota_is_not_lost() {
     let day = Quota::per_day(1.0).scope("day");
     let calls = keep_and_call(&Limiter::in_memory(), day, 1, 10 * S).await;
     let after = calls.start.elapsed();
     assert!(after < 21 * S, "{after:?}");
 }
 
-/// An inner service that says so when it is ready.
+/// An inner service that is ready once it is opened.
 #[derive(Clone)]
 struct Gate {
     open: Arc<AtomicBool>,
@@ -195,9 +195,9 @@ impl Service<u32> for Gate {
     }
 }
 
-/// Granted after a sleep, in futures that wait for the inner service and are not polled.
+/// Granted after a wait, in futures that wait for the inner service and are not polled.
 #[tokio::test(start_paused = true)]
-async fn tokens_in_response_futures_grow_old_as_well() {
+async fn tokens_in_response_futures_expire_as_well() {
     let gate = Gate {
         open: Arc::new(AtomicBool::new(true)),
         calls: Calls::new(),
@@ -217,7 +217,7 @@ async fn tokens_in_response_futures_grow_old_as_well() {
         }
     }
     gate.open.store(false, Ordering::Relaxed);
-    // Each is polled once, when its turn has come, and finds the inner service busy.
+    // Each is polled once, when its reservation is due, and finds the inner service busy.
     for future in &mut futures {
         advance(Duration::from_millis(10)).await;
         tokio::task::yield_now().await;
@@ -230,7 +230,7 @@ async fn tokens_in_response_futures_grow_old_as_well() {
         calling.spawn(future);
     }
     for result in calling.join_all().await {
-        result.expect("a turn");
+        result.expect("a reservation");
     }
     assert_eq!(gate.calls.count(), 200);
     let excess = gate.calls.excess(1.0, 100.0);
@@ -243,7 +243,7 @@ mod on_redis {
 
     const RATE: f64 = 200.0;
 
-    /// Of the tasks of a loaded machine, some run late.
+    /// How late tasks run on a busy machine, in seconds.
     const LATE: f64 = 0.5;
 
     async fn limiter(server: &RedisServer) -> Limiter {
@@ -254,7 +254,7 @@ mod on_redis {
     }
 
     #[tokio::test(flavor = "multi_thread")]
-    async fn clones_made_ready_and_called_later_keep_the_limit() {
+    async fn clones_called_long_after_readiness_keep_the_limit() {
         let server = RedisServer::start().await;
         let limiter = limiter(&server).await;
         let scope = Quota::per_second(RATE).burst(10.0).scope("api");
@@ -263,9 +263,9 @@ mod on_redis {
         assert!(excess <= RATE * LATE, "{excess}");
     }
 
-    /// Answers that came in time, to futures that are polled too late.
+    /// Replies that arrive in time for futures that are polled too late.
     #[tokio::test(flavor = "multi_thread")]
-    async fn answers_that_nobody_reads_grow_old() {
+    async fn unread_grants_expire() {
         let server = RedisServer::start().await;
         let limiter = limiter(&server).await;
         let scope = Quota::per_second(RATE).burst(200.0).scope("api");
@@ -276,7 +276,7 @@ mod on_redis {
         for _ in 0..2 {
             for _ in 0..200 {
                 let mut future = Box::pin(limiter.try_acquire(&scope));
-                // What is known to be refused is decided at once.
+                // A cached rejection is decided at once.
                 if future.as_mut().poll(&mut cx).is_pending() {
                     unread.push(future);
                 }
@@ -291,14 +291,14 @@ mod on_redis {
         assert!(f64::from(admitted as u32) <= most, "{admitted} of {most}");
     }
 
-    /// A refusal that was not read in time is asked for again.
+    /// A rejection that was not read in time is requested again.
     #[tokio::test(flavor = "multi_thread")]
-    async fn a_refusal_that_nobody_reads_grows_old() {
+    async fn unread_rejection_expires() {
         let server = RedisServer::start().await;
         let limiter = limiter(&server).await;
         let scope = Quota::per_second(2.0).burst(1.0).scope("api");
         limiter.try_acquire(&scope).await.expect("the burst");
-        // Another limiter, which does not know that the bucket is empty.
+        // Another limiter, whose level cache does not have the empty bucket.
         let other = super::on_redis::limiter(&server).await;
         let mut late = pin!(other.try_acquire(&scope));
         let mut cx = Context::from_waker(Waker::noop());

@@ -1,7 +1,8 @@
-//! An upstream that says 429 to one of several processes: none sends, then all go on at the rate.
+//! An upstream that answers 429 to one of several processes: all processes pause, then continue at
+//! the rate.
 //!
-//! The test binary starts itself again as the other processes; the upstream is here, and sees all
-//! they send on one clock.
+//! The test binary runs itself again as the other processes. The upstream is in this process, and
+//! records all requests on one clock.
 #![cfg(all(feature = "redis", feature = "learn"))]
 
 mod support;
@@ -27,14 +28,14 @@ use tower_throttle::{Limiter, Quota, RateLimitLayer, Scope, upstream::Upstream};
 const RATE: f64 = 100.0;
 const CAPACITY: f64 = 5.0;
 const SCOPE: Scope = Quota::per_second(RATE).burst(CAPACITY).scope("upstream");
-const HOLD: Duration = Duration::from_secs(2);
-/// Of how many callers each process is made, and whether they come again and again. They start in
-/// this order. The first request of the second is refused: then the last, whose turns are next,
-/// has nothing but sleepers, and hears of the hold only if it looks.
+const PAUSE: Duration = Duration::from_secs(2);
+/// The number of callers of each process, and whether they repeat. The processes start in this
+/// order. The first request of the second one is rejected: then the last process, whose
+/// reservations are next, has only waiters, and observes the pause only by checking for it.
 const PROCESSES: [(usize, bool); 4] = [(100, false), (16, true), (16, true), (250, false)];
-const REFUSED: usize = 1;
+const REJECTED: usize = 1;
 
-/// Not a test by itself: what the other processes run.
+/// Not a test: the entry point of the other processes.
 #[test]
 fn child() {
     let Ok(callers) = std::env::var("UPSTREAM_CHILD_CALLERS") else {
@@ -57,7 +58,7 @@ fn child() {
 }
 
 async fn run_child(redis: &str, url: &str, callers: usize, again: bool) {
-    // Patient: what is tested is not an outage.
+    // A long timeout: this test is not about outages.
     let limiter = Limiter::builder()
         .redis(redis)
         .redis_timeout(Duration::from_secs(2))
@@ -85,7 +86,7 @@ async fn run_child(redis: &str, url: &str, callers: usize, again: bool) {
             loop {
                 let request = reqwest::Request::new(reqwest::Method::GET, url.clone());
                 let sent = async { client.ready().await?.call(request).await };
-                // The parent has gone, or will tell what it has not seen.
+                // The parent has ended, or reports the missing requests.
                 if sent.await.is_err() || !again {
                     return;
                 }
@@ -94,12 +95,12 @@ async fn run_child(redis: &str, url: &str, callers: usize, again: bool) {
     }
     tasks.join_all().await;
     assert_eq!(limiter.fallbacks(), 0);
-    // Until the parent has seen enough.
+    // Until the parent has recorded enough.
     line.clear();
     let _ = std::io::stdin().read_line(&mut line);
 }
 
-/// Ends its process, also when the test panics.
+/// Kills its process when it is dropped, also when the test panics.
 struct Process {
     child: Child,
     stdin: ChildStdin,
@@ -135,7 +136,7 @@ impl Drop for Process {
     }
 }
 
-/// What the upstream saw: when, and from which process.
+/// The requests recorded by the upstream: the time and the process.
 #[derive(Clone, Default)]
 struct Seen(Arc<Mutex<Vec<(Instant, usize)>>>);
 
@@ -144,9 +145,9 @@ impl Seen {
         self.0.lock().expect("no panic").clone()
     }
 
-    /// Which of all was refused.
-    fn refused(&self) -> Option<usize> {
-        self.all().iter().position(|(_, from)| *from == REFUSED)
+    /// The index of the rejected request.
+    fn rejected(&self) -> Option<usize> {
+        self.all().iter().position(|(_, from)| *from == REJECTED)
     }
 }
 
@@ -155,11 +156,11 @@ async fn answer(State(seen): State<Seen>, request: Request) -> Response {
     let from = process.expect("a number");
     let is_first = {
         let mut seen = seen.0.lock().expect("no panic");
-        let known = seen.iter().any(|(_, other)| *other == from);
+        let is_known = seen.iter().any(|(_, other)| *other == from);
         seen.push((Instant::now(), from));
-        !known
+        !is_known
     };
-    if is_first && from == REFUSED {
+    if is_first && from == REJECTED {
         let header = AppendHeaders([("retry-after", "2")]);
         (StatusCode::TOO_MANY_REQUESTS, header, "slow down").into_response()
     } else {
@@ -190,20 +191,17 @@ async fn all_processes_pause_together_and_resume_at_the_rate() {
     .await
     .expect("no panic");
     for process in &mut processes {
-        process
-            .stdin
-            .write_all(b"go\n")
-            .expect("a child that listens");
-        // By then its callers have asked; the first hundred turns take a second.
+        process.stdin.write_all(b"go\n").expect("a running child");
+        // By then its callers have requested. The first hundred reservations take a second.
         tokio::time::sleep(Duration::from_millis(200)).await;
     }
 
-    let enough = HOLD + Duration::from_secs(2);
+    let enough = PAUSE + Duration::from_secs(2);
     let deadline = Instant::now() + Duration::from_secs(30);
-    let (nth, refused) = loop {
+    let (nth, rejected) = loop {
         tokio::time::sleep(Duration::from_millis(50)).await;
-        let refused = seen.refused().map(|nth| (nth, seen.all()[nth].0));
-        match refused {
+        let rejected = seen.rejected().map(|nth| (nth, seen.all()[nth].0));
+        match rejected {
             Some((nth, at)) if at.elapsed() > enough => break (nth, at),
             _ => assert!(Instant::now() < deadline, "{} were sent", seen.all().len()),
         }
@@ -211,12 +209,12 @@ async fn all_processes_pause_together_and_resume_at_the_rate() {
     let seen = seen.all();
     drop(processes);
 
-    let since = |at: Instant| at.saturating_duration_since(refused);
+    let since = |at: Instant| at.saturating_duration_since(rejected);
     let later = seen[nth + 1..].iter().map(|&(at, from)| (since(at), from));
-    let (in_hold, after): (Vec<_>, Vec<_>) = later.partition(|(at, _)| *at < HOLD);
+    let (in_hold, after): (Vec<_>, Vec<_>) = later.partition(|(at, _)| *at < PAUSE);
     let last = in_hold.iter().map(|(at, _)| *at).max().unwrap_or_default();
     println!(
-        "after the refusal: {} more, the last after {:.1} ms (50 ms is {})",
+        "after the rejection: {} more, the last after {:.1} ms (50 ms is {})",
         in_hold.len(),
         last.as_secs_f64() * 1e3,
         if last <= Duration::from_millis(50) {
@@ -227,13 +225,13 @@ async fn all_processes_pause_together_and_resume_at_the_rate() {
     );
     assert!(
         last <= Duration::from_millis(150),
-        "somebody went on sending"
+        "a process continued to send"
     );
 
-    let (first, _) = after.first().expect("they go on");
+    let (first, _) = after.first().expect("requests continue");
     let mut spread = [0; 15];
     for (at, _) in &after {
-        let tenth = (*at - HOLD).as_millis() / 100;
+        let tenth = (*at - PAUSE).as_millis() / 100;
         if let Some(count) = spread.get_mut(tenth as usize) {
             *count += 1;
         }
@@ -243,13 +241,13 @@ async fn all_processes_pause_together_and_resume_at_the_rate() {
         of_each[*from] += 1;
     }
     println!(
-        "the first {:.1} ms after the hold; per 100 ms, {} at the rate: {spread:?}; of each \
+        "the first {:.1} ms after the pause; per 100 ms, {} at the rate: {spread:?}; of each \
          process {of_each:?}",
-        (*first - HOLD).as_secs_f64() * 1e3,
+        (*first - PAUSE).as_secs_f64() * 1e3,
         RATE / 10.0,
     );
-    assert!(*first <= HOLD + Duration::from_millis(500));
-    // What was used up to 100 ms late may come beside what is on time.
+    assert!(*first <= PAUSE + Duration::from_millis(500));
+    // Requests up to 100 ms late may coincide with those that are on time.
     for count in spread {
         assert!(
             f64::from(count) <= 2.0 * RATE / 10.0 + 2.0,

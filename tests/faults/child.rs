@@ -1,4 +1,4 @@
-//! One of the loaded processes: 32 tasks on four scopes.
+//! One of the processes under load: 32 tasks on four scopes.
 
 use std::{
     io::{BufWriter, Write},
@@ -17,14 +17,14 @@ use super::record::{Outcome, Record, now_us};
 
 pub(crate) const CAPACITY: f64 = 100.0;
 pub(crate) const RATE: f64 = 200.0;
-/// On each scope, in each process.
+/// The tasks of each scope in each process.
 pub(crate) const TASKS: usize = 8;
-/// For those who wait for their turn.
+/// The `max_wait` of the tasks that wait.
 pub(crate) const MAX_WAIT: Duration = Duration::from_secs(2);
 
 const QUOTA: Quota = Quota::per_second(RATE).burst(CAPACITY);
 
-/// Whose bucket, how long callers wait, and what stands in for Redis.
+/// The scope, whether its tasks wait, and its fallback.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Kind {
     pub(crate) name: &'static str,
@@ -34,7 +34,7 @@ pub(crate) struct Kind {
 
 pub(crate) const SCOPES: [Kind; 4] = [
     Kind {
-        name: "refusing",
+        name: "rejecting",
         waits: false,
         strict: false,
     },
@@ -44,7 +44,7 @@ pub(crate) const SCOPES: [Kind; 4] = [
         strict: false,
     },
     Kind {
-        name: "refusing, strict",
+        name: "rejecting, strict",
         waits: false,
         strict: true,
     },
@@ -57,28 +57,28 @@ pub(crate) const SCOPES: [Kind; 4] = [
 
 const VARIABLE: &str = "THROTTLE_FAULTS_CHILD";
 
-/// How many tokens each process may take ahead, with `THROTTLE_LEASE`; none by default.
+/// The tokens that each process may lease, from `THROTTLE_LEASE`. Defaults to none.
 pub(crate) fn lease() -> f64 {
     let lease = std::env::var("THROTTLE_LEASE").ok();
     lease.map_or(0.0, |tokens| tokens.parse().expect("a number of tokens"))
 }
 
-/// What a process is told to do.
+/// The instructions for a process.
 #[derive(Clone, Debug)]
 pub(crate) struct Order {
     pub(crate) url: String,
-    /// Expected, before Redis has told how many there are.
+    /// The expected number of processes, until Redis has counted them.
     pub(crate) replicas: u32,
-    /// In the place of the fallbacks of the scopes.
+    /// Replaces the fallbacks of the scopes.
     pub(crate) policy: Option<Fallback>,
-    /// In the place of the default, in seconds.
+    /// Replaces the default, in seconds.
     pub(crate) reserve_for: Option<u64>,
 }
 
 impl Order {
     pub(crate) fn from_env() -> Option<Self> {
         let text = std::env::var(VARIABLE).ok()?;
-        let value: Value = serde_json::from_str(&text).expect("our own order");
+        let value: Value = serde_json::from_str(&text).expect("an order from `to_env`");
         Some(Self {
             url: value["url"].as_str().expect("a URL").to_owned(),
             replicas: value["replicas"].as_u64().expect("a number") as u32,
@@ -91,7 +91,7 @@ impl Order {
         })
     }
 
-    /// The variable by which a process knows that it is one, and its value.
+    /// The environment variable that makes a process a child, and its value.
     pub(crate) fn to_env(&self) -> (&'static str, String) {
         let policy = match self.policy {
             Some(Fallback::FailOpen) => "open",
@@ -158,14 +158,14 @@ async fn load(order: Order) {
         }
     }
     let more = read_line().await;
-    assert_eq!(more, None, "nothing but the end comes");
+    assert_eq!(more, None, "no more input than the end");
     ends.store(true, Ordering::Relaxed);
     for task in tasks {
         task.await.expect("no panic");
     }
     limiter.deregister().await;
     drop((records, limiter));
-    // The watcher holds a sender, and goes with the limiter.
+    // The watching task holds a sender, and ends with the limiter.
     writer.join().expect("no panic");
 }
 
@@ -186,27 +186,28 @@ struct Caller {
 impl Caller {
     async fn run(self) {
         while !self.ends.load(Ordering::Relaxed) {
-            let asked = now_us();
+            let requested = now_us();
             let result = if self.kind.waits {
                 self.limiter.acquire(&self.scope, MAX_WAIT).await
             } else {
                 self.limiter.try_acquire(&self.scope).await
             };
-            let took = now_us() - asked;
+            let took = now_us() - requested;
             let outcome = match &result {
                 Ok(permit) if permit.is_degraded() => Outcome::AdmittedByMemory,
                 Ok(_) => Outcome::Admitted,
-                Err(rejected) => refused(rejected),
+                Err(rejected) => outcome_of(rejected),
             };
             let record = Record::Acquired {
                 scope: self.index,
-                asked,
+                requested,
                 took,
                 outcome,
             };
-            self.records.send(record).expect("the writer listens");
+            self.records.send(record).expect("the writer is running");
             if !outcome.is_admitted() || outcome == Outcome::AdmittedByMemory {
-                // Nobody asks again at once; and where all pass, the processor is not all theirs.
+                // A short delay before the next request, longer where requests are rejected, leaves
+                // time for the other processes.
                 let pause = if outcome.is_admitted() { 1 } else { 10 };
                 tokio::time::sleep(Duration::from_millis(pause)).await;
             }
@@ -214,10 +215,10 @@ impl Caller {
     }
 }
 
-fn refused(rejected: &Rejected) -> Outcome {
+fn outcome_of(rejected: &Rejected) -> Outcome {
     match rejected.reason() {
-        Reason::Limited if rejected.is_degraded() => Outcome::RefusedByMemory,
-        Reason::Limited => Outcome::Refused,
+        Reason::Limited if rejected.is_degraded() => Outcome::RejectedByMemory,
+        Reason::Limited => Outcome::Rejected,
         Reason::Unavailable => Outcome::Unavailable,
         _ => Outcome::Impossible,
     }
@@ -238,8 +239,8 @@ async fn watch(limiter: Limiter, records: mpsc::Sender<Record>) {
     }
 }
 
-/// In a thread of its own, so that a slow reader holds up nobody; often, so that little is lost
-/// when the process is killed.
+/// Runs in a thread of its own, so that a slow reader delays no task. Flushes often, so that little
+/// is lost when the process is killed.
 fn write(queue: &mpsc::Receiver<Record>) {
     let mut out = BufWriter::new(std::io::stdout());
     let mut open = true;

@@ -1,4 +1,4 @@
-//! What a run amounts to.
+//! The figures of a run.
 
 use super::{
     child::{CAPACITY, MAX_WAIT, RATE, SCOPES, TASKS},
@@ -10,46 +10,49 @@ use super::{
 const MS: i64 = 1_000;
 const SECOND: i64 = 1_000_000;
 
-/// Unless set.
+/// The default of `redis_timeout`, in us.
 pub(crate) const REDIS_TIMEOUT: i64 = 100 * MS;
 
-/// What can be in flight on one scope when a fault strikes: charged, and answered by nobody.
+/// The requests that can be in flight on one scope when a fault begins: charged, and without a
+/// reply.
 pub(crate) const IN_FLIGHT: f64 = (TASKS * PROCESSES) as f64;
 
-/// Of one scope.
+/// The figures of one scope.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct OfScope {
     pub(crate) admitted: usize,
     pub(crate) by_memory: usize,
-    /// Tokens over `capacity + rate * w` in the worst window of all.
+    /// Tokens over `capacity + rate * w` in the worst of all windows.
     pub(crate) excess: f64,
-    /// That window, from the first fault: us.
+    /// That window in us, from the start of the first fault.
     pub(crate) worst: (i64, i64),
-    /// Of the share, while all who were cut off decided from memory.
+    /// Admissions as a part of the local share, while all processes that were cut off decided from
+    /// memory.
     pub(crate) share: Option<f64>,
-    /// Tokens that one bucket that never failed would have admitted, and these did not; from
+    /// Tokens that one bucket without faults would have admitted and these processes did not, from
     /// just before the first fault to two seconds after the last recovery.
     pub(crate) missing: Option<f64>,
 }
 
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Figures {
-    /// Acquisitions in all.
+    /// All acquisitions.
     pub(crate) acquired: usize,
-    /// Unavailable, or impossible.
+    /// Acquisitions rejected as `Unavailable` or `ExceedsCapacity`.
     pub(crate) errors: usize,
-    /// Took longer than they were willing to wait and Redis may take.
+    /// Acquisitions that took longer than their `max_wait` and the timeout of Redis allow.
     pub(crate) overdue: usize,
-    /// The longest that a caller who does not wait took, asked before its process knew: us.
+    /// The longest acquisition, in us, without `max_wait` and requested before its process had
+    /// noticed the outage.
     pub(crate) caught: i64,
-    /// Of those who asked while their process knew: us.
+    /// In us, of the acquisitions requested while their process was degraded.
     pub p99_while_degraded: Option<i64>,
-    /// From the end of the last fault until all were back: us.
-    pub(crate) back: Option<i64>,
-    /// The outages that processes noticed.
+    /// In us, from the end of the last fault until all processes had recovered.
+    pub(crate) recovery: Option<i64>,
+    /// The outages noticed by the processes.
     pub(crate) outages: usize,
     pub(crate) scopes: Vec<OfScope>,
-    /// What the faults allowed beyond what the row does, tokens.
+    /// Tokens that the faults allowed in addition to those that the row allows.
     allowed: f64,
 }
 
@@ -60,41 +63,42 @@ impl Figures {
             allowed: trace.allowed,
             ..Self::default()
         };
-        let spells: Vec<_> = trace
+        let outages: Vec<_> = trace
             .records
             .iter()
-            .map(|records| spells(records, trace.to))
+            .map(|records| outages(records, trace.to))
             .collect();
-        figures.outages = spells.iter().map(Vec::len).sum();
-        figures.latencies(trace, &spells);
+        figures.outages = outages.iter().map(Vec::len).sum();
+        figures.latencies(trace, &outages);
         let last = trace.marks.last().map_or(trace.to, |mark| mark.to);
-        // Noticed by then, if at all; where the cause was gone at once, a moment later.
-        let back = spells.iter().flatten().filter_map(|spell| {
-            let (from, to) = *spell;
+        // Noticed by the end of the fault, if at all. Where the cause ended at once, a moment
+        // later.
+        let recovery = outages.iter().flatten().filter_map(|outage| {
+            let (from, to) = *outage;
             (from <= last + 300 * MS && to > last && to < trace.to).then_some(to - last)
         });
-        // Where all were back before the cause was quite gone, it took no time.
-        figures.back = back
+        // Where all recovered before the cause had ended completely, the recovery took no time.
+        figures.recovery = recovery
             .max()
             .or((figures.outages > 0 && trace.killed.is_empty())
                 .then_some(0)
-                .filter(|_| spells.iter().flatten().all(|(_, to)| *to <= last)));
+                .filter(|_| outages.iter().flatten().all(|(_, to)| *to <= last)));
         for (scope, of) in figures.scopes.iter_mut().enumerate() {
-            *of = OfScope::of(trace, &spells, scope, last + figures.back.unwrap_or(0));
+            *of = OfScope::of(trace, &outages, scope, last + figures.recovery.unwrap_or(0));
         }
         figures
     }
 
-    fn latencies(&mut self, trace: &Trace, spells: &[Vec<(i64, i64)>]) {
+    fn latencies(&mut self, trace: &Trace, outages: &[Vec<(i64, i64)>]) {
         let Some(first) = trace.marks.first() else {
             return;
         };
         let mut while_degraded = Vec::new();
-        for (records, spells) in trace.records.iter().zip(spells) {
+        for (records, outages) in trace.records.iter().zip(outages) {
             for record in records {
                 let Record::Acquired {
                     scope,
-                    asked,
+                    requested,
                     took,
                     outcome,
                 } = *record
@@ -108,21 +112,21 @@ impl Figures {
                     true => MAX_WAIT.as_micros() as i64,
                     false => 0,
                 };
-                // A turn may be missed by a pause of the process, and asked for again.
+                // A busy process may miss its reservation and request another one.
                 if took > wait + REDIS_TIMEOUT + 2 * SECOND {
                     self.overdue += 1;
-                    let (name, asked) = (SCOPES[scope].name, (asked - first.from) / MS);
+                    let (name, requested) = (SCOPES[scope].name, (requested - first.from) / MS);
                     println!(
-                        "hung: {name}, asked at {asked} ms, {} ms: {outcome:?}",
+                        "hung: {name}, requested at {requested} ms, {} ms: {outcome:?}",
                         took / MS
                     );
                 }
-                if SCOPES[scope].waits || asked + took < first.from {
+                if SCOPES[scope].waits || requested + took < first.from {
                     continue;
                 }
-                if spells
+                if outages
                     .iter()
-                    .any(|(from, to)| (*from..*to).contains(&asked))
+                    .any(|(from, to)| (*from..*to).contains(&requested))
                 {
                     while_degraded.push(took);
                 } else {
@@ -134,16 +138,20 @@ impl Figures {
         self.p99_while_degraded = while_degraded.get(while_degraded.len() * 99 / 100).copied();
     }
 
-    /// What the row allows: counts always, times only where the machine is known to be quiet.
+    /// Checks what the row allows: counts always, times only for full runs, where the machine is
+    /// idle.
     pub(crate) fn judge(&self, row: &Row, full: bool) -> Result<(), String> {
         let mut wrong = Vec::new();
-        let mut check = |holds: bool, what: String| {
-            if !holds {
+        let mut check = |passed: bool, what: String| {
+            if !passed {
                 wrong.push(what);
             }
         };
         if row.expect.errors {
-            check(self.errors > 0, "nobody was refused as unavailable".into());
+            check(
+                self.errors > 0,
+                "no request was rejected as unavailable".into(),
+            );
         } else {
             check(self.errors == 0, format!("{} errors", self.errors));
         }
@@ -161,8 +169,8 @@ impl Figures {
                 format!("{}: {:.1} over, {over:.1} allowed", kind.name, of.excess),
             );
             if let Some(share) = of.share.filter(|_| row.expect.share) {
-                // A share starts lower by its part of what callers of other processes have
-                // reserved, which may be 24 tokens here, of 200 in the shortest time that counts.
+                // A local share starts lower by its part of what callers of other processes have
+                // reserved. That may be 24 tokens here, of 200 in the shortest period that counts.
                 check(
                     share >= 0.85,
                     format!("{}: {share:.2} of the share", kind.name),
@@ -176,11 +184,14 @@ impl Figures {
                 );
             }
         }
-        if row.expect.back {
+        if row.expect.recovers {
             let slowest = if full { 1_500 * MS } else { 5 * SECOND };
-            match self.back {
-                Some(back) => check(back <= slowest, format!("back after {} ms", back / MS)),
-                None => check(false, "never back".into()),
+            match self.recovery {
+                Some(recovery) => check(
+                    recovery <= slowest,
+                    format!("recovered after {} ms", recovery / MS),
+                ),
+                None => check(false, "not recovered".into()),
             }
         }
         if full {
@@ -199,44 +210,44 @@ impl Figures {
     }
 }
 
-/// When a process knew that Redis was away.
-fn spells(records: &[Record], end: i64) -> Vec<(i64, i64)> {
-    let mut spells = Vec::new();
+/// The periods in which a process was degraded.
+fn outages(records: &[Record], end: i64) -> Vec<(i64, i64)> {
+    let mut outages = Vec::new();
     let mut since = None;
     for record in records {
         if let Record::Health { at, degraded } = *record {
             match (since, degraded) {
                 (None, true) => since = Some(at),
                 (Some(from), false) => {
-                    spells.push((from, at));
+                    outages.push((from, at));
                     since = None;
                 }
                 _ => {}
             }
         }
     }
-    spells.extend(since.map(|from| (from, end)));
-    spells
+    outages.extend(since.map(|from| (from, end)));
+    outages
 }
 
 impl OfScope {
-    fn of(trace: &Trace, spells: &[Vec<(i64, i64)>], scope: usize, recovered: i64) -> Self {
-        let mut first_asked = i64::MAX;
+    fn of(trace: &Trace, outages: &[Vec<(i64, i64)>], scope: usize, recovered: i64) -> Self {
+        let mut first_requested = i64::MAX;
         let mut admitted = Vec::new();
         let mut by_memory = 0;
         for (process, records) in trace.records.iter().enumerate() {
             for record in records {
                 if let Record::Acquired {
                     scope: of,
-                    asked,
+                    requested,
                     took,
                     outcome,
                 } = *record
                     && of == scope
                 {
-                    first_asked = first_asked.min(asked);
+                    first_requested = first_requested.min(requested);
                     if outcome.is_admitted() {
-                        admitted.push((asked + took, process));
+                        admitted.push((requested + took, process));
                         by_memory += usize::from(outcome == Outcome::AdmittedByMemory);
                     }
                 }
@@ -249,12 +260,13 @@ impl OfScope {
             before(to) - before(from)
         };
         let seconds = |us: i64| us as f64 / 1e6;
-        // All who fell back at all, from when the last of them did until the first was back.
-        let outages: Vec<_> = spells
+        // All processes that were degraded at all, from when the last one became degraded until the
+        // first one recovered.
+        let outages: Vec<_> = outages
             .iter()
             .enumerate()
-            .filter_map(|(process, spells)| {
-                let longest = spells.iter().max_by_key(|(from, to)| to - from);
+            .filter_map(|(process, outages)| {
+                let longest = outages.iter().max_by_key(|(from, to)| to - from);
                 longest.map(|longest| (process, *longest))
             })
             .collect();
@@ -267,15 +279,15 @@ impl OfScope {
                 .filter(|(at, process)| (from..to).contains(at) && processes.contains(process))
                 .count();
             let share = seconds(to - from) * RATE * processes.len() as f64 / PROCESSES as f64;
-            // Of less, one token more or less would decide.
+            // In a shorter period, a single token would decide.
             (to - from > SECOND).then(|| taken as f64 / share)
         });
-        let settled = recovered + 2 * SECOND;
+        let settled_at = recovered + 2 * SECOND;
         let missing = trace.marks.first().and_then(|mark| {
             let from = mark.from - SECOND;
-            (settled <= trace.to && trace.killed.is_empty()).then(|| {
-                let allowed = RATE * seconds(settled - from);
-                allowed - count(from, settled) as f64
+            (settled_at <= trace.to && trace.killed.is_empty()).then(|| {
+                let allowed = RATE * seconds(settled_at - from);
+                allowed - count(from, settled_at) as f64
             })
         });
         let (excess, (from, to)) = excess(&times);
@@ -291,11 +303,11 @@ impl OfScope {
     }
 }
 
-/// By how many tokens the worst window, of whatever length, is over `capacity + rate * w`;
-/// and that window.
+/// The tokens by which the worst window, of any length, exceeds `capacity + rate * w`, and that
+/// window.
 ///
-/// For the window from the `i`th admission to the `j`th, that is
-/// `(j - rate * t_j) + 1 - (i - rate * t_i) - capacity`: a running minimum finds all of them.
+/// For the window from the `i`th admission to the `j`th, the excess is `(j - rate * t_j) + 1 - (i -
+/// rate * t_i) - capacity`: a running minimum finds all of them.
 fn excess(times: &[i64]) -> (f64, (i64, i64)) {
     let Some(start) = times.first() else {
         return (0.0, (0, 0));

@@ -1,10 +1,10 @@
-//! The fault matrix: four processes under load on one Redis, and each way in which it can fail.
+//! The fault matrix: four processes under load on one Redis, and the ways in which it can fail.
 //!
-//! Each row is one fault. By default the commonest ones run, in a short form; with
-//! `THROTTLE_FULL=1` all run at full length, and times are asserted too. The figures are printed
-//! as a table; `THROTTLE_FIGURES=FILE` also puts it between the marks in that file.
-//! `./scripts/faults` does both. With `THROTTLE_LEASE=TOKENS` the processes take so many tokens
-//! ahead. Arguments are those of any test program: a filter, `--list`.
+//! Each row is one fault. By default the most common ones run, in a short form. With
+//! `THROTTLE_FULL=1` all run at full length, and times are checked too. The figures are printed as
+//! a table. `THROTTLE_FIGURES=FILE` also writes the table between the marks in that file.
+//! `./scripts/faults` does both. With `THROTTLE_LEASE=TOKENS` each process leases that many tokens.
+//! Arguments are those of any test program: a filter, `--list`.
 #![allow(
     clippy::disallowed_methods,
     clippy::disallowed_types,
@@ -31,7 +31,7 @@ fn main() -> ExitCode {
         return ExitCode::SUCCESS;
     }
     let mut arguments = Arguments::from_args();
-    // Each row has the machine for itself.
+    // The rows run one at a time.
     arguments.test_threads = Some(1);
     let full = std::env::var_os("THROTTLE_FULL").is_some();
     let table = Arc::new(table::Table::default());

@@ -1,8 +1,8 @@
-//! What a loaded process reports, a line each.
+//! The records that a process under load reports, one a line.
 
 use std::{fmt, str::FromStr, time::SystemTime};
 
-/// Microseconds since 1970, on the clock that all processes of this machine read.
+/// Microseconds since 1970, on the clock that all processes of this machine share.
 pub(crate) fn now_us() -> i64 {
     let since_1970 = SystemTime::now()
         .duration_since(SystemTime::UNIX_EPOCH)
@@ -10,13 +10,13 @@ pub(crate) fn now_us() -> i64 {
     since_1970.as_micros() as i64
 }
 
-/// What an acquisition ended in.
+/// The result of an acquisition.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Outcome {
     Admitted,
     AdmittedByMemory,
-    Refused,
-    RefusedByMemory,
+    Rejected,
+    RejectedByMemory,
     Unavailable,
     Impossible,
 }
@@ -24,8 +24,8 @@ pub(crate) enum Outcome {
 const LETTERS: [(Outcome, &str); 6] = [
     (Outcome::Admitted, "A"),
     (Outcome::AdmittedByMemory, "M"),
-    (Outcome::Refused, "R"),
-    (Outcome::RefusedByMemory, "Q"),
+    (Outcome::Rejected, "R"),
+    (Outcome::RejectedByMemory, "Q"),
     (Outcome::Unavailable, "U"),
     (Outcome::Impossible, "I"),
 ];
@@ -42,7 +42,7 @@ pub(crate) enum Record {
     Acquired {
         /// Index in `child::SCOPES`.
         scope: usize,
-        asked: i64,
+        requested: i64,
         took: i64,
         outcome: Outcome,
     },
@@ -57,20 +57,20 @@ impl fmt::Display for Record {
         match self {
             Self::Acquired {
                 scope,
-                asked,
+                requested,
                 took,
                 outcome,
             } => {
                 let letter = LETTERS.iter().find(|(other, _)| other == outcome);
                 let letter = letter.map_or("?", |(_, letter)| letter);
-                write!(f, "a {scope} {asked} {took} {letter}")
+                write!(f, "a {scope} {requested} {took} {letter}")
             }
             Self::Health { at, degraded } => write!(f, "h {at} {}", u8::from(*degraded)),
         }
     }
 }
 
-/// A line that is no record, such as one that a killed process did not finish.
+/// A line that is not a record, such as one that a killed process did not finish.
 #[derive(Debug)]
 pub(crate) struct NoRecord;
 
@@ -81,9 +81,9 @@ impl FromStr for Record {
         let words: Vec<_> = line.split(' ').collect();
         let number = |word: &str| word.parse::<i64>().map_err(|_| NoRecord);
         match words[..] {
-            ["a", scope, asked, took, letter] => Ok(Self::Acquired {
+            ["a", scope, requested, took, letter] => Ok(Self::Acquired {
                 scope: scope.parse().map_err(|_| NoRecord)?,
-                asked: number(asked)?,
+                requested: number(requested)?,
                 took: number(took)?,
                 outcome: LETTERS
                     .iter()

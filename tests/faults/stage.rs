@@ -1,4 +1,4 @@
-//! Four loaded processes on one Redis, and hands that break it.
+//! Four processes under load on one Redis, and operations that disturb it.
 
 use std::{
     io::{BufRead, BufReader, Write},
@@ -15,7 +15,7 @@ use super::{
 
 pub(crate) const PROCESSES: usize = 4;
 
-/// Ends its process, also while a panic unwinds.
+/// Kills its process when it is dropped, also while a panic unwinds.
 struct Process {
     child: Child,
     stdin: Option<ChildStdin>,
@@ -37,7 +37,7 @@ impl Process {
         let mut lines = BufReader::new(child.stdout.take().expect("piped")).lines();
         let first = lines.next().expect("a line").expect("a pipe");
         assert_eq!(first, "ready");
-        // A pipe that nobody reads would hold the process up.
+        // A pipe that is not read would block the process.
         let records = std::thread::spawn(move || {
             lines
                 .map_while(Result::ok)
@@ -52,7 +52,7 @@ impl Process {
     }
 
     fn kill9(&mut self) {
-        self.child.kill().expect("our own child");
+        self.child.kill().expect("a child of this process");
     }
 
     fn finish(mut self) -> Vec<Record> {
@@ -71,12 +71,12 @@ impl Drop for Process {
     }
 }
 
-/// How a row's processes are started.
+/// How the processes of a row are started.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Setup {
     /// Arguments of the server.
     pub(crate) args: &'static [&'static str],
-    /// Each process through a proxy of its own.
+    /// Each process connects through a proxy of its own.
     pub(crate) proxied: bool,
     /// The server's clock can be set.
     pub(crate) clock: bool,
@@ -85,11 +85,11 @@ pub(crate) struct Setup {
     pub(crate) policy: Option<tower_throttle::Fallback>,
     /// `user:password@` of the processes.
     pub(crate) user: &'static str,
-    /// In seconds, where it is not the default.
+    /// In seconds, if it is not the default.
     pub(crate) reserve_for: Option<u64>,
 }
 
-/// The least that a limiter needs.
+/// The least rights of a limiter.
 const RIGHTS: [&str; 14] = [
     "on",
     ">secret",
@@ -122,7 +122,7 @@ pub(crate) const PROXIED: Setup = Setup {
     ..PLAIN
 };
 
-/// A fault: when it began, and when its cause was gone.
+/// A fault: when it began, and when its cause ended.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Mark {
     pub(crate) from: i64,
@@ -138,14 +138,14 @@ pub(crate) struct Stage {
     allowed: f64,
 }
 
-/// What all processes saw.
+/// The records of all processes.
 pub(crate) struct Trace {
-    /// Of each process, in the order of their ends.
+    /// The records of each process, in the order in which they ended.
     pub(crate) records: Vec<Vec<Record>>,
     pub(crate) marks: Vec<Mark>,
     pub(crate) to: i64,
     pub(crate) killed: Vec<usize>,
-    /// What the faults allow beyond what the row does, tokens.
+    /// Tokens that the faults allow in addition to those that the row allows.
     pub(crate) allowed: f64,
 }
 
@@ -203,14 +203,14 @@ impl Stage {
         self.marks.push(Mark { from: now, to: now });
     }
 
-    /// Its cause is gone.
+    /// The cause of the fault ends.
     pub(crate) fn ends(&mut self) {
         if let Some(mark) = self.marks.last_mut() {
             mark.to = now_us();
         }
     }
 
-    /// So many more tokens may be admitted in the worst window.
+    /// Allows `tokens` more in the worst window.
     pub(crate) fn allow(&mut self, tokens: f64) {
         self.allowed += tokens;
     }
@@ -223,7 +223,7 @@ impl Stage {
     pub(crate) fn go(&mut self) {
         for process in &mut self.processes {
             let stdin = process.stdin.as_mut().expect("not finished");
-            stdin.write_all(b"go\n").expect("a child that listens");
+            stdin.write_all(b"go\n").expect("a running child");
         }
     }
 

@@ -44,7 +44,7 @@ impl Table {
             figures.errors + figures.overdue,
             ms(Some(figures.caught)),
             ms(figures.p99_while_degraded),
-            ms(figures.back),
+            ms(figures.recovery),
             worst(false),
             worst(true),
             range(&mut scopes.iter().filter_map(|of| of.share), 2),
@@ -82,7 +82,7 @@ impl Table {
         println!("\n{}", self.text());
     }
 
-    /// Puts the table between the marks in this file.
+    /// Writes the table between the marks in this file.
     ///
     /// # Panics
     ///

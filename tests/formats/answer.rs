@@ -1,9 +1,9 @@
-//! An answer over HTTP, read back.
+//! A response over HTTP, parsed.
 
 use reqwest::header::HeaderMap;
 use sfv::{BareItem, List, ListEntry, Parser};
 
-/// All that the table shows, in this order.
+/// The fields that the table shows, in this order.
 pub(crate) const SHOWN: [&str; 8] = [
     "content-type",
     "cache-control",
@@ -31,9 +31,9 @@ impl Answer {
         let left = self.members("ratelimit", "r", "t");
         for (name, r, t) in &left {
             assert!(*r >= 0 && *t >= 1, "{name}: r={r} t={t}");
-            let of = |(known, q, _): &(String, i64, i64)| known == name && r <= q;
-            let known = self.members("ratelimit-policy", "q", "w");
-            assert!(known.iter().any(of), "{name} is no policy");
+            let of = |(policy, q, _): &(String, i64, i64)| policy == name && r <= q;
+            let policies = self.members("ratelimit-policy", "q", "w");
+            assert!(policies.iter().any(of), "{name} is no policy");
         }
         assert!(left.len() <= policies.len());
         if let Some(seconds) = retry_after {
@@ -69,7 +69,7 @@ impl Answer {
         Some(value.parse().expect("a number"))
     }
 
-    /// The field as RFC 9651 has it: lines with the same name are one list.
+    /// The field as defined in RFC 9651: lines with the same name are one list.
     fn list(&self, name: &str) -> List {
         let lines = self.headers.get_all(name).iter();
         let lines: Vec<_> = lines.map(|line| line.to_str().expect("ASCII")).collect();
@@ -77,7 +77,7 @@ impl Answer {
         list.unwrap_or_else(|error| panic!("{name}: {lines:?}: {error}"))
     }
 
-    /// Each with its name and two of its parameters.
+    /// Each member with its name and two of its parameters.
     pub(crate) fn members(&self, name: &str, one: &str, two: &str) -> Vec<(String, i64, i64)> {
         let member = |member: &ListEntry| {
             let ListEntry::Item(item) = member else {

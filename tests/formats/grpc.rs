@@ -1,4 +1,4 @@
-//! tonic at both ends.
+//! tonic as server and as client.
 
 use std::{convert::Infallible, error::Error, net::SocketAddr, time::Duration};
 
@@ -54,7 +54,7 @@ async fn connect(address: SocketAddr) -> Channel {
     endpoint.connect().await.expect("a connection")
 }
 
-/// The last of so many answers.
+/// The last of `$requests` responses.
 macro_rules! nth {
     ($client:expr, $nth:literal) => {{
         let mut client = $client;
@@ -65,7 +65,7 @@ macro_rules! nth {
     }};
 }
 
-/// As a peer that knows the richer error model reads it.
+/// Reads the status as a client that supports the richer error model.
 fn read(status: &Status) -> Vec<String> {
     assert!(!status.message().contains("not ready"), "{status:?}");
     let mut lines = vec![format!("{:?}: {}", status.code(), status.message())];
@@ -128,13 +128,13 @@ pub(crate) async fn rows() -> Vec<Row> {
     let many = nth!(HealthClient::new(connect(many).await), 1).expect_err("too many scopes");
     row("gRPC, more than 128 scopes", ".respond_http()", &many);
     let closed = API.fallback(Fallback::FailClosed);
-    let away = nth!(server(closed.clone(), without_redis().await).await, 1);
-    let away = away.expect_err("unavailable");
-    row("gRPC, unavailable", ".respond_http()", &away);
+    let unavailable = nth!(server(closed.clone(), without_redis().await).await, 1);
+    let unavailable = unavailable.expect_err("unavailable");
+    row("gRPC, unavailable", ".respond_http()", &unavailable);
     let share = nth!(server(API, without_redis().await).await, 3).expect_err("refused");
     row("gRPC, rejected without Redis", ".respond_http()", &share);
 
-    // A client under a limit of its own, before a server that has none.
+    // A client with a limit of its own, before a server without one.
     let server = limited(RateLimitLayer::new(&memory(), Scopes::default())).await;
     let channel = connect(server).await;
     let client = HealthClient::new(http(&memory(), API).layer(channel.clone()));
@@ -147,15 +147,15 @@ pub(crate) async fn rows() -> Vec<Row> {
     let fail: RateLimitLayer<Scope, Fail> = RateLimitLayer::new(&memory(), API);
     let client = HealthClient::new(fail.layer(channel.clone()));
     let failed = nth!(client, 3).expect_err("refused");
-    let rejected = Rejected::find(&failed).expect("the refusal");
+    let rejected = Rejected::find(&failed).expect("a rejection");
     row(
         "gRPC client, `Status::from(rejected)`",
         "as it is",
         &Status::from(rejected.clone()),
     );
     let closed = http(&without_redis().await, closed);
-    let away = nth!(HealthClient::new(closed.layer(channel)), 1).expect_err("unavailable");
-    row("gRPC client, unavailable", ".respond_http()", &away);
+    let unavailable = nth!(HealthClient::new(closed.layer(channel)), 1).expect_err("unavailable");
+    row("gRPC client, unavailable", ".respond_http()", &unavailable);
 
     for (case, outside) in [
         ("gRPC-Web, rejected outside the translation", true),
@@ -166,7 +166,7 @@ pub(crate) async fn rows() -> Vec<Row> {
     rows
 }
 
-/// The refusal of a server that speaks gRPC-Web, to tonic as a client of it.
+/// The rejection of a server that speaks gRPC-Web, as tonic's gRPC-Web client reads it.
 async fn over_web(outside: bool) -> Status {
     let limit = http(&Limiter::in_memory(), API);
     let (incoming, address) = listen();

@@ -1,4 +1,4 @@
-//! axum behind a limit, reqwest in front of it.
+//! axum behind a limit, and reqwest as its client.
 
 use std::time::Duration;
 
@@ -18,11 +18,11 @@ use super::{
 
 const SECOND: Duration = Duration::from_secs(1);
 const API: Scope = DAY.scope("api");
-/// The second one is three tokens short, which come back in half a day.
-const DEAR: Scope = Quota::per_day(6.0).scope("api").cost(4.5);
+/// The second request is three tokens short, which refill in half a day.
+const EXPENSIVE: Scope = Quota::per_day(6.0).scope("api").cost(4.5);
 const SITE: Scope = Quota::per_day(1_000.0).scope("site");
 
-/// A router over a socket, as a client sees it.
+/// A router over a socket, and its client.
 struct Client {
     url: String,
     client: reqwest::Client,
@@ -39,7 +39,7 @@ impl Client {
         Self { url, client }
     }
 
-    /// The answer to the last of so many requests, read back.
+    /// The last of `requests` responses, parsed.
     async fn nth(&self, requests: usize) -> Vec<String> {
         for _ in 1..requests {
             self.ask().await;
@@ -57,7 +57,7 @@ impl Client {
     }
 }
 
-/// `Row` of the last of so many answers through these layers, the first of them innermost.
+/// The `Row` of the last of several responses through these layers, the first of them innermost.
 macro_rules! row {
     ($rows:ident, $case:literal, $told:literal, $nth:literal, $($layer:expr),+) => {
         let client = Client::of(|router| router$(.layer($layer))+).await;
@@ -75,10 +75,10 @@ pub(crate) async fn rows() -> Vec<Row> {
     rows
 }
 
-/// With the tokens in a Redis that is well.
+/// With the buckets in an available Redis.
 async fn styles(rows: &mut Vec<Row>) {
     let server = RedisServer::start().await;
-    let limiter = patient(&server);
+    let limiter = connect(&server);
     let scope = |style: &str| API.key(style);
     let draft = RateLimitLayer::new(&limiter, scope("draft")).respond_http();
     let legacy = RateLimitLayer::new(&limiter, scope("legacy")).respond_http();
@@ -144,18 +144,18 @@ async fn styles(rows: &mut Vec<Row>) {
         2,
         paced.max_wait(60 * SECOND)
     );
-    let dear = RateLimitLayer::new(&limiter, DEAR.key("dear")).respond_http();
+    let expensive = RateLimitLayer::new(&limiter, EXPENSIVE.key("expensive")).respond_http();
     row!(
         rows,
         "rejected, the wait would exceed `max_wait`",
         ".max_wait(…)",
         2,
-        dear.max_wait(SECOND)
+        expensive.max_wait(SECOND)
     );
 }
 
-/// So that a busy machine is not taken for a Redis that is away.
-fn patient(server: &RedisServer) -> Limiter {
+/// A limiter whose timeouts are longer than the delays of a busy machine.
+fn connect(server: &RedisServer) -> Limiter {
     let limiter = Limiter::builder().redis(server.url());
     limiter
         .redis_timeout(30 * SECOND)
@@ -208,7 +208,7 @@ async fn several(rows: &mut Vec<Row>) {
         layer(API),
         layer(SITE)
     );
-    // Retry-After is the inner one's, so this is not read as one answer.
+    // Retry-After is the inner layer's, so this cannot be checked as one response.
     let client = Client::of(|router| router.layer(layer(API)).layer(layer(SITE))).await;
     client.nth(2).await;
     let refused = client.ask().await;
@@ -243,7 +243,7 @@ async fn rare(rows: &mut Vec<Row>) {
         "rejected with too few tokens left",
         ".respond_http()",
         2,
-        layer(DEAR)
+        layer(EXPENSIVE)
     );
     let named = layer(Scope::new("für \"50%\"", DAY));
     row!(
@@ -266,7 +266,7 @@ async fn rare(rows: &mut Vec<Row>) {
     row!(rows, "admitted at no cost", ".respond_http()", 1, free);
     let nobody = RateLimitLayer::new(&Limiter::in_memory(), Scopes::default()).respond_http();
     row!(rows, "not limited", ".respond_http()", 1, nobody);
-    // A script may read the first two anyway.
+    // A script may read the first two fields anyway.
     for name in &SHOWN[2..] {
         assert!(EXPOSE_HEADERS.split(", ").any(|exposed| exposed == *name));
     }
@@ -274,7 +274,7 @@ async fn rare(rows: &mut Vec<Row>) {
 
 async fn outages(rows: &mut Vec<Row>) {
     let mut server = RedisServer::start().await;
-    let limiter = patient(&server);
+    let limiter = connect(&server);
     let layer = RateLimitLayer::new(&limiter, API).respond_http();
     let layer = layer.problem_json().headers(HeaderStyle::Both);
     let client = Client::of(|router| router.layer(layer)).await;
@@ -300,7 +300,7 @@ async fn outages(rows: &mut Vec<Row>) {
     );
 }
 
-/// The reply answers with the bodies that services have, whatever else these can be made from.
+/// The reply can produce the bodies that services use, whatever else they can be made from.
 #[test]
 fn bodies() {
     use axum::http::{Request, Response};

@@ -1,8 +1,8 @@
-//! What clients are told, as they read it: each row of the table in `docs/formats.md` is an
-//! exchange over a socket, read by parsers that are not ours.
+//! Responses as clients read them: each row of the table in `docs/formats.md` is an exchange over a
+//! socket, read by independent parsers.
 //!
-//! The test fails when the document and the answers differ; `THROTTLE_FORMATS=write` puts the
-//! answers between the marks instead.
+//! The test fails when the document and the responses differ. `THROTTLE_FORMATS=write` writes the
+//! responses between the marks instead.
 #![cfg(all(feature = "redis", feature = "tonic"))]
 
 #[path = "../support/mod.rs"]
@@ -17,10 +17,10 @@ use tower_throttle::{Limiter, Quota};
 
 use self::{support::RedisServer, table::Row};
 
-/// So slow that nothing comes back during a test.
+/// Refills too slowly to matter in a test.
 const DAY: Quota = Quota::per_day(2.0);
 
-/// A limiter whose Redis never was there.
+/// A limiter whose Redis was never available.
 async fn without_redis() -> Limiter {
     let mut server = RedisServer::start().await;
     server.kill9();

@@ -1,4 +1,4 @@
-//! The table, in the document and as it is.
+//! The table in the document, and the table of this run.
 
 use std::fs;
 
@@ -8,14 +8,14 @@ const END: &str = "<!-- formats: end -->\n";
 
 pub(crate) struct Row {
     pub(crate) case: &'static str,
-    /// How the layer was told to answer.
+    /// The configuration of the layer.
     pub(crate) layer: &'static str,
     pub(crate) answer: Vec<String>,
 }
 
 /// # Panics
 ///
-/// If the document tells something else than these rows.
+/// If the document differs from these rows.
 pub(crate) fn compare(rows: &[Row]) {
     let mut table = String::from("| case | layer | response |\n|---|---|---|\n");
     for row in rows {
@@ -26,23 +26,23 @@ pub(crate) fn compare(rows: &[Row]) {
     println!("{table}");
     let document = fs::read_to_string(DOCUMENT).expect("docs/formats.md");
     let (head, rest) = document.split_once(BEGIN).expect("the first mark");
-    let (told, tail) = rest.split_once(END).expect("the second mark");
+    let (documented, tail) = rest.split_once(END).expect("the second mark");
     if std::env::var_os("THROTTLE_FORMATS").is_some_and(|value| value == "write") {
         let document = format!("{head}{BEGIN}{table}{END}{tail}");
         fs::write(DOCUMENT, document).expect("docs/formats.md");
         return;
     }
-    for (told, sent) in told.lines().zip(table.lines()) {
+    for (documented, sent) in documented.lines().zip(table.lines()) {
         assert_eq!(
-            told, sent,
+            documented, sent,
             "docs/formats.md has the first, the second is sent"
         );
     }
-    assert_eq!(told.lines().count(), table.lines().count(), "rows");
+    assert_eq!(documented.lines().count(), table.lines().count(), "rows");
 }
 
-/// A wait of half a day is some moments shorter when it is read: seconds and milliseconds of it
-/// are shown as at its beginning.
+/// A wait of half a day is shorter when it is read: its seconds and milliseconds are shown as at
+/// its beginning.
 fn mask(text: &str) -> String {
     let number = |byte: char| byte.is_ascii_digit() || byte == '.';
     let mut masked = String::new();

@@ -1,4 +1,4 @@
-//! A client that sends whatever it likes, through proxies that each append what they saw.
+//! A client that sends arbitrary headers, through proxies that each append what they saw.
 
 use std::hash::{BuildHasher, RandomState};
 
@@ -12,10 +12,10 @@ enum Form {
     Forwarded,
 }
 
-/// How a proxy writes down what it saw.
+/// How a proxy writes what it saw.
 #[derive(Clone, Copy, Debug)]
 struct Style {
-    /// In a line of its own, not at the end of the last.
+    /// In a line of its own, not at the end of the last line.
     fresh_line: bool,
     port: bool,
     brackets: bool,
@@ -38,7 +38,7 @@ fn written(ip: IpAddr, form: Form, style: Style) -> String {
     };
     match form {
         Form::List => node,
-        // What the host is, the client decides; the proxy quotes it.
+        // The client chooses the host, and the proxy quotes it.
         Form::Forwarded if style.host => {
             format!("for=\"{node}\";host=\"a\\\\\\\", for=192.0.2.66;\\\"b\"")
         }
@@ -70,7 +70,7 @@ fn style() -> impl Strategy<Value = Style> {
     })
 }
 
-/// Neither in a private network nor the same as what a hostile line names.
+/// Neither in a private network nor an address of a hostile line.
 fn outsider() -> impl Strategy<Value = IpAddr> {
     prop_oneof![
         any::<[u8; 2]>().prop_map(|[a, b]| Ipv4Addr::new(198, 18, a, b).into()),
@@ -90,7 +90,7 @@ fn insider() -> impl Strategy<Value = IpAddr> {
     ]
 }
 
-/// What a hostile client sends: pieces that mean something, or any bytes that a header takes.
+/// What a hostile client sends: meaningful pieces, or any bytes that a header accepts.
 fn hostile() -> impl Strategy<Value = Vec<Vec<u8>>> {
     let piece = prop_oneof![
         proptest::sample::select(vec![
@@ -146,7 +146,7 @@ fn find(client: &ClientIp, peer: IpAddr, form: Form, lines: &[Vec<u8>]) -> Optio
     client.find(&request(peer, name, lines.iter().map(Vec::as_slice)))
 }
 
-/// `THROTTLE_SEED` repeats a run; nothing is left in the tree.
+/// `THROTTLE_SEED` repeats a run. No file is left in the source tree.
 fn seeded(cases: u32) -> ProptestConfig {
     let seed = std::env::var("THROTTLE_SEED").ok();
     let seed = seed.map(|seed| seed.parse().expect("a whole number"));
@@ -163,9 +163,9 @@ fn seeded(cases: u32) -> ProptestConfig {
 proptest! {
     #![proptest_config(seeded(4_096))]
 
-    /// It is the address that the outermost trusted proxy saw, whatever the client sent.
+    /// The client is the address that the outermost trusted proxy saw, whatever the client sent.
     #[test]
-    fn nobody_names_another_address(
+    fn clients_cannot_name_another_address(
         forwarded in any::<bool>(),
         mut lines in hostile(),
         real in outsider(),
@@ -188,9 +188,9 @@ proptest! {
         }
     }
 
-    /// What a proxy quotes of its client, as RFC 7239 has it, stays within its quotes.
+    /// What a proxy quotes of its client, as in RFC 7239, stays within its quotes.
     #[test]
-    fn nobody_leaves_the_quotes(
+    fn clients_cannot_leave_the_quotes(
         mut lines in hostile(),
         host in proptest::collection::vec(
             proptest::sample::select(vec![
@@ -217,9 +217,9 @@ proptest! {
         prop_assert_eq!(found, Some(grouped(real)), "{}", element);
     }
 
-    /// A proxy that hides whom it saw speaks for its client; nothing behind it is read.
+    /// A proxy that hides the address it saw is the client. Nothing before it is read.
     #[test]
-    fn what_a_proxy_hides_stays_hidden(
+    fn hidden_addresses_stay_hidden(
         forwarded in any::<bool>(),
         mut lines in hostile(),
         hides in insider(),
@@ -244,9 +244,9 @@ proptest! {
         }
     }
 
-    /// From a peer that is not trusted, nothing is read.
+    /// From a peer that is not trusted, no header is read.
     #[test]
-    fn a_stranger_is_itself(
+    fn untrusted_peer_is_the_client(
         forwarded in any::<bool>(),
         hops in proptest::option::of(1usize..4),
         lines in hostile(),
@@ -264,9 +264,9 @@ proptest! {
         prop_assert_eq!(find(&client, peer, form, &lines), Some(grouped(peer)));
     }
 
-    /// A header that the proxy sets holds nothing of the client's; two are not believed.
+    /// A header that the proxy sets has nothing of the client's. Two values are ignored.
     #[test]
-    fn one_value_or_none(lines in hostile(), peer in insider()) {
+    fn single_value_is_read_and_several_are_ignored(lines in hostile(), peer in insider()) {
         let client = client_ip(TrustedProxies::private().single_header("x-real-ip"));
         let mut lines: Vec<&[u8]> = lines.iter().map(Vec::as_slice).collect();
         lines.push(b"192.0.2.9");

@@ -1,4 +1,4 @@
-//! Keys and limits, put together.
+//! Combinations of keys and of limits.
 
 use super::*;
 
@@ -37,18 +37,18 @@ async fn tuple_of_keys_has_a_bucket_for_each_combination() {
         );
     }
     assert_eq!(limiter.scopes_held(), 3);
-    // It is named by its keys, which are not one text.
+    // It is named by its keys, which are not joined.
     let named = USER.keys(["GET", "a"]);
     assert_eq!(limiter.bucket(&named).level().await.unwrap().floor(), 9.0);
     assert_eq!(
         limiter.bucket(&USER.key("GET/a")).level().await.unwrap(),
         10.0
     );
-    // Methods that a client makes up have one bucket together.
+    // Unknown methods share one bucket.
     let made_up = |name| by.extract(&of(name, "a")).iter().next().cloned();
     assert_eq!(made_up("BREW"), made_up("PROPFIND"));
     assert_ne!(made_up("BREW"), made_up("GET"));
-    // Without one part there is no combination.
+    // Without one of its keys there is no combination.
     assert!(names(&by, &Request::new(())).is_empty());
 }
 
@@ -67,11 +67,7 @@ fn second_header_line_selects_no_new_bucket() {
     assert_eq!(keyed(&[b"ann", b"ann"]), ann);
     assert_eq!(keyed(&[b"", b"ann"]), ann);
     assert_ne!(keyed(&[b"\xe4nn"]), ann);
-    assert_ne!(
-        keyed(&[b"\xe4nn"]),
-        keyed(&[b"\\xe4nn"]),
-        "as it is escaped"
-    );
+    assert_ne!(keyed(&[b"\xe4nn"]), keyed(&[b"\\xe4nn"]), "escaped");
     let several = keyed(&[b"ann", b"1"]);
     assert_ne!(several, ann);
     for lines in [[b"ann".as_slice(), b"2"], [b"2", b"ann"], [b"ann", b"\xff"]] {
@@ -90,8 +86,8 @@ async fn tuple_of_limits_takes_from_all_or_none() {
     assert_eq!(names(&both, &Request::new(())), ["site"]);
     let user = USER.key("a");
     limiter.try_acquire(user.clone().cost(10.0)).await.unwrap();
-    let refused = limiter.try_acquire(both.extract(&of("GET", "a"))).await;
-    assert_eq!(refused.unwrap_err().scope(), "user");
+    let rejected = limiter.try_acquire(both.extract(&of("GET", "a"))).await;
+    assert_eq!(rejected.unwrap_err().scope(), "user");
     assert_eq!(
         limiter.bucket(&SITE).level().await.unwrap(),
         10.0,
@@ -103,10 +99,10 @@ async fn tuple_of_limits_takes_from_all_or_none() {
         .unwrap();
     assert_eq!(limiter.bucket(&SITE).level().await.unwrap().floor(), 9.0);
 
-    // Of scopes known ahead it is known ahead; a tuple may hold tuples.
+    // A tuple of fixed scopes is fixed. A tuple may contain tuples.
     let fixed = (SITE, [USER, DAY.scope("third")], None::<Scope>);
-    let known = ScopeExtractor::<()>::fixed(&fixed).expect("known");
-    assert_eq!(known.iter().count(), 3);
+    let fixed_scopes = ScopeExtractor::<()>::fixed(&fixed).expect("fixed scopes");
+    assert_eq!(fixed_scopes.iter().count(), 3);
     assert_eq!(names(&((SITE, USER), fixed), &()).len(), 5);
 }
 
@@ -158,13 +154,13 @@ async fn plan_change_keeps_remaining_tokens() {
         .await
         .unwrap();
     assert_eq!(level(&of(Some(100.0))).await, 60.0);
-    // More room, and no more tokens for it.
+    // A higher capacity does not add tokens.
     limiter
         .try_acquire(of(Some(1_000.0)).cost(1.0))
         .await
         .unwrap();
     assert_eq!(level(&of(Some(1_000.0))).await, 59.0);
-    // Less room: what does not fit is gone, and does not come back with the room.
+    // A lower capacity discards the tokens above it, and a higher one does not restore them.
     limiter.try_acquire(of(None).cost(4.0)).await.unwrap();
     assert_eq!(level(&of(None)).await, 6.0);
     limiter
@@ -178,7 +174,8 @@ async fn plan_change_keeps_remaining_tokens() {
     assert_eq!(level(&of(Some(100.0))).await, 0.0);
 }
 
-/// Whether a type is a limit, asked of the compiler: an inherent constant goes before a trait's.
+/// Whether a type is a limit, at compile time: an inherent constant takes precedence over a
+/// trait's.
 struct Probe<X>(std::marker::PhantomData<X>);
 
 impl<X: ScopeExtractor<Request<()>>> Probe<X> {

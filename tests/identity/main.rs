@@ -1,4 +1,4 @@
-//! Callers cannot lie about who they are.
+//! Clients cannot forge their identity.
 #![cfg(feature = "http")]
 
 mod chains;
@@ -38,7 +38,7 @@ fn request<'a>(peer: IpAddr, name: &str, lines: impl IntoIterator<Item = &'a [u8
     request
 }
 
-/// Whom `client` takes the sender of these lines for, behind the proxy 10.0.0.1.
+/// The address that `client` finds for the sender of these lines, behind the proxy 10.0.0.1.
 fn seen(client: &ClientIp, name: &str, lines: &[&[u8]]) -> String {
     let request = request(ip("10.0.0.1"), name, lines.iter().copied());
     client.find(&request).expect("a peer").to_string()

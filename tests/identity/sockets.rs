@@ -1,4 +1,4 @@
-//! Over real sockets: axum with reqwest and with raw bytes, real proxies between, and tonic.
+//! Real sockets: axum with reqwest and with raw bytes, behind real proxies, and tonic.
 
 use std::{fmt, net::SocketAddr, sync::Arc};
 
@@ -40,8 +40,8 @@ pub(super) async fn serve(address: &str, router: Router) -> SocketAddr {
     address
 }
 
-/// Answers whom it takes the sender for.
-fn tells(client: ClientIp) -> Router {
+/// Responds with the address that it finds for the client.
+fn responds_with_client(client: ClientIp) -> Router {
     let found = async move |req: Request| client.find(&req).map(|ip| ip.to_string());
     Router::new().route(
         "/",
@@ -55,13 +55,13 @@ pub(super) fn from(address: &str) -> reqwest::Client {
     client.local_address(ip(address)).build().unwrap()
 }
 
-/// Sends these lines behind the head of a request; status and body of the answer.
+/// Sends these lines after the head of a request. Returns the status and body of the response.
 pub(super) async fn raw(address: SocketAddr, lines: &[u8]) -> (u16, String) {
     let head = b"GET / HTTP/1.1\r\nhost: a\r\nconnection: close\r\n";
     raw_head(address, &[head, lines].concat()).await
 }
 
-/// Sends these bytes as the head of a request; status and body of the answer.
+/// Sends these bytes as the head of a request. Returns the status and body of the response.
 pub(super) async fn raw_head(address: SocketAddr, head: &[u8]) -> (u16, String) {
     let mut stream = TcpStream::connect(address).await.unwrap();
     stream.write_all(head).await.unwrap();
@@ -73,7 +73,7 @@ pub(super) async fn raw_head(address: SocketAddr, head: &[u8]) -> (u16, String) 
     (head[9..12].parse().expect("a status"), body.to_owned())
 }
 
-/// Passes on to `next` whatever comes, with the address it saw behind what was there.
+/// Forwards each request to `next`, and appends the address it saw.
 fn proxy(own: &str, next: SocketAddr) -> Router {
     let passes = (from(own), format!("http://{next}/"));
     let pass = async |State(passes): State<Arc<(reqwest::Client, String)>>, req: Request| {
@@ -99,10 +99,10 @@ async fn forged_header_through_two_proxies_is_ignored() {
         client_ip(trusted.clone().forwarded()),
         client_ip(trusted.clone().hops(2)),
     ] {
-        let server = serve("127.0.0.1:0", tells(client)).await;
+        let server = serve("127.0.0.1:0", responds_with_client(client)).await;
         let inner = serve("127.0.0.1:0", proxy("127.0.0.3", server)).await;
         let outer = serve("127.0.0.1:0", proxy("127.0.0.2", inner)).await;
-        for lie in [
+        for forged in [
             "",
             "192.0.2.66",
             "127.0.0.2",
@@ -111,12 +111,15 @@ async fn forged_header_through_two_proxies_is_ignored() {
         ] {
             let get = |to: SocketAddr| {
                 let request = from("127.0.0.9").get(format!("http://{to}/"));
-                request.header(XFF, lie).header("forwarded", lie).send()
+                request
+                    .header(XFF, forged)
+                    .header("forwarded", forged)
+                    .send()
             };
-            let told = async |to| get(to).await.unwrap().text().await.unwrap();
-            assert_eq!(told(outer).await, "127.0.0.9", "{lie:?}");
-            // Past the proxies it is a stranger.
-            assert_eq!(told(server).await, "127.0.0.9", "{lie:?}");
+            let found = async |to| get(to).await.unwrap().text().await.unwrap();
+            assert_eq!(found(outer).await, "127.0.0.9", "{forged:?}");
+            // A direct connection to the server comes from an untrusted peer.
+            assert_eq!(found(server).await, "127.0.0.9", "{forged:?}");
         }
     }
 }
@@ -124,7 +127,7 @@ async fn forged_header_through_two_proxies_is_ignored() {
 #[tokio::test]
 async fn unusual_bytes_are_parsed_safely() {
     let client = client_ip(TrustedProxies::loopback());
-    let server = serve("127.0.0.1:0", tells(client)).await;
+    let server = serve("127.0.0.1:0", responds_with_client(client)).await;
     let long = [
         b"X-Forwarded-For: ".to_vec(),
         vec![b'9'; 10_000],
@@ -154,8 +157,13 @@ async fn unusual_bytes_are_parsed_safely() {
             "203.0.113.7",
         ),
     ] {
-        let (status, told) = raw(server, head).await;
-        assert_eq!((status, &*told), (200, expected), "{}", head.escape_ascii());
+        let (status, found) = raw(server, head).await;
+        assert_eq!(
+            (status, &*found),
+            (200, expected),
+            "{}",
+            head.escape_ascii()
+        );
     }
 }
 
@@ -167,8 +175,8 @@ async fn forged_headers_select_one_bucket() {
     let hello = Router::new().route("/", get(async || "hello"));
     let server = serve("127.0.0.1:0", hello.layer(limit)).await;
     for (nth, expected) in [200, 200, 429, 429].into_iter().enumerate() {
-        let lie = format!("x-forwarded-for: 192.0.2.{nth}\r\nx-real-ip: 192.0.2.{nth}\r\n");
-        assert_eq!(raw(server, lie.as_bytes()).await.0, expected);
+        let forged = format!("x-forwarded-for: 192.0.2.{nth}\r\nx-real-ip: 192.0.2.{nth}\r\n");
+        assert_eq!(raw(server, forged.as_bytes()).await.0, expected);
     }
     assert_eq!(limiter.scopes_held(), 1);
     // Another address has another bucket.
@@ -207,7 +215,7 @@ async fn peers_of_both_address_families() {
     }
     let server = serve("[::1]:0", peer.clone()).await;
     assert_eq!(raw(server, b"").await.1, "::", "its first 64 bits");
-    // A socket for both tells IPv4 in IPv6.
+    // A socket of both families reports IPv4 as IPv4-mapped IPv6.
     let server = serve("[::]:0", peer).await;
     let through_v4 = SocketAddr::new(ip("127.0.0.1"), server.port());
     assert_eq!(raw(through_v4, b"").await.1, "127.0.0.1");
@@ -234,7 +242,7 @@ impl fmt::Display for User {
 }
 
 #[tokio::test]
-async fn routes_and_users() {
+async fn routes_and_users_are_keys() {
     const ROUTE: Scope = Quota::per_day(2.0).scope("route");
     let limiter = Limiter::in_memory();
     let layer = || {
@@ -243,7 +251,7 @@ async fn routes_and_users() {
             .or_unlimited();
         RateLimitLayer::new(&limiter, by).respond_http()
     };
-    // Passwords are for another example.
+    // Real authentication is out of scope here.
     let authenticate = from_fn(async |mut req: Request, next: Next| -> Response {
         let user = req
             .headers()
@@ -274,7 +282,7 @@ async fn routes_and_users() {
             .status()
             .as_u16()
     };
-    // Every user is one, whichever path the route has matched.
+    // Each user has one bucket per route, whichever path the route has matched.
     for (path, expected) in [("/users/1", 200), ("/users/2", 200), ("/users/3", 429)] {
         assert_eq!(status(false, path, "ann").await, expected, "{path}");
     }
@@ -289,7 +297,7 @@ async fn routes_and_users() {
     }
     let bucket = ROUTE.keys(["GET", "/api/deep/{id}", "ann"]);
     assert_eq!(limiter.bucket(&bucket).level().await.unwrap().floor(), 0.0);
-    // Without a user there is no key, and that is not limited here.
+    // Without a user there is no key, and the request is not limited here.
     for _ in 0..4 {
         let url = format!("http://{server}/users/1");
         assert_eq!(http.get(url).send().await.unwrap().status(), 200);

@@ -1,8 +1,8 @@
-//! Headers and what they say, one by one.
+//! Header values and the clients they name.
 
 use super::*;
 
-/// Of one line, with proxies in private networks.
+/// Single lines, with proxies in private networks.
 const ADDRESSES: &[(&str, &str)] = &[
     ("203.0.113.7", "203.0.113.7"),
     ("203.0.113.7:443", "203.0.113.7"),
@@ -15,7 +15,7 @@ const ADDRESSES: &[(&str, &str)] = &[
     ("2001:db8:1:2:3:4:5:6", "2001:db8:1:2::"),
     ("[2001:db8:1:2:3:4:5:6]", "2001:db8:1:2::"),
     ("[2001:DB8:1:2:3:4:5:6]:443", "2001:db8:1:2::"),
-    // No addresses: the proxy speaks for itself.
+    // Not addresses: the proxy is the client.
     ("", "10.0.0.1"),
     (" ", "10.0.0.1"),
     ("unknown", "10.0.0.1"),
@@ -55,11 +55,11 @@ fn forms_of_an_address() {
             *expected,
             "{text:?}"
         );
-        let lied = format!("198.51.100.66, {text}");
+        let forged = format!("198.51.100.66, {text}");
         assert_eq!(
-            seen(&listed, XFF, &[lied.as_bytes()]),
+            seen(&listed, XFF, &[forged.as_bytes()]),
             *expected,
-            "{lied:?}"
+            "{forged:?}"
         );
         let lines = [b"198.51.100.66".as_slice(), text.as_bytes()];
         assert_eq!(seen(&listed, XFF, &lines), *expected, "{text:?}");
@@ -83,15 +83,15 @@ fn forms_of_an_address() {
 fn lists() {
     let client = client_ip(TrustedProxies::private());
     for (lines, expected) in [
-        // From the end, over trusted proxies, whichever lines they are in.
+        // From the end, over trusted proxies, across lines.
         (&["198.51.100.66, 203.0.113.7, 10.0.0.2"][..], "203.0.113.7"),
         (&["198.51.100.66", "203.0.113.7, 10.0.0.2"], "203.0.113.7"),
         (&["198.51.100.66, 203.0.113.7", "10.0.0.2"], "203.0.113.7"),
         (&["198.51.100.66", "203.0.113.7", "10.0.0.2"], "203.0.113.7"),
         (&["203.0.113.7,192.168.3.4 , 172.31.0.1,::1"], "203.0.113.7"),
-        // An inner one in its IPv6 form, with a port.
+        // An inner proxy in its IPv6 form, with a port.
         (&["203.0.113.7, [::ffff:10.0.0.2]:80"], "203.0.113.7"),
-        // The last trusted hop speaks where there is nothing before it that can be read.
+        // The last trusted hop is the client if nothing before it can be parsed.
         (&["203.0.113.7, unknown, 10.0.0.2"], "10.0.0.2"),
         (&["203.0.113.7, , 10.0.0.2"], "10.0.0.2"),
         (&["203.0.113.7", "", "10.0.0.2"], "10.0.0.2"),
@@ -103,7 +103,7 @@ fn lists() {
         let lines: Vec<&[u8]> = lines.iter().map(|line| line.as_bytes()).collect();
         assert_eq!(seen(&client, XFF, &lines), expected, "{lines:?}");
     }
-    // Whatever stands left of what the proxy has seen.
+    // Anything may precede the address that the proxy has seen.
     let long = [vec![b'1'; 10_000], b",203.0.113.7".to_vec()].concat();
     assert_eq!(seen(&client, XFF, &[&long]), "203.0.113.7");
     let longer = [vec![b','; 10_000], b"203.0.113.7".to_vec()].concat();
@@ -139,7 +139,7 @@ fn forwarded() {
             &["for=198.51.100.66", "for=203.0.113.7", "for=10.0.0.2"],
             "203.0.113.7",
         ),
-        // A quote that the client has left open hides nothing behind it.
+        // A quote that the client left open hides nothing after it.
         (&["for=\"198.51.100.66, for=203.0.113.7"], "203.0.113.7"),
         (&["for=198.51.100.66\", for=\"203.0.113.7\""], "203.0.113.7"),
         (&["for=\"", "for=\"203.0.113.7\""], "203.0.113.7"),
@@ -147,7 +147,7 @@ fn forwarded() {
             &["\\\", for=203.0.113.7;host=\"a\\\", for=198.51.100.66\""],
             "203.0.113.7",
         ),
-        // Commas and semicolons within quotes are none.
+        // Commas and semicolons within quotes separate nothing.
         (
             &["for=203.0.113.7;host=\"a, for=198.51.100.66\""],
             "203.0.113.7",
@@ -156,7 +156,7 @@ fn forwarded() {
             &["host=\"a;for=198.51.100.66\";for=203.0.113.7"],
             "203.0.113.7",
         ),
-        // No addresses.
+        // Not addresses.
         (&["for=unknown"], "10.0.0.1"),
         (&["for=_hidden, for=10.0.0.2"], "10.0.0.2"),
         (&["for=203.0.113.7, by=10.0.0.2"], "10.0.0.1"),
@@ -175,31 +175,31 @@ fn forwarded() {
         let lines: Vec<&[u8]> = lines.iter().map(|line| line.as_bytes()).collect();
         assert_eq!(seen(&client, "forwarded", &lines), expected, "{lines:?}");
     }
-    // Only the header that was named counts.
+    // Only the configured header is read.
     assert_eq!(seen(&client, XFF, &[b"203.0.113.7"]), "10.0.0.1");
     let other = client_ip(TrustedProxies::private());
     assert_eq!(seen(&other, "forwarded", &[b"for=203.0.113.7"]), "10.0.0.1");
 }
 
 #[test]
-fn a_header_with_one_value() {
+fn header_with_one_value() {
     let name = "cf-connecting-ip";
     let client = client_ip(TrustedProxies::private().single_header(name));
     let one = |text: &str| seen(&client, name, &[text.as_bytes()]);
     assert_eq!(one("203.0.113.7"), "203.0.113.7");
-    // It is not walked.
+    // It is not parsed as a list.
     assert_eq!(one("10.0.0.9"), "10.0.0.9");
     assert_eq!(one("198.51.100.66, 203.0.113.7"), "10.0.0.1");
     let two: &[&[u8]] = &[b"198.51.100.66", b"203.0.113.7"];
     assert_eq!(seen(&client, name, two), "10.0.0.1");
     assert_eq!(seen(&client, name, &[]), "10.0.0.1");
-    let stranger = request(ip("192.0.2.1"), name, [b"203.0.113.7".as_slice()]);
-    assert_eq!(client.find(&stranger), Some(ip("192.0.2.1")));
+    let untrusted = request(ip("192.0.2.1"), name, [b"203.0.113.7".as_slice()]);
+    assert_eq!(client.find(&untrusted), Some(ip("192.0.2.1")));
 }
 
 /// CloudFront writes an address and a port, without brackets around IPv6.
 #[test]
-fn an_address_with_a_port_behind_it() {
+fn address_with_an_appended_port() {
     let name = "cloudfront-viewer-address";
     for client in [
         client_ip(TrustedProxies::private().cloudfront()),
@@ -210,14 +210,14 @@ fn an_address_with_a_port_behind_it() {
             ("2001:db8:3b20:38::17e:7:46532", "2001:db8:3b20:38::"),
             ("2001:db8:3b20:38::17e:7:80", "2001:db8:3b20:38::"),
             ("2001:db8:3b20:38:0:0:17e:7:80", "2001:db8:3b20:38::"),
-            // Read as an address alone, these are in another /64, which the client chooses.
+            // Parsed as a bare address, these are in another /64, which the client chooses.
             ("2001:db8::a:b:c:d:443", "2001:db8::"),
             ("2001:db8::1:a:b:c:d:443", "2001:db8:0:1::"),
             ("2001:db8:1:2:::443", "2001:db8:1:2::"),
             ("::ffff:203.0.113.7:443", "203.0.113.7"),
             ("::1:443", "::"),
             (" \t198.51.100.10:46532 ", "198.51.100.10"),
-            // Not what CloudFront writes: the proxy speaks for itself.
+            // Not a form that CloudFront writes: the proxy is the client.
             ("198.51.100.10", "10.0.0.1"),
             ("2001:db8:1:2:3:4:5:6", "10.0.0.1"),
             ("[2001:db8::1]:443", "10.0.0.1"),
@@ -239,16 +239,16 @@ fn an_address_with_a_port_behind_it() {
         }
         let two: &[&[u8]] = &[b"198.51.100.66:1", b"203.0.113.7:1"];
         assert_eq!(seen(&client, name, two), "10.0.0.1");
-        // Only the header that was named counts, and only from a trusted peer.
+        // Only the configured header is read, and only from a trusted peer.
         assert_eq!(seen(&client, XFF, &[b"203.0.113.7"]), "10.0.0.1");
-        let stranger = request(ip("192.0.2.1"), name, [b"203.0.113.7:1".as_slice()]);
-        assert_eq!(client.find(&stranger), Some(ip("192.0.2.1")));
+        let untrusted = request(ip("192.0.2.1"), name, [b"203.0.113.7:1".as_slice()]);
+        assert_eq!(client.find(&untrusted), Some(ip("192.0.2.1")));
     }
 }
 
-/// These write one address and nothing else.
+/// These proxies write one address and nothing else.
 #[test]
-fn a_bare_address() {
+fn bare_address() {
     let private = TrustedProxies::private;
     for (name, proxies) in [
         ("cf-connecting-ip", private().cloudflare()),
@@ -273,7 +273,7 @@ fn a_bare_address() {
             }
         }
     }
-    // What Front Door copies from the client's own header is another field.
+    // Front Door copies the client's own header to another field.
     let azure = client_ip(private().azure_front_door());
     assert_eq!(
         seen(&azure, "x-azure-clientip", &[b"203.0.113.7"]),
@@ -282,20 +282,20 @@ fn a_bare_address() {
 }
 
 #[test]
-fn so_many_hops() {
+fn fixed_number_of_hops() {
     let google = TrustedProxies::none().networks(["10.0.0.0/8"]).unwrap();
     let client = client_ip(google.hops(2));
     let line = |text: &str| seen(&client, XFF, &[text.as_bytes()]);
     assert_eq!(line("198.51.100.66, 203.0.113.7, 192.0.2.9"), "203.0.113.7");
-    // That it is in a trusted network does not matter.
+    // A trusted network at that hop does not matter.
     assert_eq!(line("198.51.100.66, 10.0.0.9, 192.0.2.9"), "10.0.0.9");
     assert_eq!(line("192.0.2.9"), "192.0.2.9");
     assert_eq!(line("203.0.113.7, unknown, 192.0.2.9"), "192.0.2.9");
     assert_eq!(line("203.0.113.7, unknown"), "10.0.0.1");
-    // Only the peer's address is checked, but that is.
+    // Only the peer's address is checked.
     let lines = [b"203.0.113.7, 192.0.2.9".as_slice()];
-    let stranger = request(ip("192.0.2.1"), XFF, lines);
-    assert_eq!(client.find(&stranger), Some(ip("192.0.2.1")));
+    let untrusted = request(ip("192.0.2.1"), XFF, lines);
+    assert_eq!(client.find(&untrusted), Some(ip("192.0.2.1")));
     let far = client_ip(TrustedProxies::private().hops(usize::MAX));
     assert_eq!(seen(&far, XFF, &[b"203.0.113.7"]), "203.0.113.7");
 }
@@ -307,7 +307,7 @@ fn no_proxy_is_trusted_by_default() {
         let request = request(ip(peer), XFF, [b"203.0.113.7".as_slice()]);
         assert_eq!(client.find(&request), peer_ip().find(&request), "{peer}");
     }
-    // A peer that listens on both families comes as IPv4 in IPv6.
+    // A peer on a socket of both families has an IPv4-mapped address.
     let private = client_ip(TrustedProxies::private());
     let mapped = request(ip("::ffff:10.0.0.1"), XFF, [b"203.0.113.7".as_slice()]);
     assert_eq!(private.find(&mapped), Some(ip("203.0.113.7")));
@@ -324,7 +324,7 @@ fn no_proxy_is_trusted_by_default() {
     assert_eq!(scopes.iter().next().unwrap().name(), "other");
 }
 
-/// 203.0.113.7 as a node that has no IPv4 sees it.
+/// 203.0.113.7 as a node without IPv4 sees it.
 const EMBEDDED: &[(&str, &str)] = &[
     // IPv4-mapped and IPv4-compatible (RFC 4291, 2.5.5), IPv4-translated (RFC 2765, 2.1).
     ("::ffff:203.0.113.7", "203.0.113.7"),
@@ -334,22 +334,22 @@ const EMBEDDED: &[(&str, &str)] = &[
     ("64:ff9b::203.0.113.7", "203.0.113.7"),
     ("64:ff9b:1::203.0.113.7", "203.0.113.7"),
     ("64:ff9b:1:fffe::203.0.113.7", "203.0.113.7"),
-    // With a shorter prefix it stands elsewhere; the whole address is as good.
+    // With a shorter prefix the address is in other bits: the full address is used.
     ("64:ff9b:1:cb00:71:700::", "64:ff9b:1:cb00:71:700::"),
     ("64:ff9b:1:aacb:0:7107::", "64:ff9b:1:aacb:0:7107::"),
     ("64:ff9b:1:aaaa:cb:71:700:0", "64:ff9b:1:aaaa:cb:71:700:0"),
     // 6to4 (RFC 3056): any host of any subnet of that site.
     ("2002:cb00:7107::1", "203.0.113.7"),
     ("2002:cb00:7107:ffff:1:2:3:4", "203.0.113.7"),
-    // Teredo (RFC 4380): the client's, not the server's, whose bits are inverted.
+    // Teredo (RFC 4380): the address of the client, not of the server; its bits are inverted.
     ("2001:0:4136:e378:8000:63bf:34ff:8ef8", "203.0.113.7"),
     ("2001::34ff:8ef8", "203.0.113.7"),
-    // ISATAP (RFC 5214): these 64 bits are the client's to choose.
+    // ISATAP (RFC 5214): the client chooses these 64 bits.
     ("2001:db8:1:2:0:5efe:203.0.113.7", "2001:db8:1:2::"),
     ("2001:db8:1:2:200:5efe:203.0.113.7", "2001:db8:1:2::"),
-    // A translator's own prefix (RFC 6052, 2.2) looks like any other.
+    // A translator's own prefix (RFC 6052, 2.2) looks like any other prefix.
     ("2001:db8:64::203.0.113.7", "2001:db8:64::"),
-    // Beside those above.
+    // Close to the prefixes above.
     ("::", "::"),
     ("::1", "::"),
     ("::0.255.255.255", "::"),
@@ -369,7 +369,7 @@ const EMBEDDED: &[(&str, &str)] = &[
 ];
 
 #[test]
-fn an_embedded_ipv4_address_is_the_client() {
+fn embedded_ipv4_address_is_the_client() {
     for (address, expected) in EMBEDDED {
         let expected = ip(expected).to_string();
         let peer = request(ip(address), XFF, []);
@@ -394,11 +394,11 @@ fn an_embedded_ipv4_address_is_the_client() {
                 format!("for=\"[{address}]\""),
             ),
         ] {
-            // The loopback address is a proxy's: it speaks for itself, as it does alone.
+            // The loopback address belongs to a proxy, which is the client, as it is alone.
             let seen = seen(&client_ip(proxies), name, &[line.as_bytes()]);
             assert_eq!(seen, expected, "{name}: {line}");
         }
-        // How many bits of other addresses count does not matter.
+        // The configured prefix length does not matter.
         if expected == "203.0.113.7" {
             for bits in [32, 48, 128] {
                 let client = client_ip(TrustedProxies::none()).ipv6_prefix(bits);
@@ -408,10 +408,11 @@ fn an_embedded_ipv4_address_is_the_client() {
     }
 }
 
-/// Who counts as one client is one question, who is believed another: only what a socket of both
-/// families shows of an IPv4 peer is that peer.
+/// Which addresses are one client and which are trusted are separate questions. Only the
+/// IPv4-mapped form, in which a socket of both families shows an IPv4 peer, is trusted as that
+/// peer.
 #[test]
-fn an_embedded_ipv4_address_is_not_trusted() {
+fn embedded_ipv4_address_is_not_trusted() {
     let proxies = TrustedProxies::private()
         .networks(["192.0.2.0/24"])
         .unwrap();
@@ -451,14 +452,14 @@ fn an_embedded_ipv4_address_is_not_trusted() {
             assert_eq!(seen(&client, XFF, &[line.as_bytes()]), expected, "{form}");
         }
         let mapped = format!("::ffff:{claimed}");
-        let told = request(ip(&mapped), XFF, [b"203.0.113.7".as_slice()]);
-        assert_eq!(client.find(&told), Some(ip("203.0.113.7")), "{mapped}");
+        let trusted = request(ip(&mapped), XFF, [b"203.0.113.7".as_slice()]);
+        assert_eq!(client.find(&trusted), Some(ip("203.0.113.7")), "{mapped}");
     }
-    // Those who run the translator can name its form.
+    // Operators of the translator can configure its prefix.
     let behind = TrustedProxies::none().networks(["64:ff9b::10.0.0.0/104"]);
     let behind = client_ip(behind.unwrap());
-    let told = request(ip("64:ff9b::10.0.0.1"), XFF, [b"203.0.113.7".as_slice()]);
-    assert_eq!(behind.find(&told), Some(ip("203.0.113.7")));
+    let trusted = request(ip("64:ff9b::10.0.0.1"), XFF, [b"203.0.113.7".as_slice()]);
+    assert_eq!(behind.find(&trusted), Some(ip("203.0.113.7")));
 }
 
 #[test]

@@ -1,4 +1,4 @@
-//! What a client may choose: invented keys, spellings of one key, and paths.
+//! Values that a client chooses: invented keys, spellings of one key, and paths.
 
 use axum::{
     Router,
@@ -95,7 +95,7 @@ async fn account_has_one_bucket_for_all_addresses() {
     );
 }
 
-/// How many calls a tonic server admits that have these values of the header, over HTTP/2.
+/// The calls that a tonic server admits with these values of the header, over HTTP/2.
 async fn admitted_over_http2(name: &'static str, values: &[String]) -> u32 {
     const KEYED: Scope = Quota::per_day(3.0).scope("keyed");
     let limiter = Limiter::in_memory();
@@ -125,7 +125,7 @@ async fn spaces_around_a_key_are_removed() {
     };
     let values: Vec<_> = (0..50).map(spelled).collect();
     assert_eq!(admitted_over_http2("x-api-key", &values).await, 3);
-    // Nothing but spaces is no key.
+    // A value of spaces is not a key.
     let values: Vec<_> = (0..5).map(|n| " ".repeat(n)).collect();
     assert_eq!(admitted_over_http2("x-api-key", &values).await, 1);
 }
@@ -138,7 +138,7 @@ async fn scheme_is_case_insensitive() {
         admitted_over_http2("proxy-authorization", &spelled).await,
         3
     );
-    // Credentials have a case, and so has what stands there without a scheme.
+    // Credentials are case-sensitive, and so are values without a scheme.
     for different in [
         ["Bearer k", "Bearer K"],
         ["k", "K"],
@@ -164,7 +164,7 @@ async fn host_and_authority_are_one_key() {
     let shop = keyed("/", Some("shop.example"));
     assert!(shop.is_some());
     assert_eq!(keyed("/", Some("Shop.EXAMPLE")), shop);
-    // HTTP/2 has it in the target of the request.
+    // HTTP/2 has the host in the target of the request.
     assert_eq!(keyed("https://shop.example/", None), shop);
     assert_eq!(keyed("https://Shop.example/", Some("other.example")), shop);
     assert_eq!(keyed("https://user@shop.example/", None), shop);
@@ -210,7 +210,7 @@ async fn folded_header_line_is_rejected_by_the_server() {
     assert_eq!(limiter.scopes_held(), 0);
 }
 
-/// As the table of `matched_path` says.
+/// As in the table of `matched_path`.
 #[tokio::test]
 async fn matched_path_by_position_of_the_limit() {
     const ROUTE: Scope = Quota::per_day(2.0).scope("route");
@@ -223,7 +223,7 @@ async fn matched_path_by_position_of_the_limit() {
     let hello = || Router::new().route("/{id}", get(async || "hello"));
     let around = || limit().layer(hello());
     let inside = || hello().layer(limit());
-    // Each limit sees one request, or it is counted twice.
+    // Each limit applies to a request once, or it would be counted twice.
     let router = Router::new()
         .merge(
             Router::new()
@@ -278,14 +278,14 @@ async fn matched_path_by_position_of_the_limit() {
         assert_eq!(level.floor(), 0.0, "{path}");
     }
 
-    // Around a whole router there is no route yet.
+    // Outside a router there is no matched route yet.
     limiter.bucket(&NO_ROUTE).reset().await.unwrap();
-    let mut whole = limit().layer(hello());
+    let mut service = limit().layer(hello());
     for expected in [404, 404, 429] {
         let request = Request::builder()
             .uri("/a/b")
             .body(axum::body::Body::empty());
-        let answer = Service::call(&mut whole, request.unwrap()).await.unwrap();
+        let answer = Service::call(&mut service, request.unwrap()).await.unwrap();
         assert_eq!(answer.status(), expected);
     }
 }

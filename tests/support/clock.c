@@ -1,5 +1,5 @@
-/* Preloaded into redis-server: its wall clock, ahead of the machine's by as many seconds as the
- * file CLOCK_OFFSET_FILE says in its first eight bytes. The monotonic clock stays what it is. */
+/* Preloaded into redis-server: sets its wall clock ahead of the machine's by the seconds in the first
+ * eight bytes of the file CLOCK_OFFSET_FILE. The monotonic clock is not changed. */
 #define _GNU_SOURCE
 #include <fcntl.h>
 #include <stdlib.h>

@@ -1,13 +1,13 @@
-//! What goes wrong inside a Redis that goes on running, and how it is mended.
+//! Faults inside a running Redis, and their removal.
 
 use std::{fs, time::Duration};
 
 use redis::{FromRedisValue, RedisError, ToRedisArgs, aio::MultiplexedConnection};
 use tokio::time::{Instant, sleep};
 
-use super::redis_server::{PATIENCE, POLL, RedisServer};
+use super::redis_server::{POLL, RedisServer, START_TIMEOUT};
 
-/// Where the keys go that only make loading take its time.
+/// The database of keys that only make loading slow.
 const BALLAST_DATABASE: i64 = 15;
 const BALLAST_KEYS: u32 = 500;
 
@@ -37,12 +37,12 @@ impl RedisServer {
         self.command::<()>(&["CONFIG", "SET", name, value]).await;
     }
 
-    /// `FLUSHALL`: all data is gone.
+    /// `FLUSHALL`: deletes all data.
     pub async fn flush_all(&self) {
         self.command::<()>(&["FLUSHALL"]).await;
     }
 
-    /// `SCRIPT FLUSH`: all scripts are forgotten, so that EVALSHA answers NOSCRIPT.
+    /// `SCRIPT FLUSH`: removes all scripts, so that EVALSHA returns NOSCRIPT.
     pub async fn script_flush(&self) {
         self.command::<()>(&["SCRIPT", "FLUSH"]).await;
     }
@@ -54,24 +54,24 @@ impl RedisServer {
         self.command::<()>(&["CLIENT", "PAUSE", &ms, "WRITE"]).await;
     }
 
-    /// What was paused goes on.
+    /// `CLIENT UNPAUSE`: paused commands continue.
     pub async fn client_unpause(&self) {
         self.command::<()>(&["CLIENT", "UNPAUSE"]).await;
     }
 
-    /// Closes the connections of all clients, replicas excepted. How many those were.
+    /// Closes the connections of all clients except replicas, and returns their number.
     pub async fn client_kill_all(&self) -> u64 {
         self.command(&["CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes"])
             .await
     }
 
-    /// `ACL SETUSER name rules`; connections of that user meet the new rules at once.
+    /// `ACL SETUSER name rules`. The new rules apply at once to existing connections of that user.
     pub async fn acl_set_user(&self, name: &str, rules: &[&str]) {
         let words = [&["ACL", "SETUSER", name], rules].concat();
         self.command::<()>(&words).await;
     }
 
-    /// Makes this server a replica of `master`, and waits until it has all that is there.
+    /// Makes this server a replica of `master`, and waits until it has all of its data.
     ///
     /// # Panics
     ///
@@ -94,7 +94,7 @@ impl RedisServer {
             .await
             .and_then(|offset| offset.parse().ok())
             .expect("a master has an offset");
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + START_TIMEOUT;
         loop {
             let is_up = self.replication("master_link_status").await.as_deref() == Some("up");
             let read = self.replication("slave_repl_offset").await;
@@ -110,13 +110,13 @@ impl RedisServer {
         }
     }
 
-    /// Makes a replica a master: it writes again.
+    /// Makes a replica a master, which accepts writes again.
     pub async fn promote(&self) {
         self.replica_of("NO", "ONE").await;
     }
 
-    /// Makes this server the replica of a master that is not there: READONLY for every write.
-    /// [`promote`](Self::promote) mends it.
+    /// Makes this server the replica of a master that does not exist: READONLY for every write.
+    /// [`promote`](Self::promote) ends it.
     pub async fn demote(&self) {
         self.replica_of("127.0.0.1", "1").await;
     }
@@ -132,19 +132,19 @@ impl RedisServer {
     }
 
     async fn replication(&self, field: &str) -> Option<String> {
-        let told: String = self.command(&["INFO", "replication"]).await;
+        let info: String = self.command(&["INFO", "replication"]).await;
         let prefix = format!("{field}:");
-        let line = told.lines().find_map(|line| line.strip_prefix(&prefix));
+        let line = info.lines().find_map(|line| line.strip_prefix(&prefix));
         line.map(|value| value.trim().to_owned())
     }
 
-    /// Runs a script for this long, so that everybody else is told BUSY. Returns once that is
-    /// so; [`script_kill`](Self::script_kill) ends it early.
+    /// Runs a script for this long, so that other clients get BUSY. Returns once they do.
+    /// [`script_kill`](Self::script_kill) ends it early.
     ///
     /// # Panics
     ///
-    /// If no other client is told so within 30 s, or the duration is 10 s or more: so long does
-    /// one of our connections wait for its answer.
+    /// If no other client gets BUSY within 30 s, or the duration is 10 s or more: a connection of
+    /// the harness waits no longer than that for its reply.
     pub async fn busy_for(&self, duration: Duration) {
         assert!(duration < Duration::from_secs(10));
         self.config_set("busy-reply-threshold", "1").await;
@@ -152,7 +152,7 @@ impl RedisServer {
         let mut looks = self.connection().await;
         let mut kills = self.connection().await;
         tokio::spawn(async move {
-            // Bounded by itself too, by some minutes. It fails when it is killed.
+            // Bounded by its own loop too, of some minutes. It fails when it is killed.
             let endless = command(&["EVAL", "for n = 1, 2e10 do end", "0"]);
             tokio::select! {
                 _ = endless.query_async::<()>(&mut runs) => {}
@@ -163,14 +163,17 @@ impl RedisServer {
                 }
             }
         });
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + START_TIMEOUT;
         while code(&ping(&mut looks).await) != Some("BUSY") {
-            assert!(Instant::now() < deadline, "the script holds up nobody");
+            assert!(
+                Instant::now() < deadline,
+                "the script does not block other clients"
+            );
             sleep(POLL).await;
         }
     }
 
-    /// Ends what [`busy_for`](Self::busy_for) began; nothing happens if it has ended by itself.
+    /// Ends the script of [`busy_for`](Self::busy_for). Does nothing if it has ended.
     pub async fn script_kill(&self) {
         let killed = self.try_command::<()>(&["SCRIPT", "KILL"]).await;
         let code = code(&killed);
@@ -183,28 +186,28 @@ impl RedisServer {
         self.config_set("maxmemory", "1").await;
     }
 
-    /// Mends what [`fill_memory`](Self::fill_memory) did.
+    /// Undoes [`fill_memory`](Self::fill_memory).
     pub async fn free_memory(&self) {
         self.config_set("maxmemory", "0").await;
     }
 
-    /// Writes the data to disk; a later start finds what was there at this moment.
+    /// Writes the data to disk. A later start loads it as it is now.
     pub async fn save(&self) {
         self.command::<()>(&["SAVE"]).await;
     }
 
     /// MISCONF for every write: the last background save has failed.
     pub async fn fail_saves(&self) {
-        // A directory in the place of the file: root cannot replace that either.
+        // A directory in place of the file, which even root cannot replace.
         let file = self.dir().join("dump.rdb");
         let _ = fs::remove_file(&file);
-        fs::create_dir(&file).expect("a directory of our own");
+        fs::create_dir(&file).expect("a writable directory");
         self.config_set("save", "3600 100000000").await;
         self.background_save("err").await;
     }
 
-    /// Mends what [`fail_saves`](Self::fail_saves) did.
-    pub async fn mend_saves(&self) {
+    /// Undoes [`fail_saves`](Self::fail_saves).
+    pub async fn repair_saves(&self) {
         fs::remove_dir(self.dir().join("dump.rdb")).expect("what `fail_saves` has made");
         self.background_save("ok").await;
     }
@@ -212,39 +215,39 @@ impl RedisServer {
     async fn background_save(&self, expected: &str) {
         self.command::<()>(&["BGSAVE"]).await;
         let status = format!("rdb_last_bgsave_status:{expected}\r\n");
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + START_TIMEOUT;
         loop {
-            let told: String = self.command(&["INFO", "persistence"]).await;
-            if told.contains("rdb_bgsave_in_progress:0") && told.contains(&status) {
+            let info: String = self.command(&["INFO", "persistence"]).await;
+            if info.contains("rdb_bgsave_in_progress:0") && info.contains(&status) {
                 return;
             }
             assert!(
                 Instant::now() < deadline,
-                "no save ended so:\n{}",
+                "no save ended in this way:\n{}",
                 self.log()
             );
             sleep(POLL).await;
         }
     }
 
-    /// Saves, then starts again so slowly that it answers LOADING for about this long; returns
-    /// when it does. Only for a server without `appendonly`.
+    /// Saves, then restarts so slowly that it returns LOADING for about this long. Returns when it
+    /// does. Only for a server without `appendonly`.
     ///
     /// # Panics
     ///
-    /// If it does not come up.
+    /// If it does not start.
     pub async fn restart_loading(&mut self, duration: Duration) {
         let mut ballast = redis::pipe();
         ballast.cmd("SELECT").arg(BALLAST_DATABASE);
         for n in 0..BALLAST_KEYS {
-            // More than a kilobyte: clients are heard once in that many bytes.
+            // More than a kilobyte: the server handles clients once in that many bytes.
             ballast.set(format!("ballast:{n}"), vec![b'x'; 1_100]);
         }
         let mut connection = self.connection().await;
         ballast
             .query_async::<()>(&mut connection)
             .await
-            .expect("room for the ballast");
+            .expect("the ballast is written");
         self.config_set("rdbcompression", "no").await;
         self.save().await;
         let delay = (duration.as_micros() / u128::from(BALLAST_KEYS)).to_string();
@@ -257,10 +260,11 @@ impl RedisServer {
         .await;
     }
 
-    /// Lets no new client in, and closes the connections of all others: "max number of clients
-    /// reached". Until [`Full::release`].
+    /// Accepts no new clients, and closes the connections of all others: "max number of clients
+    /// reached". Lasts until [`Full::release`].
     pub async fn fill_clients(&self) -> Full {
-        // One transaction: nobody comes in between. The connection itself is the one client.
+        // One transaction, so that no client connects in between. Its own connection is the one
+        // client.
         let mut connection = self.connection().await;
         redis::pipe()
             .atomic()
@@ -268,7 +272,7 @@ impl RedisServer {
             .add_command(command(&["CLIENT", "KILL", "TYPE", "normal"]))
             .query_async::<()>(&mut connection)
             .await
-            .expect("no room for one client");
+            .expect("the fault was not set");
         Full(connection)
     }
 
@@ -277,36 +281,36 @@ impl RedisServer {
         self.command::<()>(&["DEL", key]).await;
     }
 
-    /// Puts a list under this key, at once whatever was there.
+    /// Writes a list under this key, and replaces any value at once.
     pub async fn set_list(&self, key: &str) {
         let made = format!("{key}.list");
         self.command::<()>(&["RPUSH", &made, "a"]).await;
         self.command::<()>(&["RENAME", &made, key]).await;
     }
 
-    /// Puts these bytes under this key.
+    /// Writes these bytes under this key.
     pub async fn set_bytes(&self, key: &str, bytes: &[u8]) {
         self.command::<()>(&[b"SET", key.as_bytes(), bytes]).await;
     }
 
-    /// Puts doubles under this key, in the form of a bucket's value.
+    /// Writes doubles under this key, in the form of a bucket's value.
     pub async fn set_numbers(&self, key: &str, numbers: &[f64]) {
         let bytes: Vec<_> = numbers.iter().flat_map(|n| n.to_le_bytes()).collect();
         self.set_bytes(key, &bytes).await;
     }
 }
 
-/// A server that is full of clients.
+/// A server at its maximum of clients.
 #[must_use = "dropping it lets one client in"]
 pub struct Full(MultiplexedConnection);
 
 impl Full {
-    /// Lets clients in again.
+    /// Accepts clients again.
     pub async fn release(mut self) {
         let open = command(&["CONFIG", "SET", "maxclients", "10000"]);
         open.query_async::<()>(&mut self.0)
             .await
-            .expect("the one client is heard");
+            .expect("the one client is served");
     }
 }
 

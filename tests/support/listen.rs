@@ -1,4 +1,4 @@
-//! What the limiter logs and counts, as an application hears it.
+//! Records what the limiter logs and counts, as an application does.
 
 #![allow(dead_code, unreachable_pub)]
 
@@ -20,7 +20,7 @@ use tracing::{
     span::{Attributes, Id, Record},
 };
 
-/// Everything that the crate logs on the thread that listens, as lines.
+/// The lines that the crate logs on the recording thread.
 #[derive(Clone, Default)]
 pub struct Log(Arc<Mutex<Vec<(Level, String)>>>);
 
@@ -28,49 +28,49 @@ thread_local! {
     static HERE: RefCell<Option<Log>> = const { RefCell::new(None) };
 }
 
-/// Stops listening on this thread.
-pub struct Listening(PhantomData<*const ()>);
+/// Stops recording on this thread when it is dropped.
+pub struct Recording(PhantomData<*const ()>);
 
-impl Drop for Listening {
+impl Drop for Recording {
     fn drop(&mut self) {
         HERE.set(None);
     }
 }
 
 impl Log {
-    /// Listens on this thread until the guard is dropped.
+    /// Records on this thread until the guard is dropped.
     ///
-    /// Every test that makes the crate log listens, even if it reads no line: whether a line is
-    /// of interest to anybody is decided when the first thread comes to it, for all threads.
-    pub fn listen() -> (Self, Listening) {
+    /// Every test in which the crate logs must record, even if it reads no line: `tracing` caches
+    /// for all threads whether a line is enabled, when the first thread reaches it.
+    pub fn listen() -> (Self, Recording) {
         static PROCESS: Once = Once::new();
         PROCESS.call_once(|| {
             tracing::subscriber::set_global_default(ByThread).expect("no other subscriber");
         });
         let log = Self::default();
         HERE.set(Some(log.clone()));
-        (log, Listening(PhantomData))
+        (log, Recording(PhantomData))
     }
 
-    /// What was logged at this level, in order.
+    /// The lines of this level, in order.
     pub fn lines(&self, level: Level) -> Vec<String> {
         let lines = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let of = lines.iter().filter(|(other, _)| *other == level);
         of.map(|(_, line)| line.clone()).collect()
     }
 
-    /// How many warnings, notes (info) and errors there are.
+    /// The numbers of warnings, info lines and errors.
     pub fn counts(&self) -> [usize; 3] {
         [Level::WARN, Level::INFO, Level::ERROR].map(|level| self.lines(level).len())
     }
 
-    /// How many lines there are, of any level.
+    /// The number of lines of all levels.
     pub fn len(&self) -> usize {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).len()
     }
 }
 
-/// Hands each line to the log of the thread that wrote it.
+/// Passes each line to the log of the thread that wrote it.
 struct ByThread;
 
 impl Subscriber for ByThread {
@@ -105,12 +105,12 @@ impl Subscriber for ByThread {
     fn exit(&self, _: &Id) {}
 }
 
-/// Every counter and gauge by its name and labels.
+/// Every counter and gauge, by name and labels.
 #[derive(Clone, Default)]
 pub struct Metrics(Arc<Mutex<BTreeMap<String, f64>>>);
 
 impl Metrics {
-    /// All that was ever told, by `name{label=value}`.
+    /// All recorded values, by `name{label=value}`.
     pub fn all(&self) -> BTreeMap<String, f64> {
         self.0
             .lock()
@@ -118,7 +118,7 @@ impl Metrics {
             .clone()
     }
 
-    /// The one of this name and labels.
+    /// The value of this name and labels.
     pub fn get(&self, name: &str) -> Option<f64> {
         self.all().get(name).copied()
     }

@@ -1,4 +1,4 @@
-//! A child process that cannot outlive us.
+//! A child process that cannot outlive the test process.
 
 use std::{
     fs::File,
@@ -8,11 +8,12 @@ use std::{
     process::{Child, Command, Stdio},
 };
 
-/// `redis-server`, and a shell that outlives us just long enough to kill it.
+/// `redis-server`, and a shell that outlives the test process just long enough to kill it.
 #[derive(Debug)]
 pub(super) struct Process {
     pub(super) redis: Child,
-    // Its standard input is a pipe that only we hold, so it reads the end when we are gone.
+    // Its standard input is a pipe that only this process holds, so it reads the end when the
+    // process ends.
     watchdog: Child,
 }
 
@@ -21,7 +22,7 @@ impl Process {
         let log_too = log
             .try_clone()
             .map_err(|error| format!("no log file: {error}"))?;
-        // A group of its own, or Ctrl-C would reach the watchdog before it has done its work.
+        // A process group of its own, or Ctrl-C would end the watchdog before it has done its work.
         let redis = command
             .stdin(Stdio::null())
             .stdout(log)
@@ -57,7 +58,7 @@ impl Process {
 
 impl Drop for Process {
     fn drop(&mut self) {
-        // The watchdog goes before redis is reaped: until then nobody else can have its pid.
+        // The watchdog ends before redis is reaped: until then no other process can have its pid.
         let _ = self.redis.kill();
         let _ = self.watchdog.kill();
         let _ = self.watchdog.wait();

@@ -1,4 +1,4 @@
-//! A TCP proxy that spoils connections on demand.
+//! A TCP proxy that disturbs connections on demand.
 
 use std::{
     io,
@@ -21,34 +21,35 @@ use tokio::{
     time::{Instant, sleep, sleep_until},
 };
 
-/// What the proxy does to bytes and to connections, from now on.
+/// What the proxy does to bytes and connections from now on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Mode {
     /// Forward everything at once.
     Pass,
     /// Forward everything this much later, in each direction.
     Delay(Duration),
-    /// Accept and forward nothing; connections stay open, and their bytes are held back until
-    /// another mode is set.
+    /// Accept and forward nothing. Connections stay open, and their bytes are kept until another
+    /// mode is set.
     Stall,
-    /// Forward requests, swallow replies. What is swallowed never comes back, so that a connection
-    /// which lived through it is out of step: [`cut`](Proxy::cut) before healing.
+    /// Forward requests, drop replies. Dropped replies are lost, so that a surviving connection is
+    /// out of step: call [`cut`](Proxy::cut) before another mode is set.
     DropReplies,
-    /// Forward until a request holds these bytes; from then on, [`DropReplies`](Self::DropReplies).
+    /// Forward until a request contains these bytes. From then on,
+    /// [`DropReplies`](Self::DropReplies).
     DropRepliesFrom(&'static [u8]),
-    /// Close new connections at once; live ones go on.
+    /// Close new connections at once. Existing ones continue.
     Refuse,
     /// Forward in pieces of at most this many bytes, each in a segment of its own.
     Split(usize),
-    /// Forward at most so many bytes per second, in each direction of each connection.
+    /// Forward at most this many bytes per second, in each direction of each connection.
     Slow(u32),
-    /// Forward the first bytes of the next reply, close its connection, go back to `Pass`.
+    /// Forward the first bytes of the next reply, close its connection, and return to `Pass`.
     CutMidReply,
 }
 
 /// A proxy on a port of its own in front of a server on loopback.
 ///
-/// Dropping it closes its port and its connections as soon as the runtime gets to it.
+/// Dropping it closes its port and its connections as soon as the runtime runs its tasks.
 #[must_use = "dropping the proxy closes it"]
 #[derive(Debug)]
 pub struct Proxy {
@@ -104,17 +105,17 @@ impl Proxy {
         format!("redis://127.0.0.1:{}/", self.port)
     }
 
-    /// How many connections were accepted so far.
+    /// The number of connections accepted so far.
     pub fn accepted(&self) -> u64 {
         self.accepted.load(Ordering::Relaxed)
     }
 
-    /// The mode, which some modes change by themselves.
+    /// The mode. Some modes change by themselves.
     pub fn mode(&self) -> Mode {
         *self.mode.borrow()
     }
 
-    /// Changes the mode, for live connections too.
+    /// Changes the mode, for existing connections too.
     pub fn set(&self, mode: Mode) {
         assert_ne!(mode, Mode::Split(0), "a piece has at least one byte");
         assert_ne!(mode, Mode::Slow(0), "slower than anything is `Stall`");
@@ -166,24 +167,25 @@ impl Proxy {
         self.set(Mode::CutMidReply);
     }
 
-    /// Leaves all live connections open and forwards nothing more over them, as where the other
-    /// end has vanished without a word; new connections are not affected. A later
+    /// Leaves all existing connections open and forwards nothing more over them, as where the other
+    /// end has vanished without closing. New connections are not affected. A later
     /// [`cut`](Self::cut) closes them.
     pub fn half_open(&self) {
         let _ = self.cuts.send(Cut::HalfOpen);
     }
 
-    /// Sends new connections to this port from now on; live ones go on.
+    /// Sends new connections to this port from now on. Existing ones continue.
     pub fn redirect(&self, upstream_port: u16) {
         self.upstream_port.store(upstream_port, Ordering::Relaxed);
     }
 
-    /// Closes all live connections now, in any mode; what they held back is lost.
+    /// Closes all existing connections now, in any mode. Bytes that they kept are lost.
     pub fn cut(&self) {
         let _ = self.cuts.send(Cut::Close);
     }
 
-    /// As [`cut`](Self::cut), but clients see a reset (RST), as from a middlebox that forgot them.
+    /// As [`cut`](Self::cut), but clients see a reset (RST), as from a middlebox that lost their
+    /// state.
     pub fn reset(&self) {
         let _ = self.cuts.send(Cut::Reset);
     }
@@ -224,7 +226,7 @@ async fn accept(listener: TcpListener, shared: Shared, accepted: Arc<AtomicU64>)
                 let Ok((client, _)) = client else { continue };
                 accepted.fetch_add(1, Ordering::Relaxed);
                 if *shared.mode.borrow() != Mode::Refuse {
-                    // Subscribed here, so that no later cut can miss it.
+                    // Subscribed here, so that it misses no later cut.
                     connections.spawn(connection(client, shared.clone(), shared.cuts.subscribe()));
                 }
             }
@@ -235,7 +237,7 @@ async fn accept(listener: TcpListener, shared: Shared, accepted: Arc<AtomicU64>)
 
 async fn connection(mut client: TcpStream, shared: Shared, mut cuts: broadcast::Receiver<Cut>) {
     let mut cut = tokio::select! {
-        // However it ended, all that is left to do is to close.
+        // However it ended, all that is left is to close it.
         _ = forward(&mut client, &shared) => None,
         cut = cuts.recv() => cut.ok(),
     };
@@ -255,14 +257,15 @@ async fn forward(client: &mut TcpStream, shared: &Shared) -> io::Result<()> {
     server.set_nodelay(true)?;
     let (client_read, client_write) = client.split();
     let (server_read, server_write) = server.split();
-    // A client of Redis never closes one half only: the end of either is the end of both.
+    // A Redis client never closes only one half: the end of either is the end of both.
     tokio::select! {
         end = pump(Direction::Request, client_read, server_write, &shared.mode) => end,
         end = pump(Direction::Reply, server_read, client_write, &shared.mode) => end,
     }
 }
 
-/// Reads and writes apart, so that a delay is a latency and not a limit on the throughput.
+/// Reads and writes in separate tasks, so that a delay is a latency and does not limit the
+/// throughput.
 async fn pump(
     direction: Direction,
     mut from: ReadHalf<'_>,
@@ -298,9 +301,9 @@ async fn pump(
             match unstalled(&mut modes).await {
                 Mode::DropReplies if direction == Direction::Reply => {}
                 Mode::DropRepliesFrom(request)
-                    if direction == Direction::Request && holds(&bytes, request) =>
+                    if direction == Direction::Request && contains(&bytes, request) =>
                 {
-                    // First, so that no reply to it comes through.
+                    // Set first, so that no reply to it is forwarded.
                     mode.send_replace(Mode::DropReplies);
                     to.write_all(&bytes).await?;
                 }
@@ -337,10 +340,10 @@ async fn unstalled(modes: &mut watch::Receiver<Mode>) -> Mode {
     *modes
         .wait_for(|mode| *mode != Mode::Stall)
         .await
-        .expect("the connection holds a sender")
+        .expect("the connection has a sender")
 }
 
-fn holds(bytes: &[u8], part: &[u8]) -> bool {
+fn contains(bytes: &[u8], part: &[u8]) -> bool {
     bytes.windows(part.len()).any(|window| window == part)
 }
 

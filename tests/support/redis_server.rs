@@ -1,4 +1,4 @@
-//! A `redis-server` process that lives no longer than the test that started it.
+//! A `redis-server` process that ends with the test that started it.
 
 use std::{
     fs::{self, File},
@@ -19,14 +19,14 @@ use tokio::{
 
 use super::process::Process;
 
-pub(super) const PATIENCE: Duration = Duration::from_secs(30);
+pub(super) const START_TIMEOUT: Duration = Duration::from_secs(30);
 pub(super) const POLL: Duration = Duration::from_millis(5);
 
 /// A private `redis-server` on a free loopback port and on a unix socket in its own directory.
 ///
-/// It keeps no data unless it is started with arguments that say so. Dropping it kills the process,
-/// also while a panic unwinds, and removes the directory; if the test process itself is killed, a
-/// watchdog does both.
+/// It stores no data unless its arguments enable that. Dropping it kills the process, also while a
+/// panic unwinds, and removes the directory. If the test process itself is killed, a watchdog does
+/// both.
 #[must_use = "dropping the server kills it"]
 #[derive(Debug)]
 pub struct RedisServer {
@@ -35,22 +35,22 @@ pub struct RedisServer {
     settable: bool,
     port: u16,
     process: Option<Process>,
-    // Fields drop in this order: the process is gone before its directory is removed.
+    // Fields drop in this order: the process ends before its directory is removed.
     dir: TempDir,
     reservation: Option<TcpSocket>,
 }
 
 impl RedisServer {
-    /// Starts a server that keeps nothing on disk, and waits until it answers.
+    /// Starts a server without persistence, and waits until it responds.
     ///
     /// # Panics
     ///
-    /// If `redis-server` is not installed, or does not come up; the message shows its log.
+    /// If `redis-server` is not installed, or does not start; the message shows its log.
     pub async fn start() -> Self {
         Self::start_with(&[]).await
     }
 
-    /// Starts a server with more arguments, for example `&["--appendonly", "yes"]`; they win over
+    /// Starts a server with more arguments, for example `&["--appendonly", "yes"]`. They override
     /// the defaults.
     ///
     /// # Panics
@@ -96,7 +96,7 @@ impl RedisServer {
         panic!("{failure}");
     }
 
-    /// The TCP port, the same for the server's whole life.
+    /// The TCP port, which is the same after restarts.
     pub fn port(&self) -> u16 {
         self.port
     }
@@ -111,7 +111,7 @@ impl RedisServer {
         format!("unix://{}", self.socket().display())
     }
 
-    /// The directory that holds the socket, the log and whatever the server saves.
+    /// The directory of the socket, the log and the saved data.
     pub fn dir(&self) -> &Path {
         self.dir.path()
     }
@@ -125,29 +125,29 @@ impl RedisServer {
         self.running().redis.id()
     }
 
-    /// What the server has logged so far, over all its restarts.
+    /// The server's log, over all its restarts.
     pub fn log(&self) -> String {
         fs::read_to_string(self.dir().join("redis.log")).unwrap_or_else(|error| error.to_string())
     }
 
-    /// A new connection over TCP, patient enough (10 s) for a loaded machine.
+    /// A new connection over TCP, with a timeout (10 s) for a busy machine.
     ///
     /// # Panics
     ///
-    /// If the server does not take it.
+    /// If the server does not accept it.
     pub async fn connection(&self) -> MultiplexedConnection {
         let config = AsyncConnectionConfig::new()
             .set_connection_timeout(Some(Duration::from_secs(10)))
             .set_response_timeout(Some(Duration::from_secs(10)));
         Client::open(self.url())
-            .expect("our own URL parses")
+            .expect("a URL")
             .get_multiplexed_async_connection_with_config(&config)
             .await
             .unwrap_or_else(|error| panic!("no connection to redis-server: {error}"))
     }
 
-    /// How many times `command` (as `INFO commandstats` spells it: `evalsha`, `script|load`) ran
-    /// since the start or the last [`reset_stats`](Self::reset_stats), failed runs included.
+    /// The number of times `command` (as `INFO commandstats` spells it: `evalsha`, `script|load`)
+    /// ran since the start or the last [`reset_stats`](Self::reset_stats), failed runs included.
     pub async fn calls(&self, command: &str) -> u64 {
         let stats: String = redis::cmd("INFO")
             .arg("commandstats")
@@ -173,14 +173,14 @@ impl RedisServer {
             .expect("CONFIG RESETSTAT failed");
     }
 
-    /// Kills the server (SIGKILL) and returns when it is gone; its port then refuses. Nothing
-    /// happens if it is down already.
+    /// Kills the server (SIGKILL) and returns when it has ended. Its port then refuses connections.
+    /// Does nothing if the server is down.
     pub fn kill9(&mut self) {
         self.process = None;
     }
 
-    /// Asks the server to stop (SIGTERM, so that it saves what it is set to save) and returns when
-    /// it is gone.
+    /// Requests the server to stop (SIGTERM, so that it saves if it is configured to) and returns
+    /// when it has ended.
     ///
     /// # Panics
     ///
@@ -188,7 +188,7 @@ impl RedisServer {
     pub async fn terminate(&mut self) {
         self.signal("TERM");
         self.signal("CONT");
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + START_TIMEOUT;
         while self.exited().is_none() {
             assert!(
                 Instant::now() < deadline,
@@ -200,8 +200,8 @@ impl RedisServer {
         self.process = None;
     }
 
-    /// Stops the process (SIGSTOP) without closing anything: connections are still accepted by the
-    /// kernel, and nobody answers. [`thaw`](Self::thaw) or drop ends it.
+    /// Stops the process (SIGSTOP) without closing anything: the kernel still accepts connections,
+    /// and they get no reply. [`thaw`](Self::thaw) or dropping it ends that.
     ///
     /// # Panics
     ///
@@ -210,7 +210,7 @@ impl RedisServer {
         self.signal("STOP");
     }
 
-    /// Lets a frozen process go on (SIGCONT); it then executes what its sockets hold.
+    /// Resumes a frozen process (SIGCONT), which then executes what its sockets have received.
     ///
     /// # Panics
     ///
@@ -219,21 +219,21 @@ impl RedisServer {
         self.signal("CONT");
     }
 
-    /// Sets the server's clock to so many seconds ahead of ours; below zero: behind.
+    /// Sets the server's clock to `ahead_s` seconds ahead of the machine's; below zero: behind it.
     ///
     /// # Panics
     ///
     /// If it was not started with [`start_with_clock`](Self::start_with_clock).
     pub fn set_clock(&self, ahead_s: i64) {
-        assert!(self.settable, "it has the machine's clock");
-        // Overwritten in place and in one piece: the server has this file mapped.
+        assert!(self.settable, "started without a settable clock");
+        // Overwritten in place with one write: the server maps this file.
         File::options()
             .write(true)
             .create(true)
             .truncate(false)
             .open(self.dir().join("clock"))
             .and_then(|mut file| file.write_all(&ahead_s.to_ne_bytes()))
-            .expect("a directory of our own");
+            .expect("a writable directory");
     }
 
     fn build_clock(&self) {
@@ -246,21 +246,21 @@ impl RedisServer {
             ))
             .output()
             .expect("no C compiler: run ./scripts/test, which installs one");
-        let told = String::from_utf8_lossy(&built.stderr);
-        assert!(built.status.success(), "{told}");
+        let stderr = String::from_utf8_lossy(&built.stderr);
+        assert!(built.status.success(), "{stderr}");
     }
 
     /// Starts the server again on the same port and directory, killing it first if it runs, and
-    /// waits until it answers and has loaded its data.
+    /// waits until it responds and has loaded its data.
     ///
     /// # Panics
     ///
-    /// If it does not come up; the message shows its log.
+    /// If it does not start; the message shows its log.
     pub async fn restart(&mut self) {
         self.restart_with(&[]).await;
     }
 
-    /// As [`restart`](Self::restart), with more arguments for this one life.
+    /// As [`restart`](Self::restart), with more arguments for this one start.
     ///
     /// # Panics
     ///
@@ -272,8 +272,8 @@ impl RedisServer {
         }
     }
 
-    /// As [`restart`](Self::restart), with more arguments for this one life, but returns as soon
-    /// as it answers LOADING.
+    /// As [`restart`](Self::restart), with more arguments for this one start, but returns as soon
+    /// as it responds with LOADING.
     pub(super) async fn restart_until_loading(&mut self, args: &[&str]) {
         self.kill9();
         if let Err(failure) = self.launch_until(Answer::Loading, args).await {
@@ -281,7 +281,7 @@ impl RedisServer {
         }
     }
 
-    /// Waits until a server that loads its data has done so.
+    /// Waits until the server has loaded its data.
     ///
     /// # Panics
     ///
@@ -309,7 +309,7 @@ impl RedisServer {
     }
 
     async fn until(&mut self, expected: Answer) -> Result<(), String> {
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + START_TIMEOUT;
         let socket = self.socket();
         while answer(&socket).await != Some(expected) {
             if let Some(status) = self.exited() {
@@ -354,12 +354,12 @@ impl RedisServer {
         let redis = &mut self.process.as_mut()?.redis;
         redis
             .try_wait()
-            .expect("our own child can be waited for")
+            .expect("a child of this process")
             .map(|status| status.to_string())
     }
 
     fn signal(&self, name: &str) {
-        // The shell's own `kill`: a bare container has no program of that name.
+        // The shell's builtin `kill`: a minimal container has no `kill` program.
         let status = Command::new("sh")
             .args([
                 "-c",
@@ -374,9 +374,10 @@ impl RedisServer {
     }
 }
 
-/// A free port, and on Linux a socket that is bound to it but never listens: it refuses while the
-/// server is down, lets the server bind (both reuse the address), and keeps the kernel from giving
-/// the port to another test, or to a reconnecting client as the local end of its own connection.
+/// A free port, and on Linux a socket that is bound to it but never listens. The socket refuses
+/// connections while the server is down, lets the server bind (both reuse the address), and keeps
+/// the kernel from assigning the port to another test, or to a reconnecting client as the local end
+/// of its own connection.
 fn reserve_port() -> io::Result<(u16, Option<TcpSocket>)> {
     let socket = TcpSocket::new_v4()?;
     if cfg!(target_os = "linux") {
@@ -387,18 +388,18 @@ fn reserve_port() -> io::Result<(u16, Option<TcpSocket>)> {
     Ok((port, cfg!(target_os = "linux").then_some(socket)))
 }
 
-/// What a server says to PING.
+/// The response of a server to PING.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Answer {
     Loading,
-    /// PONG, or an error (no password, no right): it is up.
+    /// PONG, or an error (no password, no right): the server has started.
     Other,
 }
 
-/// None while nobody answers. Asked over the unix socket, as another process may own the port;
-/// that socket is opened only after the port.
+/// `None` while the server does not respond. Uses the unix socket, as another process may own the
+/// port; that socket is opened only after the port.
 async fn answer(socket: &Path) -> Option<Answer> {
-    let ask = async {
+    let response = async {
         let mut stream = UnixStream::connect(socket).await?;
         stream.write_all(b"PING\r\n").await?;
         let mut reply = [0; 5];
@@ -408,5 +409,5 @@ async fn answer(socket: &Path) -> Option<Answer> {
             _ => Answer::Other,
         })
     };
-    timeout(Duration::from_secs(1), ask).await.ok()?.ok()
+    timeout(Duration::from_secs(1), response).await.ok()?.ok()
 }

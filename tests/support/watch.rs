@@ -1,4 +1,4 @@
-//! What a test asks a limiter again and again.
+//! Helpers that observe a limiter.
 
 #![allow(dead_code, unreachable_pub)]
 
@@ -10,7 +10,7 @@ use tower_throttle::{FailureKind, Health, Limiter, Quota, Scope};
 /// Never empty in a test.
 pub const PLENTY: Scope = Quota::per_day(1.0).burst(1e6).scope("plenty");
 
-/// Why memory decides, if it does.
+/// The reason why memory decides, if it does.
 pub fn reason(limiter: &Limiter) -> Option<FailureKind> {
     match limiter.health() {
         Health::Degraded { reason, .. } => Some(reason),
@@ -18,14 +18,14 @@ pub fn reason(limiter: &Limiter) -> Option<FailureKind> {
     }
 }
 
-/// Acquires until Redis decides again; how long that took.
+/// Acquires until Redis decides again, and returns how long that took.
 ///
 /// # Panics
 ///
-/// If an acquisition is refused meanwhile, or if it takes ten seconds.
-pub async fn until_back(limiter: &Limiter) -> Duration {
+/// If an acquisition is rejected meanwhile, or if it takes ten seconds.
+pub async fn until_recovered(limiter: &Limiter) -> Duration {
     let start = Instant::now();
-    let back = async {
+    let recovered = async {
         while limiter
             .try_acquire(PLENTY)
             .await
@@ -35,12 +35,16 @@ pub async fn until_back(limiter: &Limiter) -> Duration {
             sleep(Duration::from_millis(5)).await;
         }
     };
-    let back = timeout(Duration::from_secs(10), back).await;
-    assert!(back.is_ok(), "ten seconds away: {:?}", limiter.health());
+    let recovered = timeout(Duration::from_secs(10), recovered).await;
+    assert!(
+        recovered.is_ok(),
+        "not recovered after ten seconds: {:?}",
+        limiter.health()
+    );
     start.elapsed()
 }
 
-/// Waits until this is the level in Redis: payments and beats come in the background.
+/// Waits until Redis has this level: write-backs and heartbeats run in the background.
 ///
 /// # Panics
 ///
@@ -59,7 +63,7 @@ pub async fn until_level(limiter: &Limiter, scope: &Scope, expected: f64) {
     assert!(settled.is_ok(), "{level} instead of {expected}");
 }
 
-/// How many acquisitions of this scope succeed until one does not, a million at most.
+/// The number of acquisitions of this scope that succeed before one fails, at most a million.
 pub async fn spend(limiter: &Limiter, scope: &Scope) -> u32 {
     let mut admitted = 0;
     while admitted < 1_000_000 && limiter.try_acquire(scope).await.is_ok() {

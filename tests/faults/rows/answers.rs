@@ -1,4 +1,4 @@
-//! The server answers, with errors.
+//! The server replies with errors.
 
 use std::time::Duration;
 
@@ -12,13 +12,13 @@ use super::{
 const SECONDS: f64 = 2.0;
 const FOR: Duration = Duration::from_secs(2);
 
-/// The processes are a user of their own.
+/// The processes have an ACL user of their own.
 const USER: Setup = Setup {
     user: "throttle:secret@",
     ..PLAIN
 };
 
-/// The user has these rights instead, for a while.
+/// The user has fewer rights for a while.
 async fn rights(stage: &mut Stage, fewer: &[&str], all: &[&str]) {
     stage.begins();
     stage.server.acl_set_user("throttle", fewer).await;
@@ -29,11 +29,11 @@ async fn rights(stage: &mut Stage, fewer: &[&str], all: &[&str]) {
 
 pub(super) fn rows() -> Vec<Row> {
     let mut rows = errors();
-    rows.extend(refusals());
+    rows.extend(misconfigurations());
     rows
 }
 
-/// It cannot, for the moment.
+/// Temporary errors.
 fn errors() -> Vec<Row> {
     vec![
         row("loading", "killed, then LOADING for 2 s", |stage, _| {
@@ -112,7 +112,7 @@ fn errors() -> Vec<Row> {
                     stage.begins();
                     stage.server.fail_saves().await;
                     stage.sleep(SECONDS).await;
-                    stage.server.mend_saves().await;
+                    stage.server.repair_saves().await;
                     stage.ends();
                 }
                 .boxed()
@@ -121,8 +121,8 @@ fn errors() -> Vec<Row> {
     ]
 }
 
-/// It will not, until somebody mends it.
-fn refusals() -> Vec<Row> {
+/// Errors that last until an operator removes their cause.
+fn misconfigurations() -> Vec<Row> {
     vec![
         row("max_clients", "`maxclients` reached", |stage, _| {
             async move {

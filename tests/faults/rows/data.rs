@@ -1,4 +1,4 @@
-//! Data is lost, changed, or elsewhere; and the server's clock is set.
+//! Data is lost or overwritten, or another server takes over; and the server's clock is set.
 
 use std::time::Duration;
 
@@ -16,7 +16,7 @@ use super::{
 
 const PAUSE: f64 = 0.2;
 
-/// The buckets of the processes, in Redis.
+/// The keys of the processes' buckets in Redis.
 fn keys() -> impl Iterator<Item = String> {
     SCOPES.iter().map(|kind| {
         let name = kind.name.replace(',', "%2c").replace(' ', "%20");
@@ -24,7 +24,7 @@ fn keys() -> impl Iterator<Item = String> {
     })
 }
 
-/// The bucket is gone, as by an eviction.
+/// The bucket is deleted, as by an eviction.
 async fn evict(server: &RedisServer, key: &str) {
     let gone: u32 = server.command(&["DEL", key]).await;
     assert_eq!(gone, 1, "no bucket {key}");
@@ -44,8 +44,8 @@ async fn replica(stage: &Stage) -> RedisServer {
     replica
 }
 
-/// New links of these processes lead to that server, and the old ones are cut.
-fn lead(stage: &Stage, processes: std::ops::Range<usize>, server: &RedisServer) {
+/// New connections of these processes go to `server`, and the existing ones are cut.
+fn redirect(stage: &Stage, processes: std::ops::Range<usize>, server: &RedisServer) {
     for proxy in &stage.proxies[processes] {
         proxy.redirect(server.port());
         proxy.cut();
@@ -65,7 +65,7 @@ async fn fail_over(stage: &mut Stage, lags: Option<Duration>) {
     }
     stage.sleep(1.0).await;
     replica.promote().await;
-    lead(stage, 0..stage.proxies.len(), &replica);
+    redirect(stage, 0..stage.proxies.len(), &replica);
     stage.server = replica;
     stage.ends();
 }
@@ -97,7 +97,7 @@ fn values() -> Vec<Row> {
             .boxed()
         })
         .expect(CALM),
-        // The bound that no client can beat: a capacity, and what was promised.
+        // The bound for any client: one capacity, and the reservations.
         row("key_evicted", "a bucket's key is evicted", |stage, _| {
             async move {
                 stage.begins();
@@ -110,7 +110,7 @@ fn values() -> Vec<Row> {
         .expect(CALM.and_over(CAPACITY + IN_FLIGHT)),
         row(
             "foreign_values",
-            "a bucket's key is overwritten, three times: a list, 4 bytes, NaN",
+            "a bucket's key is overwritten three times: a list, 4 bytes, NaN",
             |stage, _| {
                 async move {
                     stage.begins();
@@ -134,7 +134,7 @@ fn values() -> Vec<Row> {
     ]
 }
 
-/// The bound of each jump forward: what it refills, at most a capacity and what was promised.
+/// The bound of each step forward: what it refills, at most one capacity, and the reservations.
 fn clocks() -> Vec<Row> {
     const CLOCK: Setup = Setup {
         clock: true,
@@ -144,21 +144,21 @@ fn clocks() -> Vec<Row> {
     vec![
         row(
             "clock_60_s_ahead",
-            "the server's clock 60 s ahead, and back",
+            "the server's clock set 60 s ahead and back",
             |stage, _| set_clock(stage, 60).boxed(),
         )
         .on(CLOCK)
         .expect(jump),
         row(
             "clock_60_s_behind",
-            "the server's clock 60 s behind, and back",
+            "the server's clock set 60 s behind and back",
             |stage, _| set_clock(stage, -60).boxed(),
         )
         .on(CLOCK)
         .expect(jump),
         row(
             "clock_1_h_behind",
-            "the server's clock 1 h behind, and back",
+            "the server's clock set 1 h behind and back",
             |stage, _| set_clock(stage, -3_600).boxed(),
         )
         .on(CLOCK)
@@ -179,7 +179,7 @@ fn elsewhere() -> Vec<Row> {
             "failover to a replica that lags by 1.5 s",
             |stage, _| fail_over(stage, Some(Duration::from_millis(1_500))).boxed(),
         ),
-        // No client can beat this one either: each master grants the whole rate.
+        // The bound for any client here too: each master grants the full rate.
         row(
             "two_masters",
             "two masters for 2 s, half of the processes on each",
@@ -188,9 +188,9 @@ fn elsewhere() -> Vec<Row> {
                     let other = replica(stage).await;
                     other.promote().await;
                     stage.begins();
-                    lead(stage, 0..stage.proxies.len() / 2, &other);
+                    redirect(stage, 0..stage.proxies.len() / 2, &other);
                     stage.sleep(2.0).await;
-                    lead(stage, 0..stage.proxies.len() / 2, &stage.server);
+                    redirect(stage, 0..stage.proxies.len() / 2, &stage.server);
                     stage.ends();
                 }
                 .boxed()

@@ -1,4 +1,4 @@
-//! The rows: what is done to Redis, and what may come of it.
+//! The rows: the faults, and the figures that each allows.
 
 mod answers;
 mod data;
@@ -15,27 +15,27 @@ use super::{
     stage::{PLAIN, Setup, Stage},
 };
 
-/// Processes that start together know of each other by then.
+/// By then, processes that start together have counted each other, in seconds.
 const WARM: f64 = 2.5;
 
-/// After the fault: the way back, the grace, and a look at what is left.
+/// Seconds after the fault: the recovery, the recovery window, and a check of what is left.
 const AFTER: f64 = 5.0;
 
-/// Turns are used so much late on a busy machine, tokens.
+/// Tokens of reservations that are used late on a busy machine.
 const LATE: f64 = 0.05 * RATE;
 
-/// What a row allows.
+/// The figures that a row allows.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Expect {
-    /// Callers are told that there is no store.
+    /// Requests are rejected as `Unavailable`.
     pub(crate) errors: bool,
     /// Processes notice an outage.
     pub(crate) outage: bool,
-    /// All are back on Redis in the end.
-    pub(crate) back: bool,
-    /// While away, nine tenths of the share are admitted.
+    /// All processes recover in the end.
+    pub(crate) recovers: bool,
+    /// While degraded, most of the local share is admitted.
     pub(crate) share: bool,
-    /// Tokens over the limit in the worst window; and where shares start empty.
+    /// Tokens over the limit in the worst window; `over_strict` where local shares start empty.
     pub(crate) over: f64,
     pub(crate) over_strict: f64,
     /// Tokens that may be missing two seconds after the recovery.
@@ -43,7 +43,7 @@ pub(crate) struct Expect {
 }
 
 impl Expect {
-    /// So many more tokens over the limit.
+    /// Allows `tokens` more over the limit.
     const fn and_over(self, tokens: f64) -> Self {
         Self {
             over: self.over + tokens,
@@ -52,7 +52,7 @@ impl Expect {
         }
     }
 
-    /// However many are missing in the end.
+    /// Allows any number of missing tokens.
     const fn and_under(self) -> Self {
         Self {
             under: f64::INFINITY,
@@ -64,30 +64,30 @@ impl Expect {
 const OUTAGE: Expect = Expect {
     errors: false,
     outage: true,
-    back: true,
+    recovers: true,
     share: true,
     over: IN_FLIGHT + 0.1 * CAPACITY + LATE,
     over_strict: IN_FLIGHT + LATE,
     under: IN_FLIGHT + LATE,
 };
 
-/// What nobody notices.
+/// Faults that no process notices.
 const CALM: Expect = Expect {
     outage: false,
-    back: false,
+    recovers: false,
     ..OUTAGE
 };
 
 type Script = for<'a> fn(&'a mut Stage, Length) -> BoxFuture<'a, ()>;
 
-/// How long a fault lasts.
+/// The length of a fault.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Length {
     pub(crate) full: bool,
 }
 
 impl Length {
-    /// Seconds.
+    /// In seconds.
     fn of(self, short: f64, full: f64) -> f64 {
         if self.full { full } else { short }
     }
@@ -95,11 +95,11 @@ impl Length {
 
 pub(crate) struct Row {
     pub(crate) name: &'static str,
-    /// For people.
+    /// The title in the table.
     pub(crate) fault: &'static str,
     pub(crate) expect: Expect,
     setup: Setup,
-    /// Run by default.
+    /// Runs by default.
     core: bool,
     script: Script,
 }
@@ -145,7 +145,7 @@ impl Row {
     }
 }
 
-/// The rows that run now.
+/// The rows of this run.
 pub(crate) fn all(full: bool) -> Vec<Row> {
     if soak::seconds().is_some() {
         return soak::rows();

@@ -1,4 +1,4 @@
-//! Only some of the processes are hit.
+//! Faults that affect only some of the processes.
 
 use futures_util::future::FutureExt;
 
@@ -10,10 +10,10 @@ use super::{
     CALM, Expect, Length, OUTAGE, Row, WARM, row,
 };
 
-/// Processes that have been counted for less than five seconds are not missed.
+/// Nothing is reserved for processes that have been counted for less than five seconds.
 const LIVES: f64 = 6.5;
 
-/// Seconds for which room is left by default, and by those who fear partitions more.
+/// The default of `reserve_for` in seconds, and a longer one for networks that may be partitioned.
 const RESERVED: u64 = 5;
 const RESERVED_LONG: u64 = 60;
 
@@ -30,14 +30,15 @@ async fn cut_off(stage: &mut Stage, count: usize, reserved: u64, length: Length)
         proxy.pass();
     }
     stage.ends();
-    // Room is left from the beat that finds the silence until it ends.
+    // The part is reserved from the heartbeat that finds the missing peer, until `reserve_for`
+    // ends.
     let part = count as f64 / PROCESSES as f64;
     let unreserved = (lasts - reserved as f64 - 3.0).max(0.0);
     stage.allow(part * RATE * unreserved);
 }
 
-/// The others live from their shares, and those who reach Redis leave room for them only once
-/// they were silent for three seconds and the next beat has told so. Their tokens in Redis are
+/// The processes that are cut off use their local shares. The others reserve for them only after
+/// three seconds without a heartbeat and the next heartbeat of their own. Their tokens in Redis are
 /// spent too.
 fn allowed(count: usize) -> Expect {
     let part = count as f64 / PROCESSES as f64;

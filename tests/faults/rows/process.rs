@@ -1,4 +1,4 @@
-//! The server's process comes and goes.
+//! The server's process ends, freezes and restarts.
 
 use futures_util::future::FutureExt;
 use tower_throttle::Fallback;
@@ -13,7 +13,7 @@ use super::{
 
 const FLAPS: f64 = 15.0;
 
-/// A share that starts empty refuses until a token has come, in each of the outages.
+/// A local share that starts empty rejects until it has refilled a token, in each of the outages.
 const FLAPPING: Expect = Expect {
     under: OUTAGE.under + FLAPS * 0.1 * CAPACITY,
     ..OUTAGE
@@ -141,18 +141,18 @@ pub(super) fn rows() -> Vec<Row> {
             },
         )
         .expect(Expect {
-            back: false,
+            recovers: false,
             ..OUTAGE
         }),
         row(
-            "open",
+            "fail_open",
             "killed, under `Fallback::FailOpen`",
             |stage, length| kill_and_restart(stage, length).boxed(),
         )
         .on(policy(Fallback::FailOpen))
         .expect(OUTAGE.and_over(f64::INFINITY)),
         row(
-            "closed",
+            "fail_closed",
             "killed, under `Fallback::FailClosed`",
             |stage, length| kill_and_restart(stage, length).boxed(),
         )

@@ -1,4 +1,4 @@
-//! Faults of many kinds in a random order, for as long as asked.
+//! Faults of many kinds in a random order, for a given time.
 
 use std::time::Duration;
 
@@ -16,7 +16,7 @@ use super::{
     OUTAGE, Row, row,
 };
 
-/// Set where a soak is wanted, and nothing else.
+/// Set for a soak, which is then the only row.
 pub(super) fn seconds() -> Option<f64> {
     std::env::var("THROTTLE_SOAK").ok()?.parse().ok()
 }
@@ -34,7 +34,7 @@ async fn soak(stage: &mut Stage) {
         stage.begins();
         let fault = fault(stage, &mut rng).await;
         stage.ends();
-        // Two thirds of an outage's bound: those that come soon after another share it.
+        // Two thirds of an outage's bound: faults that follow soon after another share it.
         stage.allow(0.2 * CAPACITY + 0.25 * IN_FLIGHT);
         println!("{fault}");
         let healthy = between(&mut rng, 0.2, 6.0);
@@ -46,7 +46,7 @@ fn between(rng: &mut Rng, least: f64, most: f64) -> f64 {
     least + rng.f64() * (most - least)
 }
 
-/// Something happens, and is over.
+/// A random fault, and its removal.
 async fn fault(stage: &mut Stage, rng: &mut Rng) -> String {
     let kind = rng.u64(..11);
     let seconds = between(rng, 0.02, 4.0);
@@ -112,7 +112,7 @@ async fn fault(stage: &mut Stage, rng: &mut Rng) -> String {
             stage.sleep(short).await;
             stage.proxies[one].cut();
             stage.proxies[one].pass();
-            // It spends its share beside the others, who cannot know yet.
+            // It spends its local share while the others cannot reserve for it yet.
             stage.allow(super::RATE / PROCESSES as f64 * short + CAPACITY / PROCESSES as f64);
             "one cut off"
         }
