@@ -87,7 +87,7 @@ async fn all_requests_are_served_and_rejections_are_counted() {
         let level = limiter.bucket(&DAY).level().await.unwrap();
         assert!((0.0..0.1).contains(&level), "{level}");
         let cost = |kind: &str| {
-            told.get(&format!(
+            metrics.get(&format!(
                 "tower_throttle_cost_total{{scope=day,kind={kind}}}"
             ))
         };
