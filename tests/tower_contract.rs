@@ -762,7 +762,7 @@ where
 
 #[tokio::test(start_paused = true)]
 async fn future_dropped_after_any_poll_gives_tokens_back() {
-    for_each_mode!(ROOMY, LONG, |mode, limiter, layer| {
+    for_each_mode!(LARGE, LONG, |mode, limiter, layer| {
         for spent in [20.0, 50.0] {
             for unready in [None, Some((ms(0), ms(70))), Some((ms(50), ms(150)))] {
                 for only_poll_ready in [true, false] {
