@@ -7,7 +7,7 @@ use std::sync::{
 
 use tokio::time::Instant;
 
-use super::{core::Core, corrections::unused};
+use super::core::{Core, unused};
 use crate::{
     decision::DecidedBy,
     scope::{Scope, Scopes},

@@ -7,9 +7,8 @@ use tokio::time::Instant;
 
 use super::{
     backend::{Mode, Op, RedisBackend},
-    corrections::unused,
     local_share::LocalShares,
-    queue::{Backends, WaitQueues, Waiter},
+    queue::{Backends, TOLERANCE, WaitQueues, Waiter},
 };
 use crate::{
     bucket::{Bucket, BucketParams, Reservation},
@@ -219,4 +218,13 @@ impl Backends for Core {
             None => self.observer.advise(failure),
         }
     }
+}
+
+/// The tokens of a scope that were due at `due`, less what the bucket has refilled since.
+pub(super) fn unused(scope: &Scope, due: Instant) -> f64 {
+    let late = due.elapsed();
+    if late <= TOLERANCE {
+        return scope.tokens();
+    }
+    (scope.tokens() - scope.quota().rate() * late.as_secs_f64()).max(0.0)
 }

@@ -3,9 +3,7 @@
 
 use std::time::Duration;
 
-use tokio::time::Instant;
-
-use super::{backend::Op, core::Core, queue::TOLERANCE};
+use super::{backend::Op, core::Core};
 use crate::{
     bucket::Bucket,
     clock::to_us,
@@ -143,13 +141,4 @@ impl Core {
             Some(redis) => redis.ask(scope, Op::Reset).await.map(|_| ()),
         }
     }
-}
-
-/// The tokens of a scope that were due at `due`, less what the bucket has refilled since.
-pub(super) fn unused(scope: &Scope, due: Instant) -> f64 {
-    let late = due.elapsed();
-    if late <= TOLERANCE {
-        return scope.tokens();
-    }
-    (scope.tokens() - scope.quota().rate() * late.as_secs_f64()).max(0.0)
 }

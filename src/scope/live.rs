@@ -2,7 +2,7 @@
 
 use std::fmt::Display;
 
-use super::Scope;
+use super::scope::Scope;
 use crate::{fallback::Fallback, quota::LiveQuota};
 
 /// A [`Scope`] whose quota may change while it is used; made by [`LiveQuota::scope`].

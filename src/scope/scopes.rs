@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::Scope;
+use super::scope::Scope;
 
 /// One or several scopes of one acquisition, or none.
 ///

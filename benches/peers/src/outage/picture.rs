@@ -2,8 +2,15 @@
 
 use super::run::Run;
 use crate::chart::{Axis, BLACK, BLUE, Look, Picture, Plot, Scale, Text, VERMILION, grouped};
+use crate::report::Place;
 
-pub(super) fn draw(run: &Run) -> String {
+impl Run {
+    pub fn draw(&self) {
+        Place::Docs.write("outage.svg", &draw(self));
+    }
+}
+
+fn draw(run: &Run) -> String {
     let step = run.step_ms as f64 / 1e3;
     let end = run.throttle.len() as f64 * step;
     let allowed = run.rate * step;

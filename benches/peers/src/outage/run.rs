@@ -10,7 +10,6 @@ use tokio::{
     time::{sleep, timeout},
 };
 
-use super::picture;
 use crate::{report::Place, server::RedisServer, subjects::Limit};
 
 /// The first argument of a child process.
@@ -68,10 +67,6 @@ impl Run {
     pub fn save(&self) {
         let json = serde_json::to_string(self).expect("numbers");
         Place::Docs.write(JSON, &(json + "\n"));
-    }
-
-    pub fn draw(&self) {
-        Place::Docs.write("outage.svg", &picture::draw(self));
     }
 }
 
