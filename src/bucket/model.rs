@@ -343,6 +343,15 @@ impl Bucket {
             .min((self.level - (tokens - from_returned)).max(floor));
     }
 
+    /// Charges tokens, or gives them back if `tokens` is negative.
+    pub(crate) fn correct(&mut self, tokens: f64, params: BucketParams) {
+        if tokens > 0.0 {
+            self.charge(tokens, params);
+        } else {
+            self.give_back(-tokens, params);
+        }
+    }
+
     /// Leaves at most this many tokens in the bucket.
     pub(crate) fn cap_level(&mut self, tokens: f64) {
         self.level = self.level.min(tokens);

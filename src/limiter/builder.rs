@@ -407,7 +407,7 @@ impl LimiterBuilder {
                 self.max_scopes,
                 self.lease_ahead.unwrap_or(crate::redis::AHEAD),
             )),
-            peers: core.shares.members.clone(),
+            peers: core.shares.peers.clone(),
             instance: self.instance,
             ledger: core.shares.clone(),
             observer: core.observer.clone(),
@@ -423,7 +423,7 @@ impl LimiterBuilder {
         let memory = Arc::new(MemoryStore::new(self.max_scopes));
         let shares = LocalShares {
             memory: memory.clone(),
-            members: Arc::new(Peers::new(self.replicas, self.reserve_for)),
+            peers: Arc::new(Peers::new(self.replicas, self.reserve_for)),
             salt,
             fallback: self.fallback,
             pending: PendingCorrections::default(),

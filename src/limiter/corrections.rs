@@ -14,50 +14,35 @@ use crate::{
 impl Core {
     /// Gives back tokens that `decided_by` granted and that were not used.
     pub(crate) fn give_back(&self, scope: &Scope, tokens: f64, decided_by: DecidedBy) {
-        if tokens <= 0.0 {
-            return;
-        }
-        match (decided_by, &self.redis) {
-            (DecidedBy::Memory, _) => {
-                let params = scope.params();
-                self.memory
-                    .with(&scope.id(&self.salt).lookup(), params, |bucket| {
-                        bucket.give_back(tokens, params);
-                    });
+        if tokens > 0.0 {
+            match decided_by {
+                DecidedBy::DualAdmission => self.shares.give_back_without_debt(scope),
+                _ => self.correct(scope, -tokens, decided_by),
             }
-            (DecidedBy::DualAdmission, _) => self.shares.give_back_without_debt(scope),
-            // Redis is charged what the share granted as soon as it has recovered.
-            (DecidedBy::Redis | DecidedBy::LocalShare, Some(redis)) => {
-                match redis.unavailable_since() {
-                    None => redis.send(scope, Op::GiveBack { tokens }),
-                    Some(_) => self.shares.correct(scope, -tokens),
-                }
-            }
-            (DecidedBy::Redis | DecidedBy::LocalShare, None) | (DecidedBy::Unmetered, _) => {}
         }
     }
 
     /// Charges tokens that were used beyond what `decided_by` granted.
     pub(crate) fn charge(&self, scope: &Scope, tokens: f64, decided_by: DecidedBy) {
-        if tokens <= 0.0 {
-            return;
+        if tokens > 0.0 {
+            self.correct(scope, tokens, decided_by);
         }
-        match (decided_by, &self.redis) {
-            (DecidedBy::Memory, _) => {
-                let params = scope.params();
-                self.memory
-                    .with(&scope.id(&self.salt).lookup(), params, |bucket| {
-                        bucket.charge(tokens, params);
-                    });
+    }
+
+    /// Charges tokens, or gives them back if `tokens` is negative.
+    fn correct(&self, scope: &Scope, tokens: f64, decided_by: DecidedBy) {
+        match (&self.redis, decided_by) {
+            (_, DecidedBy::Unmetered) => {}
+            (None, _) => {
+                let (id, params) = (scope.id(&self.salt), scope.params());
+                let correct = |bucket: &mut Bucket| bucket.correct(tokens, params);
+                self.memory.with(&id.lookup(), params, correct);
             }
-            (DecidedBy::Redis | DecidedBy::LocalShare | DecidedBy::DualAdmission, Some(redis)) => {
-                match redis.unavailable_since() {
-                    None => redis.send(scope, Op::Charge { tokens }),
-                    Some(_) => self.shares.correct(scope, tokens),
-                }
+            // Redis is corrected as soon as it has recovered.
+            (Some(redis), _) if redis.unavailable_since().is_some() => {
+                self.shares.correct(scope, tokens);
             }
-            (DecidedBy::Redis | DecidedBy::LocalShare | DecidedBy::DualAdmission, None)
-            | (DecidedBy::Unmetered, _) => {}
+            (Some(redis), _) => redis.send(scope, Op::correction(tokens)),
         }
     }
 
@@ -104,7 +89,7 @@ impl Core {
 
     /// Adds tokens to a bucket, up to its capacity, or charges them if `tokens` is negative.
     pub(crate) fn adjust(&self, scope: &Scope, tokens: f64) {
-        if !tokens.is_finite() {
+        if !tokens.is_finite() || tokens == 0.0 {
             return;
         }
         // From the deepest debt to full, or back. A larger number would lose precision.
@@ -113,18 +98,13 @@ impl Core {
         match &self.redis {
             None => {
                 let (id, params) = (scope.id(&self.salt), scope.params());
-                let adjust = |bucket: &mut Bucket| match tokens >= 0.0 {
-                    true => bucket.give_back(tokens, params),
-                    false => bucket.charge(-tokens, params),
-                };
+                let adjust = |bucket: &mut Bucket| bucket.correct(-tokens, params);
                 self.memory.with_own(&id.lookup(), params, adjust);
             }
             Some(redis) if redis.unavailable_since().is_some() => {
                 self.shares.correct_own(scope, -tokens);
             }
-            Some(redis) if tokens > 0.0 => redis.send(scope, Op::GiveBack { tokens }),
-            Some(redis) if tokens < 0.0 => redis.send(scope, Op::Charge { tokens: -tokens }),
-            Some(_) => {}
+            Some(redis) => redis.send(scope, Op::correction(-tokens)),
         }
     }
 

@@ -17,7 +17,7 @@ use crate::{
 /// How large the local shares are, what was taken from them, and what of it Redis is owed.
 pub(crate) struct LocalShares {
     pub(crate) memory: Arc<MemoryStore>,
-    pub(crate) members: Arc<Peers>,
+    pub(crate) peers: Arc<Peers>,
     pub(crate) salt: [u8; 32],
     pub(crate) fallback: Fallback,
     pub(crate) pending: PendingCorrections,
@@ -48,7 +48,7 @@ impl LocalShares {
     pub(crate) fn divisor(&self, scope: &Scope) -> f64 {
         match self.policy(scope).share() {
             Some(Share::Fixed(part)) => part.recip(),
-            _ => self.members.processes(),
+            _ => self.peers.processes(),
         }
     }
 
@@ -122,16 +122,12 @@ fn correct(
     full: BucketParams,
 ) -> impl FnOnce(&mut Bucket, &mut f64) {
     move |bucket, debt| {
-        if tokens > 0.0 {
-            // As deep into debt as the undivided bucket could go.
-            let deep = BucketParams {
-                capacity: full.capacity,
-                ..params
-            };
-            bucket.charge(tokens, deep);
-        } else {
-            bucket.give_back(-tokens, params);
-        }
+        // As deep into debt as the undivided bucket could go.
+        let deep = BucketParams {
+            capacity: full.capacity,
+            ..params
+        };
+        bucket.correct(tokens, if tokens > 0.0 { deep } else { params });
         *debt += tokens;
     }
 }

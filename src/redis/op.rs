@@ -60,6 +60,14 @@ pub(crate) enum Op {
 }
 
 impl Op {
+    /// Charges tokens, or gives them back if `tokens` is negative.
+    pub(crate) fn correction(tokens: f64) -> Self {
+        match tokens > 0.0 {
+            true => Self::Charge { tokens },
+            false => Self::GiveBack { tokens: -tokens },
+        }
+    }
+
     /// Appends the operation to the argument of a call. Buckets count from zero here, and from one
     /// in the script.
     pub(crate) fn encode(&self, bucket: usize, argument: &mut Vec<u8>) {
