@@ -10,8 +10,9 @@ use crate::{
 
 /// Inspects and adjusts one bucket; made by [`Limiter::bucket`](crate::Limiter::bucket).
 ///
-/// [`adjust`](Self::adjust) and [`pause`](Self::pause) take effect in this process at once and are
-/// never lost: they are sent to Redis in the background, after the recovery if it is unavailable.
+/// [`adjust`](Self::adjust) and [`pause`](Self::pause) are sent to Redis in the background, after its
+/// recovery if it is unavailable. If a call fails, charges and pauses are repeated, and added tokens
+/// are repeated only if Redis has certainly not executed the call.
 /// [`level`](Self::level), [`reset`](Self::reset) and [`cap_level`](Self::cap_level) need Redis, so
 /// they are async and return [`Unavailable`] if it cannot be reached. In memory nothing fails.
 ///
@@ -60,7 +61,7 @@ impl BucketHandle {
     /// # Errors
     ///
     /// Returns [`Unavailable`] if Redis cannot be reached;
-    /// [`local_level`](Unavailable::local_level) is then what this process may spend meanwhile.
+    /// [`local_level`](Unavailable::local_level) is then the level of the local share.
     ///
     /// # Cancel safety
     ///
@@ -128,12 +129,7 @@ impl BucketHandle {
     ///
     /// On Redis, if polled outside a Tokio runtime with a timer.
     pub async fn cap_level(&self, level: f64) -> Result<(), Unavailable> {
-        self.core.cap_level(&self.scope, level);
-        match self.core.redis {
-            None => Ok(()),
-            // Redis executes it after the cap.
-            Some(_) => self.level().await.map(|_| ()),
-        }
+        self.result(self.core.cap_level_now(&self.scope, level).await)
     }
 
     /// Adds tokens, at most as many as fill the bucket; a negative number takes them, if need be
@@ -203,7 +199,7 @@ impl fmt::Debug for BucketHandle {
     }
 }
 
-/// Redis could not be reached to inspect or adjust a bucket.
+/// Redis did not answer a call that inspects or adjusts a bucket.
 ///
 /// # Examples
 ///
@@ -226,8 +222,9 @@ pub struct Unavailable {
 }
 
 impl Unavailable {
-    /// The level in tokens of the bucket in this process's memory, which decides while Redis is
-    /// unavailable.
+    /// The level in tokens of the local share, from which this process spends while Redis is
+    /// unavailable. It has no meaning for a scope with [`Fallback::FailOpen`](crate::Fallback) or
+    /// [`Fallback::FailClosed`](crate::Fallback), which have no share.
     pub fn local_level(&self) -> f64 {
         self.local_level
     }
@@ -240,7 +237,7 @@ impl Unavailable {
 
 impl fmt::Display for Unavailable {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Redis is unavailable")
+        f.write_str("Redis did not answer")
     }
 }
 

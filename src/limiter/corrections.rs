@@ -48,6 +48,9 @@ impl Core {
 
     /// Pauses a bucket: in this process from now on.
     pub(crate) fn pause(&self, scope: &Scope, duration: Duration) {
+        if duration.is_zero() {
+            return;
+        }
         let (us, id) = (to_us(duration), scope.id(&self.salt));
         match &self.redis {
             None => {
@@ -64,27 +67,40 @@ impl Core {
         self.queues.recheck(id.as_bytes());
     }
 
-    /// Caps the level of a bucket at `tokens`; NaN changes nothing.
+    /// Caps the level of a bucket at `tokens`, in the background. A call that fails is not repeated:
+    /// the next response of the upstream has a later number.
+    #[cfg(feature = "learn")]
     pub(crate) fn cap_level(&self, scope: &Scope, tokens: f64) {
+        let Some(redis) = &self.redis else {
+            return self.cap_level_in_memory(scope, tokens);
+        };
+        // A level that is known to be lower needs no call.
+        let full = scope.quota().capacity();
+        let last = redis.last_level(&scope.id(&self.salt));
+        if tokens < last.map_or(full, |(level, _)| level) {
+            redis.send(scope, Op::CapLevel { tokens });
+        }
+    }
+
+    /// Caps the level of a bucket at `tokens`; NaN changes nothing.
+    pub(crate) async fn cap_level_now(&self, scope: &Scope, tokens: f64) -> Result<(), Failure> {
         if tokens.is_nan() {
-            return;
+            return Ok(());
         }
         let tokens = tokens.max(0.0);
-        let id = scope.id(&self.salt);
         match &self.redis {
             None => {
-                let cap = |bucket: &mut Bucket| bucket.cap_level(tokens);
-                self.memory.with_own(&id.lookup(), scope.params(), cap);
+                self.cap_level_in_memory(scope, tokens);
+                Ok(())
             }
-            // A level that is known to be lower needs no call.
-            Some(redis) => {
-                let full = scope.quota().capacity();
-                let known = redis.last_level(&id).map_or(full, |(level, _)| level);
-                if tokens < known {
-                    redis.send(scope, Op::CapLevel { tokens });
-                }
-            }
+            Some(redis) => redis.ask(scope, Op::CapLevel { tokens }).await.map(|_| ()),
         }
+    }
+
+    fn cap_level_in_memory(&self, scope: &Scope, tokens: f64) {
+        let cap = |bucket: &mut Bucket| bucket.cap_level(tokens);
+        let id = scope.id(&self.salt);
+        self.memory.with_own(&id.lookup(), scope.params(), cap);
     }
 
     /// Adds tokens to a bucket, up to its capacity, or charges them if `tokens` is negative.

@@ -141,6 +141,14 @@ impl Ledger for LocalShares {
         self.pending.pause(scope, until);
     }
 
+    fn pauses(&self) -> Vec<(Scope, Instant)> {
+        self.pending.pauses()
+    }
+
+    fn confirm_pauses(&self, delivered: &[(Scope, Instant)]) {
+        self.pending.confirm(delivered);
+    }
+
     fn undo(&self, scope: Scope, reservation: Reservation) {
         self.pending.undo((scope, reservation));
     }

@@ -1,9 +1,6 @@
 //! Corrections that are kept until Redis has recovered.
 
-use std::sync::{
-    Mutex, MutexGuard, PoisonError,
-    atomic::{AtomicBool, Ordering},
-};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use tokio::time::Instant;
 
@@ -18,8 +15,6 @@ const MAX_CANCELLED: usize = 16_384;
 /// Pauses and cancelled reservations that were not delivered to Redis.
 #[derive(Default)]
 pub(crate) struct PendingCorrections {
-    /// Whether there may be pauses, so that each request can ask without a lock.
-    has_pauses: AtomicBool,
     pauses: Mutex<Vec<(Scope, Instant)>>,
     cancelled: Mutex<Vec<(Scope, Reservation)>>,
 }
@@ -32,8 +27,6 @@ impl PendingCorrections {
     /// Keeps a pause, or extends the one of the same bucket.
     pub(crate) fn pause(&self, scope: &Scope, until: Instant) {
         let mut pauses = lock(&self.pauses);
-        let now = Instant::now();
-        pauses.retain(|(_, until)| *until > now);
         let known = pauses
             .iter_mut()
             .find(|(other, _)| other.same_bucket(scope));
@@ -42,7 +35,23 @@ impl PendingCorrections {
         } else if pauses.len() < MAX_PAUSES {
             pauses.push((scope.clone(), until));
         }
-        self.has_pauses.store(true, Ordering::Release);
+    }
+
+    /// The pauses that are not over.
+    pub(crate) fn pauses(&self) -> Vec<(Scope, Instant)> {
+        let mut pauses = lock(&self.pauses);
+        let now = Instant::now();
+        pauses.retain(|(_, until)| *until > now);
+        pauses.clone()
+    }
+
+    /// Drops pauses that were delivered, unless they were extended meanwhile.
+    pub(crate) fn confirm(&self, delivered: &[(Scope, Instant)]) {
+        lock(&self.pauses).retain(|(scope, until)| {
+            !delivered
+                .iter()
+                .any(|(other, end)| other.same_bucket(scope) && end >= until)
+        });
     }
 
     /// Keeps a reservation whose caller has gone away.
@@ -57,16 +66,6 @@ impl PendingCorrections {
     pub(crate) fn forget(&self, scope: &Scope) {
         lock(&self.pauses).retain(|(other, _)| !other.same_bucket(scope));
         lock(&self.cancelled).retain(|(other, _)| !other.same_bucket(scope));
-    }
-
-    /// Takes all pauses. The caller delivers them.
-    pub(crate) fn take_pauses(&self) -> Vec<(Scope, Instant)> {
-        if !self.has_pauses.load(Ordering::Relaxed)
-            || !self.has_pauses.swap(false, Ordering::AcqRel)
-        {
-            return Vec::new();
-        }
-        std::mem::take(&mut *lock(&self.pauses))
     }
 
     /// Takes all cancelled reservations. The caller delivers them.

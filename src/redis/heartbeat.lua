@@ -4,7 +4,7 @@
 -- KEYS[1]  the limiters: a sorted set by the time of the last heartbeat, in milliseconds; negative
 --          until a limiter is established
 -- KEYS[2]  the epoch: eight bytes that change when data was lost, then the count of all heartbeats
--- KEYS[3]  exists if any limiter has paused a bucket within the last hour
+-- KEYS[3]  exists while a limiter that may pause buckets is alive, and for an hour after
 -- KEYS[4]  if this limiter has an instance name: which limiter has that name
 -- ARGV[1]  this limiter
 -- ARGV[2]  "1" to deregister it
@@ -16,7 +16,7 @@
 -- ARGV[8]  "first" until a heartbeat of this limiter was answered, "new" for some seconds, then
 --          "established"
 -- ARGV[9]  the server's time, in milliseconds, after which the sender has given up; or nothing
--- ARGV[10] "1" if this limiter pauses buckets
+-- ARGV[10] "1" if this limiter may pause buckets
 -- Reply    the epoch, then doubles, little-endian: the count, how many limiters are alive, how many
 --          are missing, 1 if any limiter pauses buckets, else 0, and the server's time in
 --          milliseconds. If the sender has given up, only the time. If the limiter deregisters,

@@ -13,6 +13,10 @@ pub(crate) trait Ledger: Send + Sync + 'static {
     fn correct(&self, scope: &Scope, tokens: f64);
     /// Records a pause.
     fn pause(&self, scope: &Scope, until: Instant);
+    /// Pauses that are not over and were not delivered.
+    fn pauses(&self) -> Vec<(Scope, Instant)>;
+    /// Forgets these pauses, which Redis has now.
+    fn confirm_pauses(&self, delivered: &[(Scope, Instant)]);
     /// Records that a reservation was cancelled.
     fn undo(&self, scope: Scope, reservation: Reservation);
     /// Removes and returns all cancelled reservations.

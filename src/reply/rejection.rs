@@ -56,11 +56,10 @@ pub trait Reply<Req, Res, E> {
     /// What an error of the inner service becomes.
     fn inner_error(&self, error: E) -> Self::Error;
 
-    /// Whether [`admitted`](Self::admitted) uses the permit. Defaults to `false`: then `admitted`
-    /// may not be called, which spares the permit of a request that no
-    /// [hook](crate::hook::Hook) uses either.
+    /// Whether [`admitted`](Self::admitted) is called. Defaults to `true`. `false` spares the permit
+    /// of a request that no [hook](crate::hook::Hook) uses either.
     fn uses_permit(&self) -> bool {
-        false
+        true
     }
 
     /// Adds to the response of the inner service, such as header fields, after all hooks have
@@ -101,6 +100,10 @@ where
     fn inner_error(&self, error: E) -> Self::Error {
         error.into()
     }
+
+    fn uses_permit(&self) -> bool {
+        false
+    }
 }
 
 #[diagnostic::do_not_recommend]
@@ -116,5 +119,9 @@ where
 
     fn inner_error(&self, error: E) -> E {
         error
+    }
+
+    fn uses_permit(&self) -> bool {
+        false
     }
 }

@@ -9,7 +9,7 @@ use crate::{
     clock::to_us,
     decision::{DecidedBy, Decision, Failure},
     limiter::{
-        backend::{Mode, Op, RedisBackend},
+        backend::{Mode, RedisBackend},
         queue::{Backends, Waiter},
     },
     rejected::Rejected,
@@ -48,15 +48,7 @@ impl Acquire {
         let Some(redis) = &core.redis else {
             return self.ask_memory(left, DecidedBy::Memory);
         };
-        let mode = redis.mode();
-        if !matches!(mode, Mode::Unavailable(_)) {
-            // Before memory decides, which may reject everything for a long time.
-            for (scope, until) in core.shares.pending.take_pauses() {
-                let us = to_us(until.saturating_duration_since(Instant::now()));
-                redis.send(&scope, Op::Pause { us });
-            }
-        }
-        match mode {
+        match redis.mode() {
             Mode::Unavailable(failure) => Next::FallBack(failure),
             Mode::Passing => self.ask_redis(redis, left, self.has_asked_level_cache()),
             Mode::Recovering => {

@@ -9,7 +9,7 @@ use std::{
 use tokio::time::Instant;
 
 use crate::{
-    bucket::{BucketParams, Debt, Reservation},
+    bucket::{BucketParams, Debt},
     clock::from_us,
     redis::{
         level_cache::{LastLevel, LevelCache},
@@ -43,7 +43,8 @@ impl Call {
         };
         let first = keys - self.buckets.len();
         for (index, (id, params)) in self.buckets.iter().enumerate() {
-            levels.update(id, *params, reply.level(first + index), sent, false);
+            let state = reply.state(first + index, *params);
+            levels.update(id, *params, state, sent, false);
         }
     }
 }
@@ -73,28 +74,26 @@ pub(super) fn cap_levels(keyspace: &Keyspace, levels: &[LastLevel]) -> impl Iter
     })
 }
 
-/// Undoes reservations that were cancelled while Redis was unavailable. If a call is lost, the
-/// refill returns their tokens.
-pub(super) fn undo(keyspace: &Keyspace, cancelled: &[(Scope, Reservation)]) -> Vec<Call> {
-    let mut buckets: Vec<(BucketId, BucketParams, Vec<Reservation>)> = Vec::new();
+/// Delivers operations on many buckets. Those on one bucket keep their order.
+pub(super) fn corrections(keyspace: &Keyspace, corrections: &[(Scope, Op)]) -> Vec<Call> {
+    let mut buckets: Vec<(BucketId, BucketParams, Vec<Op>)> = Vec::new();
     let mut places: HashMap<Box<[u8]>, usize> = HashMap::new();
-    for (scope, reservation) in cancelled {
+    for (scope, op) in corrections {
         let id = scope.id(keyspace.secret());
         let place = *places.entry(id.as_bytes().into()).or_insert_with(|| {
             buckets.push((id, scope.params(), Vec::new()));
             buckets.len() - 1
         });
-        buckets[place].2.push(*reservation);
+        buckets[place].2.push(*op);
     }
     let calls = buckets.chunks(MOST_BUCKETS).map(|buckets| {
         let mut argument = Argument::default();
         for (_, params, _) in buckets {
             argument.bucket(*params, First::NONE);
         }
-        for (index, (.., reservations)) in buckets.iter().enumerate() {
-            // The last of a queue first, so that the one before it becomes the last.
-            for reservation in reservations.iter().rev() {
-                argument.op(index, Op::Undo(*reservation));
+        for (index, (.., ops)) in buckets.iter().enumerate() {
+            for op in ops {
+                argument.op(index, *op);
             }
         }
         Call {

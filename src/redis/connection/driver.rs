@@ -176,10 +176,16 @@ fn without_secrets(error: &RedisError) -> String {
 impl Transport for RedisTransport {
     fn address(&self) -> String {
         let database = self.settings.db();
+        let bracketed = |host: &str| match host.contains(':') {
+            true => format!("[{host}]"),
+            false => host.to_owned(),
+        };
         match &self.address {
-            Address::Tcp(host, port) => format!("redis://{host}:{port}/{database}"),
+            Address::Tcp(host, port) => format!("redis://{}:{port}/{database}", bracketed(host)),
             #[cfg(feature = "tls")]
-            Address::Tls(host, port, _) => format!("rediss://{host}:{port}/{database}"),
+            Address::Tls(host, port, _) => {
+                format!("rediss://{}:{port}/{database}", bracketed(host))
+            }
             #[cfg(unix)]
             Address::Unix(path) => format!("unix://{}", path.display()),
         }

@@ -102,6 +102,8 @@ impl ConnectionState {
             }
             // Redis limits without heartbeats, too; only outages are bridged less well.
             Err(failure) if failure.single || failure.kind == FailureKind::Misconfigured => {
+                // Whether peers pause buckets is not known any more.
+                self.pauses_in_use.store(true, Ordering::Relaxed);
                 if !self.heartbeat_denied.swap(true, Ordering::Relaxed) {
                     self.config.observer.advise(&failure);
                 }

@@ -5,20 +5,25 @@
 //! 3. If that is not the epoch that was in use before, the data is lost: leave in each bucket no
 //!    more than its last reported level.
 //! 4. Only then remember the epoch, so that an attempt that fails half way does not skip step 3.
-//! 5. Undo the reservations that were cancelled meanwhile, and write back what memory granted.
+//! 5. Undo the reservations that were cancelled meanwhile, deliver pauses, and write back what memory
+//!    granted.
 
 use std::sync::atomic::Ordering;
 
 use tokio::time::Instant;
 
 use crate::{
+    clock::to_us,
     decision::Failure,
-    redis::connection::{
-        calls::Target,
-        corrections::{Call, cap_levels, undo},
-        failure::disconnected,
-        state::ConnectionState,
-        transport::Session,
+    redis::{
+        connection::{
+            calls::Target,
+            corrections::{Call, cap_levels, corrections},
+            failure::disconnected,
+            state::ConnectionState,
+            transport::Session,
+        },
+        op::Op,
     },
 };
 
@@ -64,13 +69,30 @@ impl ConnectionState {
         Ok(session)
     }
 
-    /// Undoes cancelled reservations, and charges what memory granted, each amount once.
+    /// Undoes cancelled reservations, pauses buckets, and charges what memory granted, each amount
+    /// once. If a call is lost, the refill returns the tokens of its reservations, and its pauses
+    /// are delivered again.
     pub(super) async fn write_back(&self, target: &Target<'_>) -> Result<(), Failure> {
         let config = &self.config;
-        let cancelled = config.ledger.cancelled();
-        for call in undo(&config.keyspace, &cancelled) {
+        let (cancelled, pauses) = (config.ledger.cancelled(), config.ledger.pauses());
+        let now = Instant::now();
+        let pause = |until: Instant| Op::Pause {
+            us: to_us(until.saturating_duration_since(now)),
+        };
+        // The last of a queue first, so that the one before it becomes the last.
+        let undo = cancelled.into_iter().rev();
+        let pending: Vec<_> = undo
+            .map(|(scope, reservation)| (scope, Op::Undo(reservation)))
+            .chain(
+                pauses
+                    .iter()
+                    .map(|(scope, until)| (scope.clone(), pause(*until))),
+            )
+            .collect();
+        for call in corrections(&config.keyspace, &pending) {
             self.deliver(target, call).await?;
         }
+        config.ledger.confirm_pauses(&pauses);
         if config.ledger.has_debt() {
             let debts = config.ledger.drain();
             self.payments().add(&debts, Instant::now());

@@ -109,6 +109,8 @@ impl RedisConnection {
     /// Before a planned stop: if Redis is reached, the peers reserve nothing for this limiter. It
     /// sends no heartbeats from now on.
     pub(crate) async fn deregister(&self) {
+        // Whether peers pause buckets is not known any more.
+        self.state.pauses_in_use.store(true, Ordering::Relaxed);
         self.state.deregistered.store(true, Ordering::Relaxed);
         let live = match &self.state.lock().stage {
             Stage::Connected(live) => live.clone(),

@@ -134,9 +134,15 @@ fn random_call(rng: &mut Rng, known: &[KnownKey], model: &ReferenceModel) -> Cal
         keys.push((known[0].key.clone(), known[0].quotas[0]));
     }
     let most = rng.pick(&[1, 2, 4]);
-    let steps = (0..1 + rng.below(most))
+    let mut steps: Vec<_> = (0..1 + rng.below(most))
         .map(|_| random_step(rng, &keys, model))
         .collect();
+    if rng.percent(10) {
+        // As a write-back: the steps behind it have no answers, because it may stop the call.
+        steps.retain(|step| matches!(step, Step::Op(_, op) if !op.has_answer()));
+        let first = rng.below(keys.len() as u32) as usize;
+        steps.insert(0, Step::Op(first, Op::EmptyOrStop));
+    }
     let recovered = rng.pick(&[1.0, 1.0, 0.75, 1.0 / 3.0, 0.0]);
     let call = Call {
         recovered,

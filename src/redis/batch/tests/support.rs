@@ -251,6 +251,12 @@ impl Ledger for RecordedLedger {
         pauses.push(scope.name().to_owned());
     }
 
+    fn pauses(&self) -> Vec<(Scope, Instant)> {
+        Vec::new()
+    }
+
+    fn confirm_pauses(&self, _: &[(Scope, Instant)]) {}
+
     fn undo(&self, _: Scope, _: Reservation) {}
 
     fn cancelled(&self) -> Vec<(Scope, Reservation)> {
