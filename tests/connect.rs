@@ -226,7 +226,7 @@ mod rights {
             };
             assert!(advised.contains(&format!("+{right}")), "{right}: {advised}");
             // No advice about anything else.
-            for other in ["no such database", "password"] {
+            for other in ["database does not exist", "password"] {
                 assert!(!advised.contains(other), "{right}: {advised}");
             }
             if right == "select" {

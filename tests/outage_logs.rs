@@ -137,7 +137,7 @@ async fn wrong_password_is_logged_with_advice() {
     server.acl_set_user("u", &["on", ">q", "~*", "+@all"]).await;
     let (log, _guard) = Log::listen();
     let limiter = limiter(as_user(&server));
-    misconfigured(&limiter, &log, "password is wrong").await;
+    misconfigured(&limiter, &log, "wrong user or password").await;
     server.acl_set_user("u", &[">p"]).await;
     until_recovered(&limiter).await;
     assert_eq!(log.counts(), [1, 1, 1]);
@@ -158,7 +158,7 @@ async fn missing_password_is_logged_with_advice() {
     server.config_set("requirepass", "secret").await;
     let (log, _guard) = Log::listen();
     let limiter = limiter(server.url());
-    misconfigured(&limiter, &log, "write redis://user:password@host:port").await;
+    misconfigured(&limiter, &log, "use redis://user:password@host:port").await;
 }
 
 #[tokio::test]
@@ -194,7 +194,7 @@ async fn missing_right_to_the_keys_is_logged_with_advice() {
     server.acl_set_user("u", &rules).await;
     let (log, _guard) = Log::listen();
     let limiter = limiter(as_user(&server));
-    misconfigured(&limiter, &log, "allow ~throttle:v1|*").await;
+    misconfigured(&limiter, &log, "grant ~throttle:v1|*").await;
 }
 
 #[tokio::test]
@@ -202,7 +202,7 @@ async fn missing_database_is_logged_with_advice() {
     let server = RedisServer::start().await;
     let (log, _guard) = Log::listen();
     let limiter = limiter(format!("{}99", server.url()));
-    misconfigured(&limiter, &log, "no such database").await;
+    misconfigured(&limiter, &log, "database does not exist").await;
 }
 
 #[tokio::test]
@@ -211,7 +211,7 @@ async fn renamed_command_is_logged_with_advice() {
         let server = RedisServer::start_with(&["--rename-command", command, "other"]).await;
         let (log, _guard) = Log::listen();
         let limiter = limiter(server.url());
-        misconfigured(&limiter, &log, "none of the commands renamed").await;
+        misconfigured(&limiter, &log, "without renamed commands").await;
     }
 }
 

@@ -67,7 +67,7 @@ const SEVERAL: &str = "\n";
 pub fn header(name: &'static str) -> Header {
     assert!(
         HeaderName::from_lowercase(name.as_bytes()).is_ok(),
-        "\"{name}\" is not the name of a header: write it in lower case, such as \"x-api-key\""
+        "\"{name}\" is not a valid header name: use lower case, such as \"x-api-key\""
     );
     Header {
         name: HeaderName::from_static(name),

@@ -113,7 +113,7 @@ impl Scope {
         let name = name.into();
         assert!(
             !name.is_empty(),
-            "the name of a scope is empty: name what is limited, such as \"api-key\""
+            "the name of a scope must not be empty: use what is limited, such as \"api-key\""
         );
         Self {
             name: Name::Shared(name.into()),
@@ -124,7 +124,7 @@ impl Scope {
     pub(crate) const fn fixed(name: &'static str, quota: Quota) -> Self {
         assert!(
             !name.is_empty(),
-            "the name of a scope is empty: name what is limited, such as \"api-key\""
+            "the name of a scope must not be empty: use what is limited, such as \"api-key\""
         );
         Self {
             name: Name::Static(name),

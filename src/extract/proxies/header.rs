@@ -31,8 +31,8 @@ pub(super) fn header_name(name: &str) -> HeaderName {
     let header = HeaderName::from_lowercase(name.as_bytes());
     assert!(
         header.as_ref().is_ok_and(|header| header != FORWARDED),
-        "\"{name}\" is not the name of such a header: write it in lower case, such as \
-         \"x-real-ip\"; for \"forwarded\" there is `TrustedProxies::forwarded`"
+        "\"{name}\" is not a valid header name for a client address: use lower case, such as \
+         \"x-real-ip\"; for \"forwarded\" use `TrustedProxies::forwarded`"
     );
     header.unwrap_or(FORWARDED)
 }

@@ -94,7 +94,7 @@ impl fmt::Display for ParseNetworkError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
             f,
-            "{:?} is not a network: write an address and how many leading bits count, such as \
+            "{:?} is not a network: use an address and a prefix length, such as \
              \"10.0.0.0/8\" or \"2001:db8::/32\", or one address",
             self.0
         )

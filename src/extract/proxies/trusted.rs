@@ -252,7 +252,7 @@ impl TrustedProxies {
         let hops = NonZeroUsize::new(hops);
         assert!(
             hops.is_some(),
-            "the number of proxies is zero: trust none by `TrustedProxies::none()`"
+            "the number of hops must be above zero: use `TrustedProxies::none()` to trust no proxy"
         );
         self.hops = hops;
         self
@@ -263,8 +263,8 @@ impl TrustedProxies {
         let boundless = self.networks.iter().any(Network::is_everything);
         assert!(
             !(list && boundless && self.hops.is_none()),
-            "every address is trusted, so that a client could name any: say by `hops` how many \
-             proxies there are"
+            "every address is trusted, so that a client can forge its address: set the number of \
+             proxies with `hops`"
         );
     }
 

@@ -64,29 +64,30 @@ fn advice(error: &RedisError) -> &'static str {
     let text = error.to_string().to_ascii_lowercase();
     let contains = |part: &str| text.contains(part);
     if code == "NOAUTH" || contains("authentication required") {
-        "Redis requires a password: write redis://user:password@host:port"
+        "Redis requires a password: use redis://user:password@host:port"
     } else if code == "WRONGPASS" || error.kind() == ErrorKind::AuthenticationFailed {
-        "the user or the password is wrong: correct the URL, or the user with ACL SETUSER"
+        "wrong user or password: correct the URL, or the user with ACL SETUSER"
     } else if contains("'select'") {
-        "the user may not select the database in the URL: allow +select, or remove the number at \
-         the end of the URL"
+        "the user has no permission to select the database in the URL: grant +select, or remove \
+         the number at the end of the URL"
     } else if (code == "NOPERM"
         || contains("acl failure")
         || contains("the user executing the script"))
         && contains("access")
     {
-        "the user may not access the keys: allow ~throttle:v1|*, or the same with your key prefix"
+        "the user has no permission for the keys: grant ~throttle:v1|*, or the same pattern with \
+         your key prefix"
     } else if code == "NOPERM"
         || contains("acl failure")
         || contains("the user executing the script")
     {
-        "the user lacks permissions: allow +evalsha +eval +time +get +mget +set +zadd +zrem \
+        "the user lacks permissions: grant +evalsha +eval +time +get +mget +set +zadd +zrem \
          +zcount +zremrangebyscore +pexpire on the key prefix"
     } else if contains("db index") {
-        "there is no such database: correct the number at the end of the URL"
+        "the database does not exist: correct the number at the end of the URL"
     } else if contains("unknown command") || contains("unknown redis command") {
-        "the server does not know a command of the script: use Redis 6.2 or later, with none of \
-         the commands renamed"
+        "the server lacks a command of the script: Redis 6.2 or later is required, without renamed \
+         commands"
     } else if code == "CROSSSLOT" || contains("same slot") {
         "the keys are on different nodes: use a key prefix with a hash tag, such as {limits}"
     } else {

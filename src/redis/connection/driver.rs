@@ -52,7 +52,7 @@ impl RedisTransport {
     pub(crate) fn new(url: &str, step_timeout: Duration) -> Result<Self, ConfigError> {
         let info = url.into_connection_info().map_err(|error| {
             ConfigError::new(format!(
-                "invalid Redis URL: {}. Write redis://host:port/database, rediss://… for TLS \
+                "invalid Redis URL: {}. Use redis://host:port/database, rediss://… for TLS \
                  (feature `tls`), or unix:///path/to/socket",
                 without_secrets(&error)
             ))
@@ -62,7 +62,7 @@ impl RedisTransport {
             #[cfg(feature = "tls")]
             ConnectionAddr::TcpTls { insecure: true, .. } => {
                 return Err(ConfigError::new(
-                    "#insecure would accept any certificate: remove it from the URL",
+                    "#insecure disables certificate checks: remove it from the URL",
                 ));
             }
             #[cfg(feature = "tls")]

@@ -28,7 +28,7 @@ pub(crate) struct Tls {
 impl Tls {
     pub(crate) fn new(host: &str) -> Result<Self, ConfigError> {
         let server = ServerName::try_from(host.to_owned()).map_err(|_| {
-            ConfigError::new("no certificate can be valid for the host of the URL: write a host name or an IP address")
+            ConfigError::new("the host of the URL is not a valid DNS name or address")
         })?;
         let roots = webpki_roots::TLS_SERVER_ROOTS.iter().cloned();
         Ok(Self {
@@ -77,7 +77,7 @@ fn failure(error: Error, source: impl std::error::Error + Send + Sync + 'static)
              and signed by an authority in the webpki roots"
         }
         Error::InvalidMessage(InvalidMessage::InvalidContentType) => {
-            "this port does not speak TLS: write redis://, or the port of TLS"
+            "the server does not use TLS on this port: use redis://, or the TLS port"
         }
         _ => {
             "the TLS handshake failed: see the error, and compare the server's versions and ciphers"

@@ -44,7 +44,7 @@ fn permanent_server_errors_come_with_advice() {
         (
             "WRONGPASS invalid username-password pair or user is disabled.",
             false,
-            "is wrong",
+            "wrong user or password",
         ),
         (
             "NOPERM this user has no permissions to run the 'evalsha' command",
@@ -84,16 +84,20 @@ fn permanent_server_errors_come_with_advice() {
             true,
             "+select",
         ),
-        ("ERR DB index is out of range", true, "no such database"),
+        (
+            "ERR DB index is out of range",
+            true,
+            "database does not exist",
+        ),
         (
             "ERR unknown command 'EVALSHA', with args beginning with: ",
             true,
-            "does not know a command",
+            "lacks a command",
         ),
         (
             "ERR Unknown Redis command called from script script: 2a1c, on @user_script:9.",
             true,
-            "does not know a command",
+            "lacks a command",
         ),
         (
             "CROSSSLOT Keys in request don't hash to the same slot",
@@ -129,7 +133,7 @@ fn errors_of_the_driver_are_classified() {
     assert_eq!(failure.kind, FailureKind::Misconfigured);
     assert!(!failure.single);
     let advice = failure.advice.expect("something to do");
-    assert!(advice.contains("is wrong"), "{advice}");
+    assert!(advice.contains("wrong user or password"), "{advice}");
     for (kind, expected) in [
         (std::io::ErrorKind::TimedOut, FailureKind::Timeout),
         (std::io::ErrorKind::BrokenPipe, FailureKind::Disconnected),
