@@ -157,8 +157,8 @@ async fn more_than_128_scopes_are_rejected() {
     let each = Quota::per_second(10.0).scope("each");
     let scopes = |count| (0..count).map(|key| each.key(key)).collect::<Vec<_>>();
     assert!(limiter.try_acquire(scopes(128)).await.is_ok());
-    let refused = limiter.try_acquire(scopes(129)).await.unwrap_err();
-    assert_eq!(refused.reason(), Reason::TooManyScopes);
+    let rejected = limiter.try_acquire(scopes(129)).await.unwrap_err();
+    assert_eq!(rejected.reason(), Reason::TooManyScopes);
 }
 
 /// Comparing each with each would be 8 * 10^8 comparisons: 90 s in a debug build.
@@ -168,12 +168,12 @@ async fn too_many_scopes_are_rejected_without_comparing_them() {
     let each = Quota::per_second(10.0).scope("each");
     let scopes: Vec<_> = (0..40_000).map(|key| each.key(key)).collect();
     let start = tokio::time::Instant::now();
-    let refused = limiter.try_acquire(scopes).await.unwrap_err();
-    assert_eq!(refused.reason(), Reason::TooManyScopes);
+    let rejected = limiter.try_acquire(scopes).await.unwrap_err();
+    assert_eq!(rejected.reason(), Reason::TooManyScopes);
     assert!(start.elapsed() < 20 * S, "{:?}", start.elapsed());
     // Counted as they are given: to merge them first would be to compare them.
-    let refused = limiter.try_acquire(vec![each.clone(); 129]).await;
-    assert_eq!(refused.unwrap_err().reason(), Reason::TooManyScopes);
+    let rejected = limiter.try_acquire(vec![each.clone(); 129]).await;
+    assert_eq!(rejected.unwrap_err().reason(), Reason::TooManyScopes);
     assert!(
         limiter
             .try_acquire(vec![each.cost(0.01); 128])

@@ -37,7 +37,7 @@ struct Admission {
 #[derive(Clone, Copy, PartialEq)]
 enum Callers {
     Waiting,
-    Refusing,
+    Rejecting,
 }
 
 /// Not a test: the entry point of the other processes.
@@ -285,7 +285,7 @@ async fn eight_rejecting_processes_keep_one_limit() {
     let _alone = ALONE.lock().await;
     let server = RedisServer::start().await;
     let url = server.url();
-    let admissions = tokio::task::spawn_blocking(move || run(&url, Callers::Refusing, &[0; 8]))
+    let admissions = tokio::task::spawn_blocking(move || run(&url, Callers::Rejecting, &[0; 8]))
         .await
         .expect("no panic");
     check("rejecting", &admissions);

@@ -11,7 +11,7 @@ use crate::{header_value, numbers_from};
 const PROXY: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 0, 0, 1));
 
 /// An address that is not trusted.
-const STRANGER: IpAddr = IpAddr::V4(Ipv4Addr::new(203, 0, 113, 9));
+const UNTRUSTED: IpAddr = IpAddr::V4(Ipv4Addr::new(203, 0, 113, 9));
 
 /// Each line of the input is one line of the header.
 ///
@@ -31,7 +31,7 @@ pub fn addresses(data: &[u8]) {
             from == bucket_of(PROXY) || named(&lines).any(|address| from == bucket_of(address)),
             "{name}: {from} is not in {lines:?}"
         );
-        assert_eq!(client(&proxies, STRANGER, headers), STRANGER, "{name}");
+        assert_eq!(client(&proxies, UNTRUSTED, headers), UNTRUSTED, "{name}");
     }
     appended(data, &lines);
     if let Ok(text) = str::from_utf8(data) {
@@ -149,12 +149,12 @@ fn networks(text: &str) {
         return;
     };
     if let Ok(proxies) = parsed {
-        let lines = [header_value(STRANGER.to_string().as_bytes())];
+        let lines = [header_value(UNTRUSTED.to_string().as_bytes())];
         let headers = headers("x-forwarded-for", &lines);
         let from = client(&whole(proxies.hops(1)), address.to_canonical(), headers);
         // An IPv6 network of which IPv4 addresses are only a part contains none of them.
         if address.is_ipv4() || address.to_canonical().is_ipv6() || bits == "128" {
-            assert_eq!(from, STRANGER, "{text:?} does not contain {address}");
+            assert_eq!(from, UNTRUSTED, "{text:?} does not contain {address}");
         }
     } else {
         assert!(text.contains('/'), "{address} is an address");

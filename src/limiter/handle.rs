@@ -127,8 +127,8 @@ impl Limiter {
     /// let rpm = Quota::per_minute(1.0).scope("rpm");
     /// let tpm = Quota::per_minute(1_000.0).scope("tpm").cost(600.0);
     /// assert!(limiter.try_acquire([rpm.clone(), tpm.clone()]).await.is_ok());
-    /// let refused = limiter.try_acquire([rpm, tpm]).await.unwrap_err();
-    /// assert_eq!(refused.scope(), "rpm");
+    /// let rejected = limiter.try_acquire([rpm, tpm]).await.unwrap_err();
+    /// assert_eq!(rejected.scope(), "rpm");
     /// # }
     /// ```
     ///

@@ -8,7 +8,7 @@ fn reply(alive: u32, missing: u32) -> HeartbeatReply {
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_largest_count_of_the_last_minute_holds() {
+async fn the_largest_count_of_the_last_minute_is_used() {
     let start = Instant::now();
     let peers = Peers::new(3, RESERVE);
     assert_eq!(peers.processes(), 3.0, "the hint, before any contact");

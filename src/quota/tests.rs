@@ -9,7 +9,7 @@ fn read(text: &str) -> Quota {
 }
 
 #[test]
-fn reads_what_people_write() {
+fn usual_spellings_are_parsed() {
     assert_eq!(read("100/min"), Quota::per_minute(100.0));
     assert_eq!(read("10/s burst 50"), Quota::per_second(10.0).burst(50.0));
     assert_eq!(

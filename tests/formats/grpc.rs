@@ -115,8 +115,8 @@ pub(crate) async fn rows() -> Vec<Row> {
     for name in ["ratelimit", "ratelimit-policy", "retry-after"] {
         assert!(!admitted.metadata().contains_key(name), "{name}");
     }
-    let refused = nth!(server(API, memory()).await, 3).expect_err("refused");
-    row("gRPC, rejected", ".respond_http()", &refused);
+    let rejected = nth!(server(API, memory()).await, 3).expect_err("rejected");
+    row("gRPC, rejected", ".respond_http()", &rejected);
     let never = nth!(server(API.cost(3.0), memory()).await, 1).expect_err("impossible");
     row(
         "gRPC, the cost exceeds the capacity",
@@ -131,22 +131,22 @@ pub(crate) async fn rows() -> Vec<Row> {
     let unavailable = nth!(server(closed.clone(), without_redis().await).await, 1);
     let unavailable = unavailable.expect_err("unavailable");
     row("gRPC, unavailable", ".respond_http()", &unavailable);
-    let share = nth!(server(API, without_redis().await).await, 3).expect_err("refused");
+    let share = nth!(server(API, without_redis().await).await, 3).expect_err("rejected");
     row("gRPC, rejected without Redis", ".respond_http()", &share);
 
     // A client with a limit of its own, before a server without one.
     let server = limited(RateLimitLayer::new(&memory(), Scopes::default())).await;
     let channel = connect(server).await;
     let client = HealthClient::new(http(&memory(), API).layer(channel.clone()));
-    let refused = nth!(client, 3).expect_err("refused");
+    let rejected = nth!(client, 3).expect_err("rejected");
     row(
         "gRPC client, rejected before the call",
         ".respond_http()",
-        &refused,
+        &rejected,
     );
     let fail: RateLimitLayer<Scope, Fail> = RateLimitLayer::new(&memory(), API);
     let client = HealthClient::new(fail.layer(channel.clone()));
-    let failed = nth!(client, 3).expect_err("refused");
+    let failed = nth!(client, 3).expect_err("rejected");
     let rejected = Rejected::find(&failed).expect("a rejection");
     row(
         "gRPC client, `Status::from(rejected)`",
@@ -187,8 +187,8 @@ async fn over_web(outside: bool) -> Status {
         let admitted = client.check(HealthCheckRequest::default()).await;
         admitted.expect("admitted");
     }
-    let refused = client.check(HealthCheckRequest::default()).await;
-    let status = refused.expect_err("refused");
+    let rejected = client.check(HealthCheckRequest::default()).await;
+    let status = rejected.expect_err("rejected");
     assert!(
         status
             .get_details_retry_info()

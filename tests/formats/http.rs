@@ -59,10 +59,10 @@ impl Client {
 
 /// The `Row` of the last of several responses through these layers, the first of them innermost.
 macro_rules! row {
-    ($rows:ident, $case:literal, $told:literal, $nth:literal, $($layer:expr),+) => {
+    ($rows:ident, $case:literal, $named:literal, $nth:literal, $($layer:expr),+) => {
         let client = Client::of(|router| router$(.layer($layer))+).await;
         let answer = client.nth($nth).await;
-        $rows.push(Row { case: $case, layer: $told, answer });
+        $rows.push(Row { case: $case, layer: $named, answer });
     };
 }
 
@@ -211,12 +211,12 @@ async fn several(rows: &mut Vec<Row>) {
     // Retry-After is the inner layer's, so this cannot be checked as one response.
     let client = Client::of(|router| router.layer(layer(API)).layer(layer(SITE))).await;
     client.nth(2).await;
-    let refused = client.ask().await;
-    assert_eq!(refused.status, 429);
-    assert_eq!(refused.members("ratelimit", "r", "t")[0].1, 0);
-    assert_eq!(refused.members("ratelimit", "r", "t")[1].1, 997);
-    assert_eq!(refused.number("x-ratelimit-remaining"), Some(0));
-    assert_eq!(refused.number("x-ratelimit-limit"), Some(2));
+    let rejected = client.ask().await;
+    assert_eq!(rejected.status, 429);
+    assert_eq!(rejected.members("ratelimit", "r", "t")[0].1, 0);
+    assert_eq!(rejected.members("ratelimit", "r", "t")[1].1, 997);
+    assert_eq!(rejected.number("x-ratelimit-remaining"), Some(0));
+    assert_eq!(rejected.number("x-ratelimit-limit"), Some(2));
 }
 
 async fn rare(rows: &mut Vec<Row>) {
@@ -280,12 +280,12 @@ async fn outages(rows: &mut Vec<Row>) {
     let client = Client::of(|router| router.layer(layer)).await;
     assert_eq!(client.ask().await.number("x-ratelimit-remaining"), Some(1));
     server.kill9();
-    let told = ".problem_json().headers(HeaderStyle::Both)";
+    let layers = ".problem_json().headers(HeaderStyle::Both)";
     for case in ["admitted without Redis", "rejected without Redis"] {
         let answer = client.nth(1).await;
         rows.push(Row {
             case,
-            layer: told,
+            layer: layers,
             answer,
         });
     }

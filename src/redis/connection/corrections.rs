@@ -23,7 +23,7 @@ use crate::{
 const MOST_BUCKETS: usize = 127;
 
 /// How long Redis remembers that a payment was made.
-const PAYMENT_KEPT: Duration = Duration::from_secs(3_600);
+const MARKER_KEPT: Duration = Duration::from_secs(3_600);
 
 /// One call of the script.
 pub(super) struct Call {
@@ -114,24 +114,24 @@ pub(super) fn corrections(keyspace: &Keyspace, corrections: &[(Scope, Op)]) -> V
 /// Tokens to charge once, under a number of their own. The amounts are fixed with the number, so
 /// that a call without a reply can be repeated; what is spent later gets another number.
 #[derive(Debug)]
-pub(super) struct Payment {
+pub(super) struct WriteBack {
     number: u64,
     since: Instant,
     debts: Vec<Debt>,
 }
 
-/// Payments that Redis has not confirmed.
+/// WriteBacks that Redis has not confirmed.
 #[derive(Debug, Default)]
-pub(super) struct Payments {
-    open: VecDeque<Payment>,
+pub(super) struct WriteBacks {
+    open: VecDeque<WriteBack>,
     last: u64,
 }
 
-impl Payments {
+impl WriteBacks {
     pub(super) fn add(&mut self, debts: &[Debt], now: Instant) {
         for debts in debts.chunks(MOST_BUCKETS) {
             self.last += 1;
-            self.open.push_back(Payment {
+            self.open.push_back(WriteBack {
                 number: self.last,
                 since: now,
                 debts: debts.to_vec(),
@@ -139,7 +139,7 @@ impl Payments {
         }
     }
 
-    pub(super) fn first(&self) -> Option<&Payment> {
+    pub(super) fn first(&self) -> Option<&WriteBack> {
         self.open.front()
     }
 
@@ -155,7 +155,7 @@ impl Payments {
     }
 }
 
-impl Payment {
+impl WriteBack {
     pub(super) fn number(&self) -> u64 {
         self.number
     }
@@ -164,7 +164,7 @@ impl Payment {
         let mut argument = Argument::default();
         // A bucket that the payment empties, and that is full again once Redis has forgotten it.
         argument.bucket(
-            BucketParams::new(1.0, PAYMENT_KEPT.as_secs_f64().recip()),
+            BucketParams::new(1.0, MARKER_KEPT.as_secs_f64().recip()),
             First::NONE,
         );
         let mut keys = vec![keyspace.own(&format!("#paid:{limiter}:{}", self.number))];

@@ -95,12 +95,12 @@ impl ConnectionState {
         config.ledger.confirm_pauses(&pauses);
         if config.ledger.has_debt() {
             let debts = config.ledger.drain();
-            self.payments().add(&debts, Instant::now());
+            self.write_backs().add(&debts, Instant::now());
         }
         // A supervisor that was replaced may still do this: each payment has a number, and Redis
         // charges a number once.
         loop {
-            let first = self.payments().first().map(|payment| {
+            let first = self.write_backs().first().map(|payment| {
                 let call = payment.call(&config.keyspace, &self.limiter, Instant::now());
                 (payment.number(), call)
             });
@@ -108,7 +108,7 @@ impl ConnectionState {
                 return Ok(());
             };
             self.deliver(target, call).await?;
-            self.payments().confirm(number);
+            self.write_backs().confirm(number);
         }
     }
 

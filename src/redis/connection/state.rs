@@ -20,7 +20,7 @@ use crate::{
         connection::{
             breaker::{Action, Breaker, Event},
             config::ConnectionConfig,
-            corrections::Payments,
+            corrections::WriteBacks,
             failure::disconnected,
             transport::Session,
         },
@@ -39,7 +39,7 @@ pub(super) struct ConnectionState {
     /// Whether Redis alone decides: connected, and the recovery window is over. Derived from
     /// `state`, for callers that take no lock.
     pub(super) passing: AtomicBool,
-    payments: Mutex<Payments>,
+    write_backs: Mutex<WriteBacks>,
     random: Mutex<fastrand::Rng>,
     /// Redis does not allow heartbeats to this client, and that was logged.
     pub(super) heartbeat_denied: AtomicBool,
@@ -144,7 +144,7 @@ impl ConnectionState {
             }),
             changed: watch::Sender::new(()),
             passing: AtomicBool::new(false),
-            payments: Mutex::default(),
+            write_backs: Mutex::default(),
             heartbeat_denied: AtomicBool::new(false),
             registered_by: Arc::default(),
             deregistered: AtomicBool::new(false),
@@ -160,8 +160,10 @@ impl ConnectionState {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    pub(super) fn payments(&self) -> MutexGuard<'_, Payments> {
-        self.payments.lock().unwrap_or_else(PoisonError::into_inner)
+    pub(super) fn write_backs(&self) -> MutexGuard<'_, WriteBacks> {
+        self.write_backs
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
     }
 
     pub(super) fn random(&self) -> MutexGuard<'_, fastrand::Rng> {

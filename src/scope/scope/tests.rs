@@ -130,7 +130,7 @@ proptest! {
 
     /// No name and key are the bucket of another name and key.
     #[test]
-    fn buckets_never_meet(
+    fn different_names_and_keys_have_different_buckets(
         a in ("[a:#%{]{1,3}", proptest::option::of("[a:#%{\u{0}]{0,3}")),
         b in ("[a:#%{]{1,3}", proptest::option::of("[a:#%{\u{0}]{0,3}")),
     ) {

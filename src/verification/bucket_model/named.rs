@@ -305,7 +305,7 @@ fn a_quota_raised_under_debt_adds_what_was_reserved() {
     let (old, new) = (BucketParams::new(5.0, 1.0), BucketParams::new(10.0, 10.0));
     let mut bucket = Bucket::full(0.0, old);
     bucket.take(5.0, 1, 0.0, old);
-    // Due at t = 5, and paid at the new rate by t = .5.
+    // Due at t = 5; at the new rate its tokens have refilled at t = .5.
     assert_eq!(bucket.take(5.0, 1, 1e12, old).last, 5.0 * SECOND);
     bucket.advance(0.0, new);
     let mut used = 5.0;

@@ -9,14 +9,14 @@
 //!   time.
 //! - **Charged.** A settlement above the estimate reports tokens that are used already. Waiters
 //!   keep their reservations, so the amount counts until a reservation made after it is used: by
-//!   then it is paid. What the floor of the debt forgives counts for good.
+//!   then it has refilled. What the floor of the debt forgives counts for good.
 //! - **Over.** A cost over the capacity (of a local share: with the full quota it is rejected) is
 //!   granted when the bucket is full, and leaves debt. The excess counts until a reservation made
 //!   after it is used: the debt does not add up.
 //! - **Jumps.** When the server's clock jumps forward by s, the bucket refills by s and forgets
 //!   waiters and debt: `rate * s`, plus what is given back while requests still wait, which is not
 //!   kept apart then; together at most `capacity + debt`. It counts for windows that reach from
-//!   before the debt would have been paid to after the jump. After a jump back by s, a cancelled
+//!   before the debt would have refilled to after the jump. After a jump back by s, a cancelled
 //!   reservation may be undone in a place that is off by up to s: `rate * s`. Otherwise a jump back
 //!   costs nothing.
 

@@ -576,7 +576,7 @@ impl Simulator<'_> {
         bucket.advance(time, params);
         let before = bucket.level + bucket.returned;
         bucket.charge(tokens, params);
-        let paid = before - bucket.level - bucket.returned;
+        let charged = before - bucket.level - bucket.returned;
         self.order += 1;
         let record = &mut self.outcome.records[index];
         record.uses.push(Use {
@@ -588,7 +588,7 @@ impl Simulator<'_> {
         record.charged.push(Charged {
             time: self.now,
             tokens,
-            forgiven: forgiven(&self.buckets[index], tokens, paid, params),
+            forgiven: forgiven(&self.buckets[index], tokens, charged, params),
             order: self.order,
         });
         self.outcome.seen.charged += 1;
@@ -645,11 +645,11 @@ fn gaps(bucket: &Bucket) -> f64 {
     bucket.gaps.iter().map(|gap| gap.tokens).sum()
 }
 
-/// What a charge leaves unpaid: only what is beyond the floor of the debt.
-fn forgiven(after: &Bucket, tokens: f64, paid: f64, params: BucketParams) -> f64 {
+/// The part of a charge that is forgiven: what is below the floor of the debt.
+fn forgiven(after: &Bucket, tokens: f64, charged: f64, params: BucketParams) -> f64 {
     let reserved_tokens = (after.last_due - after.at).max(0.0) * params.per_us;
     if after.level <= -params.capacity - reserved_tokens {
-        tokens - paid
+        tokens - charged
     } else {
         0.0
     }

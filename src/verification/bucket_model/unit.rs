@@ -280,14 +280,14 @@ fn a_charge_never_raises_a_level_and_has_a_floor() {
         let floor = before.level.min(-params.capacity - reserved);
         assert!(bucket.level <= before.level && bucket.returned <= before.returned);
         assert!(bucket.level >= floor);
-        let paid = before.level + before.returned - bucket.level - bucket.returned;
+        let charged = before.level + before.returned - bucket.level - bucket.returned;
         assert_eq!(
             bucket.returned,
             (before.returned - x).max(0.0),
             "returned tokens are charged first"
         );
         let near = |a: f64, b: f64| (a - b).abs() <= 1e-9 * (params.capacity + b);
-        assert!(near(paid, x) || bucket.level == floor, "{before:?} {x}");
+        assert!(near(charged, x) || bucket.level == floor, "{before:?} {x}");
     }
 }
 
@@ -354,7 +354,7 @@ fn a_cost_over_the_capacity_is_granted_when_the_bucket_is_full() {
     let mut bucket = Bucket::full(0.0, params);
     assert_eq!(bucket.quote(5.0, params), 0.0);
     let taken = bucket.take(5.0, 2, 1e12, params);
-    // The second one when the first is paid for.
+    // The second one when the debt of the first has refilled.
     assert_eq!((taken.now, taken.granted, taken.last), (1.0, 2.0, 5e6));
     assert_eq!((bucket.level, bucket.largest_cost), (-8.0, 2.0));
     // While it waits, no returned token may overtake it: its window is full.
@@ -458,7 +458,7 @@ fn processes_that_recover_one_by_one_leave_a_consistent_bucket() {
         let mut bucket = Bucket::full(start, whole);
         bucket.level = -reserved * N as f64;
         let mut shares = std::array::from_fn::<_, N, _>(|_| Bucket::full(start, share));
-        let mut owed = [0.0; N];
+        let mut debts = [0.0; N];
         for bucket in &mut shares {
             bucket.level = -reserved;
         }
@@ -474,7 +474,7 @@ fn processes_that_recover_one_by_one_leave_a_consistent_bucket() {
                 let own = &mut shares[process];
                 own.advance(now, share);
                 let mut spent = own.take(0.25, 99, ahead, share).granted * 0.25;
-                owed[process] = (owed[process] + spent).min(share.capacity - own.level);
+                debts[process] = (debts[process] + spent).min(share.capacity - own.level);
                 if now < back[process] {
                     continue;
                 }
@@ -482,9 +482,9 @@ fn processes_that_recover_one_by_one_leave_a_consistent_bucket() {
                 if since < STEP {
                     let before = back.iter().filter(|at| **at < back[process]).count();
                     bucket.advance_in_recovery(now, whole, before as f64 / N as f64);
-                    bucket.write_back(owed[process], ahead, 0.25);
+                    bucket.write_back(debts[process], ahead, 0.25);
                 }
-                // Reservations made by memory are paid for. New requests wait for a reservation
+                // Reservations made by memory are charged already. New requests wait for a reservation
                 // in memory first, and are sent to Redis when it is due.
                 if since <= ahead {
                     spent = 0.0;

@@ -397,11 +397,11 @@ async fn write_back_is_charged_once_and_a_cap_lowers() {
         )
     };
     for (marker, tokens, level) in [
-        ("paid:1", 3.0, 7.0),
+        ("marker:1", 3.0, 7.0),
         // Sent again because the reply was lost; the amount does not matter.
-        ("paid:1", 3.0, 7.0),
-        ("paid:1", 5.0, 7.0),
-        ("paid:2", 1.0, 6.0),
+        ("marker:1", 3.0, 7.0),
+        ("marker:1", 5.0, 7.0),
+        ("marker:2", 1.0, 6.0),
     ] {
         let answered = call(&mut connection, &write_back_once(marker, tokens)).await;
         assert!(

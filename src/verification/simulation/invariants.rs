@@ -34,7 +34,7 @@ pub(crate) fn violations(plan: &Plan, trace: &Trace) -> Vec<String> {
         }
     }
     shares(plan, trace, &mut wrong);
-    payments(plan, trace, &mut wrong);
+    write_backs(plan, trace, &mut wrong);
     if trace.tasks_left > 0 {
         wrong.push(format!("{} tasks are left", trace.tasks_left));
     }
@@ -126,15 +126,15 @@ fn shares(plan: &Plan, trace: &Trace, wrong: &mut Vec<String>) {
 }
 
 /// What memory granted is written back, and charged once.
-fn payments(plan: &Plan, trace: &Trace, wrong: &mut Vec<String>) {
+fn write_backs(plan: &Plan, trace: &Trace, wrong: &mut Vec<String>) {
     let unkept = |fault: &Fault| matches!(fault.kind, Kind::ProcessDies | Kind::ClockSet(_));
     if !plan.keeps_data() || plan.faults.iter().any(unkept) {
         return;
     }
     let mut seen = BTreeSet::new();
-    for payment in &trace.paid {
-        if !seen.insert((&payment.limiter, &payment.number)) {
-            wrong.push(format!("paid twice: {payment:?}"));
+    for write_back in &trace.written_back {
+        if !seen.insert((&write_back.limiter, &write_back.number)) {
+            wrong.push(format!("charged twice: {write_back:?}"));
         }
     }
     let ([limit], true) = (&plan.limits[..], plan.roles.iter().all(Role::is_plain)) else {
@@ -149,24 +149,31 @@ fn payments(plan: &Plan, trace: &Trace, wrong: &mut Vec<String>) {
             });
             its.map(|event| event.tokens).sum::<f64>()
         };
-        let its = trace.paid.iter().filter(|paid| paid.limiter == *name);
-        let paid: f64 = its.map(|paid| paid.tokens).sum();
+        let its = trace
+            .written_back
+            .iter()
+            .filter(|done| done.limiter == *name);
+        let charged: f64 = its.map(|done| done.tokens).sum();
         // Waiters at the end were charged, and not admitted.
-        let asleep = plan.reserved(0);
-        let most = granted(Duration::ZERO, plan.length) + asleep;
-        if paid > most + 1e-6 {
-            wrong.push(format!("paid too much: {paid} of {most} by {process}"));
+        let waiting = plan.reserved(0);
+        let most = granted(Duration::ZERO, plan.length) + waiting;
+        if charged > most + 1e-6 {
+            wrong.push(format!(
+                "charged too much: {charged} of {most} by {process}"
+            ));
         }
         // What has refilled is not charged: a share lacks at most its capacity.
         let outages = trace.record.outages.iter();
-        let owed = outages
+        let due = outages
             .filter(|outage| outage.process == process)
             .filter_map(|outage| Some(granted(outage.from, outage.until?)))
             .map(|granted| (granted.min(share.capacity) - 2.0 * largest).max(0.0));
-        let owed: f64 = owed.sum();
+        let due: f64 = due.sum();
         // Unused leases are returned with it.
-        if paid < owed - plan.ahead(0) - 1e-6 {
-            wrong.push(format!("paid too little: {paid} of {owed} by {process}"));
+        if charged < due - plan.ahead(0) - 1e-6 {
+            wrong.push(format!(
+                "charged too little: {charged} of {due} by {process}"
+            ));
         }
     }
 }

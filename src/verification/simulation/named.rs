@@ -64,7 +64,7 @@ const TRIES: Role = Role::Tries(0, 1.0);
 /// Redis appears after the processes have started, and stops before they know of each other: they
 /// counted one, two and three processes.
 #[test]
-fn peers_that_barely_met_use_replicas() {
+fn without_a_complete_count_of_peers_replicas_is_used() {
     let down = Kind::Down(Data::Kept);
     check(&plan(
         3,
@@ -110,7 +110,7 @@ fn write_back_is_not_forgotten_with_the_data() {
 /// Two processes are partitioned before their first heartbeat to a Redis that has lost its data: it
 /// does not count them as missing.
 #[test]
-fn peers_that_an_empty_redis_does_not_know_are_expected() {
+fn peers_without_a_record_in_an_empty_redis_are_expected() {
     let faults = [
         (5_291, 128, 5, Kind::Down(Data::Lost)),
         (5_420, 30_000, 2, Kind::HalfOpen),
@@ -146,7 +146,7 @@ fn unconfirmed_write_back_is_charged_once() {
     let mut again = 0;
     for seed in 0..12 {
         plan.seed = seed;
-        again += check(&plan).paid_again;
+        again += check(&plan).repeated_write_backs;
     }
     assert!(again > 0, "no reply to a write-back was too late");
 }
@@ -189,7 +189,7 @@ fn crash(server: &Server, process: usize, limiter: Limiter) {
 
 /// Two limiters, of which the second crashes after ten seconds. Returns the first, once it counts
 /// the second as missing.
-async fn survivor(server: &Server) -> Limiter {
+async fn remaining(server: &Server) -> Limiter {
     tokio::spawn(server.clone().run());
     let first = started(server, 0, Limiter::builder()).await;
     let second = started(server, 1, Limiter::builder()).await;
@@ -211,7 +211,7 @@ async fn reserved(limiter: &Limiter, seconds: u64) -> (f64, f64) {
 }
 
 #[tokio::test(start_paused = true)]
-async fn missing_process_is_reserved_for_as_long_as_asked() {
+async fn share_of_a_missing_process_is_reserved_for_the_set_time() {
     for seconds in [0u64, 5, 60] {
         let server = Server::new(2, (0, 1), seconds);
         tokio::spawn(server.clone().run());
@@ -244,7 +244,7 @@ async fn processes_that_end_within_seconds_are_not_reserved_for() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn survivor_keeps_a_quarter_however_many_are_missing() {
+async fn remaining_process_keeps_a_quarter_of_the_rate() {
     let server = Server::new(10, (0, 1), 1);
     tokio::spawn(server.clone().run());
     let limiter = started(&server, 0, Limiter::builder()).await;
@@ -310,7 +310,7 @@ async fn instances_of_one_name_are_both_counted() {
 
 /// Limiters that deregistered within the last minute are not expected after Redis has lost its data.
 #[tokio::test(start_paused = true)]
-async fn flushed_redis_expects_nobody_who_deregistered() {
+async fn deregistered_limiters_are_not_expected_after_a_flush() {
     let server = Server::new(4, (0, 1), 1);
     tokio::spawn(server.clone().run());
     let mut limiters = Vec::new();
@@ -369,7 +369,7 @@ async fn heartbeats_count_after_the_clock_is_set() {
 async fn waits_are_bounded_while_a_missing_process_is_reserved_for() {
     const DAY: Duration = Duration::from_secs(86_400);
     const RESERVED: Duration = Duration::from_secs(5);
-    let limiter = survivor(&Server::new(2, (0, 0), 1)).await;
+    let limiter = remaining(&Server::new(2, (0, 0), 1)).await;
     let daily = Quota::per_day(1.0).scope("daily");
     limiter.try_acquire(&daily).await.expect("full");
     for max_wait in [Duration::ZERO, ms(1_000)] {
@@ -391,7 +391,7 @@ async fn waits_are_bounded_while_a_missing_process_is_reserved_for() {
         .expect("a wait that fits");
     assert!(start.elapsed() <= DAY + RESERVED, "{:?}", start.elapsed());
     // Reservations that are due while the part is reserved wait at the reduced rate.
-    let limiter = survivor(&Server::new(2, (0, 0), 1)).await;
+    let limiter = remaining(&Server::new(2, (0, 0), 1)).await;
     let quick = Quota::per_second(10.0).burst(1.0).scope("quick");
     let start = Instant::now();
     for _ in 0..6 {

@@ -18,7 +18,7 @@ use super::{
     load::{Caller, Record, watch},
     plan::{Kind, Plan},
     server::Server,
-    store::Paid,
+    store::WrittenBack,
 };
 use crate::{limiter::Limiter, verification::bucket_model::Rng};
 
@@ -29,9 +29,9 @@ const LONGEST_TASK: Duration = Duration::from_secs(30);
 #[derive(Debug, Default)]
 pub(crate) struct Trace {
     pub(crate) record: Record,
-    pub(crate) paid: Vec<Paid>,
+    pub(crate) written_back: Vec<WrittenBack>,
     /// Write-backs that had been executed before, and so changed nothing.
-    pub(crate) paid_again: usize,
+    pub(crate) repeated_write_backs: usize,
     /// All tokens that were leased.
     pub(crate) leased: f64,
     /// The name of the limiter of each process.
@@ -179,13 +179,13 @@ async fn simulate(plan: Arc<Plan>) -> Trace {
     let _ = serving.await;
     let tasks_left = Handle::current().metrics().num_alive_tasks() - tasks_before;
     let record = mem::take(&mut *record.lock().expect("no panic while it is held"));
-    let paid = mem::take(&mut server.lock().paid);
-    let paid_again = server.lock().paid_again;
+    let written_back = mem::take(&mut server.lock().written_back);
+    let repeated_write_backs = server.lock().repeated_write_backs;
     let leased = server.lock().store.leased;
     Trace {
         record,
-        paid,
-        paid_again,
+        written_back,
+        repeated_write_backs,
         leased,
         names,
         died,

@@ -133,7 +133,7 @@ fn search(seeds: impl Iterator<Item = u64>) -> Seen {
 }
 
 #[test]
-fn random_outages_keep_every_rule() {
+fn random_outages_violate_no_invariant() {
     let (first, count) = (first_seed(), sequences(200, 10_000));
     println!("THROTTLE_SEED={first}");
     let threads = thread::available_parallelism().map_or(1, |threads| threads.get().min(8));

@@ -12,7 +12,7 @@ use tokio::{
     time::{Instant, sleep, sleep_until},
 };
 
-use super::store::{Paid, Store, disconnected, read_only, timed_out};
+use super::store::{Store, WrittenBack, disconnected, read_only, timed_out};
 use crate::{
     clock::to_us,
     decision::Failure,
@@ -65,8 +65,8 @@ pub(crate) struct State {
     pub(crate) read_only: bool,
     /// How far the server's clock was set, in microseconds.
     pub(crate) clock_step: f64,
-    pub(crate) paid: Vec<Paid>,
-    pub(crate) paid_again: usize,
+    pub(crate) written_back: Vec<WrittenBack>,
+    pub(crate) repeated_write_backs: usize,
     pub(crate) rng: Rng,
     start: Instant,
     queue: BTreeMap<(Instant, u64), Arrival>,
@@ -97,8 +97,8 @@ impl Server {
             links: (0..processes).map(link).collect(),
             read_only: false,
             clock_step: 0.0,
-            paid: Vec::new(),
-            paid_again: 0,
+            written_back: Vec::new(),
+            repeated_write_backs: 0,
             rng: Rng::new(seed),
             start,
             queue: BTreeMap::new(),
@@ -198,8 +198,8 @@ impl State {
                 Err(read_only())
             }
             _ => {
-                self.paid.extend(done.paid);
-                self.paid_again += usize::from(done.paid_before);
+                self.written_back.extend(done.written_back);
+                self.repeated_write_backs += usize::from(done.repeats_write_back);
                 Ok(done.reply)
             }
         };

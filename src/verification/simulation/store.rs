@@ -35,7 +35,7 @@ struct Epoch {
 
 /// A write-back that was executed: by whom, under which number, and how much for all buckets.
 #[derive(Clone, Debug)]
-pub(crate) struct Paid {
+pub(crate) struct WrittenBack {
     pub(crate) limiter: String,
     pub(crate) number: String,
     pub(crate) tokens: f64,
@@ -45,9 +45,9 @@ pub(crate) struct Paid {
 pub(crate) struct Done {
     pub(crate) reply: Vec<u8>,
     pub(crate) wrote: bool,
-    pub(crate) paid: Option<Paid>,
+    pub(crate) written_back: Option<WrittenBack>,
     /// It was a write-back that had been executed before.
-    pub(crate) paid_before: bool,
+    pub(crate) repeats_write_back: bool,
 }
 
 impl Store {
@@ -83,8 +83,8 @@ impl Store {
                 return Done {
                     reply: Vec::new(),
                     wrote: false,
-                    paid: None,
-                    paid_before: false,
+                    written_back: None,
+                    repeats_write_back: false,
                 };
             }
         }
@@ -107,12 +107,12 @@ impl Store {
         let leases = leases.take_while(|(step, _)| matches!(step, Step::Op(_, Op::Lease { .. })));
         self.leased += leases.map(|(_, answer)| answer.taken.granted).sum::<f64>();
         let first = outcome.written.first().is_some_and(|(key, ..)| *key == 0);
-        let payment = paid(&call);
+        let write_back = write_back(&call);
         Done {
             reply: outcome.reply(now),
             wrote: !outcome.written.is_empty(),
-            paid_before: payment.is_some() && !first,
-            paid: payment.filter(|_| first),
+            repeats_write_back: write_back.is_some() && !first,
+            written_back: write_back.filter(|_| first),
         }
     }
 
@@ -142,16 +142,16 @@ impl Store {
             return Done {
                 reply: Vec::new(),
                 wrote: true,
-                paid: None,
-                paid_before: false,
+                written_back: None,
+                repeats_write_back: false,
             };
         }
         if ms(good_until).is_some_and(|until| now > until) {
             return Done {
                 reply: now.to_le_bytes().to_vec(),
                 wrote: false,
-                paid: None,
-                paid_before: false,
+                written_back: None,
+                repeats_write_back: false,
             };
         }
         let mut id: [u8; 8] = random[..].try_into().expect("eight bytes");
@@ -202,8 +202,8 @@ impl Store {
         Done {
             reply,
             wrote: true,
-            paid: None,
-            paid_before: false,
+            written_back: None,
+            repeats_write_back: false,
         }
     }
 
@@ -220,16 +220,16 @@ impl Store {
 }
 
 /// The write-back that this call is, if it is one.
-fn paid(call: &Call) -> Option<Paid> {
+fn write_back(call: &Call) -> Option<WrittenBack> {
     let (key, _) = call.keys.first()?;
-    let (_, payment) = key.split_once("#paid:")?;
-    let (limiter, number) = payment.split_once(':')?;
+    let (_, write_back) = key.split_once("#paid:")?;
+    let (limiter, number) = write_back.split_once(':')?;
     let tokens = call.steps.iter().map(|step| match step {
         Step::Op(_, Op::WriteBack { tokens, .. }) => *tokens,
         Step::Op(_, Op::GiveBack { tokens }) => -tokens,
         _ => 0.0,
     });
-    Some(Paid {
+    Some(WrittenBack {
         limiter: limiter.to_owned(),
         number: number.to_owned(),
         tokens: tokens.sum(),

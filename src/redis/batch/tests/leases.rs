@@ -191,7 +191,7 @@ async fn costs_over_the_largest_lease_take_nothing_ahead() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn scarce_bucket_is_not_asked_for_each_token() {
+async fn lease_of_a_scarce_bucket_is_not_requested_for_each_token() {
     let (mut setup, leases) = leasing(999);
     let a = HOT.scope("a");
     let leased = leased(&mut setup, &a).await;

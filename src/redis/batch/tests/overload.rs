@@ -33,7 +33,7 @@ async fn burst_stays_queued_while_redis_works_it_off() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn lasting_overload_is_turned_away_after_one_timeout() {
+async fn under_lasting_overload_requests_fail_after_one_timeout() {
     // 25,600 requests a second, and 1.5 times as many are made.
     let mut setup = slow(TIMEOUT / 10);
     let start = Instant::now();
@@ -73,7 +73,7 @@ async fn lasting_overload_is_turned_away_after_one_timeout() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn full_queue_turns_away_requests_but_accepts_returned_tokens() {
+async fn full_queue_fails_requests_but_accepts_returned_tokens() {
     let mut setup = Setup::new(ScriptedRedis::new(0));
     setup.ask([QUOTA.scope("a")]);
     setup.settle().await;

@@ -36,7 +36,7 @@ async fn two_quotas_of_one_bucket_delay_no_other_bucket() {
 
 /// Each call has the bucket by the quota of the oldest request for it.
 #[tokio::test(start_paused = true)]
-async fn many_quotas_of_one_bucket_are_decided_in_turn() {
+async fn many_quotas_of_one_bucket_are_decided_in_order() {
     let mut setup = Setup::new(ScriptedRedis::new(999));
     let quotas: Vec<_> = (0..20).map(|n| QUOTA.burst(f64::from(7 + n))).collect();
     for n in 0..400 {
@@ -84,7 +84,7 @@ async fn operation_is_not_overtaken_on_its_bucket() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn contradictory_request_blocks_nobody() {
+async fn contradictory_request_blocks_no_other_request() {
     let mut setup = Setup::new(ScriptedRedis::new(9));
     setup.ask([
         QUOTA.scope("b"),

@@ -16,7 +16,7 @@ fn passing(now: Instant) -> (Breaker, u64) {
 /// Every event in every state that up to four events lead to, from the start and from one failure
 /// short of a trip, at times on both sides of `STABLE`.
 #[tokio::test(start_paused = true)]
-async fn every_transition_is_as_drawn() {
+async fn every_transition_is_as_documented() {
     let start = Instant::now();
     let mut failing = passing(start).0;
     for _ in 1..MOST_FAILED {

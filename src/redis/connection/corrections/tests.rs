@@ -13,26 +13,26 @@ fn debts(n: usize) -> Vec<Debt> {
 }
 
 #[tokio::test(start_paused = true)]
-async fn payment_keeps_its_amounts_until_it_is_confirmed() {
-    let mut payments = Payments::default();
-    payments.add(&debts(1), Instant::now());
-    let call = |payments: &Payments| {
-        let call = payments
+async fn write_back_keeps_its_amounts_until_it_is_confirmed() {
+    let mut write_backs = WriteBacks::default();
+    write_backs.add(&debts(1), Instant::now());
+    let call = |write_backs: &WriteBacks| {
+        let call = write_backs
             .first()
             .map(|first| first.call(&Keyspace::new("p:", [0; 32]), "me", Instant::now()));
         call.map(|call| (call.keys, call.argument))
     };
-    let first = call(&payments).expect("one");
-    payments.add(&debts(300), Instant::now());
-    assert_eq!(call(&payments), Some(first), "unchanged until confirmed");
+    let first = call(&write_backs).expect("one");
+    write_backs.add(&debts(300), Instant::now());
+    assert_eq!(call(&write_backs), Some(first), "unchanged until confirmed");
     let mut seen = Vec::new();
-    while let Some((keys, _)) = call(&payments) {
+    while let Some((keys, _)) = call(&write_backs) {
         assert!(keys.len() <= 128);
         seen.push((
             String::from_utf8(keys[0].clone()).expect("text"),
             keys.len(),
         ));
-        payments.confirm(seen.len() as u64);
+        write_backs.confirm(seen.len() as u64);
     }
     assert_eq!(
         seen,
@@ -47,17 +47,17 @@ async fn payment_keeps_its_amounts_until_it_is_confirmed() {
 
 #[tokio::test(start_paused = true)]
 async fn debt_that_has_refilled_is_forgiven() {
-    let mut payments = Payments::default();
-    payments.add(&debts(1), Instant::now());
-    let keys = |payments: &Payments| {
-        let first = payments.first().expect("one");
+    let mut write_backs = WriteBacks::default();
+    write_backs.add(&debts(1), Instant::now());
+    let keys = |write_backs: &WriteBacks| {
+        let first = write_backs.first().expect("one");
         first
             .call(&Keyspace::new("p:", [0; 32]), "me", Instant::now())
             .keys
             .len()
     };
     tokio::time::advance(Duration::from_secs(12)).await;
-    assert_eq!(keys(&payments), 2);
+    assert_eq!(keys(&write_backs), 2);
     tokio::time::advance(Duration::from_secs(1)).await;
-    assert_eq!(keys(&payments), 1);
+    assert_eq!(keys(&write_backs), 1);
 }
