@@ -1,14 +1,15 @@
 //! Cancelled reservations in the middle of a queue.
 //!
-//! The list is sorted by due time. Neighbouring gaps are joined.
+//! The list is sorted by due time. Adjacent gaps are joined.
 
 use super::{BucketParams, Reservation};
 
-/// Reservations that lie this close to each other, in microseconds, are neighbours: a due time is
-/// rounded up to a whole microsecond, and the rest of the next one is counted from the level.
+/// Reservations are adjacent if one begins at most this long, in microseconds, before or after the
+/// other is due. The difference comes from rounding: a due time is rounded up to a whole
+/// microsecond, but the next due time is computed from the exact level.
 pub(super) const ADJACENT_US: f64 = 2.0;
 
-/// A bucket remembers at most this many gaps. The tokens of further ones return by the refill.
+/// A bucket stores at most this many gaps. The tokens of further ones return by the refill.
 const MAX_GAPS: usize = 64;
 
 /// A part of a gap that a new reservation fits into.
@@ -44,8 +45,8 @@ pub(super) fn find_place(
     })
 }
 
-/// Reserves `cost` at this place. Returns the tokens of the gap that refilled before it and are
-/// reserved by nobody.
+/// Reserves `cost` at this place. Returns the tokens of the gap that refilled before it, which no
+/// reservation uses.
 pub(super) fn fill(gaps: &mut Vec<Reservation>, place: &Place, cost: f64) -> f64 {
     let gap = &mut gaps[place.index];
     let passed = gap.tokens * ((place.start - gap.from) / (gap.until - gap.from));
@@ -57,7 +58,7 @@ pub(super) fn fill(gaps: &mut Vec<Reservation>, place: &Place, cost: f64) -> f64
     passed
 }
 
-/// Adds a cancelled reservation, joined with its neighbours. One that is shorter than the
+/// Adds a cancelled reservation, joined with the gaps adjacent to it. One that is shorter than the
 /// resolution of a double is dropped: its tokens return by the refill.
 pub(super) fn remember(gaps: &mut Vec<Reservation>, gone: Reservation) {
     if gone.from >= gone.until {

@@ -17,7 +17,7 @@
 //!   refills from there. The pause rate is the rate by which the level counts the rest of the
 //!   pause: it keeps the length of the pause when the rate of the quota changes.
 //!
-//! A full bucket equals an absent one, so a full bucket may be forgotten.
+//! A full bucket equals an absent one, so a full bucket may be removed.
 //!
 //! Times are in microseconds and levels in tokens, both as `f64`, because `redis/acquire.lua`
 //! implements the same model and Lua has no other number type. Both do the same operations in the

@@ -323,8 +323,8 @@ impl Bucket {
         }
     }
 
-    /// The level without the gaps, whose tokens nobody waits for any more: at most this many tokens
-    /// are free.
+    /// The level plus the tokens of the gaps, for which no caller waits any more: at most this many
+    /// tokens are free.
     pub(crate) fn free(&self) -> f64 {
         self.gaps
             .iter()

@@ -66,7 +66,7 @@ use crate::{
 ///
 /// The service panics if a request has to wait or to call Redis, and is polled outside a Tokio
 /// runtime with a timer, like [`Limiter::acquire`]. In [shadow mode](Self::shadow) it does not
-/// panic, and counts nothing there.
+/// panic, and does not count such a request.
 ///
 /// [`Scope`]: crate::Scope
 #[must_use]
@@ -129,7 +129,7 @@ impl<K, H> RateLimitLayer<K, Fail, H> {
         self.reply(f)
     }
 
-    /// Answers by a [`Reply`](crate::reply::Reply).
+    /// Answers a rejection with a [`Reply`](crate::reply::Reply).
     ///
     /// ```
     /// # use tower_throttle::{Limiter, Quota, RateLimitLayer, reply::Fail};
@@ -143,8 +143,8 @@ impl<K, H> RateLimitLayer<K, Fail, H> {
 
 #[cfg(feature = "http")]
 impl<K, H> RateLimitLayer<K, HttpReply, H> {
-    /// Gives rejections over HTTP a problem document as body (RFC 9457). The type of the body must
-    /// be `From<String>`, as that of axum is.
+    /// Adds a problem document (RFC 9457) as the body of rejections over HTTP. The body type must
+    /// implement `From<String>`, as that of axum does.
     ///
     /// ```
     /// # use tower_throttle::{Limiter, Quota, RateLimitLayer};
@@ -177,8 +177,8 @@ impl<K, R, H> RateLimitLayer<K, R, H> {
     /// How long a request may wait for its reservation. Defaults to zero; at most 30 years.
     ///
     /// The time in the queue for Redis is part of it, the call to Redis is not: see
-    /// [`Limiter::acquire`]. It also bounds a wait in `poll_ready`, which a timeout outside this
-    /// layer does not.
+    /// [`Limiter::acquire`]. It also bounds the wait in `poll_ready`. A `Timeout` layer outside this
+    /// one does not, because it covers the response future only.
     ///
     /// ```
     /// # use std::time::Duration;
@@ -193,8 +193,8 @@ impl<K, R, H> RateLimitLayer<K, R, H> {
 
     /// Enables shadow mode, a dry run on real traffic. Defaults to `false`.
     ///
-    /// Every request passes at once and its response is unchanged. The layer decides beside it,
-    /// and counts the requests that it would have rejected as `shadow_rejected` (feature
+    /// Every request passes at once and its response is unchanged. The layer decides on it at the
+    /// same time, and counts the requests that it would have rejected as `shadow_rejected` (feature
     /// `metrics`; see `docs/metrics.md`).
     ///
     /// A request that would be admitted takes its tokens, at once or when its reservation is due.
@@ -203,8 +203,8 @@ impl<K, R, H> RateLimitLayer<K, R, H> {
     ///
     /// [`settle`](Self::settle) corrects a cost if the decision was made by the time of the
     /// response. [`on_response`](Self::on_response) and `learn` do nothing. The handle of
-    /// [`expose_permit`](Self::expose_permit) settles nothing; if a layer outside has inserted
-    /// one, that stays. With a [`max_wait`](Self::max_wait), up to `rate * max_wait` small tasks
+    /// [`expose_permit`](Self::expose_permit) settles nothing; a handle that an outer layer has
+    /// inserted is kept. With a [`max_wait`](Self::max_wait), up to `rate * max_wait` small tasks
     /// wait for reservations.
     ///
     /// ```

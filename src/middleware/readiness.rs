@@ -179,7 +179,7 @@ impl Readiness {
         };
         let in_time = Instant::now() <= old;
         match self {
-            // It requests the tokens again by itself.
+            // The acquisition requests the tokens again.
             Self::Acquiring { .. } if in_time => {}
             _ => {
                 let until = in_time.then_some(old);

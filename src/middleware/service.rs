@@ -229,7 +229,7 @@ impl<S, K, R, H> RateLimit<S, K, R, H> {
         ResponseFuture::acquiring(inner, ready, handlers, acquire, until, limiter, req)
     }
 
-    /// Calls the inner service at once and acquires beside it.
+    /// Calls the inner service at once and acquires at the same time.
     #[inline(never)]
     fn call_in_shadow<Req>(&mut self, req: Req) -> ResponseFuture<S, Req, R, H>
     where

@@ -11,7 +11,7 @@ use crate::{
     task::supervised,
 };
 
-/// A decision that is made beside a request.
+/// A decision that does not delay its request.
 #[derive(Default)]
 pub(super) enum ShadowDecision {
     /// Rejected, or nothing uses the permit.

@@ -6,47 +6,47 @@
 -- KEYS     the buckets, each once; then the epoch's key, if ARGV[2] is not empty
 -- ARGV[1]  for each bucket five numbers: capacity and tokens per microsecond; then the first
 --          request for it, which takes from no other bucket: cost, n (how many callers; 0: there is
---          none), max_wait. Then steps until the end, which most calls do not have; each is a code,
---          a bucket (counted from 1) and further numbers:
+--          none), max_wait. The rest is steps, which most calls do not have; each is a code, a
+--          bucket (counted from 1) and further numbers:
 --            0 n max_wait m (bucket cost)*m
 --                                      n requests; each takes from all m buckets or from none
 --                                      (n > 1 only if m = 1)
 --            1 bucket tokens           give back
 --            2 bucket tokens           charge, down to a debt of the capacity and what is reserved
 --            3 bucket                  reset: full, not paused
---            4 bucket                  look: change nothing
+--            4 bucket                  inspect: change nothing
 --            5 bucket tokens           cap the level
 --            6 bucket                  empty it if it is full; otherwise skip the rest of the call
 --            7 bucket tokens wait largest
---                                      write back: charge, however deep the debt becomes; the last
---                                      reservation among these tokens is due after this wait, the
---                                      largest costs this much
+--                                      write back: charge without a limit to the debt; `wait` is
+--                                      the time until the last reservation among these tokens is
+--                                      due, `largest` is their largest cost
 --            8 bucket tokens           lease: take up to this many from the upper half, unless
 --                                      reservations are outstanding
 --            9 bucket us               pause: grant nothing for so long
 --            10 bucket tokens due from undo a reservation: its tokens refill from `from` and are
 --                                      due at `due`
--- ARGV[2]  the epoch that the caller knows
+-- ARGV[2]  the epoch that the caller has read
 -- ARGV[3]  after an outage, the fraction of peers that have recovered, as text
 --
 -- Reply    empty if the epoch is another one, and then nothing was changed. Otherwise: the server's
 --          time, from which waits count, or 0 if the time of a bucket is ahead of it. Then for each
---          bucket: of the first request, how many callers may go now, how many are granted, the
+--          bucket: of the first request, how many callers are granted at once, how many in all, the
 --          wait of the last one, and when a rejected one may retry; the level without gaps; and the
 --          returned tokens, or, if the bucket is paused, the rest of the pause as a negative
 --          number. Then for each step of code 0 or 8: the first four of these (8: tokens instead of
 --          callers), and which of its buckets decided (counted from 1).
 --
--- Value    level; at, the time of that level; the largest capacity and the slowest rate by which
---          any caller has known the bucket since it was last full; until when Redis keeps the
+-- Value    level; at, the time of that level; the largest capacity and the slowest rate with which
+--          any caller has used the bucket since it was last full; until when Redis keeps the
 --          value. While reservations are outstanding, also when the last one is due, their largest
 --          cost, and the tokens returned meanwhile. While the bucket is paused or has gaps, also
 --          until when it is paused, and the rate by which the level counts the rest of the pause.
 --          Then each gap: a cancelled reservation with others behind it (from, due, tokens).
 --
--- The call of a caller with a smaller quota must not let a value expire before the debt of a larger
--- one has refilled, and only the value has that one's quota. To set an expiry costs Redis as much
--- as to write the value, so it is set for longer than needed, and then seldom.
+-- A call with a smaller quota must not let a value expire before debt under a larger quota has
+-- refilled. So the value contains the largest capacity and the slowest rate. Setting an expiry costs
+-- Redis as much as writing the value. It is set for longer than needed, so that it is set seldom.
 
 local t = redis.call('TIME')
 local now = t[1] * 1000000 + t[2]
@@ -80,8 +80,8 @@ local function remove_gap(gaps, i)
   for _ = 1, 3 do table.remove(gaps, i) end
 end
 
--- The functions of `math` are looked up here: locals outside would cost every call, and most calls
--- do not come here.
+-- The functions of `math` are looked up in this function: locals outside would cost every call, and
+-- most calls do not use this function.
 local function take(cost, n, max_wait, cap, rate, level, at, last_due, largest, returned, gaps,
     paused_until)
   local ceil, floor, max, min = math.ceil, math.floor, math.max, math.min
@@ -146,7 +146,7 @@ local function write(i, level, at, max_cap, min_rate, kept_until, last_due, larg
   local full = (max_cap - level) / min_rate
   if last_due - at > full then full = last_due - at end
   local us = at - now
-  -- Until all peers have recovered, or are no longer expected, the bucket refills in part.
+  -- Until all peers have recovered, or are no longer expected, the bucket refills more slowly.
   if recovered < 1 then us = us + 10000000 end
   us = us + full
   local px
@@ -211,8 +211,8 @@ for i = 1, count do
       end
     end
   end
-  -- x - x is zero, unless x is infinite or not a number. No call writes amounts below zero, waits
-  -- of 300 years, or a debt of as many years at a ten-thousandth of the rate.
+  -- x - x is zero, unless x is infinite or not a number. No call writes a negative amount, a wait
+  -- of 300 years, or a debt that takes 300 years to refill at a ten-thousandth of the rate.
   if not level or min_rate <= 0 or max_cap <= 0 or max_cap > 1e100 or largest < 0 or returned < 0
       or pause_rate < 0 or pause_rate > 1e100 or last_due - at > 1e16 or paused_until - at > 1e16
       or level < -2 * max_cap - 1e20 * (rate + pause_rate)
@@ -238,7 +238,7 @@ for i = 1, count do
     at = now
     changed = true
   end
-  -- A pause is as long by any rate.
+  -- A change of the rate does not change the length of a pause.
   if paused_until > at and pause_rate ~= rate then
     level = level + (paused_until - at) * (pause_rate - rate)
   end
@@ -281,7 +281,7 @@ for i = 1, count do
   -- A cost of zero takes nothing.
   if n > 0 and cost > 0 then
     if cost <= cap and level >= cost and (n == 1 or level / cost >= n + 1) then
-      -- All are granted at once, as most are.
+      -- The common case: all are granted at once.
       level = level - n * cost
       changed = true
     else
@@ -335,7 +335,7 @@ end
 
 local function give_back(bucket, tokens)
   if bucket.paused_until > bucket.at then
-    -- The tokens would end the pause early, or leave as a burst after it.
+    -- Dropped: the tokens would end the pause early, or be granted as a burst after it.
   elseif bucket.last_due <= bucket.at then
     bucket.level = min(bucket.cap, bucket.level + tokens)
   else
@@ -344,8 +344,8 @@ local function give_back(bucket, tokens)
   end
 end
 
--- Remembers a reservation that was cancelled in the middle of the queue, as one gap with those
--- adjacent to it.
+-- Stores a reservation that was cancelled in the middle of the queue, joined with the gaps adjacent
+-- to it.
 local function remember(bucket, from, due, tokens)
   if from >= due then return end
   local gaps = bucket.gaps or {}
@@ -370,11 +370,11 @@ local function remember(bucket, from, due, tokens)
   end
 end
 
--- The last reservation of the queue is undone as if it had never been made, and then the one before
--- it, if that is a gap.
+-- Undoes the last reservation of the queue as if it had never been made, and then the one before it,
+-- if that is a gap.
 local function undo(bucket, tokens, due, from)
   if due <= bucket.at then
-    -- What has refilled since may be used already.
+    -- Tokens that have refilled since may be used already.
     return give_back(bucket, max(tokens - (bucket.at - due) * bucket.rate, 0))
   end
   if due <= bucket.paused_until or due > bucket.last_due + ADJACENT_US then return end
@@ -458,7 +458,7 @@ while pos <= size do
     elseif op == 3 then -- reset
       bucket.level, bucket.last_due, bucket.largest = bucket.cap, 0, 0
       bucket.returned, bucket.paused_until, bucket.gaps = 0, 0, nil
-    elseif op == 4 then -- look
+    elseif op == 4 then -- inspect
       changed = false
     elseif op == 5 then -- cap the level
       x, pos = unpack_d('<d', argument, pos)

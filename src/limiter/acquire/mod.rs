@@ -50,9 +50,9 @@ use crate::{
 /// The most scopes of one acquisition, so that the script never blocks Redis for long.
 const MAX_SCOPES: usize = 128;
 
-/// Requests of one poll that came to nothing, after which nobody is expected to answer. On a
-/// runtime that is being shut down, each task that a poll starts ends at once. An answer that
-/// comes too late is not that frequent within one poll, even on a slow machine.
+/// The most requests of one poll that end without an answer; after that, none is expected. On a
+/// runtime that is being shut down, each task that a poll starts ends at once. Other causes, such
+/// as an answer that is too old, do not occur that often in one poll, even on a slow machine.
 const MAX_RETRIES: u32 = 3;
 
 const POLLED_AGAIN: &str = "`Acquire` was polled after it had resolved";
@@ -66,13 +66,14 @@ const POLLED_AGAIN: &str = "`Acquire` was polled after it had resolved";
 ///
 /// # Cancel safety
 ///
-/// Dropped before it resolves, it gives back what it was granted. Before the request is sent,
-/// nothing is taken. While the request is in flight, tokens are given back when the answer arrives.
-/// While it waits for its reservation, the waiters behind it in this process move up, and the last
-/// of their reservations is undone. If no other process has a later one, the bucket is then as if
-/// that reservation had never been made. Otherwise a new request may take its place, or its tokens
-/// are free when it is due. A bucket remembers 64 cancelled reservations that are not adjacent to
-/// each other; the tokens of further ones return by the refill only.
+/// If it is dropped before it resolves, it gives back the tokens that it was granted. Before the
+/// request is sent, nothing is taken. While the request is in flight, tokens are given back when
+/// the answer arrives. While it waits for its reservation, the waiters behind it in this process
+/// move up, and the last of their reservations is undone. If no other process has a later
+/// reservation, the bucket is then as if the undone one had never been made. Otherwise a new
+/// request may take its place, or its tokens return to the bucket when it is due. A bucket stores
+/// 64 cancelled reservations that are not adjacent to each other; the tokens of further ones
+/// return by the refill only.
 ///
 /// # Examples
 ///
@@ -98,13 +99,13 @@ pub struct Acquire {
     /// What was taken or reserved so far, if not all scopes were granted at once.
     obtained: Option<Box<Obtained>>,
     state: AcquireState,
-    /// Set if it was needed.
+    /// Created when it is first needed.
     watchdog: Option<Box<Watchdog>>,
-    /// The last scope whose reservation it has waited for. One of at most 128.
+    /// The index, below 128, of the last scope whose reservation it has waited for.
     waited_for: Option<u32>,
     /// When the first of the tokens was due, unless that is now.
     due: Option<Instant>,
-    /// An answer that was too old was asked for again after the deadline.
+    /// Whether a request was made again after the deadline, because its answer was too old.
     has_asked_late: bool,
     /// For a layer in shadow mode: a rejection is counted as such.
     shadow: bool,
@@ -114,7 +115,7 @@ pub struct Acquire {
 /// Start => Undecided              no local decision
 /// Undecided => Waiting            a backend is asked
 /// Waiting => Reserving            answered, or one of several scopes is reserved
-/// Reserving => Waiting            the scopes that are left are asked for
+/// Reserving => Waiting            the scopes that are left are requested
 /// Start, Undecided, Waiting, Reserving => Done    admitted or rejected
 /// ```
 enum AcquireState {
@@ -123,7 +124,7 @@ enum AcquireState {
     Undecided,
     /// For the answer about the scopes that were left, or for the reservation of one of them.
     Waiting(Arc<Waiter>),
-    /// What is reserved is not due yet, and the scopes that are left, if any, are asked for later.
+    /// What is reserved is not due yet, and the scopes that are left, if any, are requested later.
     Reserving,
     Done,
 }
@@ -136,9 +137,9 @@ enum Next {
     FallBack(Failure),
     /// What was taken or reserved has changed.
     Resume,
-    /// As `Resume`, because an answer came to nothing.
+    /// As `Resume`, after a request that ended without an answer.
     Retry,
-    /// Wait for what `state` says.
+    /// Wait for what `state` names.
     Wait,
     /// With the index and the level of the tightest scope, and the backend that took those scopes
     /// that are not in `obtained`.
@@ -183,7 +184,7 @@ impl Acquire {
         self
     }
 
-    /// Decides if that takes neither a call to Redis nor a wait. Otherwise nothing has happened.
+    /// Decides if that takes neither a call to Redis nor a wait. Otherwise it changes nothing.
     pub(crate) fn decide_now(&mut self) -> Option<Result<Permit, Rejected>> {
         let waits = self.core().redis.is_some() || !self.max_wait.is_zero();
         if waits && !self.scopes.as_slice().is_empty() {
@@ -195,7 +196,8 @@ impl Acquire {
         }
     }
 
-    /// Whether it waits for a reservation, so that its caller must not hold what others could use.
+    /// Whether it waits for a reservation. Its caller must then not keep a resource that others
+    /// could use.
     pub(crate) fn is_reserved(&self) -> bool {
         matches!(&self.state, AcquireState::Waiting(waiter) if waiter.reservation().is_some())
             || self.is_reserving()
@@ -293,7 +295,7 @@ impl Acquire {
         }
     }
 
-    /// No task can be started any more: memory decides, if possible without a wait.
+    /// No task can be started any more: decides from memory, if possible without a wait.
     #[cold]
     fn give_up(&self, has_fallen_back: &mut bool) -> Next {
         let source = "the runtime that polls is being shut down";

@@ -19,10 +19,10 @@ use crate::{
     scope::{BucketId, Keyspace, Scope},
 };
 
-/// The most buckets in one call: one of the 128 keys is the payment's own.
+/// The most buckets in one call: one of the 128 keys is the marker of the write-back.
 const MOST_BUCKETS: usize = 127;
 
-/// How long Redis remembers that a payment was made.
+/// How long Redis keeps the marker of a write-back that was executed.
 const MARKER_KEPT: Duration = Duration::from_secs(3_600);
 
 /// One call of the script.
@@ -34,8 +34,8 @@ pub(super) struct Call {
 }
 
 impl Call {
-    /// Updates the level cache from the reply. If Redis loses its data before the next request, the
-    /// charges of this call are not forgotten.
+    /// Updates the level cache from the reply. So the charges of this call survive if Redis loses
+    /// its data before the next request.
     pub(super) fn update_levels(&self, reply: &[u8], sent: Instant, levels: &LevelCache) {
         let keys = self.keys.len();
         let Some(reply) = Reply::new(reply, keys, 0) else {
@@ -49,7 +49,7 @@ impl Call {
     }
 }
 
-/// Leaves in each bucket no more than its last reported level. Repeating it changes nothing.
+/// Lowers each bucket to its last reported level. Repeating it changes nothing.
 pub(super) fn cap_levels(keyspace: &Keyspace, levels: &[LastLevel]) -> impl Iterator<Item = Call> {
     levels.chunks(MOST_BUCKETS).map(|buckets| {
         let mut argument = Argument::default();
@@ -111,8 +111,8 @@ pub(super) fn corrections(keyspace: &Keyspace, corrections: &[(Scope, Op)]) -> V
     calls.collect()
 }
 
-/// Tokens to charge once, under a number of their own. The amounts are fixed with the number, so
-/// that a call without a reply can be repeated; what is spent later gets another number.
+/// Tokens to charge once, with a number that identifies them. The amounts do not change after that,
+/// so that a call without a reply can be repeated. Tokens taken later get another number.
 #[derive(Debug)]
 pub(super) struct WriteBack {
     number: u64,
@@ -120,7 +120,7 @@ pub(super) struct WriteBack {
     debts: Vec<Debt>,
 }
 
-/// WriteBacks that Redis has not confirmed.
+/// Write-backs that Redis has not confirmed.
 #[derive(Debug, Default)]
 pub(super) struct WriteBacks {
     open: VecDeque<WriteBack>,
@@ -143,7 +143,7 @@ impl WriteBacks {
         self.open.front()
     }
 
-    /// Removes this payment, if it is still the first.
+    /// Removes this write-back, if it is still the first.
     pub(super) fn confirm(&mut self, number: u64) {
         if self
             .open
@@ -162,14 +162,14 @@ impl WriteBack {
 
     pub(super) fn call(&self, keyspace: &Keyspace, limiter: &str, now: Instant) -> Call {
         let mut argument = Argument::default();
-        // A bucket that the payment empties, and that is full again once Redis has forgotten it.
+        // The marker is a bucket that this call empties. It is full again once its key has expired.
         argument.bucket(
             BucketParams::new(1.0, MARKER_KEPT.as_secs_f64().recip()),
             First::NONE,
         );
         let mut keys = vec![keyspace.own(&format!("#paid:{limiter}:{}", self.number))];
-        // A debt is forgiven once an empty bucket would have refilled in spite of it, as if it had
-        // been charged at the start.
+        // A debt is forgiven once it would have refilled if it had been charged to an empty bucket
+        // at the start.
         let age = now.saturating_duration_since(self.since);
         let due: Vec<_> = self
             .debts

@@ -97,7 +97,7 @@ impl ConnectionState {
             let debts = config.ledger.drain();
             self.write_backs().add(&debts, Instant::now());
         }
-        // A supervisor that was replaced may still do this: each payment has a number, and Redis
+        // A supervisor that was replaced may still do this: each write-back has a number, and Redis
         // charges a number once.
         loop {
             let first = self.write_backs().first().map(|payment| {
