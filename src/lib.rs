@@ -8,9 +8,9 @@
 //!   summed over all processes. [Guarantees](#guarantees) lists the exceptions.
 //! - **Batched.** Concurrent requests share one script call: the hotter a scope is, the fewer round
 //!   trips a token costs.
-//! - **Fair.** Waiters are served in the order in which Redis received their requests. A waiter knows
-//!   its time and does not poll.
-//! - **Cancel safe.** A future that is dropped gives its tokens back.
+//! - **Fair.** Waiters are served in the order in which Redis received their requests. A waiter has
+//!   a reservation with a due time and does not poll.
+//! - **Cancel safe.** Dropping a future returns its tokens.
 //! - **Bounded latency.** If Redis is slow or unavailable, the process decides from memory after at
 //!   most one [`redis_timeout`](LimiterBuilder::redis_timeout).
 //!

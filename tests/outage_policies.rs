@@ -107,7 +107,7 @@ async fn fail_open_admits_all_requests_and_charges_nothing() {
     server.kill9();
     for n in 0..200 {
         let permit = limiter.acquire(API, (n % 2) * SECOND).await;
-        let permit = permit.expect("twice as many as there are");
+        let permit = permit.expect("admitted beyond the capacity");
         assert!(permit.is_degraded());
         assert_eq!(permit.tightest(), None);
         match n % 4 {
@@ -145,8 +145,8 @@ async fn fail_closed_scope_rejects_for_all_scopes() {
     assert!(rejected.source().is_some(), "the source has the reason");
 }
 
-/// What a limiter in one of five processes admits of `api` after Redis is killed. Four processes
-/// request all the time, and 400 callers of the fifth wait with reservations that Redis made.
+/// The tokens of `api` that five limiters admit in the 4 s after Redis is killed, and the exact time.
+/// Four of them request all the time; 400 callers of the other one wait for reservations in Redis.
 async fn admitted_without_redis(api: &Scope, fallback: Fallback) -> (f64, Duration) {
     let mut server = RedisServer::start().await;
     let limiters: Vec<_> = (0..5).map(|_| limiter(&server, fallback)).collect();

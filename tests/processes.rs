@@ -1,6 +1,6 @@
-//! Several processes on one Redis: together they keep one limit.
+//! Several processes on one Redis server: together they keep one limit.
 //!
-//! The test binary runs itself again as the other processes. Each reports its admissions.
+//! The test binary starts itself as the other processes. Each reports its admissions.
 #![cfg(feature = "redis")]
 
 mod support;
@@ -18,7 +18,7 @@ use tower_throttle::{Limiter, Quota, Scope};
 
 const CAPACITY: f64 = 10.0;
 const RATE: f64 = 50.0;
-/// Long enough for every task of eight processes to be admitted once all have requested.
+/// Long enough for each task of eight processes to be admitted after all have requested.
 const RUN: Duration = Duration::from_secs(11);
 const TASKS: usize = 64;
 const SCOPE: Scope = Quota::per_second(RATE).burst(CAPACITY).scope("hot");
@@ -233,7 +233,7 @@ fn check(name: &str, admissions: &[Admission]) {
         let most = most_within(admissions, window_us);
         let bound = CAPACITY + RATE * window_us as f64 / 1e6;
         println!("{name}: at most {most} in {window_us} us, {bound} allowed");
-        // A reservation may be used late by a scheduling delay. One token of slack is 20 ms of it.
+        // A scheduling delay may use a reservation late. The slack of one token is 20 ms.
         assert!(
             most as f64 <= bound + 1.0,
             "{name}: {most} in {window_us} us"
@@ -258,8 +258,8 @@ async fn eight_waiting_processes_keep_one_limit_and_share_it_fairly() {
         .await
         .expect("no panic");
     check("waiting", &admissions);
-    // Requests are served in order, so a process that starts a moment earlier is ahead. From then
-    // on each task is admitted once in as many grants as there are tasks.
+    // Requests are served in order, so a process that starts earlier is admitted more often at
+    // first. After that, each round of `8 * TASKS` grants admits each task once.
     let round = &admissions[admissions.len() - 8 * TASKS..];
     let shares = shares(round, 8);
     println!(
@@ -273,7 +273,7 @@ async fn eight_waiting_processes_keep_one_limit_and_share_it_fairly() {
     let mut overtaken = 0;
     for (index, early) in admissions.iter().enumerate() {
         for late in &admissions[index + 1..] {
-            // `late` was admitted later though it had requested long before.
+            // `late` was admitted after `early`, but had requested 250 ms or more before it.
             overtaken += usize::from(late.requested + 250_000 < early.requested);
         }
     }

@@ -165,13 +165,13 @@ async fn free_reservation_is_granted_despite_a_cached_level() {
     limiter
         .acquire(&s, 500 * MS)
         .await
-        .expect_err("1.7 s away: the level is cached");
+        .expect_err("1.7 s too early: the level is cached");
     a.abort();
     let _ = a.await;
     limiter
         .acquire(&s, 900 * MS)
         .await
-        .expect("a's reservation is free, 0.7 s away");
+        .expect("a's reservation is free and due in 0.7 s");
 }
 
 #[tokio::test(flavor = "multi_thread")]

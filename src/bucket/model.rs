@@ -332,7 +332,7 @@ impl Bucket {
     }
 
     /// Charges tokens that were used without having been taken. The debt is at most one capacity
-    /// beyond what waiters have reserved, so that no single charge blocks a bucket for ever.
+    /// beyond what waiters have reserved, so that a single charge does not block a bucket permanently.
     pub(crate) fn charge(&mut self, tokens: f64, params: BucketParams) {
         let from_returned = self.returned.min(tokens);
         self.returned -= from_returned;

@@ -77,7 +77,7 @@ impl RedisBackend {
         self.batcher.take_over(mark)
     }
 
-    /// Queues an operation that nobody waits for.
+    /// Queues an operation without waiting for its result.
     pub(crate) fn send(&self, scope: &Scope, op: Op) {
         self.batcher.send(scope, op);
     }

@@ -136,7 +136,7 @@ impl BucketHandle {
     /// into debt, at most one capacity beyond what waiters have reserved. NaN and infinite numbers
     /// change nothing.
     ///
-    /// Reservations stay: while callers wait, added tokens serve newcomers that need not wait.
+    /// Reservations stay: while callers wait, added tokens go to new requests, which need not wait.
     /// While Redis is unavailable, the local share of this process changes at once, as far as the
     /// last reported level allows, and Redis after its recovery.
     ///
@@ -157,9 +157,9 @@ impl BucketHandle {
     /// Pauses the bucket: no process is granted a token of it for `duration`. After that it refills
     /// at its rate, without a burst. This is what `Retry-After` of an upstream asks for.
     ///
-    /// It holds in this process at once, in others from their next reply of Redis for this bucket.
-    /// As soon as any limiter on the same Redis and prefix has paused a bucket, which its peers learn
-    /// from their heartbeats within 1 s, all of them confirm a reservation before it is used, with a
+    /// It applies in this process at once, in others from their next reply of Redis for this bucket.
+    /// Once any limiter on the same Redis and prefix has paused a bucket, which the heartbeats report
+    /// to its peers within 1 s, all of them confirm a reservation before it is used, with a
     /// call to Redis if the last reply for its bucket is older than 25 ms. Reservations that are due
     /// during a pause are made again, within the deadlines of their callers.
     ///

@@ -124,8 +124,8 @@ impl LimiterBuilder {
     }
 
     /// Seeds the hash that stands for the key of a scope in Redis. All processes that share
-    /// buckets need the same secret. Without one, whoever reads Redis can recognise keys that can
-    /// be guessed, such as addresses.
+    /// buckets need the same secret. Without one, a reader of Redis can recognize keys that can be
+    /// guessed, such as addresses.
     ///
     /// ```
     /// # use tower_throttle::Limiter;
@@ -259,17 +259,17 @@ impl LimiterBuilder {
         self
     }
 
-    /// How many buckets memory holds at most. Defaults to a million. A bucket that is full again is
-    /// not held.
+    /// The most buckets that memory holds. Defaults to 1,000,000. A bucket that is full again is
+    /// removed.
     ///
-    /// While so many are held, a scope that is not among them shares one of 1,024 overflow buckets
-    /// of its name, which a hash seeded at random chooses; scopes that are held keep their buckets.
-    /// [`Limiter::overflowed`] counts the decisions of overflow buckets, which are held beside the
-    /// others: up to 1,024 for each name, and 65,536 in all.
+    /// Once so many are held, a scope without a bucket shares one of 1,024 overflow buckets of its
+    /// name, selected by a hash with a random seed. Scopes that have a bucket keep it.
+    /// [`Limiter::overflowed`] counts the decisions of overflow buckets. Overflow buckets are not
+    /// part of this bound: there are up to 1,024 for each name, and 65,536 in all.
     ///
-    /// The calls of a [`BucketHandle`](crate::BucketHandle) are never applied to a bucket that
-    /// is shared: they give the scope a bucket of its own, of which a further 1,024 are held; beyond
-    /// those they change nothing.
+    /// The calls of a [`BucketHandle`](crate::BucketHandle) never change a shared bucket. They give
+    /// the scope a bucket of its own, up to 1,024 of them in addition to this bound. Beyond that
+    /// they change nothing.
     ///
     /// ```
     /// # use tower_throttle::Limiter;

@@ -162,7 +162,7 @@ impl Backends for Core {
         match decided_by {
             DecidedBy::Redis => {
                 if is_unavailable {
-                    // Otherwise the share would start lower by what nobody waits for any more.
+                    // Otherwise the share would start lower by tokens for which no caller waits.
                     redis.raise_level(scope, reservation.tokens);
                     self.shares.pending.undo((scope.clone(), reservation));
                 } else {

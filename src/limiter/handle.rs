@@ -266,9 +266,9 @@ impl Limiter {
     /// from memory; for one that has deregistered they do not. Dropping the last clone deregisters
     /// too, and so does the shutdown of the Tokio runtime, which connects once more for that and
     /// blocks for up to 0.5 s where Redis does not answer. A process that is killed, or that ends
-    /// by a signal that nobody handles, cannot deregister: see
-    /// [`instance`](LimiterBuilder::instance). After this call the limiter goes on limiting, but is
-    /// no longer counted, and gives back its [leases](crate::LimiterBuilder::lease).
+    /// by a signal that it does not handle, cannot deregister: see
+    /// [`instance`](LimiterBuilder::instance). After this call the limiter still limits, but is no
+    /// longer counted as a peer, and gives back its [leases](crate::LimiterBuilder::lease).
     ///
     /// ```
     /// # use tower_throttle::Limiter;

@@ -14,7 +14,7 @@ use crate::{
     scope::{BucketId, Scope},
 };
 
-/// How large the local shares are, what was taken from them, and what of it Redis is owed.
+/// The local shares: their sizes, the tokens taken from them, and the debt to charge to Redis.
 pub(crate) struct LocalShares {
     pub(crate) memory: Arc<MemoryStore>,
     pub(crate) peers: Arc<Peers>,
@@ -76,7 +76,7 @@ impl LocalShares {
         self.memory.with_own_share(&id, params, bounds, correct);
     }
 
-    /// Undoes a reservation of the share whose caller has gone away.
+    /// Undoes a reservation of the share whose caller was dropped.
     pub(crate) fn undo(&self, scope: &Scope, cancelled: Reservation, incurs_debt: bool) {
         let (id, params, bounds) = self.share(scope, incurs_debt);
         self.memory.with_share(&id, params, bounds, |bucket, debt| {
@@ -103,7 +103,7 @@ impl LocalShares {
         }
     }
 
-    /// Gives back what dual admission took from the share and nobody used.
+    /// Gives back tokens that dual admission took from the share and that were not used.
     pub(crate) fn give_back_without_debt(&self, scope: &Scope) {
         let (id, params, bounds) = self.share(scope, false);
         let give_back = |bucket: &mut Bucket, _: &mut f64| bucket.give_back(scope.tokens(), params);

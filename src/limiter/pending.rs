@@ -54,7 +54,7 @@ impl PendingCorrections {
         });
     }
 
-    /// Keeps a reservation whose caller has gone away.
+    /// Keeps a reservation whose caller was dropped, to be undone after the recovery of Redis.
     pub(crate) fn undo(&self, cancelled: (Scope, Reservation)) {
         let mut kept = lock(&self.cancelled);
         if kept.len() < MAX_CANCELLED {

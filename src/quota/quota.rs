@@ -286,7 +286,7 @@ pub(super) const fn default_burst(tokens: f64) -> f64 {
     tokens.clamp(1.0, MAX)
 }
 
-/// Two quotas are equal when they hold the same limit, however it was written.
+/// Two quotas are equal if they have the same rate and burst, however they were written.
 impl PartialEq for Quota {
     fn eq(&self, other: &Self) -> bool {
         self.capacity == other.capacity && self.rate() == other.rate()

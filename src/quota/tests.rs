@@ -24,7 +24,7 @@ fn usual_spellings_are_parsed() {
     assert_eq!(read("0.5/h").rate(), 0.5 / 3_600.0);
 }
 
-/// A request costs one token unless said: less than that would pass none, ever.
+/// The cost defaults to one token: a smaller burst would admit no request.
 #[test]
 fn the_default_burst_is_at_least_one_token() {
     for (quota, text) in [
@@ -66,7 +66,7 @@ fn the_largest_burst_counts_single_tokens() {
         ] {
             assert_eq!(quota.capacity(), tokens.min(MOST), "{quota}");
             assert_ne!(quota.capacity() - 1.0, quota.capacity(), "{quota}");
-            // However long it refills, or is held back.
+            // For any time of a refill or a pause.
             let longest = crate::clock::to_us(Duration::MAX);
             assert!((quota.per_us * longest).is_finite(), "{quota}");
             assert_eq!(read(&quota.to_string()), quota);

@@ -20,7 +20,7 @@ use crate::{
 /// One process leases at most this part of a capacity.
 const LARGEST_PART: f64 = 1.0 / 8.0;
 
-/// A lease holds what is requested within this time and that of two calls. The default.
+/// A lease covers the requests within this time and the time of two calls. The default.
 pub(crate) const AHEAD: Duration = Duration::from_millis(2);
 
 /// Demand is measured over at least this time.
@@ -35,7 +35,7 @@ pub(crate) const IDLE_CHECK: Duration = Duration::from_secs(1);
 
 /// The leases of a process, by bucket.
 pub(crate) struct Leases {
-    /// The most tokens of one lease; zero turns leases off.
+    /// The most tokens of one lease; zero disables leases.
     largest: f64,
     ended: AtomicBool,
     leases: Sharded<Lease>,
@@ -101,7 +101,7 @@ impl LeaseRequest {
             lease.level = level;
             if tokens < self.tokens {
                 lease.scarce_until = now + to_us(self.leases.ahead);
-                // Nor does each request that takes from the rest: the next call measures anew.
+                // Requests that take from the rest do not request more: the next call measures anew.
                 lease.target = 0.0;
             }
         });
@@ -256,7 +256,7 @@ impl Leases {
         });
     }
 
-    /// Drops the tokens of a bucket that are leased or requested, without giving them back.
+    /// Drops the leased tokens of a bucket without giving them back, and those of requests in flight.
     pub(crate) fn forget(&self, id: &BucketId) {
         if self.is_empty() {
             return;

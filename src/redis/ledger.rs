@@ -21,7 +21,7 @@ pub(crate) trait Ledger: Send + Sync + 'static {
     fn undo(&self, scope: Scope, reservation: Reservation);
     /// Removes and returns all cancelled reservations.
     fn cancelled(&self) -> Vec<(Scope, Reservation)>;
-    /// Forgets a part of the buckets that have refilled; enough successive steps visit all.
+    /// Removes a part of the buckets that have refilled; successive steps visit all.
     fn sweep_step(&self, step: usize);
     /// Whether Redis is to be charged anything.
     fn has_debt(&self) -> bool;

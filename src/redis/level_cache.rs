@@ -1,7 +1,7 @@
 //! The last reported levels of the buckets in Redis.
 //!
-//! They let a process reject a request without a call, and tell it at the beginning of an outage
-//! how many tokens were left.
+//! With them a process rejects a request without a call. At the beginning of an outage, its local
+//! shares start from these levels.
 
 use std::{
     sync::atomic::{AtomicUsize, Ordering},
@@ -28,7 +28,7 @@ const LONGEST_US: f64 = LONGEST_WAIT.as_micros() as f64;
 /// The last reported level of each bucket that is not full, as far as there is room.
 ///
 /// The level in a reply, refilled since the call was *sent*, is an upper bound of the level now, as
-/// long as nobody gives tokens back. A request that this bound rejects is rejected by Redis, too.
+/// long as no tokens are given back. A request that this bound rejects is rejected by Redis, too.
 pub(crate) struct LevelCache {
     records: Sharded<Record>,
     max: usize,
@@ -97,16 +97,16 @@ impl BucketState {
     }
 }
 
-/// What this process knows about the pause of a bucket.
+/// The pause of a bucket as last reported to this process.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct PauseView {
-    /// When this was the case. It may have changed since.
+    /// When the call of that report was sent. The pause may have changed since.
     pub(crate) at: Instant,
     /// The end of the pause, if the bucket is paused.
     pub(crate) paused_until: Option<Instant>,
 }
 
-/// A bucket that is not full, as far as this process knows.
+/// A bucket that was not full when it was last reported to this process.
 pub(crate) struct LastLevel {
     pub(crate) id: Box<[u8]>,
     pub(crate) params: BucketParams,

@@ -14,7 +14,7 @@ use crate::{
     scope::Scope,
 };
 
-/// By which number the script knows each operation. Zero is a request for tokens.
+/// The codes of the operations in the script. Zero is a request for tokens.
 mod code {
     pub(super) const GIVE_BACK: u8 = 1;
     pub(super) const CHARGE: u8 = 2;

@@ -26,7 +26,7 @@ pub(crate) static HEARTBEAT: Script = Script {
     hash: OnceLock::new(),
 };
 
-/// By which number the script knows a request. [`Op`] has the others.
+/// The code of a request in the script. [`Op`] has the other codes.
 pub(crate) const TAKE: f64 = 0.0;
 
 /// The first request for a bucket in a call: `n` callers, each of whom takes `cost` tokens and

@@ -40,7 +40,8 @@ pub(super) fn rejection<B: Default>(rejected: &Rejected, content_type: HeaderVal
     headers.insert(GRPC_STATUS, HeaderValue::from(u16::from(code)));
     insert(headers, GRPC_MESSAGE, policy_name(&message).into_owned());
     if rejected.reason() != Reason::Unavailable {
-        // The details also tell this RESOURCE_EXHAUSTED from that of a message that is too large.
+        // The details also distinguish this RESOURCE_EXHAUSTED from that of a message that is too
+        // large.
         let status = RpcStatus {
             code,
             message: &message,

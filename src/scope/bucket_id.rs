@@ -8,7 +8,7 @@ const LONGEST_PLAIN: usize = 64;
 /// Bytes of that hash: 128 bits.
 const HASH: usize = 16;
 
-/// Bytes that no UTF-8 text holds, so that no name or key can imitate them.
+/// Bytes that do not occur in UTF-8, so that no name or key can contain them.
 const HASH_MARK: u8 = 0xFE;
 pub(super) const KEY_MARK: u8 = 0xFF;
 
@@ -79,7 +79,7 @@ impl<'a> Lookup<'a> {
         }
     }
 
-    /// Of an identity that a store holds.
+    /// Of an identity that a store contains.
     pub(crate) fn of(id: &'a [u8]) -> Self {
         let name = name(id);
         Self {
@@ -124,7 +124,7 @@ impl<'a> Lookup<'a> {
 
 /// The part of an identity before the key.
 fn name(id: &[u8]) -> &[u8] {
-    // A hash may hold any byte; it is of a known length.
+    // A hash may contain any byte, but its length is fixed.
     let from = if id.first() == Some(&HASH_MARK) {
         1 + HASH
     } else {
@@ -184,8 +184,8 @@ impl Keyspace {
     /// `name` or `name:hash of the key`. In a name everything but letters, digits and `-._~@/` is
     /// percent-encoded, and a hash stands behind a `#`.
     ///
-    /// All keys are hashed, not only those somebody calls secret: whoever names a bucket need not
-    /// know how others regard its key, and nothing that identifies a person leaves the process.
+    /// All keys are hashed, not only secret ones. So callers need not decide which keys are secret,
+    /// and nothing that identifies a person leaves the process.
     pub(crate) fn bucket(&self, id: &[u8]) -> Vec<u8> {
         let lookup = Lookup::of(id);
         let mut redis_key = Vec::with_capacity(self.prefix.len() + lookup.name.len() + 40);

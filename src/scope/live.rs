@@ -28,7 +28,7 @@ pub struct LiveScope {
 }
 
 impl LiveQuota {
-    /// A scope that is limited by whatever holds when it is asked for.
+    /// A scope that uses the quota that is current at each request.
     ///
     /// ```
     /// # use tower_throttle::{Limiter, LiveQuota, Quota, RateLimitLayer};
@@ -51,7 +51,7 @@ impl LiveScope {
         Self { quota, scope }
     }
 
-    /// The scope with the quota that holds now.
+    /// The scope with the current quota.
     ///
     /// ```
     /// # use tower_throttle::{LiveQuota, Quota};
@@ -62,7 +62,7 @@ impl LiveScope {
         self.scope.clone().with_quota(self.quota.get())
     }
 
-    /// As [`Scope::key`], with the quota that holds now.
+    /// As [`Scope::key`], with the current quota.
     ///
     /// ```
     /// # use tower_throttle::{Limiter, LiveQuota, Quota, RateLimitLayer};

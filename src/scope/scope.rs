@@ -137,10 +137,10 @@ impl Scope {
         }
     }
 
-    /// The same limit, in a bucket of its own for `key`.
+    /// The same limit with a bucket of its own for `key`.
     ///
-    /// Keys up to 38 bytes allocate nothing. Whatever a key holds, it never reaches the bucket
-    /// of another name or key.
+    /// Keys of up to 38 bytes allocate nothing. No key, whatever its bytes, selects the bucket of
+    /// another name or key.
     ///
     /// ```
     /// # use tower_throttle::{Quota, Scope};
@@ -186,10 +186,10 @@ impl Scope {
         }
     }
 
-    /// What this acquisition takes, in tokens.
+    /// Sets the cost of an acquisition, in tokens. Defaults to 1.
     ///
-    /// Never panics, because a cost often comes from a request: zero takes nothing; NaN,
-    /// negative, infinite and more than the capacity are refused as
+    /// Never panics, because a cost often comes from a request. Zero takes nothing. A cost that is
+    /// NaN, negative, infinite or more than the capacity is rejected with
     /// [`Reason::ExceedsCapacity`](crate::Reason::ExceedsCapacity). A level is rounded to 2^-54 of the
     /// capacity, so that a cost below that may not be counted.
     ///
@@ -204,8 +204,8 @@ impl Scope {
         self
     }
 
-    /// What decides on this scope while Redis cannot be asked, whatever the limiter's
-    /// [`fallback`](crate::LimiterBuilder::fallback) is. All processes should say the same.
+    /// Sets what decides on this scope while Redis is unavailable, instead of the limiter's
+    /// [`fallback`](crate::LimiterBuilder::fallback). Use the same fallback in all processes.
     ///
     /// ```
     /// # use tower_throttle::{Fallback, Quota, Scope};
@@ -280,7 +280,7 @@ impl Scope {
         })
     }
 
-    /// Whether `cost` was said.
+    /// Whether `cost` was called.
     pub(crate) const fn is_costed(&self) -> bool {
         self.costed
     }
@@ -308,13 +308,13 @@ impl Scope {
         self.name() == other.name() && self.key == other.key
     }
 
-    /// By what a store is asked for this bucket.
+    /// The key of this bucket for a look-up in a store.
     #[inline]
     pub(crate) fn lookup<'a>(&'a self, secret: &[u8; 32], hashes: &'a mut Hashes) -> Lookup<'a> {
         Lookup::new(self.name().as_bytes(), self.key.bytes(), secret, hashes)
     }
 
-    /// How a store knows this bucket.
+    /// The identity of this bucket in a store.
     pub(crate) fn id(&self, secret: &[u8; 32]) -> BucketId {
         BucketId::new(self.name().as_bytes(), self.key.bytes(), secret)
     }

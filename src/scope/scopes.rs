@@ -80,11 +80,11 @@ impl Scopes {
                     let costed = other.is_costed() || scope.is_costed();
                     let mut cost = other.tokens() + scope.tokens();
                     if other.tokens() < 0.0 || scope.tokens() < 0.0 {
-                        // Impossible by itself, and so it stays.
+                        // One cost is invalid, so the sum is.
                         cost = f64::NAN;
                     }
                     let (a, b) = (other.quota(), scope.quota());
-                    // Of two quotas the stricter holds, in both respects.
+                    // The lower rate and the lower capacity of the two quotas.
                     let slower = if a.rate() <= b.rate() { a } else { b };
                     let quota = slower.burst(a.capacity().min(b.capacity()));
                     let both = other.clone().with_quota(quota).cost(cost);

@@ -18,7 +18,7 @@ use crate::decision::FailureKind;
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Health {
-    /// Redis, as far as the limiter knows: before its first use it has not connected.
+    /// Redis. A limiter that has not connected yet, because it was not used, also reports this.
     Redis,
     /// The memory of this process, because Redis is unavailable.
     #[non_exhaustive]

@@ -10,7 +10,7 @@ pub(crate) enum Outcome {
     /// The cost exceeds the capacity.
     Impossible,
     Unavailable,
-    /// The caller went away before the decision, or before its reservation was due.
+    /// The future was dropped before the decision, or before its reservation was due.
     Cancelled,
     /// Rejected by a layer in shadow mode, so the request was served.
     ShadowRejected,

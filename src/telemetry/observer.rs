@@ -25,8 +25,8 @@ use crate::{
 /// While overload lasts, it is logged once in this time.
 const OVERLOAD_LOGGED: Duration = Duration::from_secs(10);
 
-/// A change of health, to be reported once no lock is held: those who watch health, subscribers
-/// and recorders may run any code.
+/// A change of health, to be reported once no lock is held: watchers of health, subscribers and
+/// recorders may run any code.
 #[must_use]
 #[derive(Debug)]
 pub(crate) struct HealthChange {

@@ -264,8 +264,8 @@ async fn rare(rows: &mut Vec<Row>) {
     );
     let free = layer(API.cost(0.0));
     row!(rows, "admitted at no cost", ".respond_http()", 1, free);
-    let nobody = RateLimitLayer::new(&Limiter::in_memory(), Scopes::default()).respond_http();
-    row!(rows, "not limited", ".respond_http()", 1, nobody);
+    let unlimited = RateLimitLayer::new(&Limiter::in_memory(), Scopes::default()).respond_http();
+    row!(rows, "not limited", ".respond_http()", 1, unlimited);
     // A script may read the first two fields anyway.
     for name in &SHOWN[2..] {
         assert!(EXPOSE_HEADERS.split(", ").any(|exposed| exposed == *name));

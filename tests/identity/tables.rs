@@ -312,7 +312,7 @@ fn no_proxy_is_trusted_by_default() {
     let mapped = request(ip("::ffff:10.0.0.1"), XFF, [b"203.0.113.7".as_slice()]);
     assert_eq!(private.find(&mapped), Some(ip("203.0.113.7")));
     assert_eq!(peer_ip().find(&mapped), Some(ip("10.0.0.1")));
-    // Headers alone are nobody.
+    // Headers without a peer are no key.
     let mut alone = Request::new(());
     alone
         .headers_mut()

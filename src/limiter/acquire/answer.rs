@@ -75,8 +75,8 @@ impl Acquire {
 
     fn on_delivery(&mut self, waiter: &Waiter, delivery: Delivery) -> Next {
         if delivery.is_old() {
-            // This was not polled in time. A token whose reservation has passed would be used
-            // beside those that are due now.
+            // This was not polled in time. A token that was due earlier would be used in addition
+            // to those that are due now.
             let drops = match delivery {
                 Delivery::Granted { .. } | Delivery::Rejected { .. } => {
                     asks_again(self.deadline, &mut self.has_asked_late)

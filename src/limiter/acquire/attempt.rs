@@ -125,8 +125,8 @@ impl Acquire {
         let dual = self.obtained.as_mut();
         let dual = dual.map(|obtained| std::mem::take(&mut obtained.dual));
         for index in dual.into_iter().flatten() {
-            // Memory granted this without regard to the reservations of Redis, so it is asked
-            // again, unless Redis has taken the scope as well.
+            // Memory granted this without regard to the reservations of Redis, so the scope is
+            // requested again, unless Redis has taken it as well.
             if self.taken().iter().all(|taken| taken.index != index) {
                 let scope = &self.scopes.as_slice()[index];
                 core.give_back(scope, scope.tokens(), DecidedBy::DualAdmission);

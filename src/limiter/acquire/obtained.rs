@@ -39,11 +39,11 @@ use crate::{
 /// Reservations that lie no further apart are used together.
 const ALIGNED: Duration = Duration::from_millis(75);
 
-/// The shortest time before the rest is looked at again.
+/// The shortest time before the rest is requested again.
 const MIN_RECHECK: Duration = Duration::from_millis(5);
 
-/// The part of a call that does not count as late: otherwise, if Redis is far away, what was taken
-/// before would always be too old.
+/// The part of a call that does not count as late: otherwise, with a long round trip to Redis, tokens
+/// taken before the call would always be too old.
 const MAX_CALL: Duration = Duration::from_millis(500);
 
 #[derive(Default)]
@@ -163,8 +163,8 @@ impl Obtained {
         self.give_back_if(backends, scopes, |taken| taken.due.elapsed() > TOLERANCE);
     }
 
-    /// Forgets what was taken from buckets that have been paused since. The tokens are not given
-    /// back, because they pay for the pause.
+    /// Drops the tokens of buckets that have been paused since. They are not given back: during a
+    /// pause a bucket must not gain tokens.
     pub(super) fn forfeit_paused(&mut self, core: &Core, scopes: &Scopes) {
         self.taken.retain(|taken| {
             let id = scopes.as_slice()[taken.index].id(&core.salt);

@@ -1,4 +1,4 @@
-//! [`Watchdog`]: the caller's own timer, for the case that nobody answers.
+//! [`Watchdog`]: the caller's own timer, for the case that no answer arrives.
 //!
 //! Workers and dispatchers are tasks of the runtime that first needed them, which may not be driven
 //! any more. If an acquisition is polled on another one, a timer of that runtime bounds its wait.
@@ -30,12 +30,11 @@ use crate::{
 /// tokens to be used within the tolerance.
 const OVERDUE: Duration = Duration::from_millis(20);
 
-/// A dispatcher that is driven serves its waiters within this time, even if it asks Redis for a
-/// pause first. A reservation that is served later is missed anyway.
+/// A dispatcher that is driven serves its waiters within this time, even if it requests the pause
+/// from Redis first. A reservation that is served later is missed anyway.
 const MAX_SERVE: Duration = Duration::from_secs(1);
 
-/// How often an acquisition asks on runtimes that turn out not to be driven, before memory
-/// decides.
+/// After so many requests on runtimes that are not driven, an acquisition is decided from memory.
 const MAX_ASKED: u32 = 4;
 
 /// The timer exists only while it may be needed.
@@ -68,7 +67,7 @@ enum Purpose {
 }
 
 impl Watchdog {
-    /// Ready if whoever was to answer does not. The request is cancelled then.
+    /// Ready if no answer arrives in time. The request is then cancelled.
     ///
     /// # Panics
     ///

@@ -16,13 +16,13 @@ use crate::{
     task::supervised,
 };
 
-/// The time in which Redis is asked for a pause does not count as late, up to this: otherwise, if
-/// Redis is far away, every other reservation would be missed.
+/// The time of a call that requests the pause from Redis does not count as late, up to this:
+/// otherwise, with a long round trip, every second reservation would be missed.
 const MAX_CHECK: Duration = Duration::from_millis(500);
 
 /// Wakes the waiters of one queue when their reservations are due, and ends when no reservation
 /// is left. It is a task, not a timer of the first waiter, so that a future that is not polled
-/// blocks nobody.
+/// blocks no other waiter.
 pub(super) struct Dispatcher {
     backends: Arc<dyn Backends>,
     queue: Arc<WaitQueue<Waiter>>,
@@ -30,8 +30,8 @@ pub(super) struct Dispatcher {
     is_finished: bool,
 }
 
-/// A reservation of this queue is due and nobody was woken, because the dispatcher's runtime is
-/// not driven: a dispatcher on the caller's runtime replaces it.
+/// Replaces the dispatcher by one on the caller's runtime. Called if a reservation of this queue is
+/// due and its caller was not woken, because the runtime of the dispatcher is not driven.
 pub(crate) fn take_over(backends: &Arc<dyn Backends>, queue: &Arc<WaitQueue<Waiter>>) {
     let here = runtime::current();
     let mut state = queue.lock();
@@ -113,7 +113,8 @@ impl Dispatcher {
     }
 
     /// The bucket is paused: requests whose reservation is due before the end of the pause are
-    /// made again. The reservations are not given back, because they pay for the pause.
+    /// made again. The reservations are not given back: during a pause a bucket must not gain
+    /// tokens.
     fn miss_before(&self, until: Instant) {
         let (_, woken) = self.miss(|reservation| reservation.due < until);
         woken.into_iter().for_each(Wake::wake);

@@ -2,10 +2,10 @@
 //!
 //! | file | contents |
 //! |---|---|
-//! | `waiter` | one pending request, shared by the caller and by whoever answers it |
+//! | `waiter` | one pending request, shared by the caller and the task that answers it |
 //! | `wait_queue` | the reservations of one bucket, cost and backend; all such queues of a limiter |
 //! | `dispatcher` | the task that serves one wait queue |
-//! | `deliver` | what becomes of a backend's decision: an answer, or a place in a wait queue |
+//! | `deliver` | turns a backend's decision into an answer or a place in a wait queue |
 
 mod deliver;
 mod dispatcher;
@@ -37,7 +37,7 @@ pub(crate) trait Backends: Send + Sync {
     /// Undoes a reservation that was cancelled before it was due.
     fn undo(&self, scope: &Scope, reservation: Reservation, decided_by: DecidedBy);
 
-    /// The end of a bucket's pause, as far as this process knows.
+    /// The end of a bucket's pause, as last reported to this process.
     fn paused_until(&self, id: &Lookup<'_>, decided_by: DecidedBy) -> Option<Instant>;
 
     /// Asks Redis whether another process has paused the bucket, unless that is known.

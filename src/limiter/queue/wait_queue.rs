@@ -145,7 +145,7 @@ impl<W> WaitQueues<W> {
         self.buckets.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Whether nobody waits at all, without a lock.
+    /// Whether no request waits in any queue, without a lock.
     fn is_empty(&self) -> bool {
         self.count.load(Ordering::Relaxed) == 0
     }
@@ -216,8 +216,8 @@ impl<W> WaitQueues<W> {
 
     /// Removes a queue that has no reservations left. Returns false if one was just added.
     pub(super) fn remove(&self, queue: &Arc<WaitQueue<W>>) -> bool {
-        // Both locks, in the order in which `enqueue` takes them one after the other: whoever has
-        // this queue from `find_or_insert` finds `is_served` false and starts a dispatcher.
+        // Both locks, in the order in which `enqueue` takes them one after the other: a caller
+        // that has this queue from `find_or_insert` finds `is_served` false and starts a dispatcher.
         let mut buckets = self.lock();
         let mut state = queue.lock();
         if !state.reservations.is_empty() {

@@ -1,4 +1,4 @@
-//! [`Waiter`]: one pending request, shared by the caller and by whoever answers it.
+//! [`Waiter`]: one pending request, shared by the caller and the task that answers it.
 
 use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
@@ -15,8 +15,8 @@ use crate::{
     scope::{Scope, Scopes},
 };
 
-/// Tokens that are used later than this after they were due count as missed: otherwise, after the
-/// whole process stood still, all reservations that passed meanwhile would be used at once.
+/// Tokens that are used later than this after they were due count as missed: otherwise, after a
+/// process was suspended, all reservations that became due meanwhile would be used at once.
 pub(crate) const TOLERANCE: Duration = Duration::from_millis(100);
 
 /// One request of one caller, from when it is made until the caller takes the answer or is
@@ -244,14 +244,14 @@ impl Waiter {
                 }
             }
             Phase::Answered(delivery) => self.give_back(&delivery),
-            // Whoever decides on a request that is `Gone` gives back what it grants.
+            // The task that decides on a request that is `Gone` gives back what it grants.
             Phase::Asked | Phase::Gone => {}
         }
     }
 }
 
-/// For whoever answers. No transition happens after the caller was dropped: then there is nobody
-/// to wake.
+/// For the task that answers. No transition happens after the caller was dropped, because there is
+/// no caller to wake.
 impl Waiter {
     pub(crate) fn is_wanted(&self) -> bool {
         !matches!(self.lock().phase, Phase::Gone)
@@ -275,8 +275,8 @@ impl Waiter {
         self.enter(delivery, |delivery, _| Phase::Answered(delivery))
     }
 
-    /// One of the scopes is reserved. The caller is woken, because it may hold something that it
-    /// must not hold while it waits.
+    /// One of the scopes is reserved. The caller is woken, because it may hold a resource that it
+    /// must not keep while it waits.
     pub(super) fn reserve(
         &self,
         which: usize,
@@ -307,7 +307,7 @@ impl Waiter {
         self.deliver(Delivery::Missed).ok()
     }
 
-    /// Nobody is going to answer.
+    /// No task is going to answer.
     pub(crate) fn abandon(&self) -> Option<Wake> {
         self.deliver(Delivery::Abandoned).ok()
     }

@@ -82,7 +82,7 @@ impl<R: Requester, C: Connection> Batcher<R, C> {
         })
     }
 
-    /// Queues an operation that nobody waits for.
+    /// Queues an operation without waiting for its result.
     pub(crate) fn send(&self, scope: &Scope, op: Op) {
         self.anticipate(scope, op);
         let queued = QueuedOp::new(scope.clone(), op, None);
@@ -183,10 +183,10 @@ impl<R: Requester, C: Connection> Batcher<R, C> {
         None
     }
 
-    /// Returns which worker will send the command; none if nobody will before a worker starts.
+    /// Returns which worker will send the command; none if a worker must start first.
     fn push(&self, command: Command<R>) -> Option<Mark> {
         let mut queue = self.queue.lock();
-        // Returned tokens are bounded by what was granted: only requests are turned away.
+        // Only requests fail if the queue is full: returned tokens are bounded by granted ones.
         if queue.len() >= MAX_QUEUED
             && let Command::Take { request, .. } = command
         {
@@ -222,7 +222,7 @@ impl<R: Requester, C: Connection> Batcher<R, C> {
         if wakes {
             queue.wake_at = NEVER;
         }
-        // Between two calls the gauge follows in steps: not every request is to pay for it.
+        // Between two calls the gauge is updated at powers of two, which costs most requests nothing.
         let (length, mark) = (queue.len(), queue.mark());
         match length.is_power_of_two() {
             true => self.queue.unlock_and_report(queue),

@@ -54,7 +54,7 @@ pub(super) enum Unfit {
     /// behind it may still join this one.
     OtherQuota,
     /// The request names one bucket by two quotas. No caller intends that. If it were left for
-    /// another call, it would block everybody behind it for ever.
+    /// another call, it would block all requests behind it.
     Contradictory,
 }
 

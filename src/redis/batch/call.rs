@@ -95,7 +95,7 @@ impl<R: Requester> Batch<R> {
         argument.into_bytes()
     }
 
-    /// Answers everybody; `sent` is when the call was sent.
+    /// Answers all requests; `sent` is when the call was sent.
     pub(super) fn answer<C: Connection>(
         self,
         reply: &Reply<'_>,

@@ -15,7 +15,7 @@ use crate::{
     redis::script::Reply,
 };
 
-/// A call that answers everybody in any case.
+/// A call that answers all its requests, also if it fails or is dropped.
 ///
 /// If it is dropped, as when a runtime is shut down, requests are made again, and charges and
 /// pauses are recorded in the ledger: if Redis executed the call, they count twice, but they are
@@ -35,7 +35,7 @@ impl<R: Requester, C: Connection> InFlight<R, C> {
         }
     }
 
-    /// Sends the call and answers everybody. Returns the failure, if there was one.
+    /// Sends the call and answers all requests. Returns the failure, if there was one.
     pub(super) async fn send(mut self, deadline: &mut Deadline) -> Option<Failure> {
         let batch = self.batch.as_ref()?;
         let context = self.context.clone();

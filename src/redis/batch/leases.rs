@@ -42,7 +42,7 @@ impl TakenAhead {
         // Tokens and callers.
         let mut demands = vec![(0.0, 0.0); buckets.len()];
         for take in takes {
-            // What a lease cannot pay is not its demand.
+            // A request that costs more than a lease may hold is not part of the demand.
             if let &[(bucket, cost)] = take.costs()
                 && cost <= leases.max_for(buckets[bucket].params)
             {
@@ -103,7 +103,7 @@ pub(super) fn give_back<C: Connection>(
     Box::new(QueuedOp::new(scope, Op::GiveBack { tokens }, None))
 }
 
-/// Leases that are to be returned because nobody used them.
+/// Leases that are to be returned because they were not used.
 #[derive(Default)]
 pub(super) struct IdleLeases {
     /// When leases are checked next, once there have been any.

@@ -13,7 +13,7 @@ use crate::{
 };
 
 /// Equal requests are merged if their waits differ by at most this part of the longest. The
-/// shortest is used for all of them, so that nobody waits for longer than requested.
+/// shortest is used for all of them, so that no caller waits for longer than requested.
 const SIMILAR_WAIT: f64 = 1.0 / 64.0;
 
 /// From which buckets of the call a request takes, and how many tokens.

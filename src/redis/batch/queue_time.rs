@@ -10,14 +10,14 @@ const BURST: u32 = 10;
 /// Distinguishes a burst, which a healthy Redis works off, from more requests than it can decide.
 ///
 /// While calls are answered, a request may be queued for ten times `redis_timeout`. If the queue
-/// has been longer than one `redis_timeout` for all that time, waiting does not help and only delays
-/// everybody. From then on a request may be queued for one `redis_timeout`, until the queue is half
-/// as long as that. In an outage this decides nothing: a failed call fails everything that is queued
-/// behind it.
+/// has been longer than one `redis_timeout` for all that time, a longer wait only delays all
+/// requests. From then on a request may be queued for one `redis_timeout`, until the queue is half
+/// as long as that. This has no effect in an outage: a failed call fails all commands that are
+/// queued behind it.
 ///
 /// The distinction is that of Nichols, Jacobson: "Controlling Queue Delay", 2012. There is no gradual
-/// increase here, because a request that is turned away is decided by the fallback and does not come
-/// back.
+/// increase here, because a request that fails here is decided by the fallback and is not
+/// sent again.
 #[derive(Debug, Default)]
 pub(crate) struct QueueTime {
     /// Since when the queue has been too long.

@@ -116,7 +116,7 @@ impl<R: Requester, C: Connection> Worker<R, C> {
         }
     }
 
-    /// Returns how many commands wait, if there are enough for a call beside those in flight.
+    /// Returns how many commands wait, if there are enough for a call in addition to those in flight.
     /// Otherwise has the worker woken once there are.
     fn may_send(&mut self, in_flight: usize) -> Option<usize> {
         let mut queue = self.queue.lock();
@@ -167,8 +167,8 @@ impl<R: Requester, C: Connection> Worker<R, C> {
         self.queue.unlock_and_report(queue);
     }
 
-    /// Fails what waits behind a failed call, so that nobody finds out separately that Redis does
-    /// not answer.
+    /// Fails the commands queued behind a failed call, so that each does not have to time out
+    /// separately.
     fn fail_queued(&mut self, failure: &Failure) {
         self.gather();
         let gathered = std::mem::take(&mut self.gathered);

@@ -28,7 +28,7 @@ pub(super) struct Deregistration {
 }
 
 impl Deregistration {
-    /// If it fails, the peers reserve a share for this limiter until it counts as gone.
+    /// If it fails, the peers reserve a share for this limiter until `reserve_for` has passed.
     pub(super) async fn send(&self, session: &dyn Session) {
         let last = Heartbeat::last(&self.keyspace, &self.limiter);
         let _ = last.send(session, self.timeout).await;

@@ -116,7 +116,7 @@ impl RedisConnection {
             Stage::Connected(live) => live.clone(),
             _ => return,
         };
-        // If it fails, the peers reserve a share for this limiter until it counts as gone.
+        // If it fails, the peers reserve a share for this limiter until `reserve_for` has passed.
         let within = self.state.config.timeout;
         let _ = self.state.deregister(&*live.session, within).await;
     }

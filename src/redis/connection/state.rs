@@ -34,7 +34,7 @@ pub(super) struct ConnectionState {
     /// The name under which the peers count this limiter.
     pub(super) limiter: String,
     state: Mutex<State>,
-    /// Notifies those who wait for the first connection that the stage has changed.
+    /// Notifies callers that wait for the first connection that the stage has changed.
     pub(super) changed: watch::Sender<()>,
     /// Whether Redis alone decides: connected, and the recovery window is over. Derived from
     /// `state`, for callers that take no lock.
@@ -309,7 +309,7 @@ impl ConnectionState {
         self.config.observer.advise(failure);
     }
 
-    /// The supervisor has panicked, and goes on.
+    /// The supervisor has panicked, and continues.
     pub(super) fn supervisor_panicked(&self, supervisor: u64, failure: &Failure) {
         let state = self.lock();
         let is_connected = matches!(state.stage, Stage::Connected(_));
@@ -341,8 +341,8 @@ impl ConnectionState {
         self.enter(state, Stage::Unavailable(failure.clone()), Some(change));
     }
 
-    /// Changes the stage. Once the lock is released: reports the change of health, and wakes those
-    /// who wait for a connection and those whose connection is dropped.
+    /// Changes the stage. Once the lock is released: reports the change of health, and wakes
+    /// callers that wait for a connection and those whose connection is dropped.
     fn enter(&self, mut state: MutexGuard<'_, State>, stage: Stage, change: Option<HealthChange>) {
         let before = mem::replace(&mut state.stage, stage);
         drop(state);

@@ -50,7 +50,7 @@ pub(super) struct Supervisor {
     number: u64,
     wake: Arc<Notify>,
     registered_by: Arc<AtomicU64>,
-    /// For when the state is gone.
+    /// Used once the state has been dropped.
     deregistration: Deregistration,
 }
 

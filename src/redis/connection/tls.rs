@@ -46,8 +46,8 @@ impl Tls {
     }
 
     pub(crate) async fn connect(&self, stream: TcpStream) -> Result<TlsStream<TcpStream>, Failure> {
-        // The application's, if it has installed one. None is installed here, because that would
-        // make an application fail that does so later.
+        // The provider of the application, if it has installed one. None is installed here, because
+        // an application that installs one later would then fail.
         let provider = CryptoProvider::get_default()
             .cloned()
             .unwrap_or_else(|| Arc::new(ring::default_provider()));

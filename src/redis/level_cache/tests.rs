@@ -48,7 +48,7 @@ async fn a_reply_sent_before_tokens_were_given_back_is_no_bound() {
     // No bound is trusted for longer than a second.
     tokio::time::advance(Duration::from_millis(1_001)).await;
     assert_eq!(rejects(), None);
-    // The level is still remembered.
+    // The level is still cached.
     let (level, _) = levels.level(&id).expect("not full");
     assert!((0.001..0.002).contains(&level), "{level}");
 }

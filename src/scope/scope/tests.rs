@@ -58,7 +58,7 @@ mod in_redis {
         assert_ne!(one.bucket(id.as_bytes()), two.bucket(id.as_bytes()));
     }
 
-    /// Long enough to be hashed, or not, out of the characters that have a meaning somewhere.
+    /// Texts of characters with a special meaning, some of them long enough to be hashed.
     fn text(alphabet: &'static str) -> impl Strategy<Value = String> {
         let of = |length| {
             let pattern = format!("[{alphabet}]{length}");

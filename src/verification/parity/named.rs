@@ -323,7 +323,7 @@ async fn reservations_are_stored_while_they_are_outstanding() {
     assert_eq!(stored[1..4], [answered.time, 10.0, 1e-6]);
     assert!(stored[4] >= answered.time + wait, "kept as long as that");
     assert_eq!(stored[5..], [answered.time + wait, 2.0, 0.0]);
-    // Returned while a reservation is outstanding: for a newcomer, not to the level.
+    // Returned while a reservation is outstanding: kept for a new request, not added to the level.
     let answered = call(
         &mut connection,
         &one(PARAMS, Step::Op(0, Op::GiveBack { tokens: 3.0 })),
@@ -414,7 +414,7 @@ async fn write_back_is_charged_once_and_a_cap_lowers() {
         let answered = call(&mut connection, &lower).await;
         assert!((answered.levels[0].0 - level).abs() < 1e-3, "{cap}");
     }
-    // What local shares granted may be many capacities; a charge ends at a debt of one.
+    // A write-back may exceed the capacity many times; a charge stops at a debt of one capacity.
     for (command, level) in [
         (Step::Op(0, write_back(100.0)), -104.0),
         (Step::Op(0, Op::Charge { tokens: 100.0 }), -104.0),

@@ -61,8 +61,8 @@ fn check(plan: &Plan) -> Trace {
 
 const TRIES: Role = Role::Tries(0, 1.0);
 
-/// Redis appears after the processes have started, and stops before they know of each other: they
-/// counted one, two and three processes.
+/// Redis starts after the processes, and stops before all have counted each other: they have counted
+/// one, two and three processes.
 #[test]
 fn without_a_complete_count_of_peers_replicas_is_used() {
     let down = Kind::Down(Data::Kept);
@@ -73,8 +73,8 @@ fn without_a_complete_count_of_peers_replicas_is_used() {
     ));
 }
 
-/// The same after an outage that is longer than counts are remembered: the first process to recover
-/// sees no other, because Redis has lost its data.
+/// The same after an outage that is longer than counts are kept: the first process to recover counts
+/// no other, because Redis has lost its data.
 #[test]
 fn counts_do_not_age_in_an_outage() {
     let down = Kind::Down(Data::Lost);
@@ -83,7 +83,7 @@ fn counts_do_not_age_in_an_outage() {
 }
 
 /// Redis recovers, gets the debt of memory's reservations, and loses its data before the first
-/// request: the charge is not forgotten.
+/// request: the charge is not lost.
 #[test]
 fn write_back_is_not_forgotten_with_the_data() {
     let faults = [
@@ -127,7 +127,7 @@ fn peers_without_a_record_in_an_empty_redis_are_expected() {
 }
 
 /// The first process to recover capped the bucket at its share, and the others charged their debt
-/// on top: nothing was left for two seconds.
+/// as well: no tokens were left for two seconds.
 #[test]
 fn first_to_recover_does_not_cap_the_bucket_at_its_share() {
     let faults = [(6_000, 5_000, 5, Kind::Down(Data::Kept))];
@@ -327,7 +327,7 @@ async fn deregistered_limiters_are_not_expected_after_a_flush() {
     assert_eq!(limiters[0].reserved(), 0.0);
 }
 
-/// The peers learn of the first pause from their next heartbeats, so it is not announced later.
+/// Heartbeats report the first pause to the peers, so it is announced without a delay.
 #[tokio::test(start_paused = true)]
 async fn first_pause_is_announced_at_once() {
     let server = Server::new(1, (0, 1), 1);

@@ -9,7 +9,7 @@ use super::{
 };
 use crate::peers::MIN_PART;
 
-/// A limiter that has been counted for so long is established, and Redis knows it.
+/// A limiter that has been counted for so long is established.
 const ESTABLISHED: Duration = Duration::from_millis(6_500);
 
 /// The time from the start of a fault to the end of its effects.
@@ -129,8 +129,8 @@ fn stated(plan: &Plan, index: usize, limit: usize) -> f64 {
     let reserve = plan.reserve_for.as_secs_f64();
     // However few limiters are left, they use a part of the rate.
     let floor = (MIN_PART - (1.0 - part)).max(0.0) * rate * lasts.min(reserve + 1.0);
-    // Limiters do not count as missing if Redis never knew them, or if it lost the key that only
-    // they would write again.
+    // Limiters do not count as missing if Redis never had their heartbeats, or if it lost the key
+    // that only they would write again.
     let forgotten = index > 0 && {
         let before = &plan.faults[index - 1];
         before.kind == Kind::Evicted && fault.at - before.at < Duration::from_secs(2)
@@ -143,11 +143,11 @@ fn stated(plan: &Plan, index: usize, limit: usize) -> f64 {
         Duration::ZERO
     };
     // Nor if they had no time to recover from the fault before.
-    let barely_back = index > 0 && {
+    let just_recovered = index > 0 && {
         let before = &plan.faults[index - 1];
         !before.lasts.is_zero() && fault.at < before.at + before.lasts + Duration::from_secs(2)
     };
-    let unseen = forgotten || barely_back || fault.at < reached + ESTABLISHED;
+    let unseen = forgotten || just_recovered || fault.at < reached + ESTABLISHED;
     // Charges since the last heartbeat may be lost undetected.
     let old = |data| {
         if matches!(data, Data::Old(_)) {
@@ -170,7 +170,7 @@ fn stated(plan: &Plan, index: usize, limit: usize) -> f64 {
     }
 }
 
-/// 0.15 of the capacity and a few tokens, if all processes knew the level when the outage began.
+/// 0.15 of the capacity and a few tokens, if all processes had the current level when the outage began.
 fn even(plan: &Plan, limit: usize, (first, last): (usize, usize)) -> Option<f64> {
     let n = plan.processes as f64;
     let Limit { capacity, rate, .. } = plan.limits[limit];

@@ -47,15 +47,12 @@ async fn hot_bucket_is_leased_renewed_and_returned() {
         setup.settle().await;
     }
     let calls = setup.redis.calls();
-    assert!(
-        calls[0].steps.is_empty(),
-        "how hot the bucket is, is not known yet"
-    );
-    // A hundred in the first milliseconds, for two milliseconds.
+    assert!(calls[0].steps.is_empty(), "the demand is not measured yet");
+    // The demand was a hundred tokens in the first milliseconds; a lease covers two milliseconds.
     let leased = calls[1].steps[2];
     assert_eq!(calls[1].steps[..2], [8.0, 1.0]);
     assert!((50.0..=125.0).contains(&leased), "{leased}");
-    // Callers take without a call until half is left. Then a call that nobody waits for renews it.
+    // Callers take without a call until half is left. Then a call without a request renews the lease.
     let before = setup.redis.calls().len();
     while setup.redis.calls().len() == before {
         for _ in 0..25 {
@@ -66,7 +63,7 @@ async fn hot_bucket_is_leased_renewed_and_returned() {
     let call = setup.redis.calls().pop().expect("a call");
     assert_eq!(call.firsts, [[0.0; 3]], "no request");
     assert_eq!(call.steps[..2], [8.0, 1.0]);
-    // What is not used is returned.
+    // Unused tokens are returned.
     let before = setup.redis.calls().len();
     tokio::time::sleep(3 * IDLE_CHECK).await;
     let back = setup.redis.calls()[before..].to_vec();
@@ -140,7 +137,7 @@ async fn failed_lease_is_requested_again() {
     assert!(ask().is_some());
 }
 
-/// Makes a bucket hot, by fifty callers at a time, and returns how much is leased.
+/// Makes a bucket hot with fifty requests at a time, and returns the tokens of its lease.
 async fn leased(setup: &mut Setup, scope: &Scope) -> f64 {
     for _ in 0..2 {
         (0..50).for_each(|_| setup.ask([scope.clone()]));
@@ -148,7 +145,7 @@ async fn leased(setup: &mut Setup, scope: &Scope) -> f64 {
     }
     let calls = setup.redis.calls();
     let leased = calls.iter().filter_map(|call| of_op(call, 8.0)).next_back();
-    leased.expect("it is hot")
+    leased.expect("the bucket is hot")
 }
 
 /// If Redis recovers empty, a bucket is capped at its cached level, and the ledger is applied to it.
@@ -199,7 +196,7 @@ async fn lease_of_a_scarce_bucket_is_not_requested_for_each_token() {
     let before = setup.redis.calls().len();
     for _ in 0..leased as usize {
         assert!(take(&setup, &leases, &a));
-        // Gives a call the time to run.
+        // Lets a call run.
         for _ in 0..4 {
             tokio::task::yield_now().await;
         }
@@ -222,7 +219,7 @@ async fn many_idle_leases_delay_no_request() {
         ask(scope).expect("hot").answer(10.0, 500.0, Instant::now());
     }
     setup.ask([QUOTA.scope("b")]);
-    // Nobody uses the leases.
+    // The leases are not used.
     let before = setup.redis.calls().len();
     while setup.redis.calls().len() <= before + 1 {
         setup.settle().await;

@@ -13,7 +13,7 @@ use crate::{
     verification::bucket_model::{Rng, seed},
 };
 
-/// Everybody is answered within what was requested.
+/// All requests get answers within the bounds of what they requested.
 #[tokio::test(start_paused = true)]
 async fn implausible_replies_are_bounded() {
     let first = seed();
