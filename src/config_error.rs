@@ -4,7 +4,7 @@ use std::{error::Error, fmt};
 
 /// An invalid configuration of a limiter.
 ///
-/// The message names the wrong value and says what to write in its place.
+/// The message contains the invalid value and how to correct it.
 ///
 /// # Examples
 ///

@@ -17,7 +17,7 @@ use crate::{
     upstream::Upstream,
 };
 
-/// What a response of an upstream asks for.
+/// The pause and the levels that a response of an upstream reports.
 #[derive(Debug, PartialEq)]
 pub struct Advice {
     /// How long the scopes are paused.

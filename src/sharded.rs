@@ -26,7 +26,7 @@ pub(crate) const SWEEP_STEPS: usize = 8;
 ///
 /// Entries are removed by sweeps only: when a shard has doubled since its last sweep, when there is
 /// no room for a new entry, and step by step through [`sweep_step`](Self::sweep_step). The caller
-/// says which entries to keep.
+/// decides which entries to keep.
 pub(crate) struct Sharded<T> {
     shards: Box<[Mutex<Shard<T>>; SHARDS]>,
     hashing: Hashing,

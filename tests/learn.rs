@@ -1,4 +1,5 @@
-//! A layer that learns from its upstream, and costs that are known only afterwards; in memory.
+//! A layer that adjusts buckets by the answers of its upstream, and costs that are known only after
+//! the response; in memory.
 #![cfg(feature = "learn")]
 
 use std::{convert::Infallible, time::Duration};

@@ -204,8 +204,8 @@ async fn unseen_keys_are_admitted_while_memory_is_full() {
     );
 }
 
-/// As `docs/memory.md` states: 1,024 overflow buckets of 5 tokens per hour refill 1.4 tokens/s. If an
-/// attacker requests ten times as much, other clients get a tenth of it.
+/// As `docs/memory.md` states: 1,024 overflow buckets of 5 tokens per hour refill 1.4 tokens/s. If
+/// an attacker requests ten times as much, other clients get a tenth of it.
 #[tokio::test(start_paused = true)]
 async fn unseen_keys_share_what_an_attacker_leaves() {
     // Each limiter has its own seed, which spreads its keys more or less evenly.

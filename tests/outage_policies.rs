@@ -145,8 +145,9 @@ async fn fail_closed_scope_rejects_for_all_scopes() {
     assert!(rejected.source().is_some(), "the source has the reason");
 }
 
-/// The tokens of `api` that five limiters admit in the 4 s after Redis is killed, and the exact time.
-/// Four of them request all the time; 400 callers of the other one wait for reservations in Redis.
+/// The tokens of `api` that five limiters admit in the 4 s after Redis is killed, and the exact
+/// time. Four of them request all the time; 400 callers of the other one wait for reservations in
+/// Redis.
 async fn admitted_without_redis(api: &Scope, fallback: Fallback) -> (f64, Duration) {
     let mut server = RedisServer::start().await;
     let limiters: Vec<_> = (0..5).map(|_| limiter(&server, fallback)).collect();

@@ -220,7 +220,7 @@ mod shared {
         );
     }
 
-    /// The other limiter learns from a heartbeat that buckets are paused.
+    /// A heartbeat reports to the other limiter that buckets are paused.
     #[tokio::test(flavor = "multi_thread")]
     async fn reservations_are_confirmed_once_a_peer_has_paused_a_bucket() {
         const PAUSE: Duration = Duration::from_secs(3);

@@ -215,7 +215,8 @@ async fn settles_inspects_and_survives_a_script_flush() {
     assert_eq!(level(&limiter, &tokens).await.floor(), 850.0);
     permit.settle(1_200.0);
     assert_eq!(level(&limiter, &tokens).await.floor(), -200.0);
-    // At most one capacity above the estimate, so that a wrong number does not block a scope permanently.
+    // At most one capacity above the estimate, so that a wrong number does not block a scope
+    // permanently.
     permit.settle(1e300);
     assert_eq!(level(&limiter, &tokens).await.floor(), -400.0);
     let mut connection = server.connection().await;

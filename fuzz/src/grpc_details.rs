@@ -15,7 +15,7 @@ const CAP: Duration = Duration::from_secs(3_600);
 /// The input is a status in protobuf's encoding, and once more a header value as it arrives.
 ///
 /// - A pause is at most the cap.
-/// - A status that is encoded here, with a delay from the input, asks for that delay.
+/// - A status that is encoded here, with a delay from the input, is read as that delay.
 pub fn grpc_details(data: &[u8]) {
     let data = &data[..data.len().min(16_384)];
     bounded(&read(header_value(base64(data).as_bytes())));

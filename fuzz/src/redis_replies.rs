@@ -15,14 +15,15 @@ use tower_throttle::{
 const SMALL: Scope = Quota::per_second(2.0).burst(5.0).scope("small");
 const LARGE: Scope = Quota::per_second(1_000.0).burst(1e6).scope("large");
 
-/// The first so many bytes of the input say what callers do, the others what Redis replies.
+/// The first so many bytes of the input are the actions of callers, the others the replies of
+/// Redis.
 const ACTIONS: usize = 24;
 
 /// A decision takes no longer than this and the longest wait: calls in paused time take no time.
 const SLACK: Duration = Duration::from_secs(1);
 
 /// - No task panics, and every acquisition ends within its longest wait.
-/// - A level is at most the capacity, and a time to come back is above zero.
+/// - A level is at most the capacity, and a time to retry is above zero.
 pub fn redis_replies(data: &[u8]) {
     let (actions, replies) = data.split_at(data.len().min(ACTIONS));
     let replies = Mutex::new(Replies {

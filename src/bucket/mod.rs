@@ -9,7 +9,7 @@
 //!   two of them could fall into one window. Returned tokens are counted apart instead. A new
 //!   request may take from them at once, which delays no waiter. Their number is bounded, so that
 //!   they fit into the same window as the largest reservation.
-//! - **Gaps.** A cancelled reservation in the middle of the queue is remembered as a gap, because
+//! - **Gaps.** A cancelled reservation in the middle of the queue is stored as a gap, because
 //!   the reservations behind it count on its tokens. A new request may fill the gap. The last
 //!   reservation of the queue is undone as if it had never been made.
 //! - **Pause.** While a bucket is paused, nothing is granted. The level is at most what refills

@@ -271,7 +271,7 @@ impl Bucket {
     /// Gives back tokens that were taken and not used.
     pub(crate) fn give_back(&mut self, tokens: f64, params: BucketParams) {
         if self.paused_until > self.at {
-            // They would end the pause earlier, or be spent as a burst after it.
+            // Dropped: the tokens would end the pause early, or be granted as a burst after it.
         } else if self.last_due <= self.at {
             self.level = params.capacity.min(self.level + tokens);
         } else {
@@ -332,7 +332,8 @@ impl Bucket {
     }
 
     /// Charges tokens that were used without having been taken. The debt is at most one capacity
-    /// beyond what waiters have reserved, so that a single charge does not block a bucket permanently.
+    /// beyond what waiters have reserved, so that a single charge does not block a bucket
+    /// permanently.
     pub(crate) fn charge(&mut self, tokens: f64, params: BucketParams) {
         let from_returned = self.returned.min(tokens);
         self.returned -= from_returned;

@@ -12,8 +12,8 @@ pub(super) const IPV6_PREFIX: u8 = 64;
 /// The key of an address: the IPv4 address that it embeds, otherwise the first bits of an IPv6
 /// address.
 ///
-/// Do not use it to decide whether a proxy is trusted: any client can use many of these forms, and a
-/// trusted proxy can report any client.
+/// Do not use it to decide whether a proxy is trusted: any client can use many of these forms, and
+/// a trusted proxy can report any client.
 pub(super) fn group(ip: IpAddr, ipv6_prefix: u8) -> IpAddr {
     let IpAddr::V6(ip) = ip else { return ip };
     let v4 = |high: u16, low: u16| Ipv4Addr::from_bits(u32::from(high) << 16 | u32::from(low));

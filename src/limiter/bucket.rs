@@ -103,8 +103,8 @@ impl BucketHandle {
         self.result(self.core.reset(&self.scope).await).map(|_| ())
     }
 
-    /// Caps the level at `level` tokens, for example at what an upstream says that remains. Never
-    /// raises it; reservations stay. A negative number counts as zero, NaN changes nothing.
+    /// Caps the level at `level` tokens, for example at the remainder that an upstream reports.
+    /// Never raises it; reservations stay. A negative number counts as zero, NaN changes nothing.
     ///
     /// ```
     /// # use tower_throttle::{Limiter, Quota};
@@ -155,13 +155,14 @@ impl BucketHandle {
     }
 
     /// Pauses the bucket: no process is granted a token of it for `duration`. After that it refills
-    /// at its rate, without a burst. This is what `Retry-After` of an upstream asks for.
+    /// at its rate, without a burst. Use it for the `Retry-After` of an upstream.
     ///
-    /// It applies in this process at once, in others from their next reply of Redis for this bucket.
-    /// Once any limiter on the same Redis and prefix has paused a bucket, which the heartbeats report
-    /// to its peers within 1 s, all of them confirm a reservation before it is used, with a
-    /// call to Redis if the last reply for its bucket is older than 25 ms. Reservations that are due
-    /// during a pause are made again, within the deadlines of their callers.
+    /// It applies in this process at once, in others from their next reply of Redis for this
+    /// bucket. Once any limiter on the same Redis and prefix has paused a bucket, which the
+    /// heartbeats report to its peers within 1 s, all of them confirm a reservation before it is
+    /// used, with a call to Redis if the last reply for its bucket is older than 25 ms.
+    /// Reservations that are due during a pause are made again, within the deadlines of their
+    /// callers.
     ///
     /// A shorter pause does not shorten a longer one, and [`reset`](Self::reset) ends it. Tokens that
     /// are given back or charged during the pause are lost, as far as the pause covers them. While

@@ -326,8 +326,8 @@ impl LimiterBuilder {
     ///
     /// # Errors
     ///
-    /// [`ConfigError`] if the URL cannot be read or a setting makes no sense; it says what to
-    /// write instead.
+    /// Returns [`ConfigError`] if the URL or a setting is invalid. The message contains a valid
+    /// example.
     pub fn build(self) -> Result<Limiter, ConfigError> {
         if self.timeout.is_zero() {
             return Err(ConfigError::new(

@@ -81,9 +81,9 @@ impl Limiter {
     /// connects.
     ///
     /// While tokio's time is paused (`#[tokio::test(start_paused = true)]`), no reply of Redis comes in
-    /// time: tokio ends timers as soon as all tasks are idle, and so before a reply. Memory then
-    /// decides, as in an outage, and the log says why. Use [`in_memory`](Self::in_memory) in such
-    /// tests: it follows the paused time.
+    /// time: tokio ends timers as soon as all tasks are idle, and so before a reply. Requests
+    /// are then decided from memory, as in an outage, and the log has the reason. Use
+    /// [`in_memory`](Self::in_memory) in such tests: it follows the paused time.
     ///
     /// ```
     /// # use tower_throttle::Limiter;
@@ -116,9 +116,9 @@ impl Limiter {
         }
     }
 
-    /// Takes tokens from all of `scopes` now, or from none: [`Reason::Limited`](crate::Reason) says when to
-    /// come back. More than 128 scopes, counted before equal ones are merged, are
-    /// [`Reason::TooManyScopes`](crate::Reason).
+    /// Takes tokens from all of `scopes` now, or from none. A rejection with
+    /// [`Reason::Limited`](crate::Reason) has the time to retry. More than 128 scopes, counted
+    /// before equal ones are merged, are rejected with [`Reason::TooManyScopes`](crate::Reason).
     ///
     /// ```
     /// # use tower_throttle::{Limiter, Quota};
@@ -223,7 +223,8 @@ impl Limiter {
         self.core.observer.health()
     }
 
-    /// Returns a receiver of the changes of [`health`](Self::health). A slow receiver sees the latest.
+    /// Returns a receiver of the changes of [`health`](Self::health). A slow receiver reads the
+    /// latest value.
     ///
     /// A value that is borrowed from the receiver locks it: the background task waits with the next
     /// change until it is returned. Decisions do not wait.

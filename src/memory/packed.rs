@@ -209,7 +209,7 @@ impl PackedBucket {
     pub(super) fn remaining_debt(&self, bucket: &Bucket, params: BucketParams) -> f64 {
         let debt = self.debt();
         if debt <= 0.0 {
-            // The level of this share says nothing about tokens to give back.
+            // Tokens to give back are independent of the level of this share.
             debt
         } else if bucket.level >= params.capacity {
             0.0

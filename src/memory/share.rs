@@ -17,7 +17,7 @@ pub(crate) struct ShareBounds {
     /// An upper bound of the share's level, in tokens.
     pub(crate) max_level: f64,
     /// An upper bound of the share's level, in tokens, unless it is an overflow bucket: it follows
-    /// from the last reported level of one bucket, which says nothing about others.
+    /// from the last reported level of one bucket, which does not apply to others.
     pub(crate) max_own_level: f64,
     /// Whether Redis is charged later for what the share grants. It is not where Redis grants the
     /// same request.

@@ -111,7 +111,7 @@ async fn overflow_buckets_of_many_names_are_bounded() {
     assert_eq!(store.scopes(), 0);
 }
 
-/// In an outage, the last reported level of one key says nothing about others that share an
+/// In an outage, the last reported level of one key does not apply to others that share an
 /// overflow bucket with it.
 #[tokio::test(start_paused = true)]
 async fn a_last_reported_level_does_not_cap_an_overflow_bucket() {

@@ -177,8 +177,8 @@ impl<K, R, H> RateLimitLayer<K, R, H> {
     /// How long a request may wait for its reservation. Defaults to zero; at most 30 years.
     ///
     /// The time in the queue for Redis is part of it, the call to Redis is not: see
-    /// [`Limiter::acquire`]. It also bounds the wait in `poll_ready`. A `Timeout` layer outside this
-    /// one does not, because it covers the response future only.
+    /// [`Limiter::acquire`]. It also bounds the wait in `poll_ready`. A `Timeout` layer outside
+    /// this one does not, because it covers the response future only.
     ///
     /// ```
     /// # use std::time::Duration;

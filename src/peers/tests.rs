@@ -27,7 +27,7 @@ async fn the_largest_count_of_the_last_minute_is_used() {
     heartbeats(63..=63, 2, 3.0);
     heartbeats(64..=93, 2, 3.0);
     heartbeats(94..=94, 2, 2.0);
-    // An hour of outage, after which the first limiter to recover sees no other.
+    // An outage of one hour, after which the first limiter to recover counts no other.
     heartbeats(3_694..=3_694, 1, 2.0);
     heartbeats(3_695..=3_754, 1, 2.0);
     heartbeats(3_755..=3_755, 1, 1.0);
@@ -57,7 +57,7 @@ async fn reachable_peers_reserve_the_rate_of_missing_ones() {
         (peers.part(Instant::now()).of_rate, peers.missing()),
         (0.75, 1)
     );
-    // The first limiter to recover sees no other, because Redis has lost its data.
+    // The first limiter to recover counts no other, because Redis has lost its data.
     peers.expect_all_until(start + 2 * SECOND, start);
     peers.record(reply(1, 0), start + SECOND);
     assert_eq!(peers.recovered(), 0.25);

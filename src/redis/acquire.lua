@@ -45,8 +45,9 @@
 --          Then each gap: a cancelled reservation with others behind it (from, due, tokens).
 --
 -- A call with a smaller quota must not let a value expire before debt under a larger quota has
--- refilled. So the value contains the largest capacity and the slowest rate. Setting an expiry costs
--- Redis as much as writing the value. It is set for longer than needed, so that it is set seldom.
+-- refilled. So the value contains the largest capacity and the slowest rate. Setting an expiry
+-- costs Redis as much as writing the value. It is set for longer than needed, so that it is set
+-- seldom.
 
 local t = redis.call('TIME')
 local now = t[1] * 1000000 + t[2]
@@ -61,7 +62,7 @@ local call, pack, unpack_d = redis.call, struct.pack, struct.unpack
 
 -- Reservations are adjacent if one begins at most this long before or after the other is due.
 local ADJACENT_US = 2
--- A bucket remembers 64 gaps, each of three numbers.
+-- A bucket stores at most 64 gaps, each of three numbers.
 local MAX_GAPS = 3 * 64
 
 -- Returns the first gap that has room for cost: its index, and from when and how long the cost
@@ -370,8 +371,8 @@ local function remember(bucket, from, due, tokens)
   end
 end
 
--- Undoes the last reservation of the queue as if it had never been made, and then the one before it,
--- if that is a gap.
+-- Undoes the last reservation of the queue as if it had never been made, and then the one before
+-- it, if that is a gap.
 local function undo(bucket, tokens, due, from)
   if due <= bucket.at then
     -- Tokens that have refilled since may be used already.

@@ -101,7 +101,8 @@ impl LeaseRequest {
             lease.level = level;
             if tokens < self.tokens {
                 lease.scarce_until = now + to_us(self.leases.ahead);
-                // Requests that take from the rest do not request more: the next call measures anew.
+                // Requests that take from the rest do not request more: the next call measures
+                // anew.
                 lease.target = 0.0;
             }
         });
@@ -256,7 +257,8 @@ impl Leases {
         });
     }
 
-    /// Drops the leased tokens of a bucket without giving them back, and those of requests in flight.
+    /// Drops the leased tokens of a bucket without giving them back, and those of requests in
+    /// flight.
     pub(crate) fn forget(&self, id: &BucketId) {
         if self.is_empty() {
             return;

@@ -166,7 +166,7 @@ impl Record {
 }
 
 impl LevelCache {
-    /// Remembers at most `max` buckets.
+    /// Caches at most `max` buckets.
     pub(crate) fn new(max: usize) -> Self {
         Self {
             records: Sharded::new(),

@@ -7,7 +7,7 @@ use super::{QUOTA_FAILURE, RETRY_INFO};
 /// Longer headers are not read: gRPC bounds all headers of a response to 8 KiB.
 const MAX_LENGTH: usize = 16_384;
 
-/// What the details of a status say about a limit.
+/// The limit that the details of a status report.
 #[derive(Debug, Default, PartialEq)]
 pub(crate) struct LimitDetails {
     /// `RetryInfo.retry_delay` in seconds, at least zero; the longest of several.

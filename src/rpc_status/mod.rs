@@ -1,6 +1,6 @@
 //! `google.rpc.Status` in the header `grpc-status-details-bin`: a protobuf message in base64.
 //!
-//! Only what a rate limit says is written and read here. `prost` would add six crates to every
+//! Only the fields of a rate limit are written and read here. `prost` would add six crates to every
 //! build that answers over HTTP, for these messages:
 //!
 //! ```text

@@ -17,7 +17,7 @@ use crate::{
 
 /// A limit, the bucket that counts for it, and the cost of one acquisition.
 ///
-/// The *name* is for people, metrics and headers. The *key* comes from a request (a tenant, a user,
+/// The *name* identifies the limit, also in metrics and headers. The *key* comes from a request (a tenant, a user,
 /// an address), and each key has a bucket of its own. The *cost* is how many tokens one
 /// acquisition takes. It defaults to 1.
 ///
@@ -98,7 +98,7 @@ impl Quota {
 impl Scope {
     /// A scope whose name comes from configuration.
     ///
-    /// Names over 64 bytes work; the stores know them by a hash.
+    /// Names of more than 64 bytes are stored as their hash.
     ///
     /// ```
     /// # use tower_throttle::{Quota, Scope};

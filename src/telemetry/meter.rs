@@ -25,9 +25,9 @@ macro_rules! with_handles {
 
 /// Counts for one limiter.
 ///
-/// Each thread caches handles for its current recorder. So counting takes no lock and, once a thread
-/// has the handles of a scope, no allocation. A recorder may be installed late, or for one thread
-/// only.
+/// Each thread caches handles for its current recorder. So counting takes no lock and, once a
+/// thread has the handles of a scope, no allocation. A recorder may be installed late, or for one
+/// thread only.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Meter {
     #[cfg(feature = "metrics")]

@@ -1,4 +1,4 @@
-//! What one answer of an upstream asks for: [`Advice`].
+//! [`Advice`]: the pause and the levels that one answer of an upstream reports.
 
 use std::time::Duration;
 
@@ -11,14 +11,14 @@ use super::{
     time,
 };
 
-/// What one answer asks for.
+/// The pause and the levels that one answer reports.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(crate) struct Advice {
     /// For how long no request may be sent.
     pub(crate) pause: Option<Duration>,
     /// Fields, and the tokens that remain of each.
     pub(crate) remaining: Vec<(String, f64)>,
-    /// The request was rejected, and nothing says for how long.
+    /// The request was rejected without a time to retry.
     pub(crate) is_exhausted: bool,
 }
 
@@ -32,7 +32,7 @@ impl Upstream {
         let fields: Vec<_> = self.fields().collect();
         let mut budgets = self.provider.budgets(&fields, headers, when);
         if when.age > 0.0 {
-            // What remained before a reset says nothing about what remains after it.
+            // A remainder from before a reset does not apply after it.
             budgets.retain(|budget| budget.reset.is_none_or(|reset| reset > 0.0));
         }
         let retry_after = headers::retry_after(headers, when);
@@ -51,7 +51,7 @@ impl Upstream {
         Advice {
             pause: pause.map(|seconds| time::capped(seconds, self.cap)),
             remaining: remaining.collect(),
-            // A 503 that says nothing else is an outage, not a limit.
+            // A 503 without further fields is an outage, not a limit.
             is_exhausted: pause.is_none() && rejected && status != StatusCode::SERVICE_UNAVAILABLE,
         }
     }

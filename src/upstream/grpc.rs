@@ -1,4 +1,4 @@
-//! What a gRPC status says about a limit.
+//! The limit that a gRPC status reports.
 
 use http::HeaderMap;
 
@@ -9,7 +9,7 @@ const UNAVAILABLE: &str = "14";
 
 /// A rejection by a limit of the upstream.
 pub(super) struct Rejection {
-    /// The pause that the upstream asks for, in seconds.
+    /// The pause that the upstream requests, in seconds.
     pub(super) pause: Option<f64>,
 }
 

@@ -6,7 +6,7 @@ use sfv::{BareItem, Dictionary, List, ListEntry, Parameters, Parser};
 
 use super::time;
 
-/// What an answer says about one policy.
+/// One policy as an answer reports it.
 pub(super) struct Policy {
     /// Empty in the forms without names.
     pub(super) name: String,

@@ -1,4 +1,4 @@
-//! [`Learn`]: adjusts buckets by what each response says about the upstream's limits.
+//! [`Learn`]: adjusts buckets by the limits that each response reports.
 
 use std::time::Duration;
 

@@ -1,5 +1,5 @@
-//! Learning from the answers of an upstream: a bucket is lowered to what the upstream says remains,
-//! and paused in all processes when the upstream says when to retry.
+//! Adjusts buckets by the answers of an upstream: a bucket is lowered to the reported remainder,
+//! and paused in all processes if the upstream reports when to retry.
 //!
 //! ```
 //! use std::time::Duration;

@@ -10,15 +10,15 @@ const JITTER: f64 = 0.05;
 
 /// How an upstream reports its limits, and which scopes its reports belong to.
 ///
-/// Only the headers of the chosen profile are read, and malformed ones are ignored. A report only
-/// ever **lowers** the level of a bucket or pauses the bucket. A rejection (429 or 503; see each
-/// profile for others) that says when to retry pauses all scopes that the profile has a field for.
-/// A rejection that does not say so, or says zero, empties their buckets.
+/// Only the headers of the chosen profile are read, and malformed ones are ignored. A report
+/// only **lowers** the level of a bucket or pauses the bucket. A rejection (429 or 503; see each
+/// profile for others) with a time to retry pauses all scopes that the profile has a field for. A
+/// rejection without that time, or with a time of zero, empties their buckets.
 ///
 /// A pause is cut to [`cap`](Self::cap), and lengthened by up to [`jitter`](Self::jitter) within
 /// that. Its length is the first of these that the answer has: `retry-after-ms`,
 /// `x-ms-retry-after-ms`, `Retry-After`, and the last reset of the budgets of which nothing remains,
-/// or of which a rejection does not say what remains.
+/// or whose remainder a rejection does not report.
 ///
 /// A reset, and `Retry-After`, is a number of seconds (whole or not), a Go duration (`6m0s`,
 /// `12ms`), an HTTP date, or a time as of RFC 3339. A number from 10^9 (in the year 2001) is a time
@@ -103,8 +103,8 @@ impl Upstream {
 
     /// GitHub: `x-ratelimit-remaining` belongs to the first scope. GitHub counts in windows: when
     /// nothing remains, the scope is paused until `x-ratelimit-reset`. A 403 is a rejection if it
-    /// has a `Retry-After` or nothing remains; otherwise it is about permissions. A 429 that does
-    /// not say for how long pauses the scope for a minute, as GitHub asks. Core, search and GraphQL
+    /// has a `Retry-After` or nothing remains; otherwise it is about permissions. A 429 without
+    /// a time to retry pauses the scope for a minute, as GitHub requires. Core, search and GraphQL
     /// report their own budgets in the same headers: give each a layer and a scope.
     ///
     /// ```
@@ -140,7 +140,7 @@ impl Upstream {
         Self::new(Provider::Grpc, &["requests"])
     }
 
-    /// Says that `field` belongs to the scope with this name. A field is `requests`, `tokens`,
+    /// Assigns `field` to the scope with this name. A field is `requests`, `tokens`,
     /// `input-tokens` or `output-tokens`; in the IETF draft, the name of a policy.
     ///
     /// ```
@@ -157,7 +157,7 @@ impl Upstream {
         self
     }
 
-    /// The longest pause, whatever an upstream asks for. Defaults to a minute.
+    /// The longest pause; a longer one that an upstream requests is cut to it. Defaults to 60 s.
     ///
     /// ```
     /// # use std::time::Duration;

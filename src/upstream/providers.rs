@@ -8,7 +8,7 @@ use super::{
     time::{self, When},
 };
 
-/// GitHub asks for at least a minute if a rejection does not say for how long.
+/// GitHub requires at least a minute after a rejection without a time to retry.
 const GITHUB_PAUSE: f64 = 60.0;
 
 /// Anthropic's status for "overloaded".
@@ -24,7 +24,7 @@ pub(super) enum Provider {
     Grpc,
 }
 
-/// What an answer says about one limit of an upstream.
+/// One limit of an upstream as an answer reports it.
 pub(super) struct Budget {
     pub(super) field: String,
     /// Tokens; none if the answer has the reset only.
@@ -76,8 +76,8 @@ impl Provider {
         }
     }
 
-    /// Whether an answer is a rejection. `asks_to_wait`: it says for how long. `none_left`: one of
-    /// its budgets is spent.
+    /// Whether an answer is a rejection. `asks_to_wait`: it has a time to retry. `none_left`: one
+    /// of its budgets is spent.
     pub(super) fn is_rejection(
         self,
         status: StatusCode,
@@ -99,7 +99,7 @@ impl Provider {
         matches!(self, Self::GitHub | Self::Ietf)
     }
 
-    /// The pause in seconds after a rejection that does not say for how long.
+    /// The pause in seconds after a rejection without a time to retry.
     pub(super) fn default_pause(self, status: StatusCode) -> Option<f64> {
         let applies = self == Self::GitHub && status == StatusCode::TOO_MANY_REQUESTS;
         applies.then_some(GITHUB_PAUSE)

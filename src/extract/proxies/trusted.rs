@@ -182,7 +182,8 @@ impl TrustedProxies {
     /// address and a port, without brackets around IPv6, such as `2001:db8:3b20:38::17e:7:46532`.
     ///
     /// CloudFront sends this header if the origin request policy asks for it. Also trust what is
-    /// between CloudFront and this server, such as a load balancer, and let no other client reach it.
+    /// between CloudFront and this server, such as a load balancer, and let no other client reach
+    /// it.
     ///
     /// ```
     /// # use tower_throttle::extract::TrustedProxies;

@@ -152,7 +152,7 @@ impl Acquire {
         Next::Resume
     }
 
-    /// Aligns what was obtained, then admits, waits, or asks for the rest.
+    /// Aligns what was obtained, then admits, waits, or requests the rest.
     pub(super) fn resume(&mut self) -> Next {
         let (Some(core), Some(obtained)) = (&self.core, &mut self.obtained) else {
             return Next::Ask;

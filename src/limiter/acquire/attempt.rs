@@ -118,7 +118,7 @@ impl Acquire {
         }
     }
 
-    /// Redis could not be asked: the fallback policy of each scope decides.
+    /// Redis is unavailable: the fallback policy of each scope decides.
     pub(super) fn fall_back(&mut self, failure: &Failure) -> Next {
         let core = self.core().clone();
         core.observer.fell_back(failure.kind);

@@ -3,10 +3,10 @@
 //! ```text
 //! poll             Core::decide_locally decides, or else:
 //! └ poll_undecided     carries out one `Next` after the other
-//!   ├ Ask          attempt.rs   asks memory or Redis for the scopes that are left
-//!   ├ FallBack     attempt.rs   Redis could not be asked: the fallback policy decides
+//!   ├ Ask          attempt.rs   requests the scopes that are left from memory or Redis
+//!   ├ FallBack     attempt.rs   Redis is unavailable: the fallback policy decides
 //!   ├ Wait         answer.rs    waits for the answer, for a reservation, or for a timer
-//!   ├ Resume       answer.rs    several scopes: aligns what was obtained, then asks for the rest
+//!   ├ Resume       answer.rs    several scopes: aligns what was obtained, then requests the rest
 //!   └ Admit, Reject             the result
 //! ```
 //!

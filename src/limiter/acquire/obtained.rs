@@ -1,4 +1,4 @@
-//! [`Obtained`]: what an acquisition of several scopes has so far, and when it asks for the rest.
+//! [`Obtained`]: what an acquisition of several scopes has so far, and when it requests the rest.
 //!
 //! # Alignment
 //!
@@ -42,8 +42,8 @@ const ALIGNED: Duration = Duration::from_millis(75);
 /// The shortest time before the rest is requested again.
 const MIN_RECHECK: Duration = Duration::from_millis(5);
 
-/// The part of a call that does not count as late: otherwise, with a long round trip to Redis, tokens
-/// taken before the call would always be too old.
+/// The part of a call that does not count as late: otherwise, with a long round trip to Redis,
+/// tokens taken before the call would always be too old.
 const MAX_CALL: Duration = Duration::from_millis(500);
 
 #[derive(Default)]

@@ -40,7 +40,7 @@ pub(crate) trait Backends: Send + Sync {
     /// The end of a bucket's pause, as last reported to this process.
     fn paused_until(&self, id: &Lookup<'_>, decided_by: DecidedBy) -> Option<Instant>;
 
-    /// Asks Redis whether another process has paused the bucket, unless that is known.
+    /// Requests the pause of the bucket from Redis, unless the last report is recent enough.
     fn refresh_pause<'a>(&'a self, scope: &'a Scope, id: &Lookup<'_>) -> Option<BoxFuture<'a, ()>>;
 
     /// Whether the local share decides about reservations that Redis made earlier: Redis is

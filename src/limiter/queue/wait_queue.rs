@@ -217,7 +217,8 @@ impl<W> WaitQueues<W> {
     /// Removes a queue that has no reservations left. Returns false if one was just added.
     pub(super) fn remove(&self, queue: &Arc<WaitQueue<W>>) -> bool {
         // Both locks, in the order in which `enqueue` takes them one after the other: a caller
-        // that has this queue from `find_or_insert` finds `is_served` false and starts a dispatcher.
+        // that has this queue from `find_or_insert` finds `is_served` false and starts a
+        // dispatcher.
         let mut buckets = self.lock();
         let mut state = queue.lock();
         if !state.reservations.is_empty() {

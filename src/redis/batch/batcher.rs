@@ -222,7 +222,8 @@ impl<R: Requester, C: Connection> Batcher<R, C> {
         if wakes {
             queue.wake_at = NEVER;
         }
-        // Between two calls the gauge is updated at powers of two, which costs most requests nothing.
+        // Between two calls the gauge is updated at powers of two, which costs most requests
+        // nothing.
         let (length, mark) = (queue.len(), queue.mark());
         match length.is_power_of_two() {
             true => self.queue.unlock_and_report(queue),

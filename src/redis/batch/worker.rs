@@ -116,8 +116,8 @@ impl<R: Requester, C: Connection> Worker<R, C> {
         }
     }
 
-    /// Returns how many commands wait, if there are enough for a call in addition to those in flight.
-    /// Otherwise has the worker woken once there are.
+    /// Returns how many commands wait, if there are enough for a call in addition to those in
+    /// flight. Otherwise has the worker woken once there are.
     fn may_send(&mut self, in_flight: usize) -> Option<usize> {
         let mut queue = self.queue.lock();
         queue.progress += 1;

@@ -10,10 +10,10 @@ const FIRST_PAUSE: Duration = Duration::from_millis(50);
 /// The longest pause, and so about the longest delay until a recovered Redis is used again.
 const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 
-/// If Redis fails again within this time, it had not recovered: the pauses go on doubling.
+/// If Redis fails again within this time, it had not recovered: the pauses continue to double.
 const STABLE: Duration = Duration::from_secs(2);
 
-/// The number of calls whose results are remembered.
+/// The number of calls whose results are kept.
 const RECENT: u32 = 16;
 
 /// The breaker trips if so many of them failed singly.
@@ -82,7 +82,7 @@ pub(super) enum Action {
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) struct Breaker {
     phase: Phase,
-    /// Counts connections. Results of an earlier one say nothing about the current one.
+    /// Counts connections. Results of an earlier one do not count for the current one.
     generations: u64,
     /// Probes that failed in a row, including trips that came too soon after a probe.
     failures: u32,

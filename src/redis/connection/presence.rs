@@ -18,8 +18,8 @@ use crate::{
     },
 };
 
-/// Nothing is reserved for a limiter that falls silent after less than this: a process that runs
-/// for a moment, again and again, must not lower the limits of the others.
+/// Nothing is reserved for a limiter whose heartbeats end after less than this: a process that runs
+/// repeatedly for a short time must not lower the limits of the others.
 const ESTABLISHED: Duration = Duration::from_secs(5);
 
 /// After an outage of at least this, only peers whose heartbeats came since it began count as
@@ -36,7 +36,7 @@ impl ConnectionState {
         within: Duration,
         supervisor: u64,
     ) -> Result<Option<(Epoch, HeartbeatReply)>, Failure> {
-        // A second time if a reply in time says that the heartbeat was late: the server's clock
+        // A second time if a reply in time reports that the heartbeat was late: the server's clock
         // was set.
         for _ in 0..2 {
             let heartbeat = Heartbeat {

@@ -2,9 +2,9 @@
 //!
 //! 1. Connect, and probe: a call that writes.
 //! 2. Send a heartbeat, whose reply names the epoch of Redis's data.
-//! 3. If that is not the epoch that was in use before, the data is lost: leave in each bucket no
-//!    more than its last reported level.
-//! 4. Only then remember the epoch, so that an attempt that fails half way does not skip step 3.
+//! 3. If that is not the epoch that was in use before, the data is lost: lower each bucket to its
+//!    last reported level.
+//! 4. Only then store the epoch, so that an attempt that fails half way does not skip step 3.
 //! 5. Undo the reservations that were cancelled meanwhile, deliver pauses, and write back what memory
 //!    granted.
 
@@ -28,7 +28,7 @@ use crate::{
 };
 
 impl ConnectionState {
-    /// Connects, and brings Redis up to date before it decides anything.
+    /// Connects, and applies all corrections to Redis before it decides any request.
     pub(super) async fn connect(&self, supervisor: u64) -> Result<Box<dyn Session>, Failure> {
         let config = &self.config;
         let session = config.transport.connect().await?;

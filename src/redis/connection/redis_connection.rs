@@ -93,12 +93,13 @@ impl RedisConnection {
         (state.tripped, state.recovered)
     }
 
-    /// Whether any limiter on this Redis may pause buckets, as far as the last heartbeat says.
+    /// Whether any limiter on this Redis may pause buckets, as of the last heartbeat.
     pub(crate) fn pauses_in_use(&self) -> bool {
         self.state.pauses_in_use.load(Ordering::Relaxed)
     }
 
-    /// This limiter may pause buckets: its heartbeats say so from now on, the first one at once.
+    /// This limiter may pause buckets: its heartbeats report that from now on, the first one at
+    /// once.
     pub(crate) fn announce_pauses(&self) {
         self.state.pauses_in_use.store(true, Ordering::Relaxed);
         if !self.state.announces_pauses.swap(true, Ordering::Relaxed) {

@@ -230,7 +230,7 @@ impl ConnectionState {
             epoch: state.epoch.map(|epoch| epoch.id),
             dropped: watch::Sender::new(false),
         });
-        // Also if an earlier supervisor saw the outage begin.
+        // Also if the outage began under an earlier supervisor.
         if state.tripped > state.recovered {
             state.recovered = Some(now);
             let until = now + self.config.recovery_window();

@@ -162,7 +162,7 @@ fn age_of_a_cached_answer_is_counted() {
     ];
     let fields = [reset[0], reset[1], date, ("age", "20")];
     assert_eq!(pause_of(&github, 200, &fields), Some(10.0));
-    // The budget of a window that has ended says nothing about the current one.
+    // The budget of a window that has ended does not apply to the current one.
     let ietf = Upstream::ietf();
     let field = ("ratelimit", "default;r=0;t=30");
     assert_eq!(

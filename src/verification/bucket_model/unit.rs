@@ -484,8 +484,8 @@ fn processes_that_recover_one_by_one_leave_a_consistent_bucket() {
                     bucket.advance_in_recovery(now, whole, before as f64 / N as f64);
                     bucket.write_back(debts[process], ahead, 0.25);
                 }
-                // Reservations made by memory are charged already. New requests wait for a reservation
-                // in memory first, and are sent to Redis when it is due.
+                // Reservations made by memory are charged already. New requests wait for a
+                // reservation in memory first, and are sent to Redis when it is due.
                 if since <= ahead {
                     spent = 0.0;
                 } else {

@@ -5,11 +5,11 @@ use crate::bucket::{Bucket, BucketParams, Reservation};
 #[derive(Clone, Debug)]
 pub(crate) struct Stored {
     pub(crate) bucket: Bucket,
-    /// The largest capacity and the slowest rate by which any call has known the bucket.
+    /// The largest capacity and the slowest rate with which any call has used the bucket.
     pub(crate) widest: BucketParams,
-    /// When Redis forgets the value, in milliseconds.
+    /// When Redis expires the value, in milliseconds.
     pub(crate) expires: f64,
-    /// Until when the value itself says that it is kept, in microseconds.
+    /// The time in the value until which it is kept, in microseconds.
     pub(crate) kept: f64,
 }
 
@@ -93,7 +93,7 @@ impl Stored {
             })
     }
 
-    /// Whether Redis has forgotten the value.
+    /// Whether Redis has expired the value.
     pub(crate) fn is_expired(&self, now: f64) -> bool {
         (now / 1_000.0).floor() > self.expires
     }

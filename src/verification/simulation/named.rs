@@ -61,8 +61,8 @@ fn check(plan: &Plan) -> Trace {
 
 const TRIES: Role = Role::Tries(0, 1.0);
 
-/// Redis starts after the processes, and stops before all have counted each other: they have counted
-/// one, two and three processes.
+/// Redis starts after the processes, and stops before all have counted each other: they have
+/// counted one, two and three processes.
 #[test]
 fn without_a_complete_count_of_peers_replicas_is_used() {
     let down = Kind::Down(Data::Kept);
@@ -73,8 +73,8 @@ fn without_a_complete_count_of_peers_replicas_is_used() {
     ));
 }
 
-/// The same after an outage that is longer than counts are kept: the first process to recover counts
-/// no other, because Redis has lost its data.
+/// The same after an outage that is longer than counts are kept: the first process to recover
+/// counts no other, because Redis has lost its data.
 #[test]
 fn counts_do_not_age_in_an_outage() {
     let down = Kind::Down(Data::Lost);
@@ -85,7 +85,7 @@ fn counts_do_not_age_in_an_outage() {
 /// Redis recovers, gets the debt of memory's reservations, and loses its data before the first
 /// request: the charge is not lost.
 #[test]
-fn write_back_is_not_forgotten_with_the_data() {
+fn write_back_survives_a_later_loss_of_data() {
     let faults = [
         (2_216, 527, 1, Kind::Down(Data::Lost)),
         (8_839, 7_067, 1, Kind::Partitioned),

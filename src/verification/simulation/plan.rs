@@ -141,7 +141,7 @@ pub(crate) enum Kind {
     Evicted,
     /// The server's clock is set, by so many milliseconds.
     ClockSet(i32),
-    /// The last process dies.
+    /// The last process ends without deregistering.
     ProcessDies,
 }
 

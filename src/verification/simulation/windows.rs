@@ -170,7 +170,8 @@ fn stated(plan: &Plan, index: usize, limit: usize) -> f64 {
     }
 }
 
-/// 0.15 of the capacity and a few tokens, if all processes had the current level when the outage began.
+/// 0.15 of the capacity and a few tokens, if all processes had the current level when the outage
+/// began.
 fn even(plan: &Plan, limit: usize, (first, last): (usize, usize)) -> Option<f64> {
     let n = plan.processes as f64;
     let Limit { capacity, rate, .. } = plan.limits[limit];

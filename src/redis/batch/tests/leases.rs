@@ -52,7 +52,8 @@ async fn hot_bucket_is_leased_renewed_and_returned() {
     let leased = calls[1].steps[2];
     assert_eq!(calls[1].steps[..2], [8.0, 1.0]);
     assert!((50.0..=125.0).contains(&leased), "{leased}");
-    // Callers take without a call until half is left. Then a call without a request renews the lease.
+    // Callers take without a call until half is left. Then a call without a request renews the
+    // lease.
     let before = setup.redis.calls().len();
     while setup.redis.calls().len() == before {
         for _ in 0..25 {
