@@ -46,7 +46,7 @@ const CALLERS: u64 = 16;
 const RUN: Duration = Duration::from_secs(8);
 const RPM: Scope = Quota::per_minute(2_400.0).burst(10.0).scope("llm:rpm");
 const TPM: Scope = Quota::per_minute(120_000.0).burst(1_000.0).scope("llm:tpm");
-/// A process knows the time of a correction in Redis only to this many seconds.
+/// The time of a correction in Redis is uncertain by this many seconds.
 const EDGE: f64 = 0.1;
 /// A reservation may be used this many seconds late.
 const LATE: f64 = 0.1;

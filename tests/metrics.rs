@@ -427,7 +427,7 @@ fn late_settling_counts() {
     assert_eq!(scrape.value(&cost("refunded")), 101.0);
 }
 
-/// Counting allocates nothing once a thread knows a scope.
+/// Counting allocates nothing once a thread has the handles of a scope.
 #[test]
 fn counting_allocates_nothing() {
     let recorder = PrometheusBuilder::new().build_recorder();

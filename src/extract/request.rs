@@ -59,7 +59,7 @@ impl<B> KeyExtractor<Request<B>> for Method {
 ///
 /// The path itself is not a suitable key, because a client can invent any number of paths.
 ///
-/// axum knows the route after a `Router` has matched it, so the key depends on the position of the
+/// axum sets the route after a `Router` has matched it, so the key depends on the position of the
 /// limit:
 ///
 /// | the limit stands on | the key |

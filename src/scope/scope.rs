@@ -17,9 +17,9 @@ use crate::{
 
 /// A limit, the bucket that counts for it, and the cost of one acquisition.
 ///
-/// The *name* identifies the limit, also in metrics and headers. The *key* comes from a request (a tenant, a user,
-/// an address), and each key has a bucket of its own. The *cost* is how many tokens one
-/// acquisition takes. It defaults to 1.
+/// The *name* identifies the limit, also in metrics and headers. The *key* comes from a request (a
+/// tenant, a user, an address), and each key has a bucket of its own. The *cost* is how many tokens
+/// one acquisition takes. It defaults to 1.
 ///
 /// `Debug` hides the key, because it may be a secret.
 ///

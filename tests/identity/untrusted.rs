@@ -30,8 +30,8 @@ struct Account {
     id: u64,
 }
 
-/// The limits of `docs/keys.md`, behind an authentication that knows one key and lets those without
-/// one pass.
+/// The limits of `docs/keys.md`, behind an authentication that accepts one key and lets those
+/// without one pass.
 async fn behind_authentication(limiter: &Limiter) -> std::net::SocketAddr {
     let authenticate = from_fn(async |mut req: Request, next: Next| -> Response {
         let key = req.headers().get("x-api-key");

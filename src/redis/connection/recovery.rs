@@ -100,9 +100,9 @@ impl ConnectionState {
         // A supervisor that was replaced may still do this: each write-back has a number, and Redis
         // charges a number once.
         loop {
-            let first = self.write_backs().first().map(|payment| {
-                let call = payment.call(&config.keyspace, &self.limiter, Instant::now());
-                (payment.number(), call)
+            let first = self.write_backs().first().map(|write_back| {
+                let call = write_back.call(&config.keyspace, &self.limiter, Instant::now());
+                (write_back.number(), call)
             });
             let Some((number, call)) = first else {
                 return Ok(());

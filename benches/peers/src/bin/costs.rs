@@ -182,7 +182,7 @@ fn fill(subject: &mut impl Subject, scopes: usize) {
     }
 }
 
-/// Bytes that a process keeps of each bucket in Redis that it knows to be empty.
+/// Bytes that a process caches for each empty bucket in Redis.
 fn remembered(url: &str, keys: &Keys) -> f64 {
     const AT_ONCE: usize = 512;
     alone(|runtime| {
