@@ -81,7 +81,7 @@ impl Core {
         let id = scope.lookup(&self.salt, &mut hashes);
         if let Some(redis) = &self.redis {
             if redis.has_leased()
-                && self.knows_of_pauses(redis, &id)
+                && self.is_pause_current(redis, &id)
                 && let Some(level) = redis.take_leased(scope, &id, params)
             {
                 return Some(Ok(level));
@@ -115,8 +115,9 @@ impl Core {
         (wait > 0.0).then(|| from_us(wait))
     }
 
-    /// Whether this process would know if another one had paused the bucket.
-    fn knows_of_pauses(&self, redis: &RedisBackend, id: &Lookup<'_>) -> bool {
+    /// Whether the cached pause of the bucket is current: no limiter pauses buckets, or the last
+    /// report is recent.
+    fn is_pause_current(&self, redis: &RedisBackend, id: &Lookup<'_>) -> bool {
         if !redis.pauses_in_use() {
             return true;
         }
@@ -191,7 +192,7 @@ impl Backends for Core {
 
     fn refresh_pause<'a>(&'a self, scope: &'a Scope, id: &Lookup<'_>) -> Option<BoxFuture<'a, ()>> {
         let redis = self.redis.as_ref()?;
-        if self.knows_of_pauses(redis, id) || matches!(redis.mode(), Mode::Unavailable(_)) {
+        if self.is_pause_current(redis, id) || matches!(redis.mode(), Mode::Unavailable(_)) {
             return None;
         }
         // If Redis does not answer, the reservation stands.

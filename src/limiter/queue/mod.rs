@@ -40,7 +40,8 @@ pub(crate) trait Backends: Send + Sync {
     /// The end of a bucket's pause, as last reported to this process.
     fn paused_until(&self, id: &Lookup<'_>, decided_by: DecidedBy) -> Option<Instant>;
 
-    /// Requests the pause of the bucket from Redis, unless the last report is recent enough.
+    /// Requests the pause of the bucket from Redis. `None` if no limiter pauses buckets, or if the
+    /// last report is recent.
     fn refresh_pause<'a>(&'a self, scope: &'a Scope, id: &Lookup<'_>) -> Option<BoxFuture<'a, ()>>;
 
     /// Whether the local share decides about reservations that Redis made earlier: Redis is
