@@ -155,6 +155,7 @@ impl<R: Requester> Batch<R> {
         for (index, bucket) in self.buckets.iter().enumerate() {
             if states[index].pause_us > 0.0 {
                 context.leases.forget(&bucket.id);
+                context.connection.pause_reported();
             }
             let (id, params) = (bucket.id.as_bytes(), bucket.params);
             context

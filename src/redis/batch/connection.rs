@@ -19,6 +19,9 @@ pub(crate) trait Connection: Send + Sync + 'static {
     /// tokens be taken ahead.
     fn is_steady(&self) -> bool;
 
+    /// A reply reports a paused bucket: some limiter on this Redis pauses buckets.
+    fn pause_reported(&self) {}
+
     /// Treats Redis as unavailable until it is connected again, because a background task failed.
     fn fail(&self, _failure: &Failure) {}
 

@@ -186,6 +186,10 @@ impl Connection for RedisConnection {
         self.state.passing.load(Ordering::Acquire) && self.state.config.peers.recovered() >= 1.0
     }
 
+    fn pause_reported(&self) {
+        self.state.pauses_in_use.store(true, Ordering::Relaxed);
+    }
+
     fn fail(&self, failure: &Failure) {
         self.state.task_failed(failure);
     }
