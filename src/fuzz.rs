@@ -68,6 +68,10 @@ type Replies = dyn Fn(Call<'_>) -> Option<Vec<u8>> + Send + Sync;
 struct Scripted(Arc<Replies>);
 
 impl Transport for Scripted {
+    fn address(&self) -> String {
+        "scripted".to_owned()
+    }
+
     fn connect(&self) -> BoxFuture<'_, Result<Box<dyn Session>, Failure>> {
         ready(Ok(Box::new(self.clone()) as Box<dyn Session>)).boxed()
     }
