@@ -126,6 +126,24 @@ mod shared {
         }
     }
 
+    /// The last reported level is zero, and no reply has corrected it since.
+    #[tokio::test(flavor = "multi_thread")]
+    async fn cap_applies_to_a_bucket_that_another_limiter_has_filled() {
+        let server = RedisServer::start().await;
+        let (one, other) = (connect(&server.url()), connect(&server.url()));
+        let day = Quota::per_day(100.0).scope("day");
+        one.try_acquire(day.clone().cost(100.0))
+            .await
+            .expect("full");
+        other.bucket(&day).reset().await.expect("Redis answers");
+        one.bucket(&day)
+            .cap_level(40.0)
+            .await
+            .expect("Redis answers");
+        let level = other.bucket(&day).level().await.expect("Redis answers");
+        assert_eq!(level.floor(), 40.0);
+    }
+
     #[tokio::test(flavor = "multi_thread")]
     async fn pause_and_cap_apply_to_all_limiters() {
         let server = RedisServer::start().await;
