@@ -3,41 +3,18 @@
 #![cfg(feature = "redis")]
 
 mod support;
+#[path = "support/watch.rs"]
+mod watch;
 
 use std::{error::Error, time::Duration};
 
 use support::{Proxy, RedisServer};
 use tokio::time::Instant;
 use tower_throttle::{FailureKind, Fallback, Health, Limiter, Quota, Reason, Scope, Share};
+use watch::{reason, until_level, until_recovered};
 
 const SECOND: Duration = Duration::from_secs(1);
 const SLOW: Scope = Quota::per_day(1.0).burst(1_000.0).scope("slow");
-
-fn reason(limiter: &Limiter) -> Option<FailureKind> {
-    match limiter.health() {
-        Health::Degraded { reason, .. } => Some(reason),
-        _ => None,
-    }
-}
-
-/// Acquires until Redis decides again.
-async fn until_recovered(limiter: &Limiter) -> Duration {
-    let start = Instant::now();
-    let recovered = async {
-        while limiter
-            .try_acquire(SLOW)
-            .await
-            .expect("plenty")
-            .is_degraded()
-        {
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
-    };
-    tokio::time::timeout(10 * SECOND, recovered)
-        .await
-        .expect("recovered within ten seconds");
-    start.elapsed()
-}
 
 #[tokio::test(flavor = "multi_thread")]
 async fn server_killed_and_restarted() {
@@ -325,21 +302,6 @@ async fn invalid_addresses_are_reported_with_the_expected_form() {
     ] {
         assert!(builder.build().expect_err(word).to_string().contains(word));
     }
-}
-
-/// Waits until Redis has this level: write-backs and heartbeats run in the background.
-async fn until_level(limiter: &Limiter, scope: &Scope, expected: f64) {
-    let mut level = f64::NAN;
-    let reached = async {
-        while (level - expected).abs() > 0.01 {
-            if let Ok(reported) = limiter.bucket(scope).level().await {
-                level = reported;
-            }
-            tokio::time::sleep(SECOND / 100).await;
-        }
-    };
-    let settled = tokio::time::timeout(5 * SECOND, reached).await;
-    assert!(settled.is_ok(), "{level} instead of {expected}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

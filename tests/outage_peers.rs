@@ -20,7 +20,7 @@ use tokio::{
     time::{Instant, sleep, sleep_until},
 };
 use tower_throttle::{Limiter, Quota, Scope};
-use watch::{reason, until_recovered};
+use watch::{reason, until, until_recovered};
 
 const SECOND: Duration = Duration::from_secs(1);
 const PEERS: &str = "throttle:v1|{#}limiters";
@@ -240,14 +240,6 @@ async fn heartbeats(server: &RedisServer) -> Vec<(String, f64)> {
 async fn now_ms(server: &RedisServer) -> f64 {
     let (seconds, us): (f64, f64) = server.command(&["TIME"]).await;
     seconds * 1e3 + us / 1e3
-}
-
-async fn until(what: &str, mut is_so: impl AsyncFnMut() -> bool) {
-    let start = Instant::now();
-    while !is_so().await {
-        assert!(start.elapsed() < 10 * SECOND, "timed out: {what}");
-        sleep(SECOND / 100).await;
-    }
 }
 
 /// Both heartbeats are in the server's socket buffers when it thaws. Their senders timed out two

@@ -8,9 +8,9 @@ mod watch;
 use std::time::Duration;
 
 use support::{Mode, Proxy, RedisServer};
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::{sleep, timeout};
 use tower_throttle::{FailureKind, Health, Limiter, Quota, Scope};
-use watch::{reason, spend, until_level, until_recovered};
+use watch::{reason, spend, until, until_level, until_recovered};
 
 const SECOND: Duration = Duration::from_secs(1);
 const API: Scope = Quota::per_day(1.0).burst(100.0).scope("api");
@@ -31,14 +31,6 @@ async fn take(limiter: &Limiter, n: u32, degraded: bool) {
 async fn write_backs(server: &RedisServer) -> usize {
     let keys: Vec<String> = server.command(&["KEYS", "throttle:v1|#paid:*"]).await;
     keys.len()
-}
-
-async fn until(what: &str, mut is_so: impl AsyncFnMut() -> bool) {
-    let start = Instant::now();
-    while !is_so().await {
-        assert!(start.elapsed() < 10 * SECOND, "timed out: {what}");
-        sleep(SECOND / 100).await;
-    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

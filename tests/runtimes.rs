@@ -4,6 +4,8 @@
 
 #[path = "support/mod.rs"]
 mod support;
+#[path = "support/watch.rs"]
+mod watch;
 
 use std::{
     panic::{AssertUnwindSafe, catch_unwind},
@@ -19,6 +21,7 @@ use tokio::{
     time::{Instant, timeout},
 };
 use tower_throttle::{Health, Limiter, Quota, Scope};
+use watch::until;
 
 const MS: Duration = Duration::from_millis(1);
 const SECOND: Duration = Duration::from_secs(1);
@@ -84,15 +87,6 @@ async fn count(server: &RedisServer, command: &[&str]) -> usize {
         Ok(redis::Value::BulkString(text)) => String::from_utf8_lossy(&text).lines().count(),
         other => panic!("{other:?}"),
     }
-}
-
-async fn until(what: &str, mut reached: impl AsyncFnMut() -> bool) {
-    let reached = async {
-        while !reached().await {
-            tokio::time::sleep(10 * MS).await;
-        }
-    };
-    assert!(timeout(15 * SECOND, reached).await.is_ok(), "never: {what}");
 }
 
 /// There is one connection again once the first runtime continues, and none is left when the

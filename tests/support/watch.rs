@@ -18,6 +18,21 @@ pub fn reason(limiter: &Limiter) -> Option<FailureKind> {
     }
 }
 
+/// Waits until the condition holds.
+///
+/// # Panics
+///
+/// If it takes fifteen seconds.
+pub async fn until(what: &str, mut is_so: impl AsyncFnMut() -> bool) {
+    let holds = async {
+        while !is_so().await {
+            sleep(Duration::from_millis(10)).await;
+        }
+    };
+    let in_time = timeout(Duration::from_secs(15), holds).await.is_ok();
+    assert!(in_time, "not within fifteen seconds: {what}");
+}
+
 /// Acquires until Redis decides again, and returns how long that took.
 ///
 /// # Panics
