@@ -3,11 +3,15 @@
 --
 -- All times are microseconds, all amounts are tokens, and all numbers are little-endian doubles.
 --
--- KEYS     the buckets, each once; then the epoch's key, if ARGV[2] is not empty
--- ARGV[1]  for each bucket five numbers: capacity and tokens per microsecond; then the first
---          request for it, which takes from no other bucket: cost, n (how many callers; 0: there is
---          none), max_wait. The rest is steps, which most calls do not have; each is a code, a
---          bucket (counted from 1) and further numbers:
+-- KEYS     1: the directory, a hash: the epoch, and the classes of names, see below. Then for each
+--          class of this call its two hashes.
+-- ARGV[1]  Runs of adjacent buckets with equal parameters, each of nine numbers: how many buckets;
+--          the length of the name, with which each of their fields begins; the index in KEYS of
+--          their class; its period; capacity; tokens per microsecond; then the first request for
+--          each of them, which takes from no other bucket: cost, n (how many callers; 0: there is
+--          none), max_wait.
+--          The rest is steps, which most calls do not have; each is a code, a bucket (counted from
+--          1) and further numbers:
 --            0 n max_wait m (bucket cost)*m
 --                                      n requests; each takes from all m buckets or from none
 --                                      (n > 1 only if m = 1)
@@ -26,484 +30,692 @@
 --            9 bucket us               pause: grant nothing for so long
 --            10 bucket tokens due from undo a reservation: its tokens refill from `from` and are
 --                                      due at `due`
--- ARGV[2]  the epoch that the caller has read
+-- ARGV[2]  the epoch that the caller has read, or nothing
 -- ARGV[3]  after an outage, the fraction of peers that have recovered, as text
+-- ARGV[4]… the field of each bucket, each once
 --
 -- Reply    empty if the epoch is another one, and then nothing was changed. Otherwise: the server's
 --          time, from which waits count, or 0 if the time of a bucket is ahead of it. Then for each
---          bucket: of the first request, how many callers are granted at once, how many in all, the
---          wait of the last one, and when a rejected one may retry; the level without gaps; and the
+--          bucket its level without gaps, if all callers of its first request are granted at once,
+--          nothing is returned, and it is not paused; infinity otherwise. Then for each infinity:
+--          of the first request, how many callers are granted at once, how many in all, the wait
+--          of the last one, and when a rejected one may retry; the level without gaps; and the
 --          returned tokens, or, if the bucket is paused, the rest of the pause as a negative
 --          number. Then for each step of code 0 or 8: the first four of these (8: tokens instead of
 --          callers), and which of its buckets decided (counted from 1).
 --
 -- Value    level; at, the time of that level; the largest capacity and the slowest rate with which
---          any caller has used the bucket since it was last full; until when Redis keeps the
---          value. While reservations are outstanding, also when the last one is due, their largest
---          cost, and the tokens returned meanwhile. While the bucket is paused or has gaps, also
---          until when it is paused, and the rate by which the level counts the rest of the pause.
---          Then each gap: a cancelled reservation with others behind it (from, due, tokens).
+--          any caller has used the bucket since it was last full. While reservations are
+--          outstanding, also when the last one is due, their largest cost, and the tokens returned
+--          meanwhile. While the bucket is paused or has gaps, also until when it is paused, and the
+--          rate by which the level counts the rest of the pause. Then each gap: a cancelled
+--          reservation with others behind it (from, due, tokens).
 --
--- A call with a smaller quota must not let a value expire before debt under a larger quota has
--- refilled. So the value contains the largest capacity and the slowest rate. Setting an expiry
--- costs Redis as much as writing the value. It is set for longer than needed, so that it is set
--- seldom.
+-- Hashes   A full bucket equals an absent one, so values are forgotten by the hash, when all of
+--          them are full. Buckets that are full after at most one period are in the class of that period
+--          (16 s, and each power of two above). A class has two hashes, for this period and for the
+--          one before. Values are written to the first and read from both, so each is found for at
+--          least one period. Then its hash is deleted and used for the next period. MARK is the
+--          number of the period; it is negative once the other hash is in use.
+--          A bucket with debt, reservations or a pause may need longer than the period of its
+--          quota, and callers may have different quotas for it: then it is in the class of the
+--          longer period, and in that class only. The directory has for each name the periods of
+--          the classes in which there may be buckets, each with the time until which there may be.
 
-local t = redis.call('TIME')
+local call, pack, unpack_d, floor = redis.call, struct.pack, struct.unpack, math.floor
+
+local t = call('TIME')
 local now = t[1] * 1000000 + t[2]
-local argument, count, recovered = ARGV[1], #KEYS, tonumber(ARGV[3] or 1)
-local stored = redis.call('MGET', unpack(KEYS))
-if (ARGV[2] or '') ~= '' then
-  local epoch = stored[count]
-  if not epoch or string.sub(epoch, 1, 8) ~= ARGV[2] then return '' end
-  count = count - 1
+local argument, recovered, count = ARGV[1], tonumber(ARGV[3]) or 1, #ARGV - 3
+
+-- The field of the epoch in the directory, and of its number in a hash of buckets: no name or key
+-- contains this byte.
+local MARK = '\255'
+
+-- Values of this length make Redis store a hash as a table. A list would be searched from its
+-- beginning for each field.
+local function mark(number) return string.format('%-72d', number) end
+
+local stored, levels, time = {}, {}, now
+local runs, classes, order = {}, {}, {}
+-- The class in which a bucket was found, if it is not that of its run.
+local found = {}
+
+local function class_of(period, hash, other)
+  local class = classes[period]
+  if not class then
+    local number = floor(now / period) + 2
+    if not hash then
+      local prefix = string.sub(KEYS[1], 1, -#'directory' - 1)
+      prefix = prefix .. string.format('%ds:', period / 1000000)
+      hash, other = prefix .. 0, prefix .. 1
+    end
+    local current, previous = hash, other
+    if number % 2 == 1 then current, previous = other, hash end
+    class = { [0] = hash, [1] = other, current = current, previous = previous, period = period,
+      number = number, wanted = {}, out = {}, is_read = false, is_open = false, is_new = false }
+    classes[period] = class
+    order[#order + 1] = class
+  end
+  return class
 end
-local call, pack, unpack_d = redis.call, struct.pack, struct.unpack
 
--- Reservations are adjacent if one begins at most this long before or after the other is due.
-local ADJACENT_US = 2
--- A bucket stores at most 64 gaps, each of three numbers.
-local MAX_GAPS = 3 * 64
+local function fetch(key, fields)
+  local values = redis.pcall('HMGET', key, unpack(fields))
+  if not values.err then return values end
+  if not string.find(values.err, 'WRONGTYPE', 1, true) then call('HMGET', key, unpack(fields)) end
+  call('UNLINK', key)
+  return {}
+end
 
--- Returns the first gap that has room for cost: its index, and from when and how long the cost
--- fills it.
-local function gap_for(gaps, cost, cap, at, paused_until)
-  if not gaps or cost > cap then return end
-  for i = 1, #gaps, 3 do
-    local from, due, tokens = gaps[i], gaps[i + 1], gaps[i + 2]
-    local length = (due - from) * (cost / tokens)
-    local start = math.max(from, paused_until > at and paused_until or at - length)
-    if cost <= tokens and start + length <= due + 0.5 then return i, start, length end
+-- Finds out which hash is that of this period, if its mark does not say so.
+local function open(class)
+  local number, numbers = class.number, {}
+  for i = 0, 1 do numbers[i] = tonumber(fetch(class[i], { MARK })[1]) or 0 end
+  local newest = numbers[1] > numbers[0] and 1 or 0
+  local latest = numbers[newest]
+  if latest > number then
+    -- The server's clock was set back. The hashes are renumbered, and nothing is forgotten.
+    if number % 2 ~= newest then number = number + 1 end
+    local before = math.abs(numbers[1 - newest]) == latest - 1
+    class.current, class.previous = class[newest], before and class[1 - newest]
+    if number ~= latest then
+      call('HSET', class.current, MARK, mark(number))
+      if before then
+        call('HSET', class.previous, MARK, mark(1 - number))
+      else
+        call('UNLINK', class[1 - newest])
+      end
+    end
+  else
+    local latest, before = numbers[number % 2], numbers[(number + 1) % 2]
+    local has_previous = math.abs(before) == number - 1
+    class.is_new = latest ~= number
+    class.supersedes = class.is_new and before == number - 1
+    if class.is_new then
+      -- All buckets in them are full. If the clock is set back, they must not be found again.
+      if latest ~= 0 then call('UNLINK', class.current) end
+      if before ~= 0 and not has_previous then call('UNLINK', class.previous) end
+    end
+    class.previous = has_previous and class.previous
+  end
+  class.is_open = true
+end
+
+-- Reads the wanted buckets from the hashes of a class, as far as they are there.
+local function read(class, wanted)
+  local fields, missing, absent = { MARK }
+  for j = 1, #wanted do fields[j + 1] = ARGV[3 + wanted[j]] end
+  local values = class.is_new and {} or fetch(class.current, fields)
+  if not class.is_open and tonumber(values[1]) ~= class.number then
+    open(class)
+    values = class.is_new and {} or fetch(class.current, fields)
+  end
+  class.is_read = true
+  for j = 1, #wanted do
+    local value = values[j + 1]
+    if value then
+      stored[wanted[j]] = value
+    else
+      if not absent then missing, absent = { MARK }, {} end
+      missing[#missing + 1], absent[#absent + 1] = fields[j + 1], wanted[j]
+    end
+  end
+  if not absent or not class.previous then return end
+  values = fetch(class.previous, missing)
+  if not class.is_open and tonumber(values[1]) ~= 1 - class.number then return end
+  for j = 1, #absent do
+    if values[j + 1] then stored[absent[j]] = values[j + 1] end
   end
 end
 
-local function remove_gap(gaps, i)
-  for _ = 1, 3 do table.remove(gaps, i) end
+local pos, last, names, listed = 1, 0, { MARK }, {}
+while last < count do
+  local buckets, length, key, period, cap, rate, cost, n, max_wait
+  buckets, length, key, period, cap, rate, cost, n, max_wait, pos =
+    unpack_d('<ddddddddd', argument, pos)
+  local first, name = last + 1, string.sub(ARGV[4 + last], 1, length)
+  last = last + buckets
+  local class = class_of(period, KEYS[key], KEYS[key + 1])
+  runs[#runs + 1] = { first = first, last = last, name = name, class = class, cap = cap,
+    rate = rate, cost = cost, n = n, max_wait = max_wait }
+  local wanted = class.wanted
+  for i = first, last do wanted[#wanted + 1] = i end
+  if not listed[name] then names[#names + 1], listed[name] = name, {} end
+end
+local directory = fetch(KEYS[1], names)
+local epoch = ARGV[2]
+if epoch ~= '' and string.sub(directory[1] or '', 1, 8) ~= epoch then return '' end
+for j = 2, #names do
+  local list, periods = directory[j] or '', listed[names[j]]
+  for at = 1, #list - 15, 16 do
+    local period, until_ = unpack_d('<dd', list, at)
+    if until_ > now then periods[period] = until_ end
+  end
+end
+for j = 1, #order do read(order[j], order[j].wanted) end
+for r = 1, #runs do
+  local run, others = runs[r]
+  for period in pairs(listed[run.name]) do
+    if period ~= run.class.period then
+      others = others or {}
+      others[#others + 1] = period
+    end
+  end
+  if others then table.sort(others) end
+  for j = 1, others and #others or 0 do
+    local class, wanted = class_of(others[j]), {}
+    for i = run.first, run.last do
+      if not stored[i] then wanted[#wanted + 1] = i end
+    end
+    if wanted[1] then read(class, wanted) end
+    for k = 1, #wanted do
+      if stored[wanted[k]] then found[wanted[k]] = class end
+    end
+  end
 end
 
--- The functions of `math` are looked up in this function: locals outside would cost every call, and
--- most calls do not use this function.
-local function take(cost, n, max_wait, cap, rate, level, at, last_due, largest, returned, gaps,
-    paused_until)
-  local ceil, floor, max, min = math.ceil, math.floor, math.max, math.min
-  local function whole(have)
+-- Notes that buckets of a name may be in a class.
+local function list(name, period)
+  local periods = listed[name]
+  if (periods[period] or 0) >= now + period then return end
+  periods[period] = now + 3 * period
+  local packed = ''
+  for other, until_ in pairs(periods) do packed = packed .. pack('<dd', other, until_) end
+  call('HSET', KEYS[1], name, packed)
+  local kept = math.min(4 * period / 1000, 9007199254740992)
+  if call('PTTL', KEYS[1]) < kept then call('PEXPIRE', KEYS[1], string.format('%d', kept)) end
+end
+
+-- The common case: a bucket that has only a level, and all callers are granted at once, or one that
+-- does not wait is rejected.
+local has_steps = pos <= #argument
+local rare, run_of, details
+for r = 1, #runs do
+  local run = runs[r]
+  local cap, rate, cost, n, out = run.cap, run.rate, run.cost, run.n, run.class.out
+  local is_common = recovered == 1 and n > 0 and cost > 0 and cost <= cap
+  for i = run.first, run.last do
+    local value, level, at, max_cap, min_rate = stored[i], cap, now, cap, rate
+    if value and #value == 32 and not found[i] then
+      level, at, max_cap, min_rate = unpack_d('<dddd', value)
+      value = nil
+    end
+    if is_common and not value and max_cap == cap and min_rate == rate and at <= now then
+      level = level + (now - at) * rate
+      if level > cap then level = cap end
+      if level >= cost and (n == 1 or level / cost >= n + 1) then
+        level = level - n * cost
+        levels[i] = level
+        out[#out + 1] = ARGV[3 + i]
+        out[#out + 1] = pack('<dddd', level, now, cap, rate)
+      elseif level >= 0 and level < cost and n == 1 and run.max_wait == 0 and not has_steps then
+        details, levels[i] = details or {}, math.huge
+        local retry_after = math.max(math.ceil((cost - level) / rate), 1)
+        details[i] = pack('<dddddd', 0, 0, 0, retry_after, level, 0)
+      else
+        level = nil
+      end
+    else
+      level = nil
+    end
+    if not level then
+      if not rare then rare, run_of = {}, {} end
+      rare[#rare + 1], run_of[i] = i, run
+    end
+  end
+  if out[1] then list(run.name, run.class.period) end
+end
+
+local answers, moved
+if rare or has_steps then
+  answers, moved, details = {}, {}, details or {}
+  local ceil, max, min = math.ceil, math.max, math.min
+  -- Reservations are adjacent if one begins at most this long before or after the other is due.
+  local ADJACENT_US = 2
+  -- A bucket stores at most 64 gaps, each of three numbers.
+  local MAX_GAPS = 3 * 64
+
+  local function remove_gap(gaps, i)
+    for _ = 1, 3 do table.remove(gaps, i) end
+  end
+
+  local function room(bucket, level)
+    return max(bucket.cap - bucket.largest - max(level, 0), 0)
+  end
+
+  local function end_queue(bucket)
+    for j = 3, #bucket.gaps, 3 do bucket.returned = bucket.returned + bucket.gaps[j] end
+    bucket.gaps, bucket.level = {}, min(bucket.cap, bucket.level + bucket.returned)
+    bucket.last_due, bucket.largest, bucket.returned = 0, 0, 0
+  end
+
+  local function apply_pause(bucket)
+    bucket.level = min(bucket.level, (bucket.at - bucket.paused_until) * bucket.rate)
+    bucket.returned = 0
+  end
+
+  -- Returns the bucket in a value, if a call may have written it.
+  local function parse(value, rate)
+    local length = #value
+    local b = { last_due = 0, largest = 0, returned = 0, paused_until = 0, pause_rate = 0,
+      gaps = {} }
+    if length == 32 then
+      b.level, b.at, b.max_cap, b.min_rate = unpack_d('<dddd', value)
+    elseif length == 56 then
+      b.level, b.at, b.max_cap, b.min_rate, b.last_due, b.largest, b.returned =
+        unpack_d('<ddddddd', value)
+    elseif length >= 72 and (length - 72) % 24 == 0 then
+      b.level, b.at, b.max_cap, b.min_rate, b.last_due, b.largest, b.returned, b.paused_until,
+        b.pause_rate = unpack_d('<ddddddddd', value)
+      local gaps = b.gaps
+      for offset = 73, length, 24 do
+        local n = #gaps
+        local from, due, tokens = unpack_d('<ddd', value, offset)
+        if not (n < MAX_GAPS and from < due and from - from == 0 and due <= b.last_due
+            and due >= (gaps[n - 1] or -math.huge) and tokens > 0
+            and tokens <= b.max_cap * 1e10) then
+          return
+        end
+        gaps[n + 1], gaps[n + 2], gaps[n + 3] = from, due, tokens
+      end
+    else
+      return
+    end
+    -- x - x is zero, unless x is infinite or not a number. No call writes a negative amount, a wait
+    -- of 300 years, or a debt that takes 300 years to refill at a ten-thousandth of the rate.
+    if b.min_rate <= 0 or b.max_cap <= 0 or b.max_cap > 1e100 or b.largest < 0 or b.returned < 0
+        or b.pause_rate < 0 or b.pause_rate > 1e100 or b.last_due - b.at > 1e16
+        or b.paused_until - b.at > 1e16
+        or b.level < -2 * b.max_cap - 1e20 * (rate + b.pause_rate)
+        or (b.level - b.level) + (b.at - b.at) + (b.max_cap - b.max_cap) + (b.min_rate - b.min_rate)
+        + (b.last_due - b.last_due) + (b.largest - b.largest) + (b.returned - b.returned)
+        + (b.paused_until - b.paused_until) + (b.pause_rate - b.pause_rate) ~= 0 then
+      return
+    end
+    return b
+  end
+
+  local function refill(bucket)
+    local cap, rate, gaps = bucket.cap, bucket.rate, bucket.gaps
+    -- A time that is far ahead means that the server's clock was set back.
+    if bucket.at > now + 1000000 then
+      local step = bucket.at - now
+      bucket.last_due, bucket.paused_until = bucket.last_due - step, bucket.paused_until - step
+      for j = 1, #gaps, 3 do gaps[j], gaps[j + 1] = gaps[j] - step, gaps[j + 1] - step end
+      bucket.at = now
+      bucket.changed = true
+    end
+    -- A change of the rate does not change the length of a pause.
+    if bucket.paused_until > bucket.at and bucket.pause_rate ~= rate then
+      bucket.level = bucket.level
+        + (bucket.paused_until - bucket.at) * (bucket.pause_rate - rate)
+    end
+    local us = 0
+    if now > bucket.at then
+      us = now - bucket.at
+      if recovered < 1 then
+        local reserved = max(bucket.last_due - bucket.at, 0) * rate * recovered
+        local to_full = (1 - recovered) * cap - reserved - bucket.level
+        local at_full_rate = min(us, max(to_full / (rate * (1 - recovered)), 0))
+        us = at_full_rate + (us - at_full_rate) * recovered
+      end
+      bucket.at = now
+    end
+    bucket.level = min(cap, bucket.level + us * rate)
+    while gaps[2] and gaps[2] <= bucket.at do
+      bucket.returned = bucket.returned + gaps[3]
+      remove_gap(gaps, 1)
+    end
+    if bucket.returned > 0 then
+      local since = max(bucket.at - bucket.last_due, 0) * rate * recovered
+      bucket.returned = min(bucket.returned, room(bucket, bucket.level - since))
+    end
+    if bucket.last_due <= bucket.at then end_queue(bucket) end
+    if bucket.paused_until > bucket.at then
+      apply_pause(bucket)
+    else
+      bucket.paused_until = 0
+    end
+  end
+
+  -- Returns the first gap that has room for cost: its index, and from when and how long the cost
+  -- fills it.
+  local function gap_for(bucket, cost)
+    local gaps, at, paused_until = bucket.gaps, bucket.at, bucket.paused_until
+    if cost > bucket.cap then return end
+    for i = 1, #gaps, 3 do
+      local from, due, tokens = gaps[i], gaps[i + 1], gaps[i + 2]
+      local length = (due - from) * (cost / tokens)
+      local start = max(from, paused_until > at and paused_until or at - length)
+      if cost <= tokens and start + length <= due + 0.5 then return i, start, length end
+    end
+  end
+
+  local function whole(have, cost)
     if have < cost then return 0 end
     local k = floor(have / cost)
     if k * cost > have then return k - 1 end
     return k
   end
-  -- A cost over the capacity is granted by a full bucket, into debt.
-  local over, ready = max(cost - cap, 0), 0
-  if over > 0 then
-    if level >= cap then ready = 1 end
-  else
-    ready = min(whole(level), n)
-  end
-  level = level - ready * cost
-  local from_returned = min(whole(returned), n - ready)
-  returned = returned - from_returned * cost
-  local at_once, last, retry_after = ready + from_returned, 0, 0
-  local granted, left = at_once, n - at_once
-  local gap, start, length
-  if left > 0 and n == 1 then gap, start, length = gap_for(gaps, cost, cap, at, paused_until) end
-  local gap_wait = gap and max(ceil(start + length - at), 0)
-  if gap and gap_wait <= max_wait then
-    local from, due, tokens = gaps[gap], gaps[gap + 1], gaps[gap + 2]
-    local passed = tokens * ((start - from) / (due - from))
-    tokens, from = tokens - (cost + passed), start + length
-    gaps[gap], gaps[gap + 2] = from, tokens
-    if tokens <= 0 or from >= due then remove_gap(gaps, gap) end
-    if passed > 0 and paused_until <= at then
-      returned = min(returned + passed, max(cap - largest - max(level, 0), 0))
-    end
-    if gap_wait <= 0 then at_once = 1 end
-    granted, last, largest = 1, gap_wait, max(largest, cost)
-  elseif left > 0 then
-    local later = min(max(floor((level + over + max_wait * rate) / cost), 0), left)
-    if later > 0 and ceil((later * cost - over - level) / rate) > max_wait then
-      later = later - 1
-    elseif later < left and ceil(((later + 1) * cost - over - level) / rate) <= max_wait then
-      later = later + 1
-    end
-    if later < left then
-      local wait = ceil(((later + 1) * cost - over - level) / rate)
-      if gap then wait = min(wait, gap_wait) end
-      retry_after = max(wait - max_wait, 1)
-    end
-    if later > 0 then
-      granted = granted + later
-      last = ceil((later * cost - over - level) / rate)
-      level = level - later * cost
-      last_due = max(last_due, at + last)
-      largest = max(largest, min(cost, cap))
-    end
-  end
-  return at_once, granted, last, retry_after, level, last_due, largest, returned
-end
 
-local function write(i, level, at, max_cap, min_rate, kept_until, last_due, largest, returned,
-    paused_until, rate, gaps)
-  -- A full bucket equals an absent one. The server's clock may be up to a second behind `at`.
-  local full = (max_cap - level) / min_rate
-  if last_due - at > full then full = last_due - at end
-  local us = at - now
-  -- Until all peers have recovered, or are no longer expected, the bucket refills more slowly.
-  if recovered < 1 then us = us + 10000000 end
-  us = us + full
-  local px
-  if kept_until - now < us or kept_until - now > 4 * us then
-    px = math.min(math.max(math.ceil(2 * us / 1000), 1), 9007199254740992)
-    kept_until = now + (px - 1) * 1000
-  end
-  local value
-  if gaps and gaps[1] then
-    value = pack('<dddddddddd', level, at, max_cap, min_rate, kept_until, last_due, largest,
-      returned, paused_until, paused_until > at and rate or 0)
-    for j = 1, #gaps, 3 do
-      value = value .. pack('<ddd', gaps[j], gaps[j + 1], gaps[j + 2])
-    end
-  elseif paused_until > at then
-    value = pack('<dddddddddd', level, at, max_cap, min_rate, kept_until, last_due, largest,
-      returned, paused_until, rate)
-  elseif last_due > at then
-    value = pack('<dddddddd', level, at, max_cap, min_rate, kept_until, last_due, largest,
-      returned)
-  else
-    value = pack('<ddddd', level, at, max_cap, min_rate, kept_until)
-  end
-  if px then
-    call('SET', KEYS[i], value, 'PX', px)
-  else
-    call('SET', KEYS[i], value, 'KEEPTTL')
-  end
-end
-
-local pos, size = 1, #argument
-local only_firsts = size == 40 * count
-local time, reply = now, { '' }
-local buckets = not only_firsts and {}
-
-for i = 1, count do
-  local cap, rate, cost, n, max_wait
-  cap, rate, cost, n, max_wait, pos = unpack_d('<ddddd', argument, pos)
-  local value = stored[i]
-  local length = value and #value
-  local level, at, max_cap, min_rate, kept_until
-  local last_due, largest, returned, paused_until, pause_rate = 0, 0, 0, 0, 0
-  local gaps
-  if length == 40 then
-    level, at, max_cap, min_rate, kept_until = unpack_d('<ddddd', value)
-  elseif length == 64 then
-    level, at, max_cap, min_rate, kept_until, last_due, largest, returned =
-      unpack_d('<dddddddd', value)
-  elseif length and length >= 80 and (length - 80) % 24 == 0 then
-    level, at, max_cap, min_rate, kept_until, last_due, largest, returned, paused_until,
-      pause_rate = unpack_d('<dddddddddd', value)
-    if length > 80 then
-      gaps = {}
-      for offset = 81, length, 24 do
-        local n = #gaps
-        gaps[n + 1], gaps[n + 2], gaps[n + 3] = unpack_d('<ddd', value, offset)
-        local from, due, tokens = gaps[n + 1], gaps[n + 2], gaps[n + 3]
-        if not (n < MAX_GAPS and from < due and from - from == 0 and due <= last_due
-            and due >= (gaps[n - 1] or -math.huge) and tokens > 0 and tokens <= max_cap * 1e10) then
-          pause_rate = -1
-        end
-      end
-    end
-  end
-  -- x - x is zero, unless x is infinite or not a number. No call writes a negative amount, a wait
-  -- of 300 years, or a debt that takes 300 years to refill at a ten-thousandth of the rate.
-  if not level or min_rate <= 0 or max_cap <= 0 or max_cap > 1e100 or largest < 0 or returned < 0
-      or pause_rate < 0 or pause_rate > 1e100 or last_due - at > 1e16 or paused_until - at > 1e16
-      or level < -2 * max_cap - 1e20 * (rate + pause_rate)
-      or (level - level) + (at - at) + (max_cap - max_cap) + (min_rate - min_rate)
-      + (kept_until - kept_until) + (last_due - last_due) + (largest - largest)
-      + (returned - returned) + (paused_until - paused_until) + (pause_rate - pause_rate) ~= 0 then
-    -- Missing, of another type or length, or not written by a call: full.
-    level, at, max_cap, min_rate, kept_until, last_due, largest, returned, paused_until =
-      cap, now, cap, rate, 0, 0, 0, 0, 0
-    gaps = nil
-  end
-  if cap > max_cap then max_cap = cap end
-  if rate < min_rate then min_rate = rate end
-
-  -- Refills the bucket. A time that is far ahead means that the server's clock was set back.
-  local changed = false
-  if at > now + 1000000 then
-    local step = at - now
-    last_due, paused_until = last_due - step, paused_until - step
-    for j = 1, gaps and #gaps or 0, 3 do
-      gaps[j], gaps[j + 1] = gaps[j] - step, gaps[j + 1] - step
-    end
-    at = now
-    changed = true
-  end
-  -- A change of the rate does not change the length of a pause.
-  if paused_until > at and pause_rate ~= rate then
-    level = level + (paused_until - at) * (pause_rate - rate)
-  end
-  local us = 0
-  if now > at then
-    us = now - at
-    if recovered < 1 then
-      local reserved = math.max(last_due - at, 0) * rate * recovered
-      local to_full = (1 - recovered) * cap - reserved - level
-      local at_full_rate = math.min(us, math.max(to_full / (rate * (1 - recovered)), 0))
-      us = at_full_rate + (us - at_full_rate) * recovered
-    end
-    at = now
-  end
-  level = level + us * rate
-  if level > cap then level = cap end
-  while gaps and gaps[2] and gaps[2] <= at do
-    returned = returned + gaps[3]
-    remove_gap(gaps, 1)
-  end
-  if returned > 0 then
-    local since = math.max(at - last_due, 0) * rate * recovered
-    returned = math.min(returned, math.max(cap - largest - math.max(level - since, 0), 0))
-  end
-  if last_due <= at then
-    for j = 3, gaps and #gaps or 0, 3 do returned = returned + gaps[j] end
-    gaps = nil
-    level = level + returned
-    if level > cap then level = cap end
-    last_due, largest, returned = 0, 0, 0
-  end
-  if paused_until > at then
-    level, returned = math.min(level, (at - paused_until) * rate), 0
-  else
-    paused_until = 0
-  end
-  if at > now then time = 0 end
-
-  local at_once, granted, last, retry_after = n, n, 0, 0
-  -- A cost of zero takes nothing.
-  if n > 0 and cost > 0 then
-    if cost <= cap and level >= cost and (n == 1 or level / cost >= n + 1) then
-      -- The common case: all are granted at once.
-      level = level - n * cost
-      changed = true
+  -- Returns how many are granted at once and in all, the wait of the last one, and when a rejected
+  -- one may retry.
+  local function take(bucket, cost, n, max_wait)
+    if cost <= 0 then return n, n, 0, 0 end
+    local cap, rate = bucket.cap, bucket.rate
+    -- A cost over the capacity is granted by a full bucket, into debt.
+    local over, ready = max(cost - cap, 0), 0
+    if over > 0 then
+      if bucket.level >= cap then ready = 1 end
     else
-      at_once, granted, last, retry_after, level, last_due, largest, returned =
-        take(cost, n, max_wait, cap, rate, level, at, last_due, largest, returned, gaps,
-          paused_until)
-      if granted > 0 then changed = true end
+      ready = min(whole(bucket.level, cost), n)
     end
-  end
-  if only_firsts then
-    if changed then
-      write(i, level, at, max_cap, min_rate, kept_until, last_due, largest, returned, paused_until,
-        rate, gaps)
-    end
-    for j = 3, gaps and #gaps or 0, 3 do level = level + gaps[j] end
-    reply[i + 1] = pack('<dddddd', at_once, granted, last, retry_after, level,
-      paused_until > at and at - paused_until or returned)
-  else
-    buckets[i] = {
-      cap = cap, rate = rate, level = level, at = at, max_cap = max_cap, min_rate = min_rate,
-      kept_until = kept_until, last_due = last_due, largest = largest, returned = returned,
-      paused_until = paused_until, gaps = gaps, changed = changed,
-      first = pack('<dddd', at_once, granted, last, retry_after),
-    }
-  end
-end
-reply[1] = pack('<d', time)
-if only_firsts then return table.concat(reply) end
-
-local ceil, max, min = math.ceil, math.max, math.min
-
-local function quote(bucket, cost)
-  local need = min(cost, bucket.cap)
-  if bucket.level >= need or bucket.returned >= cost then return 0 end
-  local gap, start, length =
-    gap_for(bucket.gaps, cost, bucket.cap, bucket.at, bucket.paused_until)
-  if gap then return max(ceil(start + length - bucket.at), 0) end
-  return ceil((need - bucket.level) / bucket.rate)
-end
-
-local function take_from(bucket, cost, n, max_wait)
-  if cost <= 0 then return n, n, 0, 0 end
-  local at_once, granted, last, retry_after
-  at_once, granted, last, retry_after, bucket.level, bucket.last_due, bucket.largest,
-    bucket.returned =
-    take(cost, n, max_wait, bucket.cap, bucket.rate, bucket.level, bucket.at, bucket.last_due,
-      bucket.largest, bucket.returned, bucket.gaps, bucket.paused_until)
-  if granted > 0 then bucket.changed = true end
-  return at_once, granted, last, retry_after
-end
-
-local function give_back(bucket, tokens)
-  if bucket.paused_until > bucket.at then
-    -- Dropped: the tokens would end the pause early, or be granted as a burst after it.
-  elseif bucket.last_due <= bucket.at then
-    bucket.level = min(bucket.cap, bucket.level + tokens)
-  else
-    local room = max(bucket.cap - bucket.largest - max(bucket.level, 0), 0)
-    bucket.returned = min(bucket.returned + tokens, room)
-  end
-end
-
--- Stores a reservation that was cancelled in the middle of the queue, joined with the gaps adjacent
--- to it.
-local function remember(bucket, from, due, tokens)
-  if from >= due then return end
-  local gaps = bucket.gaps or {}
-  bucket.gaps = gaps
-  local next = 1
-  while gaps[next] and gaps[next + 1] < due do next = next + 3 end
-  local before, after = next > 1, gaps[next] ~= nil
-  if before and math.abs(from - gaps[next - 2]) > ADJACENT_US then before = false end
-  if after and math.abs(gaps[next] - due) > ADJACENT_US then after = false end
-  if before and after then
-    gaps[next - 2] = gaps[next + 1]
-    gaps[next - 1] = gaps[next - 1] + (tokens + gaps[next + 2])
-    remove_gap(gaps, next)
-  elseif before then
-    gaps[next - 2], gaps[next - 1] = due, gaps[next - 1] + tokens
-  elseif after then
-    gaps[next], gaps[next + 2] = from, gaps[next + 2] + tokens
-  elseif #gaps < MAX_GAPS then
-    table.insert(gaps, next, from)
-    table.insert(gaps, next + 1, due)
-    table.insert(gaps, next + 2, tokens)
-  end
-end
-
--- Undoes the last reservation of the queue as if it had never been made, and then the one before
--- it, if that is a gap.
-local function undo(bucket, tokens, due, from)
-  if due <= bucket.at then
-    -- Tokens that have refilled since may be used already.
-    return give_back(bucket, max(tokens - (bucket.at - due) * bucket.rate, 0))
-  end
-  if due <= bucket.paused_until or due > bucket.last_due + ADJACENT_US then return end
-  if due < bucket.last_due - ADJACENT_US then
-    if tokens <= bucket.cap then remember(bucket, from, due, tokens) end
-    return
-  end
-  local gaps = bucket.gaps or {}
-  bucket.level, bucket.last_due = min(bucket.cap, bucket.level + tokens), from
-  while gaps[1] and gaps[#gaps - 1] >= bucket.last_due - ADJACENT_US do
-    local last = #gaps - 2
-    bucket.level = min(bucket.cap, bucket.level + gaps[last + 2])
-    bucket.last_due = gaps[last]
-    remove_gap(gaps, last)
-  end
-  if bucket.last_due <= bucket.at + ADJACENT_US then
-    for j = 3, #gaps, 3 do bucket.returned = bucket.returned + gaps[j] end
-    bucket.level, bucket.gaps = min(bucket.cap, bucket.level + bucket.returned), nil
-    bucket.last_due, bucket.largest, bucket.returned = 0, 0, 0
-  end
-  if bucket.paused_until > bucket.at then
-    bucket.level = min(bucket.level, (bucket.at - bucket.paused_until) * bucket.rate)
-    bucket.returned = 0
-  end
-end
-
-local answers = {}
-while pos <= size do
-  local op
-  op, pos = unpack_d('<d', argument, pos)
-  if op == 0 then -- take
-    local n, max_wait, m
-    n, max_wait, m, pos = unpack_d('<ddd', argument, pos)
-    if m == 1 then
-      local i, cost
-      i, cost, pos = unpack_d('<dd', argument, pos)
-      local at_once, granted, last, retry_after = take_from(buckets[i], cost, n, max_wait)
-      answers[#answers + 1] = pack('<ddddd', at_once, granted, last, retry_after, 1)
-    else
-      local named, cost, which, wait = {}, {}, 1, -1
-      for j = 1, m do
-        local i
-        i, cost[j], pos = unpack_d('<dd', argument, pos)
-        named[j] = buckets[i]
-        local quoted = quote(named[j], cost[j])
-        if quoted > wait then which, wait = j, quoted end
+    bucket.level = bucket.level - ready * cost
+    local from_returned = min(whole(bucket.returned, cost), n - ready)
+    bucket.returned = bucket.returned - from_returned * cost
+    local at_once, wait, retry_after = ready + from_returned, 0, 0
+    local granted, left = at_once, n - at_once
+    local gap, start, length
+    if left > 0 and n == 1 then gap, start, length = gap_for(bucket, cost) end
+    local gap_wait = gap and max(ceil(start + length - bucket.at), 0)
+    if gap and gap_wait <= max_wait then
+      local gaps = bucket.gaps
+      local from, due, tokens = gaps[gap], gaps[gap + 1], gaps[gap + 2]
+      local passed = tokens * ((start - from) / (due - from))
+      tokens, from = tokens - (cost + passed), start + length
+      gaps[gap], gaps[gap + 2] = from, tokens
+      if tokens <= 0 or from >= due then remove_gap(gaps, gap) end
+      if passed > 0 and bucket.paused_until <= bucket.at then
+        bucket.returned = min(bucket.returned + passed, room(bucket, bucket.level))
       end
-      if wait <= 0 then
-        for j = 1, m do take_from(named[j], cost[j], 1, 0) end
-        answers[#answers + 1] = pack('<ddddd', 1, 1, 0, 0, 1)
-      elseif wait <= max_wait then
-        take_from(named[which], cost[which], 1, max_wait)
-        answers[#answers + 1] = pack('<ddddd', 0, 1, wait, 0, which)
-      else
-        answers[#answers + 1] = pack('<ddddd', 0, 0, 0, max(wait - max_wait, 1), which)
+      if gap_wait <= 0 then at_once = 1 end
+      granted, wait, bucket.largest = 1, gap_wait, max(bucket.largest, cost)
+    elseif left > 0 then
+      local level = bucket.level
+      local later = min(max(floor((level + over + max_wait * rate) / cost), 0), left)
+      if later > 0 and ceil((later * cost - over - level) / rate) > max_wait then
+        later = later - 1
+      elseif later < left and ceil(((later + 1) * cost - over - level) / rate) <= max_wait then
+        later = later + 1
+      end
+      if later < left then
+        retry_after = ceil(((later + 1) * cost - over - level) / rate)
+        if gap then retry_after = min(retry_after, gap_wait) end
+        retry_after = max(retry_after - max_wait, 1)
+      end
+      if later > 0 then
+        granted = granted + later
+        wait = ceil((later * cost - over - level) / rate)
+        bucket.level = level - later * cost
+        bucket.last_due = max(bucket.last_due, bucket.at + wait)
+        bucket.largest = max(bucket.largest, min(cost, cap))
       end
     end
-  else
-    local i, x
-    i, pos = unpack_d('<d', argument, pos)
-    local bucket, changed = buckets[i], true
-    if op == 1 then -- give back
-      x, pos = unpack_d('<d', argument, pos)
-      give_back(bucket, x)
-    elseif op == 2 or op == 7 then -- charge, write back
-      x, pos = unpack_d('<d', argument, pos)
-      local from_returned = min(bucket.returned, x)
-      bucket.returned = bucket.returned - from_returned
-      local level = bucket.level - (x - from_returned)
-      if op == 2 then
-        level = max(level, -bucket.cap - max(bucket.last_due - bucket.at, 0) * bucket.rate)
-      else
-        local wait, largest
-        wait, largest, pos = unpack_d('<dd', argument, pos)
-        if wait > 0 then
-          bucket.last_due = max(bucket.last_due, bucket.at + wait)
-          bucket.largest = max(bucket.largest, largest)
-        end
-      end
-      bucket.level = min(bucket.level, level)
-    elseif op == 3 then -- reset
-      bucket.level, bucket.last_due, bucket.largest = bucket.cap, 0, 0
-      bucket.returned, bucket.paused_until, bucket.gaps = 0, 0, nil
-    elseif op == 4 then -- inspect
-      changed = false
-    elseif op == 5 then -- cap the level
-      x, pos = unpack_d('<d', argument, pos)
-      bucket.level, bucket.returned = min(bucket.level, x), min(bucket.returned, max(x, 0))
-    elseif op == 6 then -- empty it, or stop
-      if bucket.level < bucket.cap then break end
-      bucket.level = 0
-    elseif op == 8 then -- lease
-      x, pos = unpack_d('<d', argument, pos)
-      local ahead = 0
-      if bucket.last_due <= bucket.at then
-        ahead = max(min(x, math.floor(bucket.level - bucket.cap / 2)), 0)
-      end
-      bucket.level, changed = bucket.level - ahead, ahead > 0
-      answers[#answers + 1] = pack('<ddddd', ahead, ahead, 0, 0, 1)
-    elseif op == 9 then -- pause
-      x, pos = unpack_d('<d', argument, pos)
-      bucket.paused_until = max(bucket.paused_until, bucket.at + x)
+    if granted > 0 then bucket.changed = true end
+    return at_once, granted, wait, retry_after
+  end
+
+  -- The buckets that are decided here, and their indices in the call.
+  local buckets, touched = {}, {}
+
+  local function add(i, run, bucket)
+    bucket.cap, bucket.rate, bucket.run = run.cap, run.rate, run
+    buckets[i], touched[#touched + 1] = bucket, i
+    return bucket
+  end
+
+  local function full(run)
+    return { level = run.cap, at = now, max_cap = run.cap, min_rate = run.rate, last_due = 0,
+      largest = 0, returned = 0, paused_until = 0, pause_rate = 0, gaps = {} }
+  end
+
+  for j = 1, rare and #rare or 0 do
+    local i = rare[j]
+    local run = run_of[i]
+    local bucket = add(i, run, stored[i] and parse(stored[i], run.rate) or full(run))
+    bucket.max_cap = max(bucket.max_cap, run.cap)
+    bucket.min_rate = min(bucket.min_rate, run.rate)
+    refill(bucket)
+    if bucket.at > now then time = 0 end
+    if run.n > 0 then bucket.first = { take(bucket, run.cost, run.n, run.max_wait) } end
+  end
+
+  if has_steps then
+    local function bucket_of(i)
+      if buckets[i] then return buckets[i] end
+      -- The common case decided its first request.
+      local r = 1
+      while runs[r].last < i do r = r + 1 end
+      local bucket = add(i, runs[r], full(runs[r]))
+      bucket.level, bucket.changed, stored[i] = levels[i], true, stored[i] or ''
+      return bucket
+    end
+
+    local function quote(bucket, cost)
+      local need = min(cost, bucket.cap)
+      if bucket.level >= need or bucket.returned >= cost then return 0 end
+      local gap, start, length = gap_for(bucket, cost)
+      if gap then return max(ceil(start + length - bucket.at), 0) end
+      return ceil((need - bucket.level) / bucket.rate)
+    end
+
+    local function give_back(bucket, tokens)
       if bucket.paused_until > bucket.at then
-        local gaps = bucket.gaps
-        while gaps and gaps[2] and gaps[2] <= bucket.paused_until do remove_gap(gaps, 1) end
-        bucket.level = min(bucket.level, (bucket.at - bucket.paused_until) * bucket.rate)
-        bucket.returned = 0
+        -- Dropped: the tokens would end the pause early, or be granted as a burst after it.
+      elseif bucket.last_due <= bucket.at then
+        bucket.level = min(bucket.cap, bucket.level + tokens)
+      else
+        bucket.returned = min(bucket.returned + tokens, room(bucket, bucket.level))
       end
-    else -- undo
-      local due, from
-      x, due, from, pos = unpack_d('<ddd', argument, pos)
-      undo(bucket, x, due, from)
     end
-    if changed then bucket.changed = true end
+
+    -- Stores a reservation that was cancelled in the middle of the queue, joined with the gaps
+    -- adjacent to it.
+    local function remember(gaps, from, due, tokens)
+      if from >= due then return end
+      local next = 1
+      while gaps[next] and gaps[next + 1] < due do next = next + 3 end
+      local before, after = next > 1, gaps[next] ~= nil
+      if before and math.abs(from - gaps[next - 2]) > ADJACENT_US then before = false end
+      if after and math.abs(gaps[next] - due) > ADJACENT_US then after = false end
+      if before and after then
+        gaps[next - 2] = gaps[next + 1]
+        gaps[next - 1] = gaps[next - 1] + (tokens + gaps[next + 2])
+        remove_gap(gaps, next)
+      elseif before then
+        gaps[next - 2], gaps[next - 1] = due, gaps[next - 1] + tokens
+      elseif after then
+        gaps[next], gaps[next + 2] = from, gaps[next + 2] + tokens
+      elseif #gaps < MAX_GAPS then
+        table.insert(gaps, next, from)
+        table.insert(gaps, next + 1, due)
+        table.insert(gaps, next + 2, tokens)
+      end
+    end
+
+    -- Undoes the last reservation of the queue as if it had never been made, and then the one
+    -- before it, if that is a gap.
+    local function undo(bucket, tokens, due, from)
+      if due <= bucket.at then
+        -- Tokens that have refilled since may be used already.
+        return give_back(bucket, max(tokens - (bucket.at - due) * bucket.rate, 0))
+      end
+      if due <= bucket.paused_until or due > bucket.last_due + ADJACENT_US then return end
+      local gaps = bucket.gaps
+      if due < bucket.last_due - ADJACENT_US then
+        if tokens <= bucket.cap then remember(gaps, from, due, tokens) end
+        return
+      end
+      bucket.level, bucket.last_due = min(bucket.cap, bucket.level + tokens), from
+      while gaps[1] and gaps[#gaps - 1] >= bucket.last_due - ADJACENT_US do
+        local last = #gaps - 2
+        bucket.level = min(bucket.cap, bucket.level + gaps[last + 2])
+        bucket.last_due = gaps[last]
+        remove_gap(gaps, last)
+      end
+      if bucket.last_due <= bucket.at + ADJACENT_US then end_queue(bucket) end
+      if bucket.paused_until > bucket.at then apply_pause(bucket) end
+    end
+
+    local function number()
+      local value
+      value, pos = unpack_d('<d', argument, pos)
+      return value
+    end
+
+    local size = #argument
+    while pos <= size do
+      local op = number()
+      if op == 0 then -- take
+        local n, max_wait, m = number(), number(), number()
+        local named, cost, which, longest = {}, {}, 1, -1
+        for j = 1, m do named[j], cost[j] = bucket_of(number()), number() end
+        if m == 1 then
+          local at_once, granted, wait, retry_after = take(named[1], cost[1], n, max_wait)
+          answers[#answers + 1] = pack('<ddddd', at_once, granted, wait, retry_after, 1)
+        else
+          for j = 1, m do
+            local wait = quote(named[j], cost[j])
+            if wait > longest then which, longest = j, wait end
+          end
+          if longest <= 0 then
+            for j = 1, m do take(named[j], cost[j], 1, 0) end
+            answers[#answers + 1] = pack('<ddddd', 1, 1, 0, 0, 1)
+          elseif longest <= max_wait then
+            take(named[which], cost[which], 1, max_wait)
+            answers[#answers + 1] = pack('<ddddd', 0, 1, longest, 0, which)
+          else
+            answers[#answers + 1] = pack('<ddddd', 0, 0, 0, max(longest - max_wait, 1), which)
+          end
+        end
+      else
+        local bucket, changed = bucket_of(number()), true
+        if op == 1 then -- give back
+          give_back(bucket, number())
+        elseif op == 2 or op == 7 then -- charge, write back
+          local tokens = number()
+          local from_returned = min(bucket.returned, tokens)
+          bucket.returned = bucket.returned - from_returned
+          local level = bucket.level - (tokens - from_returned)
+          if op == 2 then
+            level = max(level, -bucket.cap - max(bucket.last_due - bucket.at, 0) * bucket.rate)
+          else
+            local wait, largest = number(), number()
+            if wait > 0 then
+              bucket.last_due = max(bucket.last_due, bucket.at + wait)
+              bucket.largest = max(bucket.largest, largest)
+            end
+          end
+          bucket.level = min(bucket.level, level)
+        elseif op == 3 then -- reset
+          bucket.level, bucket.last_due, bucket.largest = bucket.cap, 0, 0
+          bucket.returned, bucket.paused_until, bucket.gaps = 0, 0, {}
+        elseif op == 4 then -- inspect
+          changed = false
+        elseif op == 5 then -- cap the level
+          local tokens = number()
+          bucket.level = min(bucket.level, tokens)
+          bucket.returned = min(bucket.returned, max(tokens, 0))
+        elseif op == 6 then -- empty it, or stop
+          if bucket.level < bucket.cap then break end
+          bucket.level = 0
+        elseif op == 8 then -- lease
+          local tokens, ahead = number(), 0
+          if bucket.last_due <= bucket.at then
+            ahead = max(min(tokens, floor(bucket.level - bucket.cap / 2)), 0)
+          end
+          bucket.level, changed = bucket.level - ahead, ahead > 0
+          answers[#answers + 1] = pack('<ddddd', ahead, ahead, 0, 0, 1)
+        elseif op == 9 then -- pause
+          bucket.paused_until = max(bucket.paused_until, bucket.at + number())
+          if bucket.paused_until > bucket.at then
+            local gaps = bucket.gaps
+            while gaps[2] and gaps[2] <= bucket.paused_until do remove_gap(gaps, 1) end
+            apply_pause(bucket)
+          end
+        else -- undo
+          undo(bucket, number(), number(), number())
+        end
+        if changed then bucket.changed = true end
+      end
+    end
+  end
+
+  -- Puts the value of a bucket into the class that remembers it until it is full.
+  local function write(i, bucket)
+    local gaps, value = bucket.gaps
+    if gaps[1] or bucket.paused_until > bucket.at then
+      value = pack('<ddddddddd', bucket.level, bucket.at, bucket.max_cap, bucket.min_rate,
+        bucket.last_due, bucket.largest, bucket.returned, bucket.paused_until,
+        bucket.paused_until > bucket.at and bucket.rate or 0)
+      for j = 1, #gaps, 3 do value = value .. pack('<ddd', gaps[j], gaps[j + 1], gaps[j + 2]) end
+    elseif bucket.last_due > bucket.at then
+      value = pack('<ddddddd', bucket.level, bucket.at, bucket.max_cap, bucket.min_rate,
+        bucket.last_due, bucket.largest, bucket.returned)
+    else
+      value = pack('<dddd', bucket.level, bucket.at, bucket.max_cap, bucket.min_rate)
+    end
+    -- The server's clock may be up to a second behind `at`.
+    local full_in = bucket.at - now
+      + max((bucket.max_cap - bucket.level) / bucket.min_rate, bucket.last_due - bucket.at)
+    -- Until all peers have recovered, or are no longer expected, the bucket refills more slowly.
+    if recovered < 1 then full_in = full_in + 10000000 end
+    full_in = max(full_in, bucket.max_cap / bucket.min_rate)
+    local home, period = bucket.run.class, bucket.run.class.period
+    while period < full_in and period < 9e18 do period = period * 2 end
+    local from = found[i] or home
+    -- It would move back and forth.
+    if from.period == 2 * period then period = from.period end
+    local class = class_of(period)
+    local out = class.out
+    out[#out + 1], out[#out + 2] = ARGV[3 + i], value
+    if class ~= from and stored[i] then moved[#moved + 1], moved[#moved + 2] = from, ARGV[3 + i] end
+    list(bucket.run.name, period)
+  end
+
+  for j = 1, #touched do
+    local i = touched[j]
+    local bucket = buckets[i]
+    if bucket.changed then write(i, bucket) end
+    local free, gaps, first = bucket.level, bucket.gaps, bucket.first
+    for k = 3, #gaps, 3 do free = free + gaps[k] end
+    local n = bucket.run.n
+    if bucket.returned == 0 and bucket.paused_until <= bucket.at
+        and (not first or first[1] == n) then
+      levels[i] = free
+    else
+      first = first or { n, n, 0, 0 }
+      levels[i] = math.huge
+      details[i] = pack('<dddddd', first[1], first[2], first[3], first[4], free,
+        bucket.paused_until > bucket.at and bucket.at - bucket.paused_until or bucket.returned)
+    end
   end
 end
 
-for i = 1, count do
-  local bucket = buckets[i]
-  if bucket.changed then
-    write(i, bucket.level, bucket.at, bucket.max_cap, bucket.min_rate, bucket.kept_until,
-      bucket.last_due, bucket.largest, bucket.returned, bucket.paused_until, bucket.rate,
-      bucket.gaps)
+for j = 1, #order do
+  local class = order[j]
+  if class.out[1] then
+    if not class.is_read then open(class) end
+    if class.is_new then
+      if class.supersedes then call('HSET', class.previous, MARK, mark(1 - class.number)) end
+      call('UNLINK', class.current)
+      call('HSET', class.current, MARK, mark(class.number), unpack(class.out))
+      local kept = math.min(3 * class.period / 1000, 9007199254740992)
+      call('PEXPIRE', class.current, string.format('%d', kept))
+    else
+      call('HSET', class.current, unpack(class.out))
+    end
   end
-  local gaps = bucket.gaps
-  for j = 3, gaps and #gaps or 0, 3 do bucket.level = bucket.level + gaps[j] end
-  reply[#reply + 1] = bucket.first
-  reply[#reply + 1] = pack('<dd', bucket.level,
-    bucket.paused_until > bucket.at and bucket.at - bucket.paused_until or bucket.returned)
 end
-return table.concat(reply) .. table.concat(answers)
+
+local reply = pack('<d' .. string.rep('d', count), time, unpack(levels))
+if not details then return reply end
+for j = 1, moved and #moved or 0, 2 do
+  call('HDEL', moved[j][0], moved[j + 1])
+  call('HDEL', moved[j][1], moved[j + 1])
+end
+local parts = { reply }
+for i = 1, count do parts[#parts + 1] = details[i] end
+for j = 1, answers and #answers or 0 do parts[#parts + 1] = answers[j] end
+return table.concat(parts)

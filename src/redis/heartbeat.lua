@@ -3,7 +3,8 @@
 --
 -- KEYS[1]  the limiters: a sorted set by the time of the last heartbeat, in milliseconds; negative
 --          until a limiter is established
--- KEYS[2]  the epoch: eight bytes that change when data was lost, then the count of all heartbeats
+-- KEYS[2]  the directory, a hash. Its field EPOCH is the epoch: eight bytes that change when data was
+--          lost, then the count of all heartbeats
 -- KEYS[3]  exists while a limiter that may pause buckets is alive, and for an hour after
 -- KEYS[4]  if this limiter has an instance name: which limiter has that name
 -- ARGV[1]  this limiter
@@ -22,11 +23,11 @@
 --          milliseconds. If the sender has given up, only the time. If the limiter deregisters,
 --          nothing.
 
-local SILENCE, LONGEST, EPOCH_KEPT = 3000, 3600000, 604800000
+local SILENCE, LONGEST, EPOCH_KEPT, EPOCH = 3000, 3600000, 604800000, '\255'
 
 local t = redis.call('TIME')
 local now = t[1] * 1000 + math.floor(t[2] / 1000)
-local limiters, epoch_key, pauses_key, instance, me = KEYS[1], KEYS[2], KEYS[3], KEYS[4], ARGV[1]
+local limiters, directory, pauses_key, instance, me = KEYS[1], KEYS[2], KEYS[3], KEYS[4], ARGV[1]
 
 if ARGV[2] == '1' then
   redis.call('ZREM', limiters, me)
@@ -36,7 +37,7 @@ end
 -- The server was frozen: the sender decides from memory by now.
 if ARGV[9] ~= '' and now > tonumber(ARGV[9]) then return struct.pack('<d', now) end
 
-local stored = redis.call('GET', epoch_key)
+local stored = redis.call('HMGET', directory, EPOCH)[1]
 local epoch, count = ARGV[5], 0
 if stored and #stored == 16 then
   local id = string.sub(stored, 1, 8)
@@ -50,7 +51,8 @@ if stored and #stored == 16 then
   end
 end
 count = count + 1
-redis.call('SET', epoch_key, epoch .. struct.pack('<d', count), 'PX', EPOCH_KEPT)
+redis.call('HSET', directory, EPOCH, epoch .. struct.pack('<d', count))
+if redis.call('PTTL', directory) < EPOCH_KEPT then redis.call('PEXPIRE', directory, EPOCH_KEPT) end
 
 if ARGV[10] == '1' then redis.call('SET', pauses_key, '1', 'PX', LONGEST) end
 local pauses = redis.call('GET', pauses_key) and 1 or 0

@@ -32,12 +32,6 @@ pub(crate) struct Epoch {
 }
 
 impl Epoch {
-    // Names that no scope can have, because `{` is escaped. One hash tag for all, so that they are
-    // on one node.
-    pub(crate) fn key(keyspace: &Keyspace) -> Vec<u8> {
-        keyspace.own("{#}epoch")
-    }
-
     fn limiters_key(keyspace: &Keyspace) -> Vec<u8> {
         keyspace.own("{#}limiters")
     }
@@ -126,7 +120,7 @@ impl<'a> Heartbeat<'a> {
     ) -> Result<(Answer, Option<f64>), Failure> {
         let mut keys = vec![
             Epoch::limiters_key(self.keyspace),
-            Epoch::key(self.keyspace),
+            self.keyspace.directory(),
             Epoch::pauses_key(self.keyspace),
         ];
         keys.extend(

@@ -1,10 +1,11 @@
-//! The scripts, and the argument and reply of `acquire.lua` as bytes. No I/O.
+//! The scripts, and the arguments and the reply of `acquire.lua` as bytes. No I/O.
 
 use std::sync::OnceLock;
 
 use crate::{
     bucket::{BucketParams, Taken},
     redis::{level_cache::BucketState, op::Op},
+    scope::Keyspace,
 };
 
 /// A script, which Redis identifies by its hash.
@@ -46,53 +47,124 @@ impl First {
     };
 }
 
-/// The argument of one call: the buckets, each with its first request, then everything else.
-///
-/// Buckets count from zero here, and from one in the script.
-#[derive(Debug, Default)]
-pub(crate) struct Argument {
-    buckets: Vec<u8>,
-    steps: Vec<u8>,
+/// The buckets of the same parameters that follow each other in a call, with equal first requests.
+#[derive(Clone, Debug, PartialEq)]
+struct Run {
+    name: Box<[u8]>,
+    params: BucketParams,
+    first: First,
 }
 
-impl Argument {
-    fn push(bytes: &mut Vec<u8>, numbers: &[f64]) {
-        for number in numbers {
-            bytes.extend_from_slice(&number.to_le_bytes());
-        }
+/// `KEYS` and `ARGV` of one call: the buckets, each with its first request, then everything else.
+///
+/// Buckets count from zero here, and from one in the script.
+#[derive(Clone, Debug)]
+pub(crate) struct Arguments {
+    pub(crate) keys: Vec<Vec<u8>>,
+    /// The period of the class to which each pair of keys belongs, in microseconds.
+    periods: Vec<f64>,
+    runs: Vec<u8>,
+    last_run: Option<Run>,
+    steps: Vec<u8>,
+    /// The fields of all buckets, without a gap, and where each of them ends.
+    fields: Vec<u8>,
+    ends: Vec<usize>,
+}
+
+impl Arguments {
+    pub(crate) fn new(keyspace: &Keyspace) -> Self {
+        Self::with_buckets(keyspace, 0)
     }
 
     /// Has room for this many buckets.
-    pub(crate) fn with_buckets(buckets: usize) -> Self {
+    pub(crate) fn with_buckets(keyspace: &Keyspace, buckets: usize) -> Self {
         Self {
-            buckets: Vec::with_capacity(40 * buckets),
+            keys: vec![keyspace.directory()],
+            periods: Vec::new(),
+            runs: Vec::new(),
+            last_run: None,
             steps: Vec::new(),
+            fields: Vec::with_capacity(32 * buckets),
+            ends: Vec::with_capacity(buckets),
         }
     }
 
-    /// Appends a bucket.
-    pub(crate) fn bucket(&mut self, params: BucketParams, first: First) {
-        let First {
-            cost,
-            n,
-            max_wait_us,
-        } = first;
-        let numbers = [
+    /// Appends the bucket of an identity.
+    pub(crate) fn bucket(
+        &mut self,
+        keyspace: &Keyspace,
+        id: &[u8],
+        params: BucketParams,
+        first: First,
+    ) {
+        let start = self.fields.len();
+        let name = keyspace.push_field(id, &mut self.fields);
+        self.add(keyspace, start, name, params, first);
+    }
+
+    /// Appends a bucket that no scope can have.
+    pub(crate) fn own_bucket(&mut self, keyspace: &Keyspace, name: &str, params: BucketParams) {
+        let start = self.fields.len();
+        let length = keyspace.push_own_field(name, &mut self.fields);
+        self.add(keyspace, start, length, params, First::NONE);
+    }
+
+    /// The field that begins at `start` is complete, and its first `name` bytes are the name.
+    fn add(
+        &mut self,
+        keyspace: &Keyspace,
+        start: usize,
+        name: usize,
+        params: BucketParams,
+        first: First,
+    ) {
+        self.ends.push(self.fields.len());
+        let name = &self.fields[start..start + name];
+        if let Some(run) = &self.last_run
+            && *run.name == *name
+            && (run.params, run.first) == (params, first)
+        {
+            let count = self.runs.len() - 8 * RUN;
+            let mut more = [0; 8];
+            more.copy_from_slice(&self.runs[count..count + 8]);
+            let more = f64::from_le_bytes(more) + 1.0;
+            self.runs[count..count + 8].copy_from_slice(&more.to_le_bytes());
+            return;
+        }
+        let period = period_us(params);
+        let class = match self.periods.iter().position(|other| *other == period) {
+            Some(class) => class,
+            None => {
+                self.periods.push(period);
+                self.keys.extend(keyspace.class((period / 1e6) as u64));
+                self.periods.len() - 1
+            }
+        };
+        let numbers: [f64; RUN] = [
+            1.0,
+            name.len() as f64,
+            (2 + 2 * class) as f64,
+            period,
             params.capacity,
             params.per_us,
-            cost,
-            f64::from(n),
-            max_wait_us,
+            first.cost,
+            f64::from(first.n),
+            first.max_wait_us,
         ];
-        Self::push(&mut self.buckets, &numbers);
+        push(&mut self.runs, &numbers);
+        self.last_run = Some(Run {
+            name: name.into(),
+            params,
+            first,
+        });
     }
 
     /// Appends `n` equal requests; each takes from all of these buckets (index, cost) or from none.
     pub(crate) fn take(&mut self, n: u32, max_wait_us: f64, buckets: &[(usize, f64)]) {
         let numbers = [TAKE, f64::from(n), max_wait_us, buckets.len() as f64];
-        Self::push(&mut self.steps, &numbers);
+        push(&mut self.steps, &numbers);
         for &(bucket, cost) in buckets {
-            Self::push(&mut self.steps, &[(bucket + 1) as f64, cost]);
+            push(&mut self.steps, &[(bucket + 1) as f64, cost]);
         }
     }
 
@@ -101,9 +173,53 @@ impl Argument {
         op.encode(bucket, &mut self.steps);
     }
 
-    pub(crate) fn into_bytes(mut self) -> Vec<u8> {
-        self.buckets.append(&mut self.steps);
-        self.buckets
+    /// How many buckets there are.
+    pub(crate) fn buckets(&self) -> usize {
+        self.ends.len()
+    }
+
+    /// The first of the script's arguments: all runs, then all steps.
+    pub(crate) fn numbers(&self) -> Vec<u8> {
+        [&self.runs[..], &self.steps].concat()
+    }
+
+    /// All steps, as bytes.
+    #[cfg(test)]
+    pub(crate) fn steps(&self) -> &[u8] {
+        &self.steps
+    }
+
+    pub(crate) fn fields(&self) -> impl Iterator<Item = &[u8]> {
+        let starts = std::iter::once(0).chain(self.ends.iter().copied());
+        starts
+            .zip(&self.ends)
+            .map(|(start, end)| &self.fields[start..*end])
+    }
+}
+
+/// Numbers in front of each run of buckets.
+const RUN: usize = 9;
+
+/// The shortest period of a class of buckets, in microseconds.
+const SHORTEST_PERIOD_US: f64 = 16e6;
+
+/// The longest period, beyond which the script does not double it.
+const LONGEST_PERIOD_US: f64 = 9e18;
+
+/// The period of the class that remembers buckets with these parameters until they are full, in
+/// microseconds.
+pub(crate) fn period_us(params: BucketParams) -> f64 {
+    let full_in = params.capacity / params.per_us;
+    let mut period = SHORTEST_PERIOD_US;
+    while period < full_in && period < LONGEST_PERIOD_US {
+        period *= 2.0;
+    }
+    period
+}
+
+fn push(bytes: &mut Vec<u8>, numbers: &[f64]) {
+    for number in numbers {
+        bytes.extend_from_slice(&number.to_le_bytes());
     }
 }
 
@@ -119,7 +235,9 @@ pub(crate) struct Answer {
 #[derive(Debug)]
 pub(crate) struct Reply<'a> {
     bytes: &'a [u8],
-    buckets: usize,
+    /// Where the details of each bucket are, if it has any.
+    details: Vec<Option<usize>>,
+    answers: usize,
 }
 
 impl<'a> Reply<'a> {
@@ -127,8 +245,21 @@ impl<'a> Reply<'a> {
     ///
     /// The numbers are not checked. They must be bounded by what was requested where they are used.
     pub(crate) fn new(bytes: &'a [u8], buckets: usize, answers: usize) -> Option<Self> {
-        let numbers = 1 + 6 * buckets + 5 * answers;
-        (bytes.len() == 8 * numbers).then_some(Self { bytes, buckets })
+        let mut reply = Self {
+            bytes,
+            details: Vec::with_capacity(buckets),
+            answers: 1 + buckets,
+        };
+        if bytes.len() < 8 * reply.answers {
+            return None;
+        }
+        for bucket in 0..buckets {
+            let has_details = reply.number(1 + bucket) == f64::INFINITY;
+            reply.details.push(has_details.then_some(reply.answers));
+            reply.answers += if has_details { 6 } else { 0 };
+        }
+        let numbers = reply.answers + 5 * answers;
+        (bytes.len() == 8 * numbers).then_some(reply)
     }
 
     fn number(&self, index: usize) -> f64 {
@@ -153,23 +284,31 @@ impl<'a> Reply<'a> {
         (time > 0.0).then_some(time)
     }
 
-    /// The result of the first request for a bucket.
-    pub(crate) fn first(&self, bucket: usize) -> Answer {
-        Answer {
-            taken: self.taken(1 + 6 * bucket),
-            which: 0,
-        }
+    /// The result of the first request for a bucket, which is of `n` callers.
+    pub(crate) fn first(&self, bucket: usize, n: u32) -> Answer {
+        let taken = match self.details[bucket] {
+            Some(at) => self.taken(at),
+            None => Taken {
+                now: f64::from(n),
+                granted: f64::from(n),
+                ..Taken::default()
+            },
+        };
+        Answer { taken, which: 0 }
     }
 
     /// Level and returned tokens of a bucket after the call.
     pub(crate) fn level(&self, bucket: usize) -> (f64, f64) {
-        let at = 1 + 6 * bucket + 4;
-        (self.number(at), self.number(at + 1).max(0.0))
+        match self.details[bucket] {
+            Some(at) => (self.number(at + 4), self.number(at + 5).max(0.0)),
+            None => (self.number(1 + bucket), 0.0),
+        }
     }
 
     /// For how long a bucket is paused, in microseconds.
     pub(crate) fn pause_us(&self, bucket: usize) -> f64 {
-        (-self.number(1 + 6 * bucket + 5)).max(0.0)
+        let at = self.details[bucket];
+        at.map_or(0.0, |at| (-self.number(at + 5)).max(0.0))
     }
 
     /// A bucket after the call, within the limits of its quota.
@@ -185,7 +324,7 @@ impl<'a> Reply<'a> {
 
     /// The result of a later request or of an operation that has one, counted from zero.
     pub(crate) fn answer(&self, nth: usize) -> Answer {
-        let at = 1 + 6 * self.buckets + 5 * nth;
+        let at = self.answers + 5 * nth;
         Answer {
             taken: self.taken(at),
             which: (self.number(at + 4) as usize).saturating_sub(1),

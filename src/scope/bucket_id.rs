@@ -181,53 +181,50 @@ impl Keyspace {
         &self.secret
     }
 
-    /// `name` or `name:hash of the key`. In a name everything but letters, digits and `-._~@/` is
-    /// percent-encoded, and a hash stands behind a `#`.
+    /// The key of the directory, which `acquire.lua` describes.
+    pub(crate) fn directory(&self) -> Vec<u8> {
+        self.own("{#}directory")
+    }
+
+    /// The keys of the two hashes with the buckets of a class, whose period is in seconds.
+    pub(crate) fn class(&self, period: u64) -> [Vec<u8>; 2] {
+        [0, 1].map(|hash| self.own(&format!("{{#}}{period}s:{hash}")))
+    }
+
+    /// Appends the field of a bucket: its name, then, behind a mark, 16 bytes that stand for its
+    /// key. Returns the length of the name.
     ///
     /// All keys are hashed, not only secret ones. So callers need not decide which keys are secret,
     /// and nothing that identifies a person leaves the process.
-    pub(crate) fn bucket(&self, id: &[u8]) -> Vec<u8> {
-        let lookup = Lookup::of(id);
-        let mut redis_key = Vec::with_capacity(self.prefix.len() + lookup.name.len() + 40);
-        redis_key.extend_from_slice(self.prefix.as_bytes());
-        if let [HASH_MARK, hash @ ..] = lookup.name {
-            redis_key.push(b'#');
-            push_hex(&mut redis_key, hash);
-        } else {
-            for &byte in lookup.name {
-                if byte.is_ascii_alphanumeric() || b"-._~@/".contains(&byte) {
-                    redis_key.push(byte);
-                } else {
-                    redis_key.push(b'%');
-                    push_hex(&mut redis_key, &[byte]);
-                }
-            }
-        }
-        if let Some(key) = lookup.key {
-            redis_key.push(b':');
+    pub(crate) fn push_field(&self, id: &[u8], fields: &mut Vec<u8>) -> usize {
+        let Lookup { name, key } = Lookup::of(id);
+        fields.extend_from_slice(name);
+        if let Some(key) = key {
+            fields.push(KEY_MARK);
             match key {
-                [HASH_MARK, hash @ ..] => push_hex(&mut redis_key, hash),
+                [HASH_MARK, hash @ ..] => fields.extend_from_slice(hash),
                 _ => {
                     let mut room = [0; 1 + HASH];
                     hash(key, &self.secret, &mut room);
-                    push_hex(&mut redis_key, &room[1..]);
+                    fields.extend_from_slice(&room[1..]);
                 }
             }
         }
-        redis_key
+        name.len()
     }
 
-    /// A key that is no bucket: it begins with `{`, which is escaped in names, or with `#` and a
-    /// letter beyond `f`, where a hashed name has a hexadecimal digit.
+    /// Appends the field of a bucket that no scope can have. Returns the length of the part that all
+    /// of these have in common.
+    pub(crate) fn push_own_field(&self, name: &str, fields: &mut Vec<u8>) -> usize {
+        // No other name begins with this byte, and what is behind it is longer than a hash.
+        const COMMON: [u8; 2] = [KEY_MARK, b'#'];
+        fields.extend_from_slice(&COMMON);
+        fields.extend_from_slice(name.as_bytes());
+        COMMON.len()
+    }
+
+    /// A key of this crate. All keys of one prefix have the same hash tag.
     pub(crate) fn own(&self, name: &str) -> Vec<u8> {
         format!("{}{name}", self.prefix).into_bytes()
-    }
-}
-
-fn push_hex(to: &mut Vec<u8>, bytes: &[u8]) {
-    const DIGITS: &[u8; 16] = b"0123456789abcdef";
-    for byte in bytes {
-        to.push(DIGITS[usize::from(byte >> 4)]);
-        to.push(DIGITS[usize::from(byte & 15)]);
     }
 }

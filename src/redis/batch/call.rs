@@ -17,8 +17,9 @@ use crate::{
         ledger::Ledger,
         level_cache::BucketState,
         op::QueuedOp,
-        script::{Argument, First, Reply},
+        script::{Arguments, First, Reply},
     },
+    scope::Keyspace,
 };
 
 /// Commands that go to Redis as one call.
@@ -78,21 +79,22 @@ impl<R: Requester> Batch<R> {
         self.later_takes().count() + self.ahead.len()
     }
 
-    pub(super) fn argument(&self) -> Vec<u8> {
-        let mut argument = Argument::with_buckets(self.buckets.len());
+    pub(super) fn arguments(&self, keyspace: &Keyspace) -> Arguments {
+        let mut arguments = Arguments::with_buckets(keyspace, self.buckets.len());
         for bucket in &self.buckets {
             let first = bucket.first.as_ref();
             let first = first.map_or(First::NONE, |first| first.to_first(self.part));
-            argument.bucket(bucket.params.slower(self.part.of_rate), first);
+            let params = bucket.params.slower(self.part.of_rate);
+            arguments.bucket(keyspace, bucket.id.as_bytes(), params, first);
         }
         for step in &self.steps {
             match step {
-                Step::Take(take) => take.encode(&mut argument, self.part),
-                Step::Op(bucket, queued) => argument.op(*bucket, queued.to_send()),
+                Step::Take(take) => take.encode(&mut arguments, self.part),
+                Step::Op(bucket, queued) => arguments.op(*bucket, queued.to_send()),
             }
         }
-        self.ahead.encode(&mut argument);
-        argument.into_bytes()
+        self.ahead.encode(&mut arguments);
+        arguments
     }
 
     /// Answers all requests; `sent` is when the call was sent.
@@ -120,7 +122,8 @@ impl<R: Requester> Batch<R> {
         self.ahead.answer(answers, &states, sent);
         for (index, bucket) in self.buckets.into_iter().enumerate() {
             if let Some(first) = bucket.first {
-                first.answer(reply.first(index), &results);
+                let answer = reply.first(index, first.len() as u32);
+                first.answer(answer, &results);
             }
         }
         let mut nth = 0;
@@ -143,9 +146,11 @@ impl<R: Requester> Batch<R> {
         sent: Instant,
     ) {
         let mut rejects = vec![false; self.buckets.len()];
-        let with_first = self.buckets.iter().enumerate();
-        let with_first = with_first.filter(|(_, bucket)| bucket.first.is_some());
-        let firsts = with_first.map(|(index, _)| reply.first(index));
+        let buckets = self.buckets.iter().enumerate();
+        let firsts = buckets.filter_map(|(index, bucket)| {
+            let first = bucket.first.as_ref()?;
+            Some(reply.first(index, first.len() as u32))
+        });
         let answers = firsts.chain((0..).map(|nth| reply.answer(nth)));
         for (take, answer) in self.takes().zip(answers) {
             if let Some(bucket) = take.rejected_by(answer) {

@@ -4,7 +4,7 @@ use std::{future::Future, pin::Pin, time::Duration};
 
 use tokio::time::{Instant, Sleep, sleep};
 
-use crate::{decision::Failure, peers::RatePart};
+use crate::{decision::Failure, peers::RatePart, redis::script::Arguments};
 
 /// Carries a call to Redis.
 pub(crate) trait Connection: Send + Sync + 'static {
@@ -35,8 +35,7 @@ pub(crate) trait Connection: Send + Sync + 'static {
     /// Runs the script at most once, within the limiter's timeout.
     fn call(
         &self,
-        keys: Vec<Vec<u8>>,
-        argument: Vec<u8>,
+        arguments: Arguments,
         deadline: &mut Deadline,
     ) -> impl Future<Output = Result<Vec<u8>, Failure>> + Send;
 }

@@ -39,14 +39,11 @@ impl<R: Requester, C: Connection> InFlight<R, C> {
     pub(super) async fn send(mut self, deadline: &mut Deadline) -> Option<Failure> {
         let batch = self.batch.as_ref()?;
         let context = self.context.clone();
-        let buckets = batch.buckets.iter();
-        let keys = buckets.map(|bucket| context.keyspace.bucket(bucket.id.as_bytes()));
-        let keys: Vec<_> = keys.collect();
-        let (buckets, answers) = (keys.len(), batch.answers());
-        let (length, argument) = (batch.length, batch.argument());
+        let (buckets, answers) = (batch.buckets.len(), batch.answers());
+        let (length, arguments) = (batch.length, batch.arguments(&context.keyspace));
         let sent = Instant::now();
         self.is_sent = true;
-        let result = context.connection.call(keys, argument, deadline).await;
+        let result = context.connection.call(arguments, deadline).await;
         context.meter.call(length, sent.elapsed());
         let reply = result.as_ref().map_err(Clone::clone).and_then(|bytes| {
             Reply::new(bytes, buckets, answers).ok_or_else(|| {

@@ -18,7 +18,7 @@ use crate::{
         ledger::Ledger,
         level_cache::BucketState,
         op::{Op, QueuedOp},
-        script::{Answer, Argument},
+        script::{Answer, Arguments},
     },
     scope::Scope,
 };
@@ -66,10 +66,10 @@ impl TakenAhead {
         self.0.len()
     }
 
-    pub(super) fn encode(&self, argument: &mut Argument) {
+    pub(super) fn encode(&self, arguments: &mut Arguments) {
         for (bucket, request) in &self.0 {
             let tokens = request.tokens;
-            argument.op(*bucket, Op::Lease { tokens });
+            arguments.op(*bucket, Op::Lease { tokens });
         }
     }
 

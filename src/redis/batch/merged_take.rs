@@ -8,7 +8,7 @@ use crate::{
     peers::RatePart,
     redis::{
         level_cache::BucketState,
-        script::{Answer, Argument, First},
+        script::{Answer, Arguments, First},
     },
 };
 
@@ -111,9 +111,9 @@ impl<R: Requester> MergedTake<R> {
         }
     }
 
-    pub(super) fn encode(&self, argument: &mut Argument, part: RatePart) {
+    pub(super) fn encode(&self, arguments: &mut Arguments, part: RatePart) {
         let max_wait_us = part.lengthen(self.max_wait_us);
-        argument.take(self.len() as u32, max_wait_us, self.costs());
+        arguments.take(self.len() as u32, max_wait_us, self.costs());
     }
 
     /// Which bucket decided, as an index into `costs`.

@@ -13,14 +13,13 @@ use crate::{
             state::ConnectionState,
             transport::Session,
         },
-        heartbeat::Epoch,
         op::Op,
-        script::{ACQUIRE, Argument, First, Reply},
+        script::{ACQUIRE, Arguments, Reply},
     },
 };
 
-/// A name that no scope can have, because `#` is escaped.
-const PROBE: &str = "#probe";
+/// The bucket to which the first call writes.
+const PROBE: &str = "the first call over a connection";
 
 /// The connection that a call uses, and what the call assumes of Redis.
 pub(super) struct Target<'a> {
@@ -32,28 +31,22 @@ pub(super) struct Target<'a> {
 }
 
 impl ConnectionState {
-    /// Runs the script on these buckets. The caller limits the time.
+    /// Runs the script. The caller limits the time.
     pub(super) async fn run(
         &self,
         target: &Target<'_>,
-        mut keys: Vec<Vec<u8>>,
-        argument: &[u8],
+        arguments: &Arguments,
     ) -> Result<Vec<u8>, Failure> {
-        if target.epoch.is_some() {
-            keys.push(Epoch::key(&self.config.keyspace));
-        }
         let epoch = target.epoch.as_ref().map_or(&[][..], |epoch| epoch);
         let recovered = match target.recovered < 1.0 {
             true => target.recovered.to_string(),
             false => String::new(),
         };
-        let arguments = [argument, epoch, recovered.as_bytes()];
-        let given = match (epoch, recovered.as_str()) {
-            ([], "") => 1,
-            (_, "") => 2,
-            _ => 3,
-        };
-        let run = target.session.run(&ACQUIRE, &keys, &arguments[..given]);
+        let numbers = arguments.numbers();
+        let mut given = Vec::with_capacity(3 + arguments.buckets());
+        given.extend([&numbers[..], epoch, recovered.as_bytes()]);
+        given.extend(arguments.fields());
+        let run = target.session.run(&ACQUIRE, &arguments.keys, &given);
         let reply = run.await?;
         if reply.is_empty() {
             return Err(data_lost());
@@ -65,11 +58,10 @@ impl ConnectionState {
     pub(super) async fn run_in_time(
         &self,
         target: &Target<'_>,
-        keys: Vec<Vec<u8>>,
-        argument: &[u8],
+        arguments: &Arguments,
     ) -> Result<Vec<u8>, Failure> {
         self.begin_step();
-        within(self.config.timeout, self.run(target, keys, argument)).await
+        within(self.config.timeout, self.run(target, arguments)).await
     }
 
     /// The first call over a connection. It writes, because a Redis that answers but rejects
@@ -80,19 +72,18 @@ impl ConnectionState {
             epoch: None,
             recovered: 1.0,
         };
-        let keys = vec![self.config.keyspace.own(PROBE)];
-        let mut argument = Argument::default();
-        argument.bucket(BucketParams::new(1.0, 1.0), First::NONE);
-        argument.op(0, Op::Reset);
-        let argument = argument.into_bytes();
+        let keyspace = &self.config.keyspace;
+        let mut arguments = Arguments::new(keyspace);
+        arguments.own_bucket(keyspace, PROBE, BucketParams::new(1.0, 1.0));
+        arguments.op(0, Op::Reset);
 
         // If the server does not know the script yet, this takes two round trips.
         let mut sent = Instant::now();
-        let first = self.run(&target, keys.clone(), &argument);
+        let first = self.run(&target, &arguments);
         let mut reply = within(self.config.longest_step(), first).await?;
         if sent.elapsed() > self.config.timeout {
             sent = Instant::now();
-            reply = self.run_in_time(&target, keys, &argument).await?;
+            reply = self.run_in_time(&target, &arguments).await?;
         }
         if let Some(us) = Reply::new(&reply, 1, 0).and_then(|reply| reply.time()) {
             self.lock().server_ms = Some((us / 1e3, sent));

@@ -14,7 +14,7 @@ use crate::{
     redis::{
         level_cache::{LastLevel, LevelCache},
         op::Op,
-        script::{Argument, First, Reply},
+        script::{Arguments, First, Reply},
     },
     scope::{BucketId, Keyspace, Scope},
 };
@@ -27,9 +27,8 @@ const MARKER_KEPT: Duration = Duration::from_secs(3_600);
 
 /// One call of the script.
 pub(super) struct Call {
-    pub(super) keys: Vec<Vec<u8>>,
-    pub(super) argument: Vec<u8>,
-    /// The buckets of the last keys, in their order.
+    pub(super) arguments: Arguments,
+    /// The last buckets of the call, in their order.
     buckets: Vec<(Box<[u8]>, BucketParams)>,
 }
 
@@ -37,11 +36,11 @@ impl Call {
     /// Updates the level cache from the reply. So the charges of this call survive if Redis loses
     /// its data before the next request.
     pub(super) fn update_levels(&self, reply: &[u8], sent: Instant, levels: &LevelCache) {
-        let keys = self.keys.len();
-        let Some(reply) = Reply::new(reply, keys, 0) else {
+        let all = self.arguments.buckets();
+        let Some(reply) = Reply::new(reply, all, 0) else {
             return;
         };
-        let first = keys - self.buckets.len();
+        let first = all - self.buckets.len();
         for (index, (id, params)) in self.buckets.iter().enumerate() {
             let state = reply.state(first + index, *params);
             levels.update(id, *params, state, sent, false);
@@ -52,20 +51,16 @@ impl Call {
 /// Lowers each bucket to its last reported level. Repeating it changes nothing.
 pub(super) fn cap_levels(keyspace: &Keyspace, levels: &[LastLevel]) -> impl Iterator<Item = Call> {
     levels.chunks(MOST_BUCKETS).map(|buckets| {
-        let mut argument = Argument::default();
+        let mut arguments = Arguments::with_buckets(keyspace, buckets.len());
         for bucket in buckets {
-            argument.bucket(bucket.params, First::NONE);
+            arguments.bucket(keyspace, &bucket.id, bucket.params, First::NONE);
         }
         for (index, bucket) in buckets.iter().enumerate() {
             let tokens = bucket.level;
-            argument.op(index, Op::CapLevel { tokens });
+            arguments.op(index, Op::CapLevel { tokens });
         }
         Call {
-            keys: buckets
-                .iter()
-                .map(|bucket| keyspace.bucket(&bucket.id))
-                .collect(),
-            argument: argument.into_bytes(),
+            arguments,
             buckets: buckets
                 .iter()
                 .map(|bucket| (bucket.id.clone(), bucket.params))
@@ -87,21 +82,17 @@ pub(super) fn corrections(keyspace: &Keyspace, corrections: &[(Scope, Op)]) -> V
         buckets[place].2.push(*op);
     }
     let calls = buckets.chunks(MOST_BUCKETS).map(|buckets| {
-        let mut argument = Argument::default();
-        for (_, params, _) in buckets {
-            argument.bucket(*params, First::NONE);
+        let mut arguments = Arguments::with_buckets(keyspace, buckets.len());
+        for (id, params, _) in buckets {
+            arguments.bucket(keyspace, id.as_bytes(), *params, First::NONE);
         }
         for (index, (.., ops)) in buckets.iter().enumerate() {
             for op in ops {
-                argument.op(index, *op);
+                arguments.op(index, *op);
             }
         }
         Call {
-            keys: buckets
-                .iter()
-                .map(|(id, ..)| keyspace.bucket(id.as_bytes()))
-                .collect(),
-            argument: argument.into_bytes(),
+            arguments,
             buckets: buckets
                 .iter()
                 .map(|(id, params, _)| (id.as_bytes().into(), *params))
@@ -161,13 +152,12 @@ impl WriteBack {
     }
 
     pub(super) fn call(&self, keyspace: &Keyspace, limiter: &str, now: Instant) -> Call {
-        let mut argument = Argument::default();
-        // The marker is a bucket that this call empties. It is full again once its key has expired.
-        argument.bucket(
-            BucketParams::new(1.0, MARKER_KEPT.as_secs_f64().recip()),
-            First::NONE,
-        );
-        let mut keys = vec![keyspace.own(&format!("#paid:{limiter}:{}", self.number))];
+        let mut arguments = Arguments::new(keyspace);
+        // The marker is a bucket that this call empties. It is full again when it is not needed any
+        // more.
+        let marker = format!("paid:{limiter}:{}", self.number);
+        let marker_params = BucketParams::new(1.0, MARKER_KEPT.as_secs_f64().recip());
+        arguments.own_bucket(keyspace, &marker, marker_params);
         // A debt is forgiven once it would have refilled if it had been charged to an empty bucket
         // at the start.
         let age = now.saturating_duration_since(self.since);
@@ -179,10 +169,9 @@ impl WriteBack {
             })
             .collect();
         for debt in &due {
-            keys.push(keyspace.bucket(&debt.id));
-            argument.bucket(debt.params, First::NONE);
+            arguments.bucket(keyspace, &debt.id, debt.params, First::NONE);
         }
-        argument.op(0, Op::EmptyOrStop);
+        arguments.op(0, Op::EmptyOrStop);
         for (index, debt) in due.iter().enumerate() {
             let op = match debt.tokens > 0.0 {
                 true => Op::WriteBack {
@@ -194,11 +183,10 @@ impl WriteBack {
                     tokens: -debt.tokens,
                 },
             };
-            argument.op(index + 1, op);
+            arguments.op(index + 1, op);
         }
         Call {
-            keys,
-            argument: argument.into_bytes(),
+            arguments,
             buckets: due
                 .iter()
                 .map(|debt| (debt.id.clone(), debt.params))

@@ -114,9 +114,7 @@ impl ConnectionState {
 
     async fn deliver(&self, target: &Target<'_>, call: Call) -> Result<(), Failure> {
         let sent = Instant::now();
-        let reply = self
-            .run_in_time(target, call.keys.clone(), &call.argument)
-            .await?;
+        let reply = self.run_in_time(target, &call.arguments).await?;
         call.update_levels(&reply, sent, &self.config.levels);
         Ok(())
     }

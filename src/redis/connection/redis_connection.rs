@@ -19,6 +19,7 @@ use crate::{
             state::{ConnectionState, LiveSession, Stage},
             supervisor::Supervisor,
         },
+        script::Arguments,
     },
 };
 
@@ -205,8 +206,7 @@ impl Connection for RedisConnection {
 
     async fn call(
         &self,
-        keys: Vec<Vec<u8>>,
-        argument: Vec<u8>,
+        arguments: Arguments,
         deadline: &mut Deadline,
     ) -> Result<Vec<u8>, Failure> {
         let until = Instant::now() + self.state.config.timeout;
@@ -220,7 +220,7 @@ impl Connection for RedisConnection {
         };
         let result = tokio::select! {
             biased;
-            result = self.state.run(&target, keys, &argument) => result,
+            result = self.state.run(&target, &arguments) => result,
             () = deadline.passed() => Err(timed_out()),
             // Another call over this connection has failed: this one need not wait for its own.
             _ = dropped.wait_for(|dropped| *dropped) => match &self.state.lock().stage {

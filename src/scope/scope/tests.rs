@@ -25,37 +25,39 @@ fn long_parts_are_hashed() {
 mod in_redis {
     use super::*;
 
-    fn redis_key(prefix: &str, scope: &Scope) -> String {
-        let id = scope.id(&SALT);
-        let key = Keyspace::new(prefix, SALT).bucket(id.as_bytes());
-        String::from_utf8(key).expect("ASCII")
+    fn field(scope: &Scope, salt: [u8; 32]) -> Vec<u8> {
+        let (id, mut field) = (scope.id(&salt), Vec::new());
+        Keyspace::new("p", salt).push_field(id.as_bytes(), &mut field);
+        field
     }
 
     #[test]
     fn names_are_readable_and_keys_are_hashed() {
-        let default = |scope: &Scope| redis_key("throttle:v1", scope);
         let name = |name: &str| Scope::new(name, SITE.quota());
-        assert_eq!(default(&SITE), "throttle:v1|site");
-        assert_eq!(default(&name("a-b_c/d")), "throttle:v1|a-b_c/d");
-        assert_eq!(
-            default(&name("a:{b}\0%#|")),
-            "throttle:v1|a%3a%7bb%7d%00%25%23%7c"
-        );
-        for key in ["", "a", "192.0.2.1", "hunter2", &"k".repeat(65)] {
-            let stored = default(&SITE.key(key));
-            let hash = stored.strip_prefix("throttle:v1|site:").expect("the name");
-            assert_eq!(hash.len(), 32, "{stored}");
-            assert!(hash.bytes().all(|byte| byte.is_ascii_hexdigit()));
+        for plain in ["site", "a-b_c/d", "a:{b}\0%#|"] {
+            assert_eq!(field(&name(plain), SALT), plain.as_bytes());
         }
-        let long = default(&name(&"n".repeat(65)));
-        assert_eq!(long.len(), "throttle:v1|#".len() + 32);
+        for key in ["", "a", "192.0.2.1", "hunter2", &"k".repeat(65)] {
+            let stored = field(&SITE.key(key), SALT);
+            let hash = stored.strip_prefix(b"site\xFF").expect("the name");
+            assert_eq!(hash.len(), 16, "{stored:?}");
+        }
+        assert_eq!(field(&name(&"n".repeat(65)), SALT).len(), 17);
     }
 
     #[test]
     fn the_hash_of_a_key_depends_on_the_secret() {
-        let id = SITE.key("a").id(&SALT);
-        let [one, two] = [SALT, [8; 32]].map(|salt| Keyspace::new("p", salt));
-        assert_ne!(one.bucket(id.as_bytes()), two.bucket(id.as_bytes()));
+        let key = SITE.key("a");
+        assert_ne!(field(&key, SALT), field(&key, [8; 32]));
+    }
+
+    #[test]
+    fn all_keys_of_a_prefix_have_one_hash_tag() {
+        let keyspace = Keyspace::new("p", SALT);
+        let [first, second] = keyspace.class(16);
+        for key in [keyspace.directory(), first, second] {
+            assert!(key.starts_with(b"p|{#}"), "{key:?}");
+        }
     }
 
     /// Texts of characters with a special meaning, some of them long enough to be hashed.
@@ -67,60 +69,49 @@ mod in_redis {
         prop_oneof![4 => of("{0,4}"), 1 => of("{64,66}")]
     }
 
-    type Parts = (String, String, Option<String>);
+    type Parts = (String, Option<String>);
 
     fn parts() -> impl Strategy<Value = Parts> {
         let name = text("a:#%{}/|*é").prop_map(|name| format!("a{name}"));
         let key = proptest::option::of(text("a:#%{}/|*é\u{0}"));
-        (text("a:#%{}/é"), name, key)
+        (name, key)
     }
 
-    /// The same prefix, or one that continues the other; and what would follow it, moved from
-    /// one part to the next.
+    /// What would follow a name, moved to its key and back.
     fn neighbours() -> impl Strategy<Value = (Parts, Parts)> {
-        let moved = (parts(), parts()).prop_flat_map(|(one, other)| {
-            let (prefix, name, key) = one.clone();
-            let last = key.clone().filter(|key| !key.is_empty());
-            let last = last.unwrap_or_else(|| "a".to_owned());
+        (parts(), parts()).prop_flat_map(|(one, other)| {
+            let (name, key) = one.clone();
             let near = vec![
                 other,
                 one.clone(),
-                (format!("{prefix}{name}:"), last, None),
-                (format!("{prefix}{name}:"), name.clone(), key.clone()),
-                (prefix.clone(), format!("{name}:a"), None),
-                (prefix.clone(), name.clone(), None),
-                (prefix.clone(), name.clone(), Some(String::new())),
-                (String::new(), format!("{prefix}{name}"), key),
-                (prefix, "#limiters".to_owned(), None),
+                (format!("{name}:a"), None),
+                (name.clone(), None),
+                (name.clone(), Some(String::new())),
+                (format!("{name}{}", key.unwrap_or_default()), None),
             ];
             (Just(one), proptest::sample::select(near))
-        });
-        moved.prop_filter("such a prefix is rejected", |(_, (prefix, ..))| {
-            !prefix.contains(['|', '*'])
         })
     }
 
     proptest! {
         #![proptest_config(crate::verification::bucket_model::seeded())]
 
-        /// Different prefixes, names or keys are different keys of Redis, and the pattern of
-        /// a prefix matches the keys of that prefix alone.
+        /// Different names or keys are different fields, and none is that of a bucket that no scope
+        /// has.
         #[test]
-        fn different_parts_are_different_keys((one, two) in neighbours()) {
-            let stored = |(prefix, name, key): &Parts| {
+        fn different_parts_are_different_fields((one, two) in neighbours()) {
+            let stored = |(name, key): &Parts| {
                 let scope = Scope::new(name.clone(), SITE.quota());
-                redis_key(prefix, &match key {
+                field(&match key {
                     Some(key) => scope.key(key),
                     None => scope,
-                })
+                }, SALT)
             };
             let (a, b) = (stored(&one), stored(&two));
-            prop_assert_eq!(a == b, one == two, "{} {}", a, b);
-            prop_assert_eq!(a.starts_with(&format!("{}|", two.0)), one.0 == two.0);
-            for own in ["{#}limiters", "{#}epoch", "#probe", "#paid:me:1"] {
-                let own = Keyspace::new(&two.0, SALT).own(own);
-                prop_assert_ne!(a.as_bytes(), own);
-            }
+            prop_assert_eq!(a == b, one == two, "{:?} {:?}", a, b);
+            let mut own = Vec::new();
+            Keyspace::new("p", SALT).push_own_field(&one.0, &mut own);
+            prop_assert_ne!(a, own);
         }
     }
 }

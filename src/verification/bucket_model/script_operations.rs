@@ -2,9 +2,6 @@
 
 use crate::bucket::{Bucket, BucketParams};
 
-/// The longest life of a value in Redis, in milliseconds (2^53: the largest exact integer).
-const MAX_TTL_MS: f64 = 9_007_199_254_740_992.0;
-
 impl Bucket {
     /// Charges tokens that a local share granted during an outage, including those that it
     /// reserved: reservations of at most `largest_cost` each, due within `wait` microseconds.
@@ -35,14 +32,5 @@ impl Bucket {
     /// The rest of the pause, in microseconds.
     pub(crate) fn pause_left(&self) -> f64 {
         (self.paused_until - self.at).max(0.0)
-    }
-
-    /// The expiry to set on this bucket's value, in milliseconds, of which `left` microseconds are
-    /// left. Twice as long as needed, because setting an expiry costs as much as setting a value;
-    /// none while `left` is neither too short nor much too long.
-    pub(crate) fn ttl_ms(&self, now: f64, left: f64, params: BucketParams) -> Option<f64> {
-        let us = self.at - now + self.full_in(params);
-        let is_due = left < us || left > 4.0 * us;
-        is_due.then(|| (2.0 * us / 1_000.0).ceil().clamp(1.0, MAX_TTL_MS))
     }
 }

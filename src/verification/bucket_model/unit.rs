@@ -214,36 +214,6 @@ fn a_full_bucket_equals_an_absent_one() {
 }
 
 #[test]
-fn a_value_in_redis_lives_until_the_bucket_is_full() {
-    let params = BucketParams::new(10.0, 1.0);
-    let mut bucket = Bucket::full(5e6, params);
-    assert_eq!(
-        bucket.ttl_ms(5e6, 1.0, params),
-        Some(1.0),
-        "PX 0 is an error"
-    );
-    bucket.take(3.0, 1, 0.0, params);
-    assert_eq!(bucket.ttl_ms(5e6, 0.0, params), Some(6_000.0));
-    // Neither too short, nor too long.
-    assert_eq!(bucket.ttl_ms(5e6, 2.999e6, params), Some(6_000.0));
-    assert_eq!(bucket.ttl_ms(5e6, 3e6, params), None);
-    assert_eq!(bucket.ttl_ms(5e6, 12e6, params), None);
-    assert_eq!(bucket.ttl_ms(5e6, 12.001e6, params), Some(6_000.0));
-    // If the server's clock is behind `at`, that time is added.
-    assert_eq!(bucket.ttl_ms(4.5e6, 3e6, params), Some(7_000.0));
-    bucket.take(0.0001, 1, 0.0, params);
-    assert_eq!(bucket.ttl_ms(5e6, 0.0, params), Some(6_001.0));
-    bucket.take(9.0, 1, 1e12, params);
-    bucket.level = params.capacity;
-    let ttl = bucket.ttl_ms(5e6, 0.0, params);
-    assert_eq!(ttl, Some(4_001.0), "a request waits");
-    let never = BucketParams::new(1e15, 1e-12);
-    bucket.level = 0.0;
-    let ttl = bucket.ttl_ms(5e6, 0.0, never);
-    assert_eq!(ttl, Some(9_007_199_254_740_992.0));
-}
-
-#[test]
 fn giving_back_never_overfills() {
     let mut rng = rng();
     for _ in 0..ROUNDS {

@@ -1,5 +1,7 @@
 //! Random calls to the reference model and the script.
 
+use std::collections::BTreeMap;
+
 use redis::{Cmd, Pipeline, aio::MultiplexedConnection};
 
 use super::support::RedisServer;
@@ -10,6 +12,7 @@ use crate::{
         op::Op,
         script::{ACQUIRE, Reply},
     },
+    scope::Keyspace,
     verification::{
         bucket_model::{Rng, seed, sequences},
         reference_model::{Call, Outcome, ReferenceModel, Step, Stored, Written},
@@ -19,31 +22,39 @@ use crate::{
 /// Sequences in one pipeline.
 const AT_ONCE: u64 = 50;
 
-/// The script with a clock of the test: it reads the time from a further argument, lets no value
-/// expire, and appends to its reply what it wrote and for how long.
+/// The script with a clock of the test: it reads the time from its last argument, lets no hash
+/// expire, and appends to its reply what it wrote and in which class.
 fn with_clock_of_the_test() -> String {
     let lines = [
         (
-            "local t = redis.call('TIME')\nlocal now = t[1] * 1000000 + t[2]\n",
-            "local now = struct.unpack('<d', ARGV[4])\nlocal written = {}\n",
+            "local t = call('TIME')\nlocal now = t[1] * 1000000 + t[2]\n",
+            "local now = unpack_d('<d', table.remove(ARGV))\nlocal written = {}\n",
         ),
         (
-            "    call('SET', KEYS[i], value, 'PX', px)\n",
-            "    call('SET', KEYS[i], value)\n    \
-             written[#written + 1] = pack('<ddd', i - 1, px, #value)\n",
+            "  if call('PTTL', KEYS[1]) < kept then call('PEXPIRE', KEYS[1], string.format('%d', kept)) end\n",
+            "",
         ),
         (
-            "    call('SET', KEYS[i], value, 'KEEPTTL')\n",
-            "    call('SET', KEYS[i], value)\n    \
-             written[#written + 1] = pack('<ddd', i - 1, 0, #value)\n",
+            "      call('PEXPIRE', class.current, string.format('%d', kept))\n",
+            "",
         ),
         (
-            "if only_firsts then return table.concat(reply) end",
-            "if only_firsts then return table.concat(reply) .. table.concat(written) end",
+            "        out[#out + 1] = pack('<dddd', level, now, cap, rate)\n",
+            "        out[#out + 1] = pack('<dddd', level, now, cap, rate)\n\
+             written[#written + 1] = pack('<ddd', i - 1, run.class.period / 1e6, 32)\n",
         ),
         (
-            "return table.concat(reply) .. table.concat(answers)",
-            "return table.concat(reply) .. table.concat(answers) .. table.concat(written)",
+            "    local out = class.out\n",
+            "    local out = class.out\n\
+             written[#written + 1] = pack('<ddd', i - 1, period / 1e6, #value)\n",
+        ),
+        (
+            "if not details then return reply end\n",
+            "if not details then return reply .. table.concat(written) end\n",
+        ),
+        (
+            "return table.concat(parts)",
+            "return table.concat(parts) .. table.concat(written)",
         ),
     ];
     let mut source = ACQUIRE.source.to_owned();
@@ -64,33 +75,49 @@ async fn load(connection: &mut MultiplexedConnection, source: &str) -> String {
     sha.expect("the script compiles")
 }
 
-fn command(sha: &str, call: &Call) -> Cmd {
+fn command(sha: &str, keyspace: &Keyspace, call: &Call) -> Cmd {
+    let arguments = call.arguments(keyspace);
     let mut command = redis::cmd("EVALSHA");
-    command.arg(sha).arg(call.keys.len());
-    for (key, _) in &call.keys {
-        command.arg(key);
-    }
-    command.arg(call.argument());
+    command
+        .arg(sha)
+        .arg(arguments.keys.len())
+        .arg(&arguments.keys);
+    command.arg(arguments.numbers());
     command.arg("").arg(call.recovered.to_string());
+    for field in arguments.fields() {
+        command.arg(field);
+    }
     command
 }
 
 /// Reads a reply, and what is appended to it: the server's time, and everything else.
 fn read(bytes: &[u8], call: &Call) -> (Option<f64>, Outcome) {
     let (answers, keys) = (call.answers(), call.keys.len());
-    let length = 8 * (1 + 6 * keys + 5 * answers);
+    let number = |bytes: &[u8]| f64::from_le_bytes(bytes.try_into().expect("eight bytes"));
+    let levels = bytes.chunks(8).skip(1).take(keys);
+    let details = levels
+        .filter(|level| number(level) == f64::INFINITY)
+        .count();
+    let length = 8 * (1 + keys + 6 * details + 5 * answers);
     assert!(bytes.len() >= length, "{} bytes for {call:?}", bytes.len());
     let (reply, written) = bytes.split_at(length);
     let Some(reply) = Reply::new(reply, keys, answers) else {
         panic!("a reply of another length: {call:?}");
     };
-    let number = |bytes: &[u8]| f64::from_le_bytes(bytes.try_into().expect("eight bytes"));
-    let written = written.chunks(24).map(|chunk| -> Written {
-        let [index, px, length] = [0, 8, 16].map(|at| number(&chunk[at..at + 8]));
-        (index as usize, px, length as usize)
+    // A bucket that is written twice has its last value.
+    let written = written.chunks(24).map(|chunk| {
+        let [index, period, length] = [0, 8, 16].map(|at| number(&chunk[at..at + 8]));
+        (index as usize, (period as u64, length as usize))
     });
+    let written: BTreeMap<_, _> = written.collect();
+    let written = written
+        .into_iter()
+        .map(|(index, (period, length))| -> Written { (index, period, length) });
+    let firsts = call.firsts.iter().enumerate();
     let outcome = Outcome {
-        firsts: (0..keys).map(|key| reply.first(key).taken).collect(),
+        firsts: firsts
+            .map(|(key, first)| reply.first(key, first.n).taken)
+            .collect(),
         answers: (0..answers).map(|nth| reply.answer(nth)).collect(),
         levels: (0..keys).map(|key| reply.level(key)).collect(),
         pauses: (0..keys).map(|key| reply.pause_us(key)).collect(),
@@ -107,7 +134,7 @@ struct KnownKey {
 }
 
 fn random_keys(rng: &mut Rng, sequence: u64, fast: bool) -> Vec<KnownKey> {
-    let count = 1 + rng.below(4);
+    let (count, of_one_name) = (1 + rng.below(4), rng.percent(50));
     (0..count)
         .map(|key| {
             let caps = [1.0, 2.5, 5.0, 10.0, 100.0, 1e6];
@@ -116,7 +143,10 @@ fn random_keys(rng: &mut Rng, sequence: u64, fast: bool) -> Vec<KnownKey> {
             let quotas = 1 + rng.below(3) * rng.below(2);
             let quota = |_| BucketParams::new(rng.pick(&caps), rng.pick(&rates) * times);
             KnownKey {
-                key: format!("{sequence}:{key}"),
+                key: match of_one_name {
+                    true => format!("{sequence}/{key:032x}"),
+                    false => format!("{sequence}:{key}"),
+                },
                 quotas: (0..quotas).map(quota).collect(),
             }
         })
@@ -210,7 +240,7 @@ fn random_step(rng: &mut Rng, keys: &[(String, BucketParams)], model: &Reference
         },
         _ => {
             // The last reservation, or one before it, as far as there are any.
-            let stored = model.keys.get(&keys[index].0);
+            let stored = model.storage.last(&keys[index].0);
             let last_due = stored.map_or(1.7e15, |stored| {
                 stored.bucket.last_due.max(stored.bucket.at)
             });
@@ -247,20 +277,10 @@ fn foreign_value(rng: &mut Rng, quotas: &[BucketParams], now: f64) -> Vec<u8> {
     let until = now + rng.pick(&[0.5, 3.0, 20.0]) / params.per_us;
     let (level, at) = (params.capacity * rng.part(), now - 1e6 * rng.part());
     let rate = params.per_us;
-    let numbers = [
-        level,
-        at,
-        params.capacity,
-        rate,
-        until,
-        until,
-        1.0,
-        1.0,
-        until,
-        rate,
-    ];
+    let capacity = params.capacity;
+    let numbers = [level, at, capacity, rate, until, 1.0, 1.0, until, rate];
     let bad = rng.pick(&[0, 5, 10, 100]);
-    let length = rng.pick(&[5, 8, 10, 13, 16]);
+    let length = rng.pick(&[4, 7, 9, 12, 15]);
     let gap = |nth: f64| {
         [
             until - nth / params.per_us,
@@ -296,33 +316,6 @@ fn random_time_step(rng: &mut Rng, known: &[KnownKey]) -> f64 {
     back.unwrap_or_else(|| rng.pick(&forward)).round()
 }
 
-/// A value that expires must be full by every quota that it was known by.
-fn assert_full(model: &ReferenceModel, known: &KnownKey, now: f64) {
-    let stored = &model.keys[&known.key];
-    let quotas = known.quotas.iter().filter(|quota| {
-        let widest = stored.widest;
-        quota.capacity <= widest.capacity && quota.per_us >= widest.per_us
-    });
-    for &quota in quotas {
-        let mut bucket = stored.bucket.clone();
-        bucket.advance(now, quota);
-        let missing = quota.capacity - bucket.level;
-        let full = missing <= 1e-9 * quota.capacity;
-        assert!(
-            full,
-            "forgot {stored:?} at {now}, {missing} before {quota:?} is full"
-        );
-        assert!(
-            bucket.last_due == 0.0,
-            "forgot reservations: {stored:?} at {now}"
-        );
-        assert!(
-            bucket.paused_until == 0.0,
-            "forgot a pause: {stored:?} at {now}"
-        );
-    }
-}
-
 #[tokio::test]
 async fn script_equals_the_model_by_the_clock_of_the_test() {
     let server = RedisServer::start().await;
@@ -332,6 +325,7 @@ async fn script_equals_the_model_by_the_clock_of_the_test() {
     println!("THROTTLE_SEED={first}");
     let (mut forgotten, mut waits, mut returned, mut slowest, mut only_firsts) = (0, 0, 0, 0, 0);
     let (mut paused, mut gaps, mut foreign) = (0, 0, 0);
+    let (mut moved, mut renumbered) = (0, 0);
     let mut sequence = 0;
     while sequence < count {
         let (mut pipeline, mut expected) = (Pipeline::new(), Vec::new());
@@ -339,41 +333,48 @@ async fn script_equals_the_model_by_the_clock_of_the_test() {
             let seed = first.wrapping_add(sequence);
             let mut rng = Rng::new(seed);
             let known = random_keys(&mut rng, sequence, false);
+            let keyspace = Keyspace::new(&sequence.to_string(), [0; 32]);
             let (mut model, mut now) = (ReferenceModel::default(), 1.7e15);
             for _ in 0..4 + rng.below(12) {
                 now += random_time_step(&mut rng, &known);
-                for known in &known {
-                    let stored = model.keys.get(&known.key);
-                    if stored.is_some_and(|stored| stored.is_expired(now)) {
-                        assert_full(&model, known, now);
-                        model.keys.remove(&known.key);
-                        pipeline.del(&known.key).ignore();
-                        forgotten += 1;
-                    }
+                for (period, hash) in model.storage.expire(now) {
+                    pipeline.del(&keyspace.class(period)[hash]).ignore();
                 }
                 if rng.percent(5) {
                     let known = &known[rng.below(known.len() as u32) as usize];
                     let value = foreign_value(&mut rng, &known.quotas, now);
-                    pipeline.set(&known.key, &value).ignore();
-                    model.keys.remove(&known.key);
-                    if let Some(stored) = Stored::read(&value) {
-                        model.keys.insert(known.key.clone(), stored);
-                        foreign += 1;
+                    let (read, key) = (Stored::read(&value), &known.key);
+                    foreign += usize::from(read.is_some());
+                    if let Some((period, hash)) = model.storage.plant(key, read, now) {
+                        let [first, second] = keyspace.class(period);
+                        let field = Call::new(key, known.quotas[0], Vec::new());
+                        let field = field.arguments(&keyspace);
+                        let field = field.fields().next().expect("one bucket");
+                        let (this, other) = match hash {
+                            0 => (first, second),
+                            _ => (second, first),
+                        };
+                        pipeline.hset(this, field, &value).ignore();
+                        pipeline.hdel(other, field).ignore();
                     }
                 }
                 let call = random_call(&mut rng, &known, &model);
-                let mut command = command(&sha, &call);
+                let mut command = command(&sha, &keyspace, &call);
                 pipeline.add_command(command.arg(&now.to_le_bytes()).clone());
-                let keys: Vec<_> = call.keys.iter().map(|(key, _)| key.clone()).collect();
-                assert_eq!(Call::read(&keys, &call.argument(), call.recovered), call);
+                let arguments = call.arguments(&keyspace);
+                let fields: Vec<_> = arguments.fields().collect();
+                let read = Call::read(&arguments.numbers(), &fields, call.recovered);
+                assert_eq!(read, call);
                 let outcome = model.call(&call, now);
                 let taken = outcome.answers.iter().map(|answer| &answer.taken);
                 let taken = taken.chain(&outcome.firsts);
                 waits += taken.filter(|taken| taken.last > 0.0).count();
                 only_firsts += usize::from(call.steps.is_empty());
                 slowest += outcome.answers.iter().filter(|a| a.which > 0).count();
-                let of_stored = |stored: &Stored| stored.bucket.gaps.len();
-                gaps += model.keys.values().map(of_stored).sum::<usize>();
+                let stored = known
+                    .iter()
+                    .filter_map(|known| model.storage.last(&known.key));
+                gaps += stored.map(|stored| stored.bucket.gaps.len()).sum::<usize>();
                 paused += outcome.pauses.iter().filter(|pause| **pause > 0.0).count();
                 returned += outcome
                     .levels
@@ -383,6 +384,9 @@ async fn script_equals_the_model_by_the_clock_of_the_test() {
                 expected.push((seed, now, call, outcome));
             }
             sequence += 1;
+            forgotten += model.storage.forgotten;
+            moved += model.storage.moved;
+            renumbered += model.storage.renumbered;
         }
         pipeline.cmd("FLUSHDB").ignore();
         let replies: Vec<Vec<u8>> = pipeline
@@ -399,12 +403,15 @@ async fn script_equals_the_model_by_the_clock_of_the_test() {
     }
     println!(
         "{count}: {forgotten} forgotten, {waits} waits, {returned} with returned tokens, {paused} paused, \
-         {gaps} gaps, {foreign} foreign values, {slowest} slowest, {only_firsts} of first requests alone"
+         {gaps} gaps, {foreign} foreign values, {slowest} slowest, {only_firsts} of first requests alone, \
+         {moved} moved, {renumbered} renumbered"
     );
     let all = paused > 0
         && gaps > 0
         && foreign > 0
         && forgotten > 0
+        && moved > 0
+        && renumbered > 0
         && waits > 0
         && returned > 0
         && slowest > 0
@@ -417,6 +424,7 @@ async fn script_equals_the_model_by_the_clock_of_the_server() {
     let server = RedisServer::start().await;
     let mut connection = server.connection().await;
     let sha = load(&mut connection, ACQUIRE.source).await;
+    let keyspace = Keyspace::new("p", [0; 32]);
     let (first, count) = (seed(), sequences(1_000, 10_000));
     println!("THROTTLE_SEED={first}");
     let mut sequence = 0;
@@ -438,7 +446,7 @@ async fn script_equals_the_model_by_the_clock_of_the_server() {
                     recovered,
                     ..random_call(&mut rng, &known, &ReferenceModel::default())
                 };
-                pipeline.add_command(command(&sha, &call));
+                pipeline.add_command(command(&sha, &keyspace, &call));
                 calls.push((seed, call));
             }
             sequence += 1;

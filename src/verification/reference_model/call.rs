@@ -4,9 +4,42 @@ use crate::{
     bucket::BucketParams,
     redis::{
         op::Op,
-        script::{Argument, First, TAKE},
+        script::{Arguments, First, TAKE},
     },
+    scope::Keyspace,
 };
+
+/// The identity of a bucket. A key is a name, or a name, a slash, and 32 hexadecimal digits.
+fn id(key: &str) -> Vec<u8> {
+    let Some((name, digits)) = key.split_once('/') else {
+        return key.as_bytes().to_vec();
+    };
+    let bytes = (0..32)
+        .step_by(2)
+        .map(|at| u8::from_str_radix(&digits[at..at + 2], 16));
+    let bytes = bytes.map(|byte| byte.expect("hexadecimal digits"));
+    // The marks of a key, and of one that is a hash.
+    [name.as_bytes(), &[0xFF, 0xFE]]
+        .concat()
+        .into_iter()
+        .chain(bytes)
+        .collect()
+}
+
+/// The key of the bucket in a field, of which the first bytes are the name.
+fn key(field: &[u8], name: usize) -> String {
+    let (name, rest) = field.split_at(name);
+    let mut key: String = name.iter().copied().map(char::from).collect();
+    match rest {
+        [] => {}
+        [0xFF, hash @ ..] if hash.len() == 16 => {
+            key.push('/');
+            hash.iter().for_each(|byte| key += &format!("{byte:02x}"));
+        }
+        other => key += &String::from_utf8_lossy(other),
+    }
+    key
+}
 
 /// Buckets are named by their index in the call.
 #[derive(Clone, Debug, PartialEq)]
@@ -105,47 +138,50 @@ impl Call {
         self.steps.iter().filter(|step| step.has_answer()).count()
     }
 
-    pub(crate) fn argument(&self) -> Vec<u8> {
-        let mut argument = Argument::default();
-        for ((_, params), first) in self.keys.iter().zip(&self.firsts) {
-            argument.bucket(*params, *first);
+    pub(crate) fn arguments(&self, keyspace: &Keyspace) -> Arguments {
+        let mut arguments = Arguments::new(keyspace);
+        for ((key, params), first) in self.keys.iter().zip(&self.firsts) {
+            arguments.bucket(keyspace, &id(key), *params, *first);
         }
         for step in &self.steps {
             match step {
-                Step::Take { n, max_wait, costs } => argument.take(*n, *max_wait, costs),
-                Step::Op(bucket, op) => argument.op(*bucket, *op),
+                Step::Take { n, max_wait, costs } => arguments.take(*n, *max_wait, costs),
+                Step::Op(bucket, op) => arguments.op(*bucket, *op),
             }
         }
-        argument.into_bytes()
+        arguments
     }
 
-    /// Reads an argument as the script does.
-    pub(crate) fn read(keys: &[String], argument: &[u8], recovered: f64) -> Self {
-        let mut numbers = argument.chunks_exact(8).map(|number| {
+    /// Reads arguments as the script does: its first one, and the fields.
+    pub(crate) fn read(numbers: &[u8], fields: &[&[u8]], recovered: f64) -> Self {
+        let mut numbers = numbers.chunks_exact(8).map(|number| {
             let mut bytes = [0; 8];
             bytes.copy_from_slice(number);
             f64::from_le_bytes(bytes)
         });
         let mut call = Self {
-            keys: Vec::with_capacity(keys.len()),
-            firsts: Vec::with_capacity(keys.len()),
+            keys: Vec::with_capacity(fields.len()),
+            firsts: Vec::with_capacity(fields.len()),
             steps: Vec::new(),
             recovered,
         };
         let short = "an argument of whole steps";
-        for key in keys {
+        while call.keys.len() < fields.len() {
             let mut next = || numbers.next().expect(short);
+            let (buckets, name, _, _) = (next() as usize, next() as usize, next(), next());
             let params = BucketParams {
                 capacity: next(),
                 per_us: next(),
             };
-            call.keys.push((key.clone(), params));
-            let (cost, n, max_wait_us) = (next(), next() as u32, next());
-            call.firsts.push(First {
-                cost,
-                n,
-                max_wait_us,
-            });
+            let first = First {
+                cost: next(),
+                n: next() as u32,
+                max_wait_us: next(),
+            };
+            for field in &fields[call.keys.len()..][..buckets] {
+                call.keys.push((key(field, name), params));
+                call.firsts.push(first);
+            }
         }
         while let Some(code) = numbers.next() {
             let mut next = || numbers.next().expect(short);

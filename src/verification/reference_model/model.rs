@@ -1,16 +1,14 @@
 //! What a call does, and what it replies.
 
-use std::collections::HashMap;
-
-use super::{Call, Step, Stored};
+use super::{Call, Located, Step, Storage, Stored};
 use crate::{
     bucket::{Bucket, BucketParams, Taken, TakenAll, take_all},
     redis::{op::Op, script::Answer},
 };
 
-/// A key that a call wrote: its index, for how many milliseconds anew (0: as long as before), and
-/// the length of the value in bytes.
-pub(crate) type Written = (usize, f64, usize);
+/// A bucket that a call wrote: its index, the period of its class in seconds, and the length of the
+/// value in bytes.
+pub(crate) type Written = (usize, u64, usize);
 
 /// What a call replies, and what it wrote.
 #[derive(Clone, Debug, PartialEq)]
@@ -33,11 +31,19 @@ impl Outcome {
     pub(crate) fn reply(&self, now: f64) -> Vec<u8> {
         let numbers = |taken: &Taken| [taken.now, taken.granted, taken.last, taken.retry_after];
         let mut reply = vec![if self.is_ahead { 0.0 } else { now }];
+        let mut details = Vec::new();
         let buckets = self.firsts.iter().zip(&self.levels).zip(&self.pauses);
         for ((first, (level, returned)), pause) in buckets {
-            reply.extend(numbers(first));
-            reply.extend([*level, if *pause > 0.0 { -pause } else { *returned }]);
+            let all_at_once = first.last == 0.0 && first.retry_after == 0.0;
+            if all_at_once && *returned == 0.0 && *pause == 0.0 {
+                reply.push(*level);
+                continue;
+            }
+            reply.push(f64::INFINITY);
+            details.extend(numbers(first));
+            details.extend([*level, if *pause > 0.0 { -pause } else { *returned }]);
         }
+        reply.extend(details);
         for Answer { taken, which } in &self.answers {
             reply.extend(numbers(taken));
             reply.push((which + 1) as f64);
@@ -46,10 +52,10 @@ impl Outcome {
     }
 }
 
-/// All keys of a Redis.
+/// All buckets of a Redis.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct ReferenceModel {
-    pub(crate) keys: HashMap<String, Stored>,
+    pub(crate) storage: Storage,
 }
 
 /// A bucket during a call.
@@ -57,8 +63,7 @@ struct Loaded {
     bucket: Bucket,
     params: BucketParams,
     widest: BucketParams,
-    /// The stored value, if it counts.
-    stored: Option<Stored>,
+    located: Located,
     /// Whether it is to be written.
     changed: bool,
 }
@@ -98,8 +103,15 @@ impl ReferenceModel {
         let mut written = Vec::new();
         for (index, loaded) in buckets.iter().enumerate() {
             if loaded.changed {
-                let (px, length) = self.write(&call.keys[index].0, loaded, now, call.recovered);
-                written.push((index, px, length));
+                let value = Stored {
+                    bucket: loaded.bucket.clone(),
+                    widest: loaded.widest,
+                };
+                let length = value.length();
+                let (key, located) = (&call.keys[index].0, &loaded.located);
+                let storage = &mut self.storage;
+                let period = storage.write(key, located, value, now, call.recovered);
+                written.push((index, period, length));
             }
         }
         let buckets = || buckets.iter().map(|loaded| &loaded.bucket);
@@ -116,8 +128,9 @@ impl ReferenceModel {
     }
 
     /// A missing or implausible value is a full bucket.
-    fn load(&self, key: &str, params: BucketParams, now: f64, recovered: f64) -> Loaded {
-        let stored = self.keys.get(key);
+    fn load(&mut self, key: &str, params: BucketParams, now: f64, recovered: f64) -> Loaded {
+        let located = self.storage.find(key, params, now);
+        let stored = located.value.as_ref();
         let stored = stored.filter(|stored| stored.is_plausible(params));
         let mut bucket =
             stored.map_or_else(|| Bucket::full(now, params), |stored| stored.bucket.clone());
@@ -131,36 +144,9 @@ impl ReferenceModel {
             bucket,
             params,
             widest,
-            stored: stored.cloned(),
+            located,
             changed,
         }
-    }
-
-    /// Returns for how many milliseconds the value is kept anew (0: as long as before), and its
-    /// length.
-    fn write(&mut self, key: &str, loaded: &Loaded, now: f64, recovered: f64) -> (f64, usize) {
-        let (bucket, widest) = (loaded.bucket.clone(), loaded.widest);
-        // Until all peers have recovered, the bucket refills in part.
-        let slower = if recovered < 1.0 { 10e6 } else { 0.0 };
-        let stored = loaded.stored.as_ref();
-        let mut kept = stored.map_or(0.0, |stored| stored.kept);
-        let px = bucket.ttl_ms(now - slower, kept - now, widest);
-        if let Some(px) = px {
-            kept = now + (px - 1.0) * 1_000.0;
-        }
-        let expires = match (px, stored) {
-            (None, Some(stored)) => stored.expires,
-            _ => (now / 1_000.0).floor() + px.unwrap_or_default(),
-        };
-        let stored = Stored {
-            bucket,
-            widest,
-            expires,
-            kept,
-        };
-        let length = stored.length();
-        self.keys.insert(key.to_owned(), stored);
-        (px.unwrap_or_default(), length)
     }
 }
 

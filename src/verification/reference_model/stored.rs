@@ -1,26 +1,22 @@
-//! What Redis stores of a bucket.
+//! The value of one bucket in Redis.
 
 use crate::bucket::{Bucket, BucketParams, Reservation};
 
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Stored {
     pub(crate) bucket: Bucket,
     /// The largest capacity and the slowest rate with which any call has used the bucket.
     pub(crate) widest: BucketParams,
-    /// When Redis expires the value, in milliseconds.
-    pub(crate) expires: f64,
-    /// The time in the value until which it is kept, in microseconds.
-    pub(crate) kept: f64,
 }
 
 impl Stored {
     /// Reads a value that may not be written by a call. Returns none if its length is wrong, or if
     /// one of its numbers is not finite.
     pub(crate) fn read(value: &[u8]) -> Option<Self> {
-        let mut numbers = [0.0; 10];
+        let mut numbers = [0.0; 9];
         let has_length = match value.len() {
-            40 | 64 => true,
-            length => length >= 80 && (length - 80).is_multiple_of(24),
+            32 | 56 => true,
+            length => length >= 72 && (length - 72).is_multiple_of(24),
         };
         if !has_length {
             return None;
@@ -33,7 +29,6 @@ impl Stored {
             at,
             capacity,
             per_us,
-            kept,
             last_due,
             largest_cost,
             returned,
@@ -41,7 +36,7 @@ impl Stored {
             pause_rate,
         ] = numbers;
         let number = |bytes: &[u8]| f64::from_le_bytes(bytes.try_into().expect("eight bytes"));
-        let gaps = value.get(80..).unwrap_or_default().chunks_exact(24);
+        let gaps = value.get(72..).unwrap_or_default().chunks_exact(24);
         let gaps: Vec<_> = gaps
             .map(|gap| Reservation {
                 from: number(&gap[..8]),
@@ -64,8 +59,6 @@ impl Stored {
                 gaps,
             },
             widest: BucketParams { capacity, per_us },
-            expires: f64::INFINITY,
-            kept,
         })
     }
 
@@ -93,22 +86,22 @@ impl Stored {
             })
     }
 
-    /// Whether Redis has expired the value.
-    pub(crate) fn is_expired(&self, now: f64) -> bool {
-        (now / 1_000.0).floor() > self.expires
+    /// In how many microseconds the bucket is full by every quota with which it was used.
+    pub(crate) fn full_in(&self, now: f64) -> f64 {
+        self.bucket.at - now + self.bucket.full_in(self.widest)
     }
 
     /// The length of the value in bytes.
     pub(crate) fn length(&self) -> usize {
         let bucket = &self.bucket;
         if !bucket.gaps.is_empty() {
-            80 + 24 * bucket.gaps.len()
+            72 + 24 * bucket.gaps.len()
         } else if bucket.paused_until > bucket.at {
-            80
+            72
         } else if bucket.last_due > bucket.at {
-            64
+            56
         } else {
-            40
+            32
         }
     }
 }

@@ -69,37 +69,28 @@ impl Store {
     }
 
     fn acquire(&mut self, keys: &[Vec<u8>], arguments: &[Vec<u8>], now: f64) -> Done {
-        let mut keys = keys;
-        let text = |bytes: &Vec<u8>| String::from_utf8(bytes.clone()).expect("text");
-        let recovered = arguments
-            .get(2)
-            .map_or(1.0, |part| text(part).parse().expect("a part, as a number"));
-        if let Some(known) = arguments.get(1).filter(|known| !known.is_empty()) {
-            let (epoch, buckets) = keys.split_last().expect("the epoch's key");
-            keys = buckets;
-            let same = |epoch: &&Epoch| epoch.id[..] == known[..];
-            let kept = self.epoch.as_ref().filter(|kept| kept.key == *epoch);
-            if kept.filter(same).is_none() {
-                return Done {
-                    reply: Vec::new(),
-                    wrote: false,
-                    written_back: None,
-                    repeats_write_back: false,
-                };
-            }
+        let [numbers, known, recovered, fields @ ..] = arguments else {
+            panic!("a call has three arguments, and then fields");
+        };
+        let recovered = match &recovered[..] {
+            [] => 1.0,
+            part => std::str::from_utf8(part)
+                .expect("text")
+                .parse()
+                .expect("a part, as a number"),
+        };
+        let same = |epoch: &Epoch| epoch.key == keys[0] && epoch.id[..] == known[..];
+        if !known.is_empty() && !self.epoch.as_ref().is_some_and(same) {
+            return Done {
+                reply: Vec::new(),
+                wrote: false,
+                written_back: None,
+                repeats_write_back: false,
+            };
         }
-        let keys: Vec<_> = keys.iter().map(text).collect();
-        for key in &keys {
-            if self
-                .buckets
-                .keys
-                .get(key)
-                .is_some_and(|stored| stored.is_expired(now))
-            {
-                self.buckets.keys.remove(key);
-            }
-        }
-        let call = Call::read(&keys, &arguments[0], recovered);
+        self.buckets.storage.expire(now);
+        let fields: Vec<_> = fields.iter().map(|field| &field[..]).collect();
+        let call = Call::read(numbers, &fields, recovered);
         let outcome = self.buckets.call(&call, now);
         // They come after all requests.
         let leases = call.steps.iter().rev();
@@ -207,14 +198,16 @@ impl Store {
         }
     }
 
-    /// Evicts one key: a bucket, the epoch, or the limiters.
+    /// Evicts one key: a hash of buckets, the directory, or the limiters.
     pub(crate) fn evict(&mut self, which: u64) {
-        let mut buckets: Vec<_> = self.buckets.keys.keys().cloned().collect();
-        buckets.sort();
-        match which as usize % (buckets.len() + 2) {
-            0 => self.epoch = None,
+        let storage = &mut self.buckets.storage;
+        match which as usize % (storage.hashes() + 2) {
+            0 => {
+                self.epoch = None;
+                storage.evict_directory();
+            }
             1 => self.limiters.clear(),
-            bucket => drop(self.buckets.keys.remove(&buckets[bucket - 2])),
+            hash => storage.evict(hash - 2),
         }
     }
 }

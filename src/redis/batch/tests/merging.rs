@@ -22,7 +22,7 @@ async fn commands_queued_during_a_call_are_sent_as_one() {
     setup.settle().await;
     let calls = setup.redis.calls();
     assert_eq!(calls[0].firsts, [[1.0, 0.0, 1.0]]);
-    assert_eq!(calls[1].keys, ["|a", "|b"]);
+    assert_eq!(calls[1].keys, ["a", "b"]);
     // Requests for different buckets commute, so equal ones are merged across each other.
     assert_eq!(calls[1].firsts, [[10.0, 0.0, 1.0]; 2]);
     assert!(calls.iter().all(|call| call.steps.is_empty()));

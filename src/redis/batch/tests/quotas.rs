@@ -69,16 +69,16 @@ async fn operation_is_not_overtaken_on_its_bucket() {
     let [_, first, second, third] = &calls[..] else {
         panic!("{calls:?}");
     };
-    assert_eq!(first.keys, ["|a", "|b"]);
+    assert_eq!(first.keys, ["a", "b"]);
     assert_eq!(first.firsts, [[1.0, 0.0, 1.0]; 2]);
     assert!(first.steps.is_empty());
     // The charge, and the request behind it by the same quota.
-    assert_eq!(second.keys, ["|a"]);
+    assert_eq!(second.keys, ["a"]);
     assert_eq!(
         split_steps(&second.steps),
         [&[2.0, 1.0, 3.0][..], &[0.0, 1.0, 0.0, 1.0, 1.0, 1.0],]
     );
-    assert_eq!(third.keys, ["|a", "|b"]);
+    assert_eq!(third.keys, ["a", "b"]);
     assert_eq!(third.firsts[0], [1.0, 0.0, 1.0]);
     assert_eq!(setup.answered(), [0, 1, 4, 5, 2, 3]);
 }
@@ -97,5 +97,5 @@ async fn contradictory_request_blocks_no_other_request() {
     let [call] = &setup.redis.calls()[..] else {
         panic!("one call");
     };
-    assert_eq!(call.keys, ["|a"]);
+    assert_eq!(call.keys, ["a"]);
 }

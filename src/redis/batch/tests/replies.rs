@@ -67,7 +67,7 @@ async fn implausible_replies_are_bounded() {
 #[tokio::test(start_paused = true)]
 async fn implausible_number_affects_only_its_bucket() {
     let mut setup = Setup::new(ScriptedRedis::new(9));
-    *setup.redis.nan_for.lock().expect("no panic") = Some("|b".to_owned());
+    *setup.redis.nan_for.lock().expect("no panic") = Some("b".to_owned());
     for name in ["a", "b", "c"] {
         setup.ask([QUOTA.scope(name)]);
     }

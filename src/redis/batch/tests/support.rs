@@ -26,10 +26,10 @@ use crate::{
         ledger::Ledger,
         level_cache::LevelCache,
         op::Op,
-        script::TAKE,
+        script::{Arguments, TAKE},
     },
     scope::{Keyspace, Scope},
-    verification::bucket_model::Rng,
+    verification::{bucket_model::Rng, reference_model::Call},
 };
 
 /// How long a call may take.
@@ -138,9 +138,7 @@ impl ScriptedRedis {
 
     fn reply(&self, call: &SentCall) -> Vec<f64> {
         let mut reply = vec![0.0];
-        for [n, ..] in &call.firsts {
-            reply.extend([*n, *n, 0.0, 0.0, 500.0, 0.0]);
-        }
+        reply.extend(call.firsts.iter().map(|_| 500.0));
         for step in split_steps(&call.steps) {
             if step[0] == TAKE {
                 let n = step[1];
@@ -159,7 +157,7 @@ impl ScriptedRedis {
         }
         if let Some(bad) = &*self.nan_for.lock().expect("no panic") {
             for (index, _) in call.keys.iter().enumerate().filter(|(_, key)| *key == bad) {
-                reply[1 + 6 * index + 4] = f64::NAN;
+                reply[1 + index] = f64::NAN;
             }
         }
         if let Some(rng) = &mut *self.garbles.lock().expect("no panic") {
@@ -194,22 +192,21 @@ impl Connection for ScriptedRedis {
 
     fn call(
         &self,
-        keys: Vec<Vec<u8>>,
-        argument: Vec<u8>,
+        arguments: Arguments,
         _: &mut Deadline,
     ) -> impl Future<Output = Result<Vec<u8>, Failure>> + Send {
-        let numbers: Vec<f64> = argument
-            .chunks(8)
-            .map(|number| f64::from_le_bytes(number.try_into().expect("eight bytes")))
-            .collect();
-        let (firsts, steps) = numbers.split_at(5 * keys.len());
-        let keys = keys.into_iter();
+        let fields: Vec<_> = arguments.fields().collect();
+        let read = Call::read(&arguments.numbers(), &fields, 1.0);
+        let firsts = read.firsts.iter();
+        let steps = arguments.steps().chunks(8);
         let call = SentCall {
-            keys: keys
-                .map(|key| String::from_utf8(key).expect("ASCII"))
+            keys: read.keys.into_iter().map(|(key, _)| key).collect(),
+            firsts: firsts
+                .map(|first| [f64::from(first.n), first.max_wait_us, first.cost])
                 .collect(),
-            firsts: firsts.chunks(5).map(|of| [of[3], of[4], of[2]]).collect(),
-            steps: steps.to_vec(),
+            steps: steps
+                .map(|number| f64::from_le_bytes(number.try_into().expect("eight bytes")))
+                .collect(),
         };
         let mut reply = self.reply(&call);
         self.sent.lock().expect("no panic").push(call);
