@@ -36,7 +36,7 @@ pub(super) fn find_place(
         let start = if paused_until > at {
             gap.from.max(paused_until)
         } else {
-            gap.from.max(at - length)
+            gap.from
         };
         let due = start + length;
         // The same length from the same start may be rounded to the next but one double.
@@ -45,17 +45,28 @@ pub(super) fn find_place(
     })
 }
 
-/// Reserves `cost` at this place. Returns the tokens of the gap that refilled before it, which no
-/// reservation uses.
-pub(super) fn fill(gaps: &mut Vec<Reservation>, place: &Place, cost: f64) -> f64 {
+/// Reserves `cost` at this place. What refills before it is charged for the pause.
+pub(super) fn fill(gaps: &mut Vec<Reservation>, place: &Place, cost: f64) {
     let gap = &mut gaps[place.index];
-    let passed = gap.tokens * ((place.start - gap.from) / (gap.until - gap.from));
-    gap.tokens -= cost + passed;
+    let paused = gap.tokens * ((place.start - gap.from) / (gap.until - gap.from));
+    gap.tokens -= cost + paused;
     gap.from = place.due;
     if gap.tokens <= 0.0 || gap.from >= gap.until {
         gaps.remove(place.index);
     }
-    passed
+}
+
+/// Leaves in the first gap at most this many tokens that have refilled by `at`. Returns the others.
+pub(super) fn trim(gaps: &mut [Reservation], at: f64, most: f64) -> f64 {
+    let Some(gap) = gaps.first_mut() else {
+        return 0.0;
+    };
+    let length = gap.until - gap.from;
+    let refilled = gap.tokens * ((at - gap.from) / length);
+    let excess = (refilled - most).max(0.0);
+    gap.from += length * (excess / gap.tokens);
+    gap.tokens -= excess;
+    excess
 }
 
 /// Adds a cancelled reservation, joined with the gaps adjacent to it. One that is shorter than the

@@ -10,8 +10,9 @@
 //!   request may take from them at once, which delays no waiter. Their number is bounded, so that
 //!   they fit into the same window as the largest reservation.
 //! - **Gaps.** A cancelled reservation in the middle of the queue is stored as a gap, because
-//!   the reservations behind it count on its tokens. A new request may fill the gap. The last
-//!   reservation of the queue is undone as if it had never been made.
+//!   the reservations behind it count on its tokens. A new request may fill the gap, and uses at
+//!   once what has refilled of it. That is at most the largest reserved cost; what refills beyond
+//!   it is returned. The last reservation of the queue is undone as if it had never been made.
 //! - **Pause.** While a bucket is paused, nothing is granted. The level is at most what refills
 //!   within the rest of the pause, below zero, so that the bucket is empty when the pause ends and
 //!   refills from there. The pause rate is the rate by which the level counts the rest of the

@@ -120,6 +120,9 @@ impl Bucket {
         for gap in self.gaps.drain(..due) {
             self.returned += gap.tokens;
         }
+        // A request may use at once what has refilled of the next gap. That is no more than a
+        // reservation that is due, so that it and the returned tokens do not exceed a window.
+        self.returned += gaps::trim(&mut self.gaps, time, self.largest_cost);
         // If the last reservation is due, the room is that of the time when it was.
         let since = (time - self.last_due).max(0.0) * params.per_us * recovered;
         self.returned = self.returned.min(self.room(self.level - since, params));
@@ -180,10 +183,7 @@ impl Bucket {
         if wait > max_wait {
             return None;
         }
-        let passed = gaps::fill(&mut self.gaps, &place, cost);
-        if passed > 0.0 && self.paused_until <= self.at {
-            self.returned = (self.returned + passed).min(self.room(self.level, params));
-        }
+        gaps::fill(&mut self.gaps, &place, cost);
         self.largest_cost = self.largest_cost.max(cost);
         Some(wait)
     }

@@ -367,6 +367,12 @@ if rare or has_steps then
       bucket.returned = bucket.returned + gaps[3]
       remove_gap(gaps, 1)
     end
+    if gaps[1] then
+      local length = gaps[2] - gaps[1]
+      local excess = max(gaps[3] * ((bucket.at - gaps[1]) / length) - bucket.largest, 0)
+      gaps[1], gaps[3] = gaps[1] + length * (excess / gaps[3]), gaps[3] - excess
+      bucket.returned = bucket.returned + excess
+    end
     if bucket.returned > 0 then
       local since = max(bucket.at - bucket.last_due, 0) * rate * recovered
       bucket.returned = min(bucket.returned, room(bucket, bucket.level - since))
@@ -387,7 +393,7 @@ if rare or has_steps then
     for i = 1, #gaps, 3 do
       local from, due, tokens = gaps[i], gaps[i + 1], gaps[i + 2]
       local length = (due - from) * (cost / tokens)
-      local start = max(from, paused_until > at and paused_until or at - length)
+      local start = paused_until > at and max(from, paused_until) or from
       if cost <= tokens and start + length <= due + 0.5 then return i, start, length end
     end
   end
@@ -422,13 +428,10 @@ if rare or has_steps then
     if gap and gap_wait <= max_wait then
       local gaps = bucket.gaps
       local from, due, tokens = gaps[gap], gaps[gap + 1], gaps[gap + 2]
-      local passed = tokens * ((start - from) / (due - from))
-      tokens, from = tokens - (cost + passed), start + length
+      local paused = tokens * ((start - from) / (due - from))
+      tokens, from = tokens - (cost + paused), start + length
       gaps[gap], gaps[gap + 2] = from, tokens
       if tokens <= 0 or from >= due then remove_gap(gaps, gap) end
-      if passed > 0 and bucket.paused_until <= bucket.at then
-        bucket.returned = min(bucket.returned + passed, room(bucket, bucket.level))
-      end
       if gap_wait <= 0 then at_once = 1 end
       granted, wait, bucket.largest = 1, gap_wait, max(bucket.largest, cost)
     elseif left > 0 then

@@ -131,6 +131,61 @@ fn case_of_small_costs() -> Case {
 }
 
 #[test]
+fn refilled_gaps_and_returned_tokens_fit_into_one_window() {
+    let case = case(
+        &[(2.0, 1.0)],
+        &[
+            one(0, 2.0),
+            one(1, 1.0),
+            one(2, 1.0),
+            one(3, 1.0),
+            one(4, 1.0),
+            // Returned at t = 1.
+            Op::Cancel(1),
+            Op::Wait(1.5 * SECOND),
+            // A gap of 2 tokens, of which 1.5 have refilled at t = 2.5.
+            Op::Cancel(2),
+            Op::Cancel(3),
+            Op::Wait(SECOND),
+            one(5, 1.0),
+            one(6, 1.0),
+            one(7, 0.5),
+        ],
+    );
+    let outcome = run(&case, Model::Real);
+    // Were the 0.5 beyond #6 returned once #5 has used the returned token, #7 would not wait.
+    assert_eq!(
+        uses(&outcome, 0),
+        [(0.0, 2.0), (2.5, 1.0), (2.5, 1.0), (3.0, 0.5), (4.0, 1.0)]
+    );
+    assert_near(outcome.excess, 0.0);
+}
+
+#[test]
+fn all_that_has_refilled_of_a_gap_is_used_at_once() {
+    let mut ops = vec![one(0, 4.0)];
+    ops.extend((1..=5).map(|id| one(id, 1.0)));
+    ops.extend((1..=4).map(Op::Cancel));
+    ops.push(Op::Wait(3.5 * SECOND));
+    // Two of 1 from the returned tokens, one from the gap, and 0.5 of the returned tokens again.
+    ops.extend((6..=8).map(|id| one(id, 1.0)));
+    ops.extend((9..=10).map(|id| one(id, 0.5)));
+    let outcome = run(&case(&[(4.0, 1.0)], &ops), Model::Real);
+    assert_eq!(
+        uses(&outcome, 0)[1..],
+        [
+            (3.5, 1.0),
+            (3.5, 1.0),
+            (3.5, 1.0),
+            (3.5, 0.5),
+            (4.0, 0.5),
+            (5.0, 1.0)
+        ]
+    );
+    assert_near(outcome.excess, 0.0);
+}
+
+#[test]
 fn tokens_refunded_late_are_an_exception() {
     let case = case(
         &[(1.0, 1.0)],
