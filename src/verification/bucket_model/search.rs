@@ -20,6 +20,8 @@ struct Profile {
     several: bool,
     /// No cancellations.
     no_cancels: bool,
+    /// Each case begins with a queue, and more of it than usual is cancelled.
+    queue: bool,
 }
 
 #[derive(Debug)]
@@ -103,9 +105,12 @@ fn random_case(rng: &mut Rng, profile: Profile) -> Case {
         .collect();
     let unit = 1.0 / params[0].per_us;
     let (mut ops, mut ids, mut unfinished) = (Vec::new(), Vec::new(), Vec::new());
-    for index in 0..6 + rng.below(24) {
-        let op = match rng.below(100) {
+    let queue = if profile.queue { 3 + rng.below(6) } else { 0 };
+    for index in 0..queue + 6 + rng.below(24) {
+        let dice = if index < queue { 99 } else { rng.below(100) };
+        let op = match dice {
             0..30 => Op::Wait(random_wait(rng, unit, params[0].capacity)),
+            30..60 if profile.queue => Op::Cancel(rng.pick(&ids)),
             30..45 if !profile.no_cancels && !ids.is_empty() => Op::Cancel(recent(rng, &ids)),
             45..57 if !unfinished.is_empty() => Op::Finish(recent(rng, &unfinished)),
             57..60 if !unfinished.is_empty() => Op::UseLate(recent(rng, &unfinished)),
@@ -194,7 +199,11 @@ fn random_take(
         25..30 if profile.corrections => Fate::UseMore(rng.pick(&[0.5, 1.0, 3.0, 50.0])),
         _ => Fate::Use,
     };
-    let waits = [0.0, unit, 2.5 * unit, 5.0 * unit, 10.0 * unit, 1e12];
+    let waits = if profile.queue {
+        [0.0, 5.0 * unit, 1e12, 1e12, 1e12, 1e12]
+    } else {
+        [0.0, unit, 2.5 * unit, 5.0 * unit, 10.0 * unit, 1e12]
+    };
     let op = Op::Take {
         id,
         n,
@@ -278,7 +287,7 @@ fn simpler_ops(op: Op) -> Vec<Op> {
     simpler
 }
 
-/// A run consists of four of these searches: 40,000 cases, or four million.
+/// A run consists of five of these searches: 50,000 cases, or five million.
 fn check(profile: Profile) -> Seen {
     let count = sequences(10_000, 1_000_000);
     let (found, seen) = search(Model::Real, profile, count);
@@ -297,6 +306,15 @@ fn check(profile: Profile) -> Seen {
 fn requests_and_cancellations_never_exceed_a_window() {
     let seen = check(Profile::default());
     // There is no exception here: no late use, charge or jump.
+    assert_eq!(seen.exceptions, 0);
+}
+
+#[test]
+fn cancellations_in_a_queue_never_exceed_a_window() {
+    let seen = check(Profile {
+        queue: true,
+        ..Profile::default()
+    });
     assert_eq!(seen.exceptions, 0);
 }
 
