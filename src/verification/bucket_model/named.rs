@@ -205,6 +205,41 @@ fn tokens_refunded_late_are_an_exception() {
 }
 
 #[test]
+fn a_late_refund_just_before_a_window_is_an_exception() {
+    let rejected = Op::Take {
+        id: 4,
+        n: 1,
+        costs: [2.0, 0.0, 0.0],
+        max_wait: 0.0,
+        fate: Fate::Use,
+    };
+    let case = case(
+        &[(2.0, 0.25)],
+        &[
+            take(0, [2.0, 0.0, 0.0], Fate::UsePart(0.25)),
+            // Granted nothing, but the refill in two steps is rounded.
+            Op::Wait(0.1 * SECOND),
+            rejected,
+            Op::Wait(5.9 * SECOND),
+            one(1, 2.0),
+            Op::Wait(2.0 * SECOND),
+            one(2, 2.0),
+            Op::Cancel(2),
+            Op::Finish(0),
+            one(3, 2.0),
+        ],
+    );
+    let outcome = run(&case, Model::Real);
+    // #1 is due at t = 8, rounded up. When #2 is cancelled, the queue ends, and the refund raises
+    // the level.
+    assert_eq!(
+        uses(&outcome, 0),
+        [(0.0, 0.5), (8.000_001, 2.0), (10.0, 2.0)]
+    );
+    assert_near(outcome.excess, 0.0);
+}
+
+#[test]
 fn several_buckets_taken_with_one_wait_exceed_the_window_of_the_faster() {
     let (a, both, b) = ([2.0, 0.0, 0.0], [2.0, 2.0, 0.0], [0.0, 4.0, 0.0]);
     let case = case(

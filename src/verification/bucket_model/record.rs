@@ -4,7 +4,8 @@
 //!
 //! - **Late.** Tokens that were used, or given back and then used by another request, only after
 //!   they were due. They count for windows that begin after the due time and contain the late
-//!   event. A request for several buckets uses the tokens of the slowest one late while it waits
+//!   event, or begin up to 2 us after it: a due time is rounded up, and a queue may end that much
+//!   earlier. A request for several buckets uses the tokens of the slowest one late while it waits
 //!   for the others. A cancelled waiter is never late, since its reservation is undone by its due
 //!   time.
 //! - **Charged.** A settlement above the estimate reports tokens that are used already. Waiters
@@ -24,9 +25,12 @@ use crate::bucket::BucketParams;
 
 /// Due times are rounded up to whole microseconds: a window that begins at one may be shorter by
 /// up to a microsecond, and what refills in it less by that; so may one that begins in a filled
-/// gap. The rest is for the rounding of doubles.
+/// gap.
+const ROUNDING_US: f64 = 2.0;
+
+/// What refills in that time. The rest is for the rounding of doubles.
 fn rounding(params: BucketParams) -> f64 {
-    2.0 * params.per_us + 1e-9
+    ROUNDING_US * params.per_us + 1e-9
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -115,7 +119,8 @@ impl Record {
 
     fn exceptions(&self, start: f64, end: f64, newest: Option<u32>) -> f64 {
         let late = self.late.iter();
-        let late = late.filter(|late| late.due < start && start <= late.end && late.end <= end);
+        let begun = |late: &Late| late.due < start && start <= late.end + ROUNDING_US;
+        let late = late.filter(|late| begun(late) && late.end <= end);
         let late: f64 = late.map(|late| late.tokens).sum();
         let charged = self.charged.iter();
         let charged = charged.filter(|charged| start <= charged.time && charged.time <= end);
