@@ -139,6 +139,7 @@ mod rights {
     use super::*;
 
     const PAGE: &str = include_str!("../docs/redis.md");
+    const API: Scope = Quota::per_second(50.0).burst(20.0).scope("api");
 
     /// Name, password and rules of the line that the page shows.
     fn user() -> (&'static str, &'static str, Vec<&'static str>) {
@@ -173,7 +174,6 @@ mod rights {
 
     #[tokio::test]
     async fn documented_permissions_suffice_with_and_without_a_database() {
-        const API: Scope = Quota::per_second(50.0).burst(20.0).scope("api");
         for rest in ["", "2", "?protocol=resp3", "2?protocol=resp3"] {
             let server = RedisServer::start().await;
             let (name, _, rules) = user();
@@ -192,6 +192,9 @@ mod rights {
             limiter.bucket(&API).adjust(-3.0);
             limiter.bucket(&API).cap_level(1.0).await.unwrap();
             limiter.bucket(&API).pause(SECOND / 10);
+            let _ = limiter.bucket(&API).level().await;
+            // To the class of a longer period, and back.
+            limiter.bucket(&API).pause(100 * SECOND);
             let _ = limiter.bucket(&API).level().await;
             limiter.bucket(&API).reset().await.unwrap();
             limiter.deregister().await;
@@ -215,6 +218,11 @@ mod rights {
             let start = Instant::now();
             let advised = loop {
                 let _ = limiter.try_acquire(PLENTY).await;
+                // It moves to another class and back, and the heartbeat reports that buckets are
+                // paused.
+                limiter.bucket(&API).pause(100 * SECOND);
+                let _ = limiter.bucket(&API).level().await;
+                let _ = limiter.bucket(&API).reset().await;
                 if right == "zrem" {
                     limiter.deregister().await;
                 }

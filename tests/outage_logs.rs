@@ -183,8 +183,8 @@ async fn missing_right_to_write_is_logged_with_advice() {
     let limiter = limiter(as_user(&server));
     served_by_redis(&limiter).await;
     // A plain ERR from inside the script.
-    server.acl_set_user("u", &["-set"]).await;
-    misconfigured(&limiter, &log, "+get +mget +set").await;
+    server.acl_set_user("u", &["-hset"]).await;
+    misconfigured(&limiter, &log, "+hmget +hset").await;
 }
 
 #[tokio::test]
@@ -207,7 +207,7 @@ async fn missing_database_is_logged_with_advice() {
 
 #[tokio::test]
 async fn renamed_command_is_logged_with_advice() {
-    for command in ["MGET", "EVALSHA"] {
+    for command in ["HMGET", "EVALSHA"] {
         let server = RedisServer::start_with(&["--rename-command", command, "other"]).await;
         let (log, _guard) = Log::listen();
         let limiter = limiter(server.url());

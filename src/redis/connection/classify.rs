@@ -81,8 +81,8 @@ fn advice(error: &RedisError) -> &'static str {
         || contains("acl failure")
         || contains("the user executing the script")
     {
-        "the user lacks permissions: grant +evalsha +eval +time +get +mget +set +zadd +zrem \
-         +zcount +zremrangebyscore +pexpire on the key prefix"
+        "the user lacks permissions: grant +evalsha +eval +time +hmget +hset +hdel +unlink +pttl \
+         +pexpire +get +set +zadd +zrem +zcount +zremrangebyscore on the key prefix"
     } else if contains("db index") {
         "the database does not exist: correct the number at the end of the URL"
     } else if contains("unknown command") || contains("unknown redis command") {

@@ -64,7 +64,7 @@ fn permanent_server_errors_come_with_advice() {
             "lacks permissions",
         ),
         (
-            "ERR ACL failure in script: User u has no permissions to run the 'set' command",
+            "ERR ACL failure in script: User u has no permissions to run the 'hset' command",
             true,
             "lacks permissions",
         ),
