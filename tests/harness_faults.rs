@@ -8,7 +8,7 @@ use std::time::Duration;
 use redis::{RedisError, aio::MultiplexedConnection};
 use tokio::time::{Instant, sleep, timeout};
 
-use self::support::{Proxy, RedisServer};
+use self::support::{MARK, Proxy, RedisServer};
 
 const SHORT: Duration = Duration::from_millis(200);
 const LONG: Duration = Duration::from_secs(10);
@@ -171,13 +171,34 @@ async fn values_and_scripts_are_removed_or_overwritten() {
     let kind = async || server.command::<String>(&["TYPE", "k"]).await;
     server.set_list("k").await;
     assert_eq!(kind().await, "list");
-    server.set_bytes("k", b"short").await;
-    assert_eq!(server.command::<String>(&["GET", "k"]).await, "short");
-    server.set_numbers("k", &[f64::NAN, 1.0]).await;
-    let bytes: Vec<u8> = server.command(&["GET", "k"]).await;
-    assert_eq!(bytes, [f64::NAN.to_le_bytes(), 1f64.to_le_bytes()].concat());
-    server.del("k").await;
-    assert_eq!(kind().await, "none");
+
+    // Two hashes of one class, of which the second is of the present period.
+    let hashes = ["throttle:v1|{#}16s:0", "throttle:v1|{#}16s:1"];
+    for (hash, mark, value) in [(hashes[0], "-8", "old"), (hashes[1], "9", "new")] {
+        let set: [&[u8]; 8] = [
+            b"HSET",
+            hash.as_bytes(),
+            MARK,
+            mark.as_bytes(),
+            b"a",
+            value.as_bytes(),
+            b"b",
+            b"kept",
+        ];
+        server.command::<()>(&set).await;
+    }
+    assert_eq!(server.hash_of("a").await, hashes[1]);
+    assert_eq!(server.bucket("a").await, b"new");
+    assert_eq!(server.buckets().await.len(), 4);
+    server.set_bucket("a", b"short").await;
+    assert_eq!(server.bucket("a").await, b"short");
+    server.set_bucket_numbers("a", &[f64::NAN, 1.0]).await;
+    let bytes = [f64::NAN.to_le_bytes(), 1f64.to_le_bytes()].concat();
+    assert_eq!(server.bucket("a").await, bytes);
+    server.delete_bucket("a").await;
+    assert_eq!(server.buckets().await, [b"b", b"b"]);
+    server.evict_hashes_of("b").await;
+    assert_eq!(server.buckets().await, [b""; 0]);
 
     let sha: String = server.command(&["SCRIPT", "LOAD", "return 1"]).await;
     let run = async || server.try_command::<i64>(&["EVALSHA", &sha, "0"]).await;

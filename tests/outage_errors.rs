@@ -9,10 +9,10 @@ mod watch;
 use std::time::Duration;
 
 use futures_util::future::join_all;
-use support::RedisServer;
+use support::{DIRECTORY, MARK, RedisServer};
 use tokio::time::Instant;
 use tower_throttle::{FailureKind, Health, Limiter, Quota};
-use watch::{PLENTY, reason, until_level, until_recovered};
+use watch::{PLENTY, reason, until, until_level, until_recovered};
 
 const SECOND: Duration = Duration::from_secs(1);
 
@@ -137,7 +137,7 @@ async fn falls_back_on_a_replica_until_it_is_promoted() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn falls_back_without_the_right_to_run_scripts_or_to_write() {
-    for right in ["evalsha", "set"] {
+    for right in ["evalsha", "hset"] {
         let server = RedisServer::start().await;
         let rules = ["on", ">p", "~*", "+@all"];
         server.acl_set_user("u", &rules).await;
@@ -215,23 +215,25 @@ async fn corrupt_value_counts_as_full_and_causes_no_outage() {
     let server = RedisServer::start().await;
     let limiter = limiter(server.url());
     let api = Quota::per_day(1.0).burst(5.0).scope("api");
-    let key = "throttle:v1|api";
+    limiter.try_acquire(&api).await.expect("full");
     let now: (f64, f64) = server.command(&["TIME"]).await;
     let now = now.0 * 1e6 + now.1;
     let (cap, rate) = (5.0, 5.0 / 86_400e6);
-    let corrupt: [&[f64]; 9] = [
-        &[f64::NAN, now, cap, rate, 0.0],
-        &[1.0, f64::NAN, cap, rate, 0.0],
-        &[f64::INFINITY, now, cap, rate, 0.0],
-        &[1.0, f64::NEG_INFINITY, cap, rate, 0.0],
-        &[1.0, now, f64::NAN, rate, 0.0],
-        &[1.0, now, cap, 0.0, 0.0],
-        &[1.0, now, cap, rate, f64::NAN],
-        &[1.0, now, cap, rate],
-        &[-5.0, now, cap, rate, 0.0, now + 1e9, f64::NAN, 1.0],
+    let corrupt: [&[f64]; 11] = [
+        &[f64::NAN, now, cap, rate],
+        &[1.0, f64::NAN, cap, rate],
+        &[f64::INFINITY, now, cap, rate],
+        &[1.0, f64::NEG_INFINITY, cap, rate],
+        &[1.0, now, f64::NAN, rate],
+        &[1.0, now, cap, 0.0],
+        &[1.0, now, cap, f64::NAN],
+        &[],
+        &[1.0, now, cap],
+        &[1.0, now, cap, rate, 0.0],
+        &[-5.0, now, cap, rate, now + 1e9, f64::NAN, 1.0],
     ];
     for numbers in corrupt {
-        server.set_numbers(key, numbers).await;
+        server.set_bucket_numbers("api", numbers).await;
         for _ in 0..5 {
             let permit = limiter.try_acquire(&api).await.expect("it was full");
             assert!(!permit.is_degraded(), "{numbers:?}");
@@ -242,14 +244,15 @@ async fn corrupt_value_counts_as_full_and_causes_no_outage() {
             .expect_err("overwritten by a bucket that is spent");
         limiter.bucket(&api).reset().await.unwrap();
     }
-    server.set_list(key).await;
+    let hash = server.hash_of("api").await;
+    server.set_list(&hash).await;
     let both = [api.clone(), PLENTY];
     for _ in 0..5 {
         limiter.try_acquire(both.clone()).await.expect("full");
     }
     limiter.try_acquire(both).await.expect_err("spent");
     until_level(&limiter, &PLENTY, PLENTY.quota().capacity() - 5.0).await;
-    assert_eq!(server.command::<String>(&["TYPE", key]).await, "string");
+    assert_eq!(server.hash_of("api").await, hash);
     assert_eq!(limiter.fallbacks(), 0);
     assert_eq!(limiter.health(), Health::Redis);
 }
@@ -261,7 +264,6 @@ async fn corrupt_values_affect_no_other_bucket() {
     let server = RedisServer::start().await;
     let limiter = limiter(server.url());
     let corrupt = Quota::per_day(1.0).burst(5.0).scope("corrupt");
-    let key = "throttle:v1|corrupt";
     let (cap, rate) = (5.0, 5.0 / 86_400e6);
     let now: (f64, f64) = server.command(&["TIME"]).await;
     let now = now.0 * 1e6 + now.1;
@@ -269,7 +271,7 @@ async fn corrupt_values_affect_no_other_bucket() {
     let paused = |level: f64, returned: f64, until: f64, pause_rate: f64| {
         let tail = now + 1e9;
         vec![
-            level, now, cap, rate, 0.0, tail, 1.0, returned, until, pause_rate,
+            level, now, cap, rate, tail, 1.0, returned, until, pause_rate,
         ]
     };
     let (minute, hour) = (now + 60e6, now + 3_600e6);
@@ -282,12 +284,12 @@ async fn corrupt_values_affect_no_other_bucket() {
         paused(0.0, -5.0, minute, rate),
         paused(-1e300, 0.0, minute, rate),
         paused(f64::MIN, 0.0, minute, f64::MAX),
-        vec![-1e300, now, cap, rate, 0.0],
-        vec![f64::MIN, now, f64::MAX, f64::MIN_POSITIVE, 0.0],
-        vec![0.0, -1e300, cap, rate, 0.0, 1e300, 1.0, 0.0],
-        vec![0.0, now, cap, rate, 0.0, 1e300, 1.0, 0.0],
-        vec![0.0, now, cap, rate, 0.0, minute, -1.0, 0.0],
-        vec![0.0, now, -cap, rate, 0.0],
+        vec![-1e300, now, cap, rate],
+        vec![f64::MIN, now, f64::MAX, f64::MIN_POSITIVE],
+        vec![0.0, -1e300, cap, rate, 1e300, 1.0, 0.0],
+        vec![0.0, now, cap, rate, 1e300, 1.0, 0.0],
+        vec![0.0, now, cap, rate, minute, -1.0, 0.0],
+        vec![0.0, now, -cap, rate],
     ];
     let listed = values.len();
     // And random bits, which may be plausible by chance.
@@ -295,7 +297,7 @@ async fn corrupt_values_affect_no_other_bucket() {
     let mut bits: u64 = 0x9e37_79b9_7f4a_7c15;
     for n in 0..400 {
         let mut numbers = Vec::new();
-        for _ in 0..[5, 8, 10][n % 3] {
+        for _ in 0..[4, 7, 9][n % 3] {
             bits ^= bits << 13;
             bits ^= bits >> 7;
             bits ^= bits << 17;
@@ -307,7 +309,7 @@ async fn corrupt_values_affect_no_other_bucket() {
     for (n, numbers) in values.iter().enumerate() {
         // Where the stored level is plausible, this process has no lower last reported level.
         limiter.bucket(&corrupt).reset().await.unwrap();
-        server.set_numbers(key, numbers).await;
+        server.set_bucket_numbers("corrupt", numbers).await;
         let both = join_all((0..8).map(|n| {
             let scope = if n % 2 == 0 { &corrupt } else { &PLENTY };
             limiter.try_acquire(scope)
@@ -324,10 +326,10 @@ async fn corrupt_values_affect_no_other_bucket() {
         }
         taken += 4.0;
         if n < listed {
-            let left: Vec<u8> = server.command(&["GET", key]).await;
+            let left = server.bucket("corrupt").await;
             let level = f64::from_le_bytes(left[..8].try_into().expect("eight bytes"));
             assert!((level - 1.0).abs() < 0.1, "{numbers:?} left {level}");
-            assert_eq!(left.len(), 40, "{numbers:?}");
+            assert_eq!(left.len(), 32, "{numbers:?}");
         }
     }
     until_level(&limiter, &PLENTY, PLENTY.quota().capacity() - taken).await;
@@ -338,15 +340,32 @@ async fn corrupt_values_affect_no_other_bucket() {
 #[tokio::test(flavor = "multi_thread")]
 async fn corrupt_heartbeat_count_is_started_anew() {
     let server = RedisServer::start().await;
-    let key = "throttle:v1|{#}epoch";
     for count in [f64::INFINITY, f64::NAN, -1.0, 1e300] {
         let value = [*b"identity", count.to_le_bytes()].concat();
-        server.set_bytes(key, &value).await;
+        let set = [&b"HSET"[..], DIRECTORY.as_bytes(), MARK, &value];
+        server.command::<()>(&set).await;
         let limiter = limiter(server.url());
         served_by_redis(&limiter).await;
-        let stored: Vec<u8> = server.command(&["GET", key]).await;
+        let stored = server.epoch().await;
         let heartbeats = f64::from_le_bytes(stored[8..].try_into().expect("eight bytes"));
         assert!((1.0..100.0).contains(&heartbeats), "{count}: {heartbeats}");
         assert_eq!(limiter.health(), Health::Redis);
     }
+}
+
+/// The directory has the epoch: without it, Redis counts as having lost its data.
+#[tokio::test(flavor = "multi_thread")]
+async fn directory_that_is_no_hash_is_created_anew() {
+    let server = RedisServer::start().await;
+    let limiter = limiter(server.url());
+    served_by_redis(&limiter).await;
+    let epoch = server.epoch().await;
+    server.set_list(DIRECTORY).await;
+    until("an outage", async || {
+        let permit = limiter.try_acquire(PLENTY).await.expect("plenty");
+        permit.is_degraded()
+    })
+    .await;
+    recovers_in_time(&limiter).await;
+    assert_ne!(server.epoch().await[..8], epoch[..8]);
 }

@@ -28,11 +28,6 @@ async fn take(limiter: &Limiter, n: u32, degraded: bool) {
     }
 }
 
-async fn write_backs(server: &RedisServer) -> usize {
-    let keys: Vec<String> = server.command(&["KEYS", "throttle:v1|#paid:*"]).await;
-    keys.len()
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn write_back_with_a_lost_reply_is_charged_once() {
     let server = RedisServer::start().await;
@@ -43,7 +38,7 @@ async fn write_back_with_a_lost_reply_is_charged_once() {
     proxy.cut();
     take(&limiter, 20, true).await;
     proxy.drop_replies_from(b"#paid:");
-    until("a write-back", async || write_backs(&server).await == 1).await;
+    until("a write-back", async || server.write_backs().await == 1).await;
     // Spent after the amount of the first write-back was fixed: the next write-back charges it.
     take(&limiter, 10, true).await;
     let level: f64 = {
@@ -68,8 +63,7 @@ async fn write_back_with_a_lost_reply_is_charged_once() {
 
 /// The number of heartbeats that Redis has stored.
 async fn heartbeats(server: &RedisServer) -> f64 {
-    let epoch: Vec<u8> = server.command(&["GET", "throttle:v1|{#}epoch"]).await;
-    f64::from_le_bytes(epoch[8..].try_into().expect("16 bytes"))
+    f64::from_le_bytes(server.epoch().await[8..].try_into().expect("16 bytes"))
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -89,7 +83,7 @@ async fn restored_snapshot_is_lowered_to_the_last_reported_level() {
     server.kill9();
     take(&limiter, 10, true).await;
     server.restart().await;
-    let restored: Vec<u8> = server.command(&["GET", "throttle:v1|api"]).await;
+    let restored = server.bucket("api").await;
     let level = f64::from_le_bytes(restored[..8].try_into().expect("a double"));
     until_recovered(&limiter).await;
     until_level(&limiter, &API, 20.0).await;
@@ -166,7 +160,7 @@ async fn limiters_started_before_redis_write_back_after_recovery() {
     until_level(&limiters[0], &API, 0.0).await;
     let peers: u64 = server.command(&["ZCARD", "throttle:v1|{#}limiters"]).await;
     assert_eq!(peers, 4);
-    assert!(write_backs(&server).await >= 4);
+    assert!(server.write_backs().await >= 4);
     for limiter in &limiters {
         admitted += spend(limiter, &API).await;
     }

@@ -276,27 +276,11 @@ impl RedisServer {
         Full(connection)
     }
 
-    /// `DEL key`, as an eviction would.
-    pub async fn del(&self, key: &str) {
-        self.command::<()>(&["DEL", key]).await;
-    }
-
     /// Writes a list under this key, and replaces any value at once.
     pub async fn set_list(&self, key: &str) {
         let made = format!("{key}.list");
         self.command::<()>(&["RPUSH", &made, "a"]).await;
         self.command::<()>(&["RENAME", &made, key]).await;
-    }
-
-    /// Writes these bytes under this key.
-    pub async fn set_bytes(&self, key: &str, bytes: &[u8]) {
-        self.command::<()>(&[b"SET", key.as_bytes(), bytes]).await;
-    }
-
-    /// Writes doubles under this key, in the form of a bucket's value.
-    pub async fn set_numbers(&self, key: &str, numbers: &[f64]) {
-        let bytes: Vec<_> = numbers.iter().flat_map(|n| n.to_le_bytes()).collect();
-        self.set_bytes(key, &bytes).await;
     }
 }
 

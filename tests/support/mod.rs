@@ -5,12 +5,14 @@
 
 #![allow(dead_code, unreachable_pub, unused_imports)]
 
+mod bucket;
 mod faults;
 mod process;
 mod proxy;
 mod redis_server;
 
 pub use self::{
+    bucket::{DIRECTORY, MARK},
     faults::Full,
     proxy::{Mode, Proxy},
     redis_server::RedisServer,
