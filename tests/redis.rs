@@ -6,7 +6,7 @@ mod support;
 use std::time::Duration;
 
 use futures_util::future::join_all;
-use support::RedisServer;
+use support::{MARK, RedisServer};
 use tokio::time::Instant;
 use tower_throttle::{Health, Limiter, Quota, Reason, Scope};
 
@@ -344,35 +344,38 @@ async fn foreign_values_count_as_full() {
     let limiter = limiter(&server).await;
     let mut connection = server.connection().await;
     let api = Quota::per_day(1.0).burst(5.0).scope("api");
+    limiter.bucket(&api).reset().await.unwrap();
+    let hash = server.hash_of("api").await;
     for setup in [
         "DEL KEY",
-        "LPUSH KEY a",
-        "HSET KEY a b",
-        "SET KEY short",
-        "SET KEY 32-bytes-that-are-no-numbers-xx",
+        "DEL KEY, LPUSH KEY a",
+        "DEL KEY, HSET KEY a b",
+        "DEL KEY, SET KEY short",
+        "HDEL KEY api",
+        "HSET KEY api short",
+        "HSET KEY api 32-bytes-that-are-no-numbers-xx",
+        "HSET KEY api short MARK x",
+        "HDEL KEY MARK",
     ] {
         let mut pipeline = redis::pipe();
-        pipeline.del("throttle:v1|api");
-        let words: Vec<_> = setup.split(' ').collect();
-        let mut command = redis::cmd(words[0]);
-        for word in &words[1..] {
-            command.arg(if *word == "KEY" {
-                "throttle:v1|api"
-            } else {
-                word
-            });
+        for command in setup.split(", ") {
+            let mut words = command.split(' ');
+            let command = pipeline.cmd(words.next().expect("a command"));
+            for word in words {
+                match word {
+                    "KEY" => command.arg(&hash),
+                    "MARK" => command.arg(MARK),
+                    _ => command.arg(word),
+                };
+            }
         }
-        let () = pipeline
-            .add_command(command)
-            .query_async(&mut connection)
-            .await
-            .expect("set up");
+        let () = pipeline.query_async(&mut connection).await.expect("set up");
         for _ in 0..5 {
             let permit = limiter.try_acquire(&api).await.expect(setup);
             assert!(!permit.is_degraded(), "{setup}");
         }
         limiter.try_acquire(&api).await.expect_err(setup);
-        // Rejections are cached: the next round starts with a new limiter.
+        // Rejections are cached.
         limiter.bucket(&api).reset().await.unwrap();
     }
     assert_eq!(limiter.fallbacks(), 0);
@@ -395,19 +398,68 @@ async fn unix_socket_with_a_database_and_a_prefix() {
             .is_degraded()
     );
     let mut connection = server.connection().await;
-    let keys: (String, Vec<String>) = redis::pipe()
+    let (_, hashes): ((), Vec<String>) = redis::pipe()
         .cmd("SELECT")
         .arg(3)
         .cmd("KEYS")
-        .arg("*api*")
+        .arg("*s:?")
         .query_async(&mut connection)
         .await
         .expect("keys");
-    let [key] = &keys.1[..] else {
-        panic!("one bucket: {keys:?}");
+    let mut buckets = Vec::new();
+    for hash in &hashes {
+        assert!(hash.starts_with("shop:|{#}"), "{hashes:?}");
+        let fields: Vec<Vec<u8>> = redis::cmd("HKEYS")
+            .arg(hash)
+            .query_async(&mut connection)
+            .await
+            .expect("a hash");
+        // Others are of this crate.
+        buckets.extend(fields.into_iter().filter(|field| field[0] != MARK[0]));
+    }
+    let [bucket] = &buckets[..] else {
+        panic!("one bucket: {buckets:?}");
     };
-    let hash = key.strip_prefix("shop:|api:").expect("prefix and name");
-    assert_eq!(hash.len(), 32, "the key is stored as a hash: {hash}");
+    let hash = bucket.strip_prefix(b"api\xff").expect("the name");
+    assert_eq!(hash.len(), 16, "the key is stored as a hash: {hash:?}");
+}
+
+/// A hash contains many buckets: an eviction fills each of them, once, and no bucket of another
+/// class.
+#[tokio::test(flavor = "multi_thread")]
+async fn evicted_hash_adds_at_most_one_capacity_to_each_of_its_buckets() {
+    const CAPACITY: u32 = 5;
+    let server = RedisServer::start().await;
+    let api = Quota::per_day(1.0).burst(CAPACITY.into());
+    let day = api.scope("day");
+    let scopes = [
+        day.clone(),
+        day.key("ann"),
+        day.key("ben"),
+        api.scope("other"),
+    ];
+    let week = Quota::per_day(1.0 / 7.0).burst(CAPACITY.into());
+    let week = week.scope("week");
+    let spend = async |scope: &Scope| {
+        // Another limiter has cached no rejections.
+        let limiter = limiter(&server).await;
+        let mut admitted = 0;
+        while limiter.try_acquire(scope).await.is_ok() {
+            admitted += 1;
+        }
+        assert_eq!(limiter.fallbacks(), 0);
+        admitted
+    };
+    for scope in scopes.iter().chain([&week]) {
+        assert_eq!(spend(scope).await, CAPACITY);
+        assert_eq!(spend(scope).await, 0);
+    }
+    server.evict_hashes_of("day").await;
+    for scope in &scopes {
+        assert_eq!(spend(scope).await, CAPACITY, "{scope:?}");
+        assert_eq!(spend(scope).await, 0, "{scope:?}");
+    }
+    assert_eq!(spend(&week).await, 0, "it is in another hash");
 }
 
 /// One prefix continues another: their buckets are separate.
@@ -430,6 +482,21 @@ async fn limiters_with_different_prefixes_share_no_bucket() {
     assert_eq!(left, SLOW.capacity() - 5.0);
 }
 
+/// The commands of `acquire.lua`.
+const DECIDES: &[&str] = &[
+    "+evalsha", "+eval", "+time", "+hmget", "+hset", "+hdel", "+unlink", "+pttl", "+pexpire",
+];
+
+/// The further commands of `heartbeat.lua`.
+const SENDS_HEARTBEATS: &[&str] = &[
+    "+get",
+    "+set",
+    "+zadd",
+    "+zrem",
+    "+zcount",
+    "+zremrangebyscore",
+];
+
 /// The pattern of `docs/redis.md`, with one user per prefix: each works, and reaches none of the others'
 /// keys, though one prefix continues another.
 #[tokio::test(flavor = "multi_thread")]
@@ -449,10 +516,9 @@ async fn acl_pattern_covers_one_prefix_only() {
                 &format!("~{prefix}|*"),
                 "-@all",
             ])
-            .arg(&[
-                "+evalsha", "+eval", "+time", "+get", "+mget", "+set", "+select", "+zadd",
-            ])
-            .arg(&["+zrem", "+zcount", "+zremrangebyscore", "+pexpire"])
+            .arg("+select")
+            .arg(DECIDES)
+            .arg(SENDS_HEARTBEATS)
             .query_async(&mut connection)
             .await
             .expect("a user");
@@ -475,7 +541,7 @@ async fn acl_pattern_covers_one_prefix_only() {
         let (owner, _) = key.split_once('|').expect("the end of a prefix");
         for (n, prefix) in prefixes.iter().enumerate() {
             let may: String = server
-                .command(&["ACL", "DRYRUN", &user(n), "GET", key])
+                .command(&["ACL", "DRYRUN", &user(n), "PTTL", key])
                 .await;
             assert_eq!(may == "OK", owner == *prefix, "{key} for {prefix:?}: {may}");
         }
@@ -490,7 +556,7 @@ async fn least_rights_are_enough() {
         .arg("SETUSER")
         .arg("throttle")
         .arg(&["on", ">p:w", "~throttle:v1|*", "-@all"])
-        .arg(&["+evalsha", "+eval", "+time", "+get", "+mget", "+set"])
+        .arg(DECIDES)
         .query_async(&mut connection)
         .await
         .expect("a user");
