@@ -90,21 +90,25 @@ pub(crate) struct Setup {
 }
 
 /// The least rights of a limiter.
-const RIGHTS: [&str; 14] = [
+const RIGHTS: [&str; 18] = [
     "on",
     ">secret",
     "~throttle:v1|*",
     "+evalsha",
     "+eval",
     "+time",
+    "+hmget",
+    "+hset",
+    "+hdel",
+    "+unlink",
+    "+pttl",
+    "+pexpire",
     "+get",
-    "+mget",
     "+set",
     "+zadd",
     "+zrem",
     "+zcount",
     "+zremrangebyscore",
-    "+pexpire",
 ];
 
 pub(crate) const PLAIN: Setup = Setup {

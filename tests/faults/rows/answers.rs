@@ -165,9 +165,9 @@ fn misconfigurations() -> Vec<Row> {
         )
         .on(USER),
         row(
-            "no_right_for_set",
-            "no permission for SET in the script",
-            |stage, _| rights(stage, &["-set"], &["+set"]).boxed(),
+            "no_right_for_hset",
+            "no permission for HSET in the script",
+            |stage, _| rights(stage, &["-hset"], &["+hset"]).boxed(),
         )
         .on(USER)
         .core(),

@@ -16,18 +16,9 @@ use super::{
 
 const PAUSE: f64 = 0.2;
 
-/// The keys of the processes' buckets in Redis.
-fn keys() -> impl Iterator<Item = String> {
-    SCOPES.iter().map(|kind| {
-        let name = kind.name.replace(',', "%2c").replace(' ', "%20");
-        format!("throttle:v1|{name}")
-    })
-}
-
-/// The bucket is deleted, as by an eviction.
-async fn evict(server: &RedisServer, key: &str) {
-    let gone: u32 = server.command(&["DEL", key]).await;
-    assert_eq!(gone, 1, "no bucket {key}");
+/// Replaces the values of the buckets of all processes.
+async fn overwrite(server: &RedisServer, value: &[u8]) {
+    join_all(SCOPES.map(|kind| server.set_bucket(kind.name, value))).await;
 }
 
 async fn set_clock(stage: &mut Stage, ahead_s: i64) {
@@ -98,33 +89,33 @@ fn values() -> Vec<Row> {
         })
         .expect(CALM),
         // The bound for any client: one capacity, and the reservations.
-        row("key_evicted", "a bucket's key is evicted", |stage, _| {
-            async move {
-                stage.begins();
-                let server = &stage.server;
-                join_all(keys().map(async |key| evict(server, &key).await)).await;
-                stage.ends();
-            }
-            .boxed()
-        })
+        row(
+            "hashes_evicted",
+            "the hashes of the buckets are evicted",
+            |stage, _| {
+                async move {
+                    stage.begins();
+                    // All buckets are in one class.
+                    stage.server.evict_hashes_of(SCOPES[0].name).await;
+                    stage.ends();
+                }
+                .boxed()
+            },
+        )
         .expect(CALM.and_over(CAPACITY + IN_FLIGHT)),
         row(
             "foreign_values",
-            "a bucket's key is overwritten three times: a list, 4 bytes, NaN",
+            "buckets are overwritten three times: a list instead of the hash, 4 bytes, NaN",
             |stage, _| {
                 async move {
                     stage.begins();
                     let server = &stage.server;
-                    for key in keys() {
-                        let there: u32 = server.command(&["EXISTS", &key]).await;
-                        assert_eq!(there, 1, "no bucket {key}");
-                    }
-                    join_all(keys().map(async |key| server.set_list(&key).await)).await;
+                    let hash = server.hash_of(SCOPES[0].name).await;
+                    server.set_list(&hash).await;
                     stage.sleep(PAUSE).await;
-                    join_all(keys().map(async |key| server.set_bytes(&key, b"four").await)).await;
+                    overwrite(server, b"four").await;
                     stage.sleep(PAUSE).await;
-                    let nan = [f64::NAN; 5];
-                    join_all(keys().map(async |key| server.set_numbers(&key, &nan).await)).await;
+                    overwrite(server, &f64::NAN.to_le_bytes().repeat(4)).await;
                     stage.ends();
                 }
                 .boxed()
