@@ -128,25 +128,29 @@ struct Replies {
 
 impl Replies {
     fn reply(&mut self, call: Call<'_>, now_us: f64) -> Option<Vec<u8>> {
+        let kind = self.bytes.pop_front().unwrap_or(0);
+        let length = match kind {
+            0xff => return None,
+            // Of another length.
+            0xfe => usize::from(self.bytes.pop_front().unwrap_or(0)),
+            _ => usize::MAX,
+        };
         let healthy = match call.is_heartbeat {
             true => {
                 self.beats += 1.0;
-                vec![self.beats, 1.0, 0.0, now_us / 1e3]
+                vec![self.beats, 1.0, 0.0, 0.0, now_us / 1e3]
             }
-            false => acquired(call, now_us),
-        };
-        let length = match self.bytes.pop_front() {
-            Some(0xff) => return None,
-            // Of another length.
-            Some(0xfe) => usize::from(self.bytes.pop_front().unwrap_or(0)),
-            _ => usize::MAX,
+            false => acquired(call, now_us, kind % 2 == 0),
         };
         let mut reply = match call.is_heartbeat {
             true => b"identity".to_vec(),
             false => Vec::new(),
         };
         for number in healthy {
-            let number = self.number(number);
+            let number = match number == f64::INFINITY {
+                true => number,
+                false => self.number(number),
+            };
             reply.extend(number.to_le_bytes());
         }
         reply.truncate(length);
@@ -188,21 +192,32 @@ impl Replies {
     }
 }
 
-/// The reply to a call of the script that acquires, from a Redis that grants all.
-fn acquired(call: Call<'_>, now_us: f64) -> Vec<f64> {
+/// The reply to a call of the script that acquires, from a Redis that grants all. It has the details
+/// of all buckets or of none.
+fn acquired(call: Call<'_>, now_us: f64, has_details: bool) -> Vec<f64> {
     let argument = call.arguments.first().copied().unwrap_or_default();
     let numbers: Vec<f64> = argument
         .chunks_exact(8)
         .map(|bytes| f64::from_le_bytes(bytes.try_into().expect("8 bytes")))
         .collect();
-    // With a second argument, the last key is that of the epoch.
-    let epoch = call.arguments.get(1).is_some_and(|epoch| !epoch.is_empty());
-    let buckets = call.keys.len() - usize::from(epoch);
-    let (keys, mut commands) = numbers.split_at(5 * buckets);
+    let mut commands = &numbers[..];
+    let mut details = Vec::new();
     let mut reply = vec![now_us];
-    for key in keys.chunks_exact(5) {
-        let (capacity, n) = (key[0], key[3]);
-        reply.extend([n, n, 0.0, 0.0, capacity / 2.0, 0.0]);
+    // Behind three arguments, one for each bucket.
+    let buckets = call.arguments.len().saturating_sub(3);
+    while reply.len() <= buckets {
+        // Numbers of a run of buckets: those of the Lua script.
+        let (run, rest) = commands.split_at(9);
+        let (adjacent, capacity, n) = (run[0] as usize, run[4], run[7]);
+        for _ in 0..adjacent {
+            let level = capacity / 2.0;
+            details.extend([n, n, 0.0, 0.0, level, 0.0]);
+            reply.push(if has_details { f64::INFINITY } else { level });
+        }
+        commands = rest;
+    }
+    if has_details {
+        reply.append(&mut details);
     }
     while let [op, rest @ ..] = commands {
         // Numbers behind that of the operation: those of the Lua script.
