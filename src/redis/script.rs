@@ -102,6 +102,20 @@ impl Arguments {
         self.add(keyspace, start, name, params, first);
     }
 
+    /// Appends the bucket of a field, which begins with a name of `name` bytes.
+    #[cfg(test)]
+    pub(crate) fn field(
+        &mut self,
+        keyspace: &Keyspace,
+        (field, name): (&[u8], usize),
+        params: BucketParams,
+        first: First,
+    ) {
+        let start = self.fields.len();
+        self.fields.extend_from_slice(field);
+        self.add(keyspace, start, name, params, first);
+    }
+
     /// Appends a bucket that no scope can have.
     pub(crate) fn own_bucket(&mut self, keyspace: &Keyspace, name: &str, params: BucketParams) {
         let start = self.fields.len();

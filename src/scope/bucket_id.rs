@@ -2,7 +2,7 @@
 
 use std::hash::{BuildHasher, Hasher};
 
-/// Names and keys over this many bytes are known to the stores by a hash.
+/// Names over this many bytes are known to the stores by a hash. No key has more.
 const LONGEST_PLAIN: usize = 64;
 
 /// Bytes of that hash: 128 bits.
@@ -16,8 +16,8 @@ pub(super) const KEY_MARK: u8 = 0xFF;
 /// this byte behind it, begins another.
 pub(crate) const PREFIX_END: char = '|';
 
-/// What distinguishes one bucket from all others within the process: the name, then the key behind
-/// a mark, each by its hash where it is long. A key of several parts has a mark before each.
+/// What distinguishes one bucket from all others within the process: the name, by its hash where it
+/// is long, then the key behind a mark. A key of several parts has a mark before each.
 #[derive(Clone, Copy)]
 pub(crate) struct BucketId {
     length: u8,
@@ -40,21 +40,10 @@ pub(crate) struct Lookup<'a> {
     key: Option<&'a [u8]>,
 }
 
-/// Room for the hashes of a lookup.
+/// Room for the hash of a lookup.
 #[derive(Default)]
 pub(crate) struct Hashes {
     name: [u8; 1 + HASH],
-    key: [u8; 1 + HASH],
-}
-
-#[inline]
-fn part<'a>(bytes: &'a [u8], secret: &[u8; 32], room: &'a mut [u8; 1 + HASH]) -> &'a [u8] {
-    if bytes.len() > LONGEST_PLAIN {
-        hash(bytes, secret, room);
-        room
-    } else {
-        bytes
-    }
 }
 
 fn hash(bytes: &[u8], secret: &[u8; 32], to: &mut [u8; 1 + HASH]) {
@@ -70,13 +59,13 @@ impl<'a> Lookup<'a> {
         secret: &[u8; 32],
         hashes: &'a mut Hashes,
     ) -> Self {
-        Self {
-            name: part(name, secret, &mut hashes.name),
-            key: match key {
-                Some(key) => Some(part(key, secret, &mut hashes.key)),
-                None => None,
-            },
-        }
+        let name = if name.len() > LONGEST_PLAIN {
+            hash(name, secret, &mut hashes.name);
+            &hashes.name
+        } else {
+            name
+        };
+        Self { name, key }
     }
 
     /// Of an identity that a store contains.
@@ -200,15 +189,10 @@ impl Keyspace {
         let Lookup { name, key } = Lookup::of(id);
         fields.extend_from_slice(name);
         if let Some(key) = key {
+            let mut room = [0; 1 + HASH];
+            hash(key, &self.secret, &mut room);
             fields.push(KEY_MARK);
-            match key {
-                [HASH_MARK, hash @ ..] => fields.extend_from_slice(hash),
-                _ => {
-                    let mut room = [0; 1 + HASH];
-                    hash(key, &self.secret, &mut room);
-                    fields.extend_from_slice(&room[1..]);
-                }
-            }
+            fields.extend_from_slice(&room[1..]);
         }
         name.len()
     }

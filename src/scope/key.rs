@@ -1,6 +1,7 @@
 //! What comes from outside, kept in place as long as it is short.
 
 use std::{
+    borrow::Borrow,
     fmt::{self, Display, Write},
     sync::Arc,
 };
@@ -10,8 +11,18 @@ use super::bucket_id::KEY_MARK;
 /// A part that is missing; as `KEY_MARK`, no text contains it.
 const NO_KEY: u8 = 0xFC;
 
+/// Begins the hash of a long key; as `KEY_MARK`, no text contains it.
+const LONG_KEY: u8 = 0xFB;
+
+/// Bytes of that hash: 128 bits.
+const HASH: usize = 16;
+
 /// Keys up to this many bytes live inside the scope.
 const INLINE: usize = 38;
+
+/// A key of more bytes is its hash from here on: it is hashed once, and everything behind handles
+/// few bytes.
+const LONGEST: usize = 64;
 
 #[derive(Clone)]
 pub(super) enum Key {
@@ -21,6 +32,7 @@ pub(super) enum Key {
 }
 
 impl Key {
+    #[inline]
     pub(super) fn new(key: impl Display) -> Self {
         let mut writer = KeyWriter::default();
         // A `Display` that reports an error still wrote what it could; that is its key.
@@ -28,30 +40,48 @@ impl Key {
         writer.finish()
     }
 
+    /// The key that `new` makes of a text, whose bytes these are.
+    #[inline]
+    pub(super) fn of(bytes: &[u8]) -> Self {
+        let mut inline = [0; INLINE];
+        if let Some(start) = inline.get_mut(..bytes.len()) {
+            start.copy_from_slice(bytes);
+            // At most 38.
+            Self::Inline(bytes.len() as u8, inline)
+        } else if bytes.len() <= LONGEST {
+            Self::Shared(bytes.into())
+        } else {
+            Self::hash_of(bytes)
+        }
+    }
+
+    /// Without a secret, because keys are made without a limiter. What Redis stores is a keyed hash
+    /// of this one, as of any other key. An attacker who searches for two keys of one hash, which
+    /// takes 2^64 attempts, gets one bucket instead of two.
+    fn hash_of(bytes: &[u8]) -> Self {
+        let mut inline = [0; INLINE];
+        inline[0] = LONG_KEY;
+        inline[1..=HASH].copy_from_slice(&blake3::hash(bytes).as_bytes()[..HASH]);
+        Self::Inline(1 + HASH as u8, inline)
+    }
+
     /// One key of several parts, with a byte between them that no text contains.
     pub(super) fn joined(parts: impl IntoIterator<Item = impl Display>) -> Self {
-        let mut writer = KeyWriter::default();
-        let mut parts = parts.into_iter().enumerate().peekable();
+        let mut parts = parts.into_iter().map(Self::new).peekable();
         if parts.peek().is_none() {
             return Self::None;
         }
-        for (n, part) in parts {
-            if n > 0 {
-                writer.push(&[KEY_MARK]);
-            }
-            let _ = write!(writer, "{part}");
-        }
-        writer.finish()
+        Self::joined_from(parts)
     }
 
     /// The same, of parts that are keys, or are missing.
-    pub(super) fn joined_from(parts: &[&Self]) -> Self {
+    pub(super) fn joined_from(parts: impl IntoIterator<Item = impl Borrow<Self>>) -> Self {
         let mut writer = KeyWriter::default();
-        for (n, part) in parts.iter().enumerate() {
+        for (n, part) in parts.into_iter().enumerate() {
             if n > 0 {
                 writer.push(&[KEY_MARK]);
             }
-            writer.push(part.bytes().unwrap_or(&[NO_KEY]));
+            writer.push(part.borrow().bytes().unwrap_or(&[NO_KEY]));
         }
         writer.finish()
     }
@@ -118,13 +148,12 @@ impl KeyWriter {
     }
 
     fn finish(self) -> Key {
-        if let Some(whole) = self.whole {
-            Key::Shared(whole)
-        } else if self.spilled.is_empty() {
+        match self.whole {
+            Some(whole) if whole.len() <= LONGEST => Key::Shared(whole),
+            Some(whole) => Key::hash_of(&whole),
             // At most 38.
-            Key::Inline(self.length as u8, self.inline)
-        } else {
-            Key::Shared(self.spilled.into())
+            None if self.spilled.is_empty() => Key::Inline(self.length as u8, self.inline),
+            None => Key::of(&self.spilled),
         }
     }
 }
@@ -142,18 +171,54 @@ mod tests {
     }
 
     #[test]
+    fn long_keys_are_hashed() {
+        let long = "x".repeat(65);
+        let hash = blake3::hash(long.as_bytes());
+        let hash = [&[LONG_KEY], &hash.as_bytes()[..16]].concat();
+        assert_eq!(Key::new(&long).bytes(), Some(&hash[..]));
+        assert_eq!(Key::new(&long[..64]).bytes(), Some(&long.as_bytes()[..64]));
+    }
+
+    #[test]
+    fn pieces_make_the_same_key_as_their_text() {
+        for lengths in [
+            [0, 5, 6],
+            [10, 28, 1],
+            [60, 4, 1],
+            [64, 0, 1],
+            [1, 90, 3],
+            [70, 1, 70],
+        ] {
+            let [a, b, c] = lengths.map(|length| "x".repeat(length));
+            let text = format!("{a}{b}{c}");
+            assert!(Key::new(format_args!("{a}{b}{c}")) == Key::of(text.as_bytes()));
+        }
+    }
+
+    #[test]
     fn parts_are_kept_apart() {
         let joined = |parts: &[&str]| Key::joined(parts).bytes().map(<[u8]>::to_vec);
         assert_eq!(joined(&[]), None);
         assert_eq!(joined(&[""]), Key::new("").bytes().map(<[u8]>::to_vec));
         assert_eq!(joined(&["a"]), Some(b"a".to_vec()));
         assert_eq!(joined(&["", "a/b", ""]), Some(b"\xffa/b\xff".to_vec()));
-        // In place, from the first part on the heap, and in the middle.
-        for lengths in [[5, 6, 7], [50, 1, 40], [30, 30, 0], [0, 60, 60]] {
+        // In place, shared, and long as a whole.
+        for lengths in [
+            [5, 6, 7],
+            [20, 1, 30],
+            [50, 1, 40],
+            [30, 30, 0],
+            [0, 60, 60],
+        ] {
             let parts = lengths.map(|length| "x".repeat(length));
-            let expected = parts.each_ref().map(|part| part.as_bytes()).join(&0xff);
+            let expected = Key::of(&parts.each_ref().map(|part| part.as_bytes()).join(&0xff));
             let parts = parts.each_ref().map(String::as_str);
-            assert_eq!(joined(&parts), Some(expected));
+            assert_eq!(joined(&parts), expected.bytes().map(<[u8]>::to_vec));
         }
+        // A long part is the same as that key alone.
+        let long = "x".repeat(65);
+        let of_keys = Key::joined_from([Key::new(&long), Key::new("a")]);
+        assert!(Key::joined([&long, "a"]) == of_keys);
+        assert!(Key::joined([&long]) == Key::new(&long));
     }
 }

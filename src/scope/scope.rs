@@ -147,6 +147,7 @@ impl Scope {
     /// const PER_USER: Scope = Quota::per_second(5.0).scope("user");
     /// assert_ne!(PER_USER.key(17), PER_USER.key(18));
     /// ```
+    #[inline]
     pub fn key(&self, key: impl Display) -> Self {
         Self {
             name: self.name.clone(),
@@ -178,10 +179,9 @@ impl Scope {
 
     /// As `keys`, of the keys that these scopes have.
     pub(crate) fn keys_of(&self, scopes: &[&Self]) -> Self {
-        let keys: Vec<_> = scopes.iter().map(|scope| &scope.key).collect();
         Self {
             name: self.name.clone(),
-            key: Key::joined_from(&keys),
+            key: Key::joined_from(scopes.iter().map(|scope| &scope.key)),
             ..*self
         }
     }

@@ -9,21 +9,18 @@ use crate::{
     scope::Keyspace,
 };
 
-/// The identity of a bucket. A key is a name, or a name, a slash, and 32 hexadecimal digits.
-fn id(key: &str) -> Vec<u8> {
+/// The field of a bucket, and the length of its name. A key is a name, or a name, a slash, and 32
+/// hexadecimal digits.
+fn field(key: &str) -> (Vec<u8>, usize) {
     let Some((name, digits)) = key.split_once('/') else {
-        return key.as_bytes().to_vec();
+        return (key.as_bytes().to_vec(), key.len());
     };
     let bytes = (0..32)
         .step_by(2)
-        .map(|at| u8::from_str_radix(&digits[at..at + 2], 16));
-    let bytes = bytes.map(|byte| byte.expect("hexadecimal digits"));
-    // The marks of a key, and of one that is a hash.
-    [name.as_bytes(), &[0xFF, 0xFE]]
-        .concat()
-        .into_iter()
-        .chain(bytes)
-        .collect()
+        .map(|at| u8::from_str_radix(&digits[at..at + 2], 16).expect("hexadecimal digits"));
+    let mut field = [name.as_bytes(), &[0xFF]].concat();
+    field.extend(bytes);
+    (field, name.len())
 }
 
 /// The key of the bucket in a field, of which the first bytes are the name.
@@ -141,7 +138,8 @@ impl Call {
     pub(crate) fn arguments(&self, keyspace: &Keyspace) -> Arguments {
         let mut arguments = Arguments::new(keyspace);
         for ((key, params), first) in self.keys.iter().zip(&self.firsts) {
-            arguments.bucket(keyspace, &id(key), *params, *first);
+            let (field, name) = field(key);
+            arguments.field(keyspace, (&field, name), *params, *first);
         }
         for step in &self.steps {
             match step {
