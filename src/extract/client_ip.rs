@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use http::Request;
 
 use super::{
-    address::{IPV6_PREFIX, group},
+    address::{AddressText, IPV6_PREFIX, group},
     key::KeyExtractor,
     peer_ip::peer,
     proxies::TrustedProxies,
@@ -138,6 +138,6 @@ impl ClientIp {
 
 impl<B> KeyExtractor<Request<B>> for ClientIp {
     fn scope(&self, base: &Scope, req: &Request<B>) -> Option<Scope> {
-        Some(base.key(self.find(req)?))
+        Some(base.key_bytes(AddressText::new(self.find(req)?).as_bytes()))
     }
 }

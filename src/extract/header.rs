@@ -130,7 +130,7 @@ impl<B> KeyExtractor<Request<B>> for Header {
     fn scope(&self, base: &Scope, req: &Request<B>) -> Option<Scope> {
         let value = self.value(req)?;
         Some(match str::from_utf8(&value) {
-            Ok(text) => base.key(text),
+            Ok(_) => base.key_bytes(&value),
             // The line feed distinguishes it from a value that contains the escaped text.
             Err(_) => base.key(format_args!("\n{}", value.escape_ascii())),
         })

@@ -7,7 +7,7 @@ use std::net::SocketAddr;
 use http::Request;
 
 use super::{
-    address::{IPV6_PREFIX, group},
+    address::{AddressText, IPV6_PREFIX, group},
     key::KeyExtractor,
 };
 use crate::scope::Scope;
@@ -92,7 +92,7 @@ impl PeerIp {
 
 impl<B> KeyExtractor<Request<B>> for PeerIp {
     fn scope(&self, base: &Scope, req: &Request<B>) -> Option<Scope> {
-        Some(base.key(self.find(req)?))
+        Some(base.key_bytes(AddressText::new(self.find(req)?).as_bytes()))
     }
 }
 

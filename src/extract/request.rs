@@ -49,8 +49,8 @@ impl<B> KeyExtractor<Request<B>> for Method {
         ];
         let method = req.method();
         Some(match KNOWN.contains(method) {
-            true => base.key(method),
-            false => base.key("other"),
+            true => base.key_bytes(method.as_str().as_bytes()),
+            false => base.key_bytes(b"other"),
         })
     }
 }
@@ -113,7 +113,7 @@ impl<B> KeyExtractor<Request<B>> for MatchedPath {
         while path.ends_with("//") {
             path = &path[..path.len() - 1];
         }
-        Some(base.key(path))
+        Some(base.key_bytes(path.as_bytes()))
     }
 }
 

@@ -177,6 +177,17 @@ impl Scope {
         }
     }
 
+    /// The same as [`key`](Self::key) of a text, whose bytes these are, without formatting it.
+    #[cfg(feature = "http")]
+    #[inline]
+    pub(crate) fn key_bytes(&self, text: &[u8]) -> Self {
+        Self {
+            name: self.name.clone(),
+            key: Key::of(text),
+            ..*self
+        }
+    }
+
     /// As `keys`, of the keys that these scopes have.
     pub(crate) fn keys_of(&self, scopes: &[&Self]) -> Self {
         Self {
