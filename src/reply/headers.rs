@@ -2,11 +2,14 @@
 
 use http::{
     HeaderMap, HeaderName,
-    header::{CACHE_CONTROL, HeaderValue, RETRY_AFTER},
+    header::{CACHE_CONTROL, Entry, HeaderValue, RETRY_AFTER},
 };
-use sfv::{Integer, KeyRef, ListSerializer, RefBareItem, StringRef, key_ref};
 
-use super::policy::{Left, Policy};
+use super::{
+    policy::{Left, Policy},
+    policy_text::{PolicyText, value},
+    structured::number,
+};
 use crate::{limiter::Permit, rejected::Rejected};
 
 #[cfg(test)]
@@ -21,11 +24,6 @@ const RATE_LIMIT_POLICY: HeaderName = HeaderName::from_static("ratelimit-policy"
 const LIMIT: HeaderName = HeaderName::from_static("x-ratelimit-limit");
 const REMAINING: HeaderName = HeaderName::from_static("x-ratelimit-remaining");
 const RESET: HeaderName = HeaderName::from_static("x-ratelimit-reset");
-
-const Q: &KeyRef = key_ref("q");
-const W: &KeyRef = key_ref("w");
-const R: &KeyRef = key_ref("r");
-const T: &KeyRef = key_ref("t");
 
 /// All fields that a response may carry, as a value for `Access-Control-Expose-Headers`.
 ///
@@ -124,7 +122,7 @@ impl HeaderStyle {
         headers.insert(CACHE_CONTROL, NO_STORE);
         let seconds = retry_after(rejected);
         if let Some(seconds) = seconds {
-            headers.insert(RETRY_AFTER, HeaderValue::from(seconds));
+            headers.insert(RETRY_AFTER, number(seconds));
         }
         if self == Self::None {
             return;
@@ -195,53 +193,43 @@ fn write_draft<'a>(
     left: Option<Left>,
     headers: &mut HeaderMap,
 ) {
-    let mut value = String::with_capacity(128);
-    let mut list = ListSerializer::with_buffer(&mut value);
-    let mut listed: Vec<Policy<'_>> = Vec::new();
-    for policy in policies {
-        // Two keys of one name are the same policy.
-        if !listed.contains(&policy) {
-            let parameters = [(Q, policy.capacity()), (W, policy.window())];
-            member(&mut list, &policy, parameters);
-            listed.push(policy);
+    let mut policies = policies.peekable();
+    let Some(first) = policies.next() else {
+        return;
+    };
+    let mut field = PolicyText::with(&first, |text| text.policy().clone());
+    if policies.peek().is_some() {
+        let mut list = field.as_bytes().to_vec();
+        let mut listed = vec![first];
+        for policy in policies {
+            // Two keys of one name are the same policy.
+            if !listed.contains(&policy) {
+                list.extend_from_slice(b", ");
+                let member = PolicyText::with(&policy, |text| text.policy().clone());
+                list.extend_from_slice(member.as_bytes());
+                listed.push(policy);
+            }
         }
+        field = value(list);
     }
-    append(headers, RATE_LIMIT_POLICY, &value);
+    append(headers, RATE_LIMIT_POLICY, field);
     if let Some(left) = left {
-        value.clear();
-        let mut list = ListSerializer::with_buffer(&mut value);
-        member(&mut list, tightest, [(R, left.tokens), (T, left.seconds)]);
-        append(headers, RATE_LIMIT, &value);
+        let field = PolicyText::with(tightest, |text| text.left(left));
+        append(headers, RATE_LIMIT, field);
     }
 }
 
-fn member(
-    list: &mut ListSerializer<&mut String>,
-    policy: &Policy<'_>,
-    parameters: [(&KeyRef, i64); 2],
-) {
-    // Neither fails: the name is encoded, and the numbers are capped.
-    let Ok(name) = StringRef::from_str(policy.name()) else {
-        return;
-    };
-    let mut member = list.bare_item(RefBareItem::String(name));
-    for (key, number) in parameters {
-        if let Ok(number) = Integer::try_from(number) {
-            member = member.parameter(key, RefBareItem::Integer(number));
+fn append(headers: &mut HeaderMap, name: HeaderName, value: HeaderValue) {
+    match headers.entry(name) {
+        Entry::Vacant(entry) => {
+            entry.insert(value);
         }
-    }
-    let _ = member.finish();
-}
-
-fn append(headers: &mut HeaderMap, name: HeaderName, value: &str) {
-    // Serialized fields are printable ASCII.
-    let Ok(value) = HeaderValue::from_str(value) else {
-        return;
-    };
-    if headers.get_all(&name).iter().all(is_list) {
-        headers.append(name, value);
-    } else {
-        headers.insert(name, value);
+        Entry::Occupied(mut entry) => match entry.iter().all(is_list) {
+            true => entry.append(value),
+            false => {
+                entry.insert_mult(value);
+            }
+        },
     }
 }
 
@@ -265,9 +253,9 @@ fn write_legacy(tightest: &Policy<'_>, left: Option<Left>, headers: &mut HeaderM
     if keep {
         return;
     }
-    headers.insert(LIMIT, HeaderValue::from(tightest.capacity()));
+    headers.insert(LIMIT, number(tightest.capacity()));
     if let Some(left) = left {
-        headers.insert(REMAINING, HeaderValue::from(left.tokens));
-        headers.insert(RESET, HeaderValue::from(left.seconds));
+        headers.insert(REMAINING, number(left.tokens));
+        headers.insert(RESET, number(left.seconds));
     }
 }

@@ -108,11 +108,12 @@ impl<T> HttpReply<T> {
     where
         T: RejectionBody<B>,
     {
-        let content_type = req.headers().get(CONTENT_TYPE);
         // Every gRPC call is a POST. Other requests of this type expect an HTTP status: a gRPC
         // status is sent with 200, which they and caches would take for a success.
-        let content_type = content_type.filter(|_| req.method() == Method::POST);
-        if let Some(content_type) = content_type.and_then(grpc_content_type) {
+        if req.method() == Method::POST
+            && let Some(content_type) = req.headers().get(CONTENT_TYPE)
+            && let Some(content_type) = grpc_content_type(content_type)
+        {
             let mut response = grpc::rejection(rejected, content_type);
             response.headers_mut().insert(CACHE_CONTROL, NO_STORE);
             return response;

@@ -10,10 +10,14 @@ mod http;
 #[cfg(feature = "http")]
 mod policy;
 #[cfg(feature = "http")]
+mod policy_text;
+#[cfg(feature = "http")]
 mod problem;
 mod rejection;
 #[cfg(feature = "http")]
 mod status;
+#[cfg(feature = "http")]
+mod structured;
 
 pub use self::rejection::{Fail, Reply};
 #[cfg(feature = "http")]

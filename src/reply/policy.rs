@@ -1,4 +1,4 @@
-//! [`Policy`]: a limit in the form that headers need, an encoded name and whole numbers.
+//! [`Policy`]: a limit in the form that headers need, whole numbers and an encoded name.
 
 use std::borrow::Cow;
 
@@ -10,7 +10,7 @@ use crate::{quota::Quota, scope::Scope};
 mod tests;
 
 /// The largest number of a structured field.
-const MAX: i64 = 999_999_999_999_999;
+const MAX: u64 = 999_999_999_999_999;
 
 /// A rest of this many seconds is a rounding error of `f64`: buckets count microseconds.
 const NOISE: f64 = 1e-6;
@@ -19,21 +19,20 @@ const NOISE: f64 = 1e-6;
 #[derive(Clone, Copy)]
 pub(super) struct Left {
     /// Whole tokens.
-    pub(super) tokens: i64,
+    pub(super) tokens: u64,
     /// Until the bucket is full, or until a rejected client may retry.
-    pub(super) seconds: i64,
+    pub(super) seconds: u64,
 }
 
 /// The name and the quota of a scope.
-#[derive(Clone, PartialEq)]
+#[derive(Clone, Copy, PartialEq)]
 pub(super) struct Policy<'a> {
-    name: Cow<'a, str>,
+    name: &'a str,
     quota: Quota,
 }
 
 impl<'a> Policy<'a> {
     pub(super) fn new(name: &'a str, quota: Quota) -> Self {
-        let name = policy_name(name);
         Self { name, quota }
     }
 
@@ -41,17 +40,22 @@ impl<'a> Policy<'a> {
         Self::new(scope.name(), scope.quota())
     }
 
-    pub(super) fn name(&self) -> &str {
-        &self.name
+    /// The name as it is, not encoded.
+    pub(super) fn name(&self) -> &'a str {
+        self.name
+    }
+
+    pub(super) fn quota(&self) -> Quota {
+        self.quota
     }
 
     /// The capacity in whole tokens.
-    pub(super) fn capacity(&self) -> i64 {
+    pub(super) fn capacity(&self) -> u64 {
         whole(self.quota.capacity())
     }
 
     /// The time in which an empty bucket fills, in whole seconds, at least 1.
-    pub(super) fn window(&self) -> i64 {
+    pub(super) fn window(&self) -> u64 {
         seconds(self.quota.capacity() / self.quota.rate())
     }
 
@@ -67,20 +71,20 @@ impl<'a> Policy<'a> {
     pub(super) fn left_until(&self, level: f64, seconds: u64) -> Left {
         Left {
             tokens: whole(level),
-            seconds: i64::try_from(seconds).map_or(MAX, |seconds| seconds.min(MAX)),
+            seconds: seconds.min(MAX),
         }
     }
 }
 
 /// Rounds down, to 0 at least.
-fn whole(tokens: f64) -> i64 {
-    // The conversion saturates, and turns NaN into 0.
-    (tokens.floor() as i64).clamp(0, MAX)
+fn whole(tokens: f64) -> u64 {
+    // The conversion saturates, rounds towards 0, and turns NaN into 0.
+    (tokens as u64).min(MAX)
 }
 
 /// Rounds up, to 1 at least.
-fn seconds(seconds: f64) -> i64 {
-    ((seconds - NOISE).ceil() as i64).clamp(1, MAX)
+fn seconds(seconds: f64) -> u64 {
+    ((seconds - NOISE).ceil() as u64).clamp(1, MAX)
 }
 
 /// The name in printable ASCII: all other bytes and `%` are percent-encoded.

@@ -17,7 +17,7 @@ fn existing_field_is_continued_as_a_list_or_replaced() {
     ] {
         let mut headers = HeaderMap::new();
         headers.insert(RATE_LIMIT, HeaderValue::from_static(existing));
-        write_draft([policy.clone()].into_iter(), &policy, left, &mut headers);
+        write_draft([policy].into_iter(), &policy, left, &mut headers);
         let lines: Vec<_> = headers.get_all(RATE_LIMIT).iter().collect();
         let ours = "\"p\";r=5;t=1";
         match stays {

@@ -13,7 +13,7 @@ fn numbers_are_whole_and_bounded() {
     assert_eq!(numbers(Quota::per_second(0.5)), (1, 2));
     for tokens in [1.0, 3.0, 7.0, 11.0, 59.0, 61.0] {
         let (q, w) = numbers(Quota::per_minute(tokens));
-        assert_eq!((q, w), (tokens as i64, 60), "{tokens} a minute");
+        assert_eq!((q, w), (tokens as u64, 60), "{tokens} a minute");
         assert_eq!(numbers(Quota::per_day(tokens)).1, 86_400, "{tokens} a day");
     }
     let tiny = Quota::per(Duration::from_secs(86_400 * 365), 1e-9).burst(1e18);
