@@ -704,7 +704,8 @@ for j = 1, #order do
       if class.supersedes then call('HSET', class.previous, MARK, mark(1 - class.number)) end
       call('UNLINK', class.current)
       call('HSET', class.current, MARK, mark(class.number), unpack(class.out))
-      local kept = math.min(3 * class.period / 1000, 9007199254740992)
+      -- A heartbeat deletes it one period before, without delaying others.
+      local kept = math.min(4 * class.period / 1000, 9007199254740992)
       call('PEXPIRE', class.current, string.format('%d', kept))
     else
       call('HSET', class.current, unpack(class.out))

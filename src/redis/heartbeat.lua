@@ -7,6 +7,7 @@
 --          lost, then the count of all heartbeats
 -- KEYS[3]  exists while a limiter that may pause buckets is alive, and for an hour after
 -- KEYS[4]  if this limiter has an instance name: which limiter has that name
+-- KEYS…    last, hashes of buckets that may be out of use; see acquire.lua
 -- ARGV[1]  this limiter
 -- ARGV[2]  "1" to deregister it
 -- ARGV[3]  the epoch that this limiter used last, or nothing
@@ -18,6 +19,7 @@
 --          "established"
 -- ARGV[9]  the server's time, in milliseconds, after which the sender has given up; or nothing
 -- ARGV[10] "1" if this limiter may pause buckets
+-- ARGV[11] how many hashes of buckets there are
 -- Reply    the epoch, then doubles, little-endian: the count, how many limiters are alive, how many
 --          are missing, 1 if any limiter pauses buckets, else 0, and the server's time in
 --          milliseconds. If the sender has given up, only the time. If the limiter deregisters,
@@ -27,7 +29,9 @@ local SILENCE, LONGEST, EPOCH_KEPT, EPOCH = 3000, 3600000, 604800000, '\255'
 
 local t = redis.call('TIME')
 local now = t[1] * 1000 + math.floor(t[2] / 1000)
-local limiters, directory, pauses_key, instance, me = KEYS[1], KEYS[2], KEYS[3], KEYS[4], ARGV[1]
+local limiters, directory, pauses_key, me = KEYS[1], KEYS[2], KEYS[3], ARGV[1]
+local hashes = #KEYS - tonumber(ARGV[11])
+local instance = hashes > 3 and KEYS[4]
 
 if ARGV[2] == '1' then
   redis.call('ZREM', limiters, me)
@@ -77,4 +81,11 @@ redis.call('PEXPIRE', limiters, SILENCE + LONGEST)
 local since = now - ARGV[6]
 local alive = redis.call('ZCOUNT', limiters, since, '+inf') + redis.call('ZCOUNT', limiters, '-inf', -since)
 local missing = redis.call('ZCOUNT', limiters, now - SILENCE - ARGV[7], since - 1)
+-- The buckets in a hash that expires within one period are full. To expire it would delay all users
+-- of Redis for as long as it takes to free it.
+for i = hashes + 1, #KEYS do
+  local period, left = tonumber(string.match(KEYS[i], '(%d+)s:%d$')), redis.call('PTTL', KEYS[i])
+  if left >= 0 and left < 1000 * period then redis.call('UNLINK', KEYS[i]) end
+end
+
 return epoch .. struct.pack('<ddddd', count, alive, missing, pauses, now)

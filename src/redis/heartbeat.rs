@@ -92,6 +92,8 @@ pub(crate) struct Heartbeat<'a> {
     pub(crate) good_until: Option<f64>,
     /// Whether this limiter pauses buckets.
     pub(crate) pauses: bool,
+    /// Hashes of buckets that are deleted if all buckets in them are full.
+    pub(crate) hashes: Vec<Vec<u8>>,
 }
 
 impl<'a> Heartbeat<'a> {
@@ -109,6 +111,7 @@ impl<'a> Heartbeat<'a> {
             random: 0,
             good_until: None,
             pauses: false,
+            hashes: Vec::new(),
         }
     }
 
@@ -127,6 +130,8 @@ impl<'a> Heartbeat<'a> {
             self.instance
                 .map(|name| Epoch::instance_key(self.keyspace, name)),
         );
+        keys.extend_from_slice(&self.hashes);
+        let hashes = self.hashes.len().to_string();
         let known = self.epoch.as_ref().map_or(&[][..], |epoch| &epoch.id);
         let heartbeats = self.epoch.map_or(0.0, |epoch| epoch.heartbeats);
         let alive_within = self.alive_within.as_millis().to_string();
@@ -134,7 +139,7 @@ impl<'a> Heartbeat<'a> {
         let good_until = self
             .good_until
             .map_or_else(String::new, |until| format!("{until:.0}"));
-        let arguments: [&[u8]; 10] = [
+        let arguments: [&[u8]; 11] = [
             self.limiter.as_bytes(),
             if self.is_last { b"1" } else { b"0" },
             known,
@@ -149,6 +154,7 @@ impl<'a> Heartbeat<'a> {
             },
             good_until.as_bytes(),
             if self.pauses { b"1" } else { b"0" },
+            hashes.as_bytes(),
         ];
         let run = session.run(&HEARTBEAT, &keys, &arguments);
         let reply = timeout(within, run)

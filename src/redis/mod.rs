@@ -2,6 +2,7 @@
 //! under a supervisor.
 
 pub(crate) mod batch;
+pub(crate) mod class;
 pub(crate) mod connection;
 pub(crate) mod heartbeat;
 pub(crate) mod lease;

@@ -4,7 +4,7 @@ use std::sync::OnceLock;
 
 use crate::{
     bucket::{BucketParams, Taken},
-    redis::{level_cache::BucketState, op::Op},
+    redis::{class::period_us, level_cache::BucketState, op::Op},
     scope::Keyspace,
 };
 
@@ -187,6 +187,11 @@ impl Arguments {
         op.encode(bucket, &mut self.steps);
     }
 
+    /// The periods of the classes in which the buckets may be, in microseconds.
+    pub(crate) fn periods(&self) -> &[f64] {
+        &self.periods
+    }
+
     /// How many buckets there are.
     pub(crate) fn buckets(&self) -> usize {
         self.ends.len()
@@ -213,23 +218,6 @@ impl Arguments {
 
 /// Numbers in front of each run of buckets.
 const RUN: usize = 9;
-
-/// The shortest period of a class of buckets, in microseconds.
-const SHORTEST_PERIOD_US: f64 = 16e6;
-
-/// The longest period, beyond which the script does not double it.
-const LONGEST_PERIOD_US: f64 = 9e18;
-
-/// The period of the class that remembers buckets with these parameters until they are full, in
-/// microseconds.
-pub(crate) fn period_us(params: BucketParams) -> f64 {
-    let full_in = params.capacity / params.per_us;
-    let mut period = SHORTEST_PERIOD_US;
-    while period < full_in && period < LONGEST_PERIOD_US {
-        period *= 2.0;
-    }
-    period
-}
 
 fn push(bytes: &mut Vec<u8>, numbers: &[f64]) {
     for number in numbers {

@@ -42,6 +42,7 @@ impl ConnectionState {
             true => target.recovered.to_string(),
             false => String::new(),
         };
+        self.classes_in_use.add(arguments.periods());
         let numbers = arguments.numbers();
         let mut given = Vec::with_capacity(3 + arguments.buckets());
         given.extend([&numbers[..], epoch, recovered.as_bytes()]);

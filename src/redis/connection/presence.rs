@@ -49,6 +49,7 @@ impl ConnectionState {
                 random: self.random().u64(..),
                 good_until: self.server_ms_after(within),
                 pauses: self.announces_pauses.load(Ordering::Relaxed),
+                hashes: self.classes_in_use.hashes(&self.config.keyspace),
                 ..Heartbeat::last(&self.config.keyspace, &self.limiter)
             };
             match self.send(session, heartbeat, within).await? {

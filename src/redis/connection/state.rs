@@ -17,6 +17,7 @@ use tokio::{
 use crate::{
     decision::Failure,
     redis::{
+        class::ClassesInUse,
         connection::{
             breaker::{Action, Breaker, Event},
             config::ConnectionConfig,
@@ -39,6 +40,8 @@ pub(super) struct ConnectionState {
     /// Whether Redis alone decides: connected, and the recovery window is over. Derived from
     /// `state`, for callers that take no lock.
     pub(super) passing: AtomicBool,
+    /// In which classes this limiter has looked for buckets.
+    pub(super) classes_in_use: ClassesInUse,
     write_backs: Mutex<WriteBacks>,
     random: Mutex<fastrand::Rng>,
     /// Redis does not allow heartbeats to this client, and that was logged.
@@ -127,6 +130,7 @@ impl State {
 impl ConnectionState {
     pub(super) fn new(config: ConnectionConfig) -> Self {
         Self {
+            classes_in_use: ClassesInUse::default(),
             limiter: format!("{:016x}", config.seed),
             random: Mutex::new(fastrand::Rng::with_seed(config.seed)),
             config,

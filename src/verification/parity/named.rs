@@ -360,7 +360,7 @@ async fn class_remembers_a_bucket_until_it_is_full() {
     for hash in hashes(&mut connection).await {
         let ttl: i64 = run(&mut connection, &[b"PTTL", &hash.key]).await;
         let period = 1_000 * hash.period as i64;
-        let is_kept = (3 * period - 2_000..=3 * period).contains(&ttl);
+        let is_kept = (4 * period - 2_000..=4 * period).contains(&ttl);
         assert!(ttl == -2 || is_kept, "{ttl} for {period}");
     }
     // The longest expiry is 2^53 ms. Redis rejects more than 9.2e18.

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, HashMap};
 
 use super::Stored;
-use crate::{bucket::BucketParams, redis::script::period_us};
+use crate::{bucket::BucketParams, redis::class::period_us};
 
 /// All hashes of buckets, and the directory.
 ///
@@ -219,7 +219,7 @@ impl Storage {
             {
                 previous.number = 1.0 - class.number;
             }
-            let kept = (3.0 * period as f64 * 1_000.0).min(9_007_199_254_740_992.0);
+            let kept = (4.0 * period as f64 * 1_000.0).min(9_007_199_254_740_992.0);
             hashes[class.current] = Some(Hash {
                 number: class.number,
                 expires: (now / 1_000.0).floor() + kept,

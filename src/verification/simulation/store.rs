@@ -119,9 +119,10 @@ impl Store {
             age,
             good_until,
             pauses,
+            hashes,
         ] = arguments
         else {
-            panic!("a heartbeat has ten arguments");
+            panic!("a heartbeat has eleven arguments");
         };
         let ms = |bytes: &[u8]| -> Option<f64> { std::str::from_utf8(bytes).ok()?.parse().ok() };
         let alive_within = ms(alive_within).expect("milliseconds");
@@ -163,7 +164,11 @@ impl Store {
             self.pauses_until = now + LONGEST;
         }
         let pauses = f64::from(now < self.pauses_until);
-        if let Some(name) = keys.get(3) {
+        let hashes: usize = std::str::from_utf8(hashes)
+            .expect("text")
+            .parse()
+            .expect("a count");
+        if let [_, _, _, name] = &keys[..keys.len() - hashes] {
             let owner = self.instances.get(name);
             if owner.is_none_or(|owner| owner == me) || age == b"first" {
                 if let Some(owner) = owner.filter(|owner| *owner != me) {
