@@ -137,8 +137,18 @@ impl ScriptedRedis {
     }
 
     fn reply(&self, call: &SentCall) -> Vec<f64> {
+        let mut garbles = self.garbles.lock().expect("no panic");
+        let mut details = Vec::new();
         let mut reply = vec![0.0];
-        reply.extend(call.firsts.iter().map(|_| 500.0));
+        for [n, ..] in &call.firsts {
+            if garbles.as_mut().is_some_and(|rng| rng.percent(50)) {
+                reply.push(f64::INFINITY);
+                details.extend([*n, *n, 0.0, 0.0, 500.0, 0.0]);
+            } else {
+                reply.push(500.0);
+            }
+        }
+        reply.extend(details);
         for step in split_steps(&call.steps) {
             if step[0] == TAKE {
                 let n = step[1];
@@ -160,10 +170,16 @@ impl ScriptedRedis {
                 reply[1 + index] = f64::NAN;
             }
         }
-        if let Some(rng) = &mut *self.garbles.lock().expect("no panic") {
-            for number in &mut reply[1..] {
-                if rng.percent(40) {
-                    *number = hostile(rng);
+        if let Some(rng) = &mut *garbles {
+            for (index, number) in reply.iter_mut().enumerate().skip(1) {
+                if !rng.percent(40) {
+                    continue;
+                }
+                let other = hostile(rng);
+                // The infinite levels of buckets determine the length of a reply.
+                let is_level = index <= call.firsts.len();
+                if !is_level || (number.is_finite() && other != f64::INFINITY) {
+                    *number = other;
                 }
             }
         }
