@@ -12,8 +12,9 @@ use crate::{
 };
 
 const LIMITERS: &str = "p:{#}limiters";
-const EPOCH: &str = "p:{#}epoch";
+const DIRECTORY: &str = "p:{#}directory";
 const PAUSES: &str = "p:{#}pauses";
+const HASHES: [&str; 2] = ["p:{#}16s:0", "p:{#}16s:1"];
 
 /// One heartbeat.
 struct Sent {
@@ -22,7 +23,7 @@ struct Sent {
 }
 
 fn heartbeat(rng: &mut Rng, known: &[u8], now: f64) -> Sent {
-    let mut keys = vec![LIMITERS.into(), EPOCH.into(), PAUSES.into()];
+    let mut keys = vec![LIMITERS.into(), DIRECTORY.into(), PAUSES.into()];
     let limiter = rng.below(6);
     if rng.percent(50) {
         keys.push(format!("p:{{#}}instance:{}", limiter / 2).into_bytes());
@@ -42,6 +43,12 @@ fn heartbeat(rng: &mut Rng, known: &[u8], now: f64) -> Sent {
         _ => format!("{:.0}", now + 60_000.0),
     };
     let age = rng.pick(&["first", "new", "established", "established"]);
+    let hashes = rng.below(3);
+    keys.extend(
+        HASHES[..hashes as usize]
+            .iter()
+            .map(|hash| hash.as_bytes().to_vec()),
+    );
     Sent {
         keys,
         arguments: vec![
@@ -55,6 +62,7 @@ fn heartbeat(rng: &mut Rng, known: &[u8], now: f64) -> Sent {
             age.into(),
             good_until.into_bytes(),
             if rng.percent(5) { b"1" } else { b"0" }.to_vec(),
+            ms(hashes),
         ],
     }
 }
@@ -133,4 +141,44 @@ async fn simulated_heartbeat_is_that_of_redis() {
     }
     println!("{late} were late, {missing} missing; with pauses and without: {pauses:?}");
     assert!(late > 0 && missing > 0.0 && pauses.iter().all(|count| *count > 0));
+}
+
+#[tokio::test]
+async fn heartbeat_deletes_hashes_that_are_out_of_use() {
+    let server = RedisServer::start().await;
+    let mut connection = server.connection().await;
+    let mut command = redis::cmd("EVAL");
+    command.arg(HEARTBEAT.source).arg(5);
+    command.arg(&[LIMITERS, DIRECTORY, PAUSES]).arg(&HASHES);
+    command
+        .arg("me")
+        .arg("0")
+        .arg("")
+        .arg(&[0; 8][..])
+        .arg("identity");
+    command
+        .arg("3000")
+        .arg("0")
+        .arg("first")
+        .arg("")
+        .arg("0")
+        .arg("2");
+    // A period is 16 s, and a hash expires after four of them: those that are read have at least one
+    // period left.
+    let mut left = Vec::new();
+    for seconds in [15, 17] {
+        let mut pipeline = redis::pipe();
+        for hash in HASHES {
+            pipeline.hset(hash, "api", "x").ignore();
+        }
+        pipeline.expire(HASHES[0], seconds).ignore();
+        pipeline.add_command(command.clone()).ignore();
+        pipeline.exists(HASHES[0]).exists(HASHES[1]);
+        let exist: [bool; 2] = pipeline
+            .query_async(&mut connection)
+            .await
+            .expect("the script runs");
+        left.push(exist);
+    }
+    assert_eq!(left, [[false, true], [true, true]]);
 }
