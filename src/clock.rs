@@ -1,27 +1,58 @@
-//! The time of this process, by tokio's clock, so that paused time works.
+//! The time of this process.
+//!
+//! Tokio's time can be paused in a build in which tokio has the feature `test-util`, and only there.
+//! In such a build all times are tokio's. In others the [`Counter`] of the processor replaces it,
+//! because each decision in memory reads the time and the counter takes a third of the time.
+
+mod counter;
 
 use std::time::Duration;
 
 use tokio::time::Instant;
 
+use self::counter::Counter;
+
 /// Longer waits are shortened to this: no caller needs them, and an `Instant` overflows.
 pub(crate) const LONGEST_WAIT: Duration = Duration::from_secs(30 * 365 * 86_400);
 
-/// Time in microseconds since the creation of this clock, as the bucket model uses it.
+/// Time in microseconds since the start of this clock, as the bucket model uses it.
+///
+/// It may step back by some microseconds: between threads, and when the counter is corrected.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Clock {
     start: Instant,
+    /// `None` if tokio is asked.
+    counter: Option<&'static Counter>,
 }
 
 impl Clock {
     pub(crate) fn new() -> Self {
-        Self {
-            start: Instant::now(),
+        match CAN_BE_PAUSED {
+            true => Self::of_tokio(),
+            false => Self::of_counter(Counter::global()),
         }
     }
 
+    fn of_tokio() -> Self {
+        Self {
+            start: Instant::now(),
+            counter: None,
+        }
+    }
+
+    fn of_counter(counter: &'static Counter) -> Self {
+        Self {
+            start: counter.start(),
+            counter: Some(counter),
+        }
+    }
+
+    #[inline]
     pub(crate) fn now_us(&self) -> f64 {
-        self.us_at(Instant::now())
+        match self.counter {
+            Some(counter) => counter.now_us(),
+            None => self.us_at(Instant::now()),
+        }
     }
 
     pub(crate) fn us_at(&self, instant: Instant) -> f64 {
@@ -33,10 +64,50 @@ impl Clock {
     }
 }
 
+/// Whether `tokio::time::pause` exists in this build.
+///
+/// The choice cannot be made at run time: time may be paused after a limiter was made, and to ask
+/// tokio takes as long as to read its clock.
+const CAN_BE_PAUSED: bool = {
+    // Without the feature the glob imports no `pause`, so that the name is that of the function
+    // below.
+    #[allow(unused_imports, reason = "of `pause` only, which may not exist")]
+    use tokio::time::*;
+    is_of_tokio(pause)
+};
+
+struct Missing;
+
+#[allow(dead_code, reason = "see `CAN_BE_PAUSED`")]
+fn pause() -> Missing {
+    Missing
+}
+
+trait Answer {
+    const IS_OF_TOKIO: bool;
+}
+
+impl Answer for () {
+    const IS_OF_TOKIO: bool = true;
+}
+
+impl Answer for Missing {
+    const IS_OF_TOKIO: bool = false;
+}
+
+const fn is_of_tokio<T: Answer>(_pause: fn() -> T) -> bool {
+    T::IS_OF_TOKIO
+}
+
 /// Converts microseconds, rounded up to the nanosecond, to at most [`LONGEST_WAIT`].
+#[inline]
 pub(crate) fn from_us(us: f64) -> Duration {
-    const MOST: f64 = LONGEST_WAIT.as_nanos() as f64;
-    Duration::from_nanos(ceil(us * 1e3).clamp(0.0, MOST) as u64)
+    const MOST: i64 = LONGEST_WAIT.as_nanos() as i64;
+    let ns = us * 1e3;
+    // Signed numbers, and no `f64::ceil` before: a rejection converts one on its way.
+    let whole = ns as i64;
+    let ceil = whole.saturating_add(i64::from((whole as f64) < ns));
+    Duration::from_nanos(ceil.clamp(0, MOST) as u64)
 }
 
 /// Like `f64::ceil`, which on most targets calls the C library.
