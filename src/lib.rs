@@ -126,6 +126,7 @@ mod fallback;
 #[doc(hidden)]
 pub mod fuzz;
 pub mod hook;
+mod last_rejection;
 mod limiter;
 mod memory;
 mod middleware;

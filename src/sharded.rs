@@ -6,6 +6,8 @@ use std::sync::{
 };
 
 use crate::{
+    bucket::BucketParams,
+    last_rejection::{Exhausted, LastRejection},
     packed_map::{Entry, Hashing, PackedMap},
     scope::Lookup,
 };
@@ -29,6 +31,8 @@ pub(crate) const SWEEP_STEPS: usize = 8;
 /// decides which entries to keep.
 pub(crate) struct Sharded<T> {
     shards: Box<[Mutex<Shard<T>>; SHARDS]>,
+    /// One for each shard, under the lock of the shard.
+    rejections: Box<[LastRejection; SHARDS]>,
     hashing: Hashing,
     len: AtomicUsize,
 }
@@ -40,6 +44,8 @@ pub(crate) struct Shard<T> {
     sweep_at: usize,
     /// When the last sweep was.
     swept_us: f64,
+    /// The hash of the bucket that rejected last.
+    rejected_by: Option<u64>,
 }
 
 impl<T> Shard<T> {
@@ -56,9 +62,11 @@ impl<T> Sharded<T> {
             map: PackedMap::default(),
             sweep_at: 0,
             swept_us: 0.0,
+            rejected_by: None,
         };
         Self {
             shards: Box::new(std::array::from_fn(|_| Mutex::new(shard()))),
+            rejections: Box::new(std::array::from_fn(|_| LastRejection::new())),
             hashing: Hashing::default(),
             len: AtomicUsize::new(0),
         }
@@ -82,15 +90,27 @@ impl<T> Sharded<T> {
         (hash >> 40) as usize % SHARDS
     }
 
-    /// Locks the shard for this hash.
+    /// Locks the shard for this hash, to use the value of this hash only.
     #[inline]
     pub(crate) fn lock(&self, hash: u64) -> MutexGuard<'_, Shard<T>> {
-        self.lock_shard(self.shard_of(hash))
+        let index = self.shard_of(hash);
+        let shard = self.lock_any(index);
+        self.rejections[index].clear_if(hash);
+        shard
     }
 
     /// Locks the shard with this index. Locks of several shards are taken in ascending order.
-    #[inline]
     pub(crate) fn lock_shard(&self, index: usize) -> MutexGuard<'_, Shard<T>> {
+        let shard = self.lock_any(index);
+        self.rejections[index].clear();
+        shard
+    }
+
+    /// Whatever changes a value has locked its shard: the record of a rejection by it must be
+    /// cleared after that. Only a sweep leaves it, which removes buckets that are full and reject
+    /// nothing.
+    #[inline]
+    fn lock_any(&self, index: usize) -> MutexGuard<'_, Shard<T>> {
         // Values stay consistent: nothing that runs under a lock leaves one half written.
         self.shards[index]
             .lock()
@@ -102,6 +122,35 @@ impl<T> Sharded<T> {
     pub(crate) fn find<R>(&self, id: &Lookup<'_>, f: impl FnOnce(&mut T) -> R) -> Option<R> {
         let hash = self.hash(id);
         self.lock(hash).get_mut(hash, id).map(f)
+    }
+
+    /// When to retry, in microseconds, if this bucket rejected the last request, was not locked
+    /// since, and still lacks `cost`. Takes no lock.
+    #[inline]
+    pub(crate) fn rejects(
+        &self,
+        hash: u64,
+        id: &Lookup<'_>,
+        params: BucketParams,
+        cost: f64,
+        now_us: impl FnOnce() -> f64,
+    ) -> Option<f64> {
+        self.rejections[self.shard_of(hash)].rejects(hash, id, params, cost, now_us)
+    }
+
+    /// The bucket has rejected a request and is in this state, until its shard is locked again. It
+    /// is recorded if it rejects twice in a row.
+    pub(crate) fn record_rejection(
+        &self,
+        shard: &mut Shard<T>,
+        hash: u64,
+        id: &Lookup<'_>,
+        state: Exhausted,
+    ) {
+        if shard.rejected_by == Some(hash) {
+            self.rejections[self.shard_of(hash)].set(hash, id, state);
+        }
+        shard.rejected_by = Some(hash);
     }
 
     /// Whether there is room for another entry, according to `is_at_max`. Sweeps the shard first if

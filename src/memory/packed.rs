@@ -1,6 +1,9 @@
 //! One bucket as the map stores it.
 
-use crate::bucket::{AtOnce, Bucket, BucketParams, Reservation, take_at_once};
+use crate::{
+    bucket::{AtOnce, Bucket, BucketParams, Reservation, take_at_once},
+    last_rejection::Exhausted,
+};
 
 /// A bucket in little memory, because there may be millions. Only a bucket with reservations, a
 /// pause or debt has an allocation of its own.
@@ -129,6 +132,16 @@ impl PackedBucket {
                 Some(Err(retry_after))
             }
             AtOnce::ClockWasSetBack => None,
+        }
+    }
+
+    /// The state after [`take_at_once`](Self::take_at_once) has rejected a request.
+    pub(super) fn exhausted(&self, params: BucketParams) -> Exhausted {
+        Exhausted {
+            level: self.level,
+            at: self.at,
+            params,
+            until: f64::INFINITY,
         }
     }
 

@@ -77,13 +77,22 @@ impl MemoryStore {
         cost: f64,
     ) -> Result<f64, f64> {
         let hash = self.buckets.hash(id);
+        let now = || self.clock.now_us();
+        if let Some(retry_after) = self.buckets.rejects(hash, id, params, cost, now) {
+            return Err(retry_after);
+        }
         let mut shard = self.buckets.lock(hash);
+        // Not before the lock is taken: the wait for it may be long.
         let now = self.clock.now_us();
         if let Some(packed) = shard.get_mut(hash, id) {
-            return match packed.take_at_once(now, params, cost) {
-                Some(taken) => taken,
-                None => packed.update(now, params, |bucket| take(bucket, params, cost)),
+            let Some(taken) = packed.take_at_once(now, params, cost) else {
+                return packed.update(now, params, |bucket| take(bucket, params, cost));
             };
+            if taken.is_err() {
+                let state = packed.exhausted(params);
+                self.buckets.record_rejection(&mut shard, hash, id, state);
+            }
+            return taken;
         }
         drop(shard);
         self.with(id, params, |bucket| take(bucket, params, cost))

@@ -1,7 +1,12 @@
 use std::time::Duration;
 
 use super::*;
-use crate::{bucket::BucketParams, quota::Quota, scope::BucketId, sharded::SWEEP_STEPS};
+use crate::{
+    bucket::{Bucket, BucketParams},
+    quota::Quota,
+    scope::BucketId,
+    sharded::SWEEP_STEPS,
+};
 
 fn id(key: usize) -> BucketId {
     Quota::per_second(1.0).scope("s").key(key).id(&[0; 32])
@@ -165,4 +170,99 @@ async fn a_smaller_quota_does_not_forget_the_debt_of_a_larger_one() {
         take(&store, key, small);
     }
     assert!(drain(100) <= 16.0);
+}
+
+/// Each operation on two stores, one of which takes the lock for each request.
+#[tokio::test(start_paused = true)]
+async fn the_record_of_a_rejection_changes_no_decision() {
+    let random = &mut fastrand::Rng::with_seed(7);
+    let (store, locked) = (MemoryStore::new(10), MemoryStore::new(10));
+    let quotas = [
+        BucketParams::new(5.0, 1_000.0),
+        BucketParams::new(4.0, 500.0),
+    ];
+    let mut rejected = 0;
+    for _ in 0..100_000 {
+        let (key, params) = (random.usize(..3), quotas[usize::from(random.u8(..10) == 0)]);
+        let amount = f64::from(random.u8(1..4));
+        let bounds = ShareBounds {
+            max_level: amount,
+            ..ShareBounds::unbounded(params, true)
+        };
+        let us = random.u64(1..2_000);
+        match random.u8(..120) {
+            0 => tokio::time::advance(Duration::from_micros(us)).await,
+            1 => [&store, &locked].map(|store| store.reset(&id(key), params))[0],
+            2 => [&store, &locked].map(|store| {
+                store.with(&id(key).lookup(), params, |bucket| {
+                    bucket.give_back(amount, params)
+                });
+            })[0],
+            3 => [&store, &locked].map(|store| {
+                let fill = |bucket: &mut Bucket| bucket.level = params.capacity;
+                store.with_own(&id(key).lookup(), params, fill);
+            })[0],
+            4 => [&store, &locked].map(|store| {
+                store.with(&id(key).lookup(), params, |bucket| {
+                    bucket.pause(us as f64, params)
+                });
+            })[0],
+            5 => [&store, &locked].map(|store| {
+                store.with_share(&id(key), params, bounds, |bucket, debt| {
+                    bucket.give_back(1.0, params);
+                    *debt += amount;
+                });
+            })[0],
+            6 => [&store, &locked].map(|store| {
+                let fill = |bucket: &mut Bucket, _: &mut f64| bucket.level = params.capacity;
+                store.with_own_share(&id(key), params, bounds, fill);
+            })[0],
+            7 => [&store, &locked].map(|store| drop(store.drain_debts()))[0],
+            8 => [&store, &locked].map(|store| (0..8).for_each(|step| store.sweep_step(step)))[0],
+            9 => {
+                let both = [0, 1].map(|key| Request {
+                    id: id(key),
+                    cost: 1.0,
+                    params,
+                    share: None,
+                });
+                let taken = [&store, &locked].map(|store| store.take_all(&both, us as f64));
+                assert_eq!(format!("{:?}", taken[0]), format!("{:?}", taken[1]));
+            }
+            _ => {
+                let taken = store.take(&id(key).lookup(), params, amount);
+                // That clears all records.
+                locked.buckets.for_each(|_| ());
+                let expected = locked.take(&id(key).lookup(), params, amount);
+                assert_eq!(taken, expected);
+                rejected += usize::from(taken.is_err());
+            }
+        }
+    }
+    assert!((50_000..110_000).contains(&rejected), "{rejected}");
+}
+
+/// Whoever learns that a bucket was reset is admitted.
+#[test]
+fn a_reset_is_seen_by_other_threads() {
+    let store = &MemoryStore::new(10);
+    let params = BucketParams::new(1.0, 1e-6);
+    let take = || store.take(&id(0).lookup(), params, 1.0);
+    assert!(take().is_ok());
+    std::thread::scope(|scope| {
+        let (reset, resets) = std::sync::mpsc::channel();
+        let (used, uses) = std::sync::mpsc::channel();
+        scope.spawn(move || {
+            for _ in 0..10_000 {
+                store.reset(&id(0), params);
+                reset.send(()).unwrap();
+                uses.recv().unwrap();
+            }
+        });
+        for () in resets {
+            assert!(take().is_ok());
+            assert!((0..3).all(|_| take().is_err()));
+            used.send(()).unwrap();
+        }
+    });
 }

@@ -13,6 +13,7 @@ use tokio::time::Instant;
 use crate::{
     bucket::BucketParams,
     clock::{Clock, LONGEST_WAIT, ceil, from_us},
+    last_rejection::Exhausted,
     packed_map::Entry,
     scope::{BucketId, Lookup},
     sharded::Sharded,
@@ -188,10 +189,26 @@ impl LevelCache {
         if self.rejecting.load(Ordering::Relaxed) == 0 {
             return None;
         }
-        let retry_after = self.records.find(id, |record| {
-            self.rejection(record, params, cost, max_wait_us)
-        });
-        retry_after.flatten()
+        let hash = self.records.hash(id);
+        let now = || self.clock.now_us();
+        if max_wait_us == 0.0
+            && let Some(retry_after) = self.records.rejects(hash, id, params, cost, now)
+        {
+            return Some(from_us(retry_after));
+        }
+        let mut shard = self.records.lock(hash);
+        let record = shard.get_mut(hash, id)?;
+        let retry_after = self.rejection(record, params, cost, max_wait_us)?;
+        if record.rare.is_none() {
+            let state = Exhausted {
+                level: record.level,
+                at: record.sent,
+                params,
+                until: record.sent + TRUSTED_US,
+            };
+            self.records.record_rejection(&mut shard, hash, id, state);
+        }
+        Some(retry_after)
     }
 
     fn rejection(

@@ -100,6 +100,19 @@ impl<'a> Lookup<'a> {
         hasher.finish()
     }
 
+    /// Two identities are equal if their [`words`](Self::words) and these are.
+    #[inline]
+    pub(crate) fn lengths(&self) -> u64 {
+        let key = self.key.map_or(u64::MAX, |key| key.len() as u64);
+        self.name.len() as u64 | key << 8
+    }
+
+    /// The bytes of the identity, eight at a time.
+    #[inline]
+    pub(crate) fn words(&self) -> impl Iterator<Item = u64> {
+        words(self.name).chain(words(self.key.unwrap_or_default()))
+    }
+
     pub(crate) fn id(&self) -> BucketId {
         let mut id = BucketId::default();
         id.push(self.name);
@@ -109,6 +122,16 @@ impl<'a> Lookup<'a> {
         }
         id
     }
+}
+
+#[inline]
+fn words(bytes: &[u8]) -> impl Iterator<Item = u64> {
+    bytes.chunks(8).map(|bytes| match bytes.try_into() {
+        Ok(word) => u64::from_le_bytes(word),
+        Err(_) => bytes
+            .iter()
+            .fold(0, |word, byte| word << 8 | u64::from(*byte)),
+    })
 }
 
 /// The part of an identity before the key.

@@ -68,3 +68,41 @@ fn consecutive_steps_sweep_all_shards() {
     map.retain(0.0, |entry| entry.value < 5);
     assert_eq!(map.len(), 5);
 }
+
+#[test]
+fn a_lock_clears_the_record_of_its_bucket_only() {
+    let map = Sharded::new();
+    assert!((0..1_000).all(|key| insert(&map, key, 0.0, |_| true)));
+    let params = BucketParams::new(1.0, 1.0);
+    let exhausted = id(0);
+    let lookup = exhausted.lookup();
+    let hash = map.hash(&lookup);
+    let rejects = || map.rejects(hash, &lookup, params, 1.0, || 0.0).is_some();
+    let record = || {
+        let state = Exhausted {
+            level: 0.0,
+            at: 0.0,
+            params,
+            until: f64::INFINITY,
+        };
+        let mut shard = map.lock(hash);
+        map.record_rejection(&mut shard, hash, &lookup, state);
+    };
+    record();
+    assert!(!rejects(), "after one rejection");
+    record();
+    assert!(rejects());
+    for key in 1..1_000 {
+        map.find(&id(key).lookup(), |_| ());
+    }
+    assert!(rejects());
+    map.find(&lookup, |_| ());
+    assert!(!rejects());
+    record();
+    assert!(rejects());
+    map.for_each(|_| ());
+    assert!(!rejects());
+    record();
+    map.retain(0.0, |_| true);
+    assert!(!rejects());
+}

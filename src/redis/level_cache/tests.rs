@@ -120,3 +120,41 @@ async fn levels_refill_and_full_buckets_leave_room() {
     let rejecting = levels.rejecting.load(Ordering::Relaxed);
     assert!(rejecting <= levels.records.len(), "{rejecting}");
 }
+
+/// Each answer without the lock is that of the record under it, which any wait asks for.
+#[tokio::test(start_paused = true)]
+async fn the_record_of_a_rejection_changes_no_answer() {
+    let random = &mut fastrand::Rng::with_seed(7);
+    let levels = LevelCache::new(10);
+    let quotas = [BucketParams::new(5.0, 10.0), BucketParams::new(4.0, 5.0)];
+    let mut rejected = 0;
+    for _ in 0..50_000 {
+        let id = id(random.u32(..3));
+        let params = quotas[usize::from(random.u8(..10) == 0)];
+        let tokens = f64::from(random.u8(..5));
+        let ms = random.u64(1..300);
+        match random.u8(..8) {
+            0 => tokio::time::advance(Duration::from_millis(ms)).await,
+            1 => levels.raise(&id, params, tokens),
+            2 => levels.fill(&id, params),
+            3 => levels.pause(&id, params, ms as f64),
+            4 if random.bool() => (0..8).for_each(|step| levels.sweep_step(step)),
+            _ => {
+                let sent = Instant::now() - Duration::from_millis(random.u64(..20));
+                let state = BucketState {
+                    level: 2.0 - tokens,
+                    returned: f64::from(random.u8(..8) / 7),
+                    pause_us: f64::from(random.u8(..8) / 7) * 1e3,
+                };
+                levels.update(id.as_bytes(), params, state, sent, random.bool());
+            }
+        }
+        for cost in [1.0, 3.0] {
+            let rejects = |max_wait| levels.rejects(&id.lookup(), params, cost, max_wait);
+            let expected = rejects(1e-9);
+            assert!((0..4).all(|_| rejects(0.0) == expected));
+            rejected += usize::from(expected.is_some());
+        }
+    }
+    assert!((10_000..90_000).contains(&rejected), "{rejected}");
+}
