@@ -154,7 +154,7 @@ async fn heartbeat_deletes_hashes_that_are_out_of_use() {
         .arg("me")
         .arg("0")
         .arg("")
-        .arg(&[0; 8][..])
+        .arg(&[0u8; 8][..])
         .arg("identity");
     command
         .arg("3000")
