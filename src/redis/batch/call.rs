@@ -3,7 +3,7 @@
 use tokio::time::Instant;
 
 use super::{
-    bucket::{CallBucket, Last},
+    bucket::{CallBucket, Last, MOST_BUCKETS},
     connection::Connection,
     context::Context,
     leases::TakenAhead,
@@ -44,6 +44,11 @@ pub(super) enum Step<R: Requester> {
 impl<R: Requester> Batch<R> {
     pub(super) fn is_empty(&self) -> bool {
         self.buckets.is_empty()
+    }
+
+    /// Whether it has room for no other bucket.
+    pub(super) fn is_full(&self) -> bool {
+        self.buckets.len() == MOST_BUCKETS
     }
 
     /// The last request for a bucket, which an equal one may join.

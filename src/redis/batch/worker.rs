@@ -1,9 +1,9 @@
-//! The task that empties the queue: one call after another, each with what was queued during the
+//! The task that empties the queue: one call after another, each with what was queued since the
 //! one before.
 
 use std::{collections::VecDeque, pin::pin, sync::Arc};
 
-use futures_util::stream::{FuturesUnordered, StreamExt};
+use tokio::time::Instant;
 
 use super::{
     bucket::BucketIndex,
@@ -11,17 +11,16 @@ use super::{
     command::Command,
     connection::{Connection, Deadline},
     context::Context,
+    depth::Depth,
     in_flight::InFlight,
     leases,
     leases::IdleLeases,
-    queue::{NEVER, SharedQueue},
+    pipeline::Pipeline,
+    queue::SharedQueue,
     queue_time::QueueTime,
     request::Requester,
 };
 use crate::decision::Failure;
-
-/// With fewer commands gathered, a second call in flight would only halve the batches.
-const SECOND_CALL: usize = 128;
 
 pub(super) struct Worker<R: Requester, C: Connection> {
     queue: Arc<SharedQueue<R>>,
@@ -32,8 +31,11 @@ pub(super) struct Worker<R: Requester, C: Connection> {
     gathered: VecDeque<Command<R>>,
     index: BucketIndex,
     queue_time: QueueTime,
+    depth: Depth,
     /// The last call was for several commands.
-    was_crowded: bool,
+    is_shared: bool,
+    /// The last call was full, or left commands over.
+    is_crowded: bool,
     /// Of calls that are over.
     deadlines: Vec<Deadline>,
     idle_leases: IdleLeases,
@@ -49,20 +51,23 @@ impl<R: Requester, C: Connection> Worker<R, C> {
             gathered: VecDeque::new(),
             index: BucketIndex::default(),
             queue_time: QueueTime::default(),
-            was_crowded: false,
+            depth: Depth::default(),
+            is_shared: false,
+            is_crowded: false,
             deadlines: Vec::new(),
             idle_leases: IdleLeases::default(),
         }
     }
 
     pub(super) async fn run(mut self) {
-        let mut calls = pin!(FuturesUnordered::new());
+        let mut calls = Pipeline::new();
         let queue = self.queue.clone();
+        let timeout = self.context.connection.call_timeout();
         // Kept from one wait to the next, so that no wake-up between them is lost.
         let mut wake = pin!(queue.wake.notified());
         loop {
             if let Some(waiting) = self.may_send(calls.len()) {
-                if waiting > 1 || self.was_crowded {
+                if waiting > 1 || self.is_shared {
                     // Callers who were just answered may make their next request: it joins the
                     // call. A lone caller does not wait for others.
                     tokio::task::yield_now().await;
@@ -78,13 +83,16 @@ impl<R: Requester, C: Connection> Worker<R, C> {
                 if batch.is_empty() {
                     continue;
                 }
-                self.was_crowded = batch.length > 1;
+                self.is_shared = batch.length > 1;
+                self.is_crowded = batch.is_full() || !self.gathered.is_empty();
                 let call = InFlight::new(batch, self.context.clone());
                 let mut deadline = self.deadlines.pop().unwrap_or_else(Deadline::new);
-                calls.push(async move {
+                let call = async move {
+                    let sent = Instant::now();
                     let failure = call.send(&mut deadline).await;
-                    (failure, deadline)
-                });
+                    (failure, sent.elapsed(), deadline)
+                };
+                calls.send(call).await;
                 continue;
             }
             if self.stops {
@@ -104,10 +112,15 @@ impl<R: Requester, C: Connection> Worker<R, C> {
             }
             tokio::select! {
                 biased;
-                Some((failure, deadline)) = calls.next(), if !calls.is_empty() => {
+                Some((failure, took, deadline)) = calls.next() => {
                     self.deadlines.push(deadline);
-                    if let Some(failure) = failure.filter(|failure| !failure.single) {
-                        self.fail_queued(&failure);
+                    match failure {
+                        None => self.depth.answered(took, timeout),
+                        Some(failure) if failure.single => {}
+                        Some(failure) => {
+                            self.depth.failed();
+                            self.fail_queued(&failure);
+                        }
                     }
                 }
                 () = wake.as_mut() => wake.set(queue.wake.notified()),
@@ -127,11 +140,7 @@ impl<R: Requester, C: Connection> Worker<R, C> {
         }
         let idle_leases = self.idle_leases.in_next_call();
         let waiting = self.gathered.len() + queue.commands.len() + idle_leases;
-        let enough = match in_flight {
-            0 => 1,
-            1 => SECOND_CALL,
-            _ => NEVER,
-        };
+        let enough = self.depth.enough(in_flight, self.is_crowded);
         if waiting >= enough {
             return Some(waiting);
         }

@@ -1,5 +1,6 @@
 //! The batcher over a scripted Redis, in paused time.
 
+mod in_flight;
 mod leases;
 mod limits;
 mod merging;

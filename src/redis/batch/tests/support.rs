@@ -81,8 +81,10 @@ pub(super) struct ScriptedRedis {
     /// Nothing can be taken ahead.
     pub(super) is_scarce: Arc<AtomicBool>,
     pub(super) is_abandoned: Arc<AtomicBool>,
-    /// How long a call takes.
+    /// How long a call takes, one after the other.
     pub(super) takes: Duration,
+    /// When the calls that were sent are done.
+    pub(super) busy_until: Arc<Mutex<Option<Instant>>>,
     /// Replaces some numbers of replies by others.
     pub(super) garbles: Arc<Mutex<Option<Rng>>>,
     /// The level of this bucket is not a number.
@@ -127,6 +129,7 @@ impl ScriptedRedis {
             is_scarce: Arc::default(),
             is_abandoned: Arc::default(),
             takes: Duration::ZERO,
+            busy_until: Arc::default(),
             garbles: Arc::default(),
             nan_for: Arc::default(),
         }
@@ -229,7 +232,13 @@ impl Connection for ScriptedRedis {
         let redis = self.clone();
         async move {
             if !redis.takes.is_zero() {
-                tokio::time::sleep(redis.takes).await;
+                let done = {
+                    let mut busy_until = redis.busy_until.lock().expect("no panic");
+                    let starts = (*busy_until).max(Some(Instant::now()));
+                    *busy_until = starts.map(|starts| starts + redis.takes);
+                    *busy_until
+                };
+                tokio::time::sleep_until(done.expect("it is busy")).await;
             }
             if redis.is_unavailable.load(Ordering::Relaxed) {
                 return Err(Failure::new(FailureKind::Timeout, "scripted").unsent());
