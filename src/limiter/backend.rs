@@ -182,8 +182,8 @@ impl redis::Requester for Arc<Waiter> {
         Waiter::is_wanted(self)
     }
 
-    fn answer(self, answer: Result<Decision, Failure>) {
-        self.decide(answer, DecidedBy::Redis);
+    fn answer(self, answer: Result<Decision, Failure>, decided_at: Instant) {
+        self.decide(answer, DecidedBy::Redis, decided_at);
     }
 
     fn retry(self) {

@@ -29,7 +29,6 @@ impl Acquire {
             }
             return Poll::Pending;
         };
-        let waiter = waiter.clone();
         let delivery = match waiter.poll(cx) {
             Poll::Ready(delivery) => delivery,
             Poll::Pending => {
@@ -37,6 +36,7 @@ impl Acquire {
                     && let Some((which, due, decided_by)) = waiter.reservation()
                 {
                     if decided_by != DecidedBy::DualAdmission {
+                        let waiter = waiter.clone();
                         let index = self.index_of(&waiter.scopes()[which]);
                         let obtained = self.obtained();
                         obtained.answered(Instant::now());
@@ -49,11 +49,14 @@ impl Acquire {
                     }
                 }
                 let core = self.core.as_ref().expect(super::POLLED_AGAIN);
-                ready!(Watchdog::poll(&mut self.watchdog, core, &waiter, cx))
+                ready!(Watchdog::poll(&mut self.watchdog, core, waiter, cx))
             }
         };
         // From here on the waiter has nothing to give back.
-        self.state = AcquireState::Reserving;
+        let state = mem::replace(&mut self.state, AcquireState::Reserving);
+        let AcquireState::Waiting(waiter) = state else {
+            return Poll::Pending;
+        };
         Poll::Ready(self.on_delivery(&waiter, delivery))
     }
 

@@ -44,17 +44,15 @@ impl Acquire {
         if let Some(obtained) = &mut self.obtained {
             obtained.start_asking();
         }
-        let core = self.core().clone();
-        let Some(redis) = &core.redis else {
-            return self.ask_memory(left, DecidedBy::Memory);
-        };
-        match redis.mode() {
-            Mode::Unavailable(failure) => Next::FallBack(failure),
-            Mode::Passing => self.ask_redis(redis, left, self.has_asked_level_cache()),
-            Mode::Recovering => {
+        let mode = self.core().redis.as_ref().map(RedisBackend::mode);
+        match mode {
+            None => self.ask_memory(left, DecidedBy::Memory),
+            Some(Mode::Unavailable(failure)) => Next::FallBack(failure),
+            Some(Mode::Passing) => self.ask_redis(left, self.has_asked_level_cache()),
+            Some(Mode::Recovering) => {
                 let first = self.left_to_memory(&left);
                 match first.as_slice().is_empty() {
-                    true => self.ask_redis(redis, left, false),
+                    true => self.ask_redis(left, false),
                     false => self.ask_memory(first, DecidedBy::DualAdmission),
                 }
             }
@@ -66,8 +64,12 @@ impl Acquire {
         matches!(self.state, AcquireState::Undecided) && self.max_wait.is_zero()
     }
 
-    fn ask_redis(&mut self, redis: &RedisBackend, left: Scopes, not_known_to_reject: bool) -> Next {
+    fn ask_redis(&mut self, left: Scopes, not_known_to_reject: bool) -> Next {
         let max_wait_us = to_us(self.wait_left());
+        let core = self.core();
+        let Some(redis) = &core.redis else {
+            return self.ask_memory(left, DecidedBy::Memory);
+        };
         if !not_known_to_reject {
             for scope in &left {
                 if let Some(retry_after) = redis.rejects(scope, max_wait_us) {
@@ -75,7 +77,7 @@ impl Acquire {
                 }
             }
         }
-        let waiter = Waiter::new(self.core().clone(), left, max_wait_us);
+        let waiter = Waiter::new(core.clone(), left, max_wait_us);
         waiter.set_mark(redis.take(waiter.clone()));
         self.state = AcquireState::Waiting(waiter);
         Next::Wait
@@ -111,7 +113,7 @@ impl Acquire {
                     }
                 });
                 let waiter = Waiter::new(self.core().clone(), left, max_wait_us);
-                waiter.decide(Ok(wait), decided_by);
+                waiter.decide(Ok(wait), decided_by, Instant::now());
                 self.state = AcquireState::Waiting(waiter);
                 Next::Wait
             }

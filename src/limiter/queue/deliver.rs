@@ -15,14 +15,14 @@ use crate::{
 };
 
 impl Waiter {
-    /// A backend has decided. What it granted to a caller that was dropped is given back, at once
+    /// A backend has decided; waits count from `decided_at`. What it granted to a caller that was dropped is given back, at once
     /// or when the reservation is undone.
     pub(crate) fn decide(
         self: &Arc<Self>,
         decision: Result<Decision, Failure>,
         decided_by: DecidedBy,
+        decided_at: Instant,
     ) {
-        let decided_at = Instant::now();
         let delivery = match decision {
             Ok(Decision::Now { tightest, level }) => Delivery::Granted {
                 tightest,

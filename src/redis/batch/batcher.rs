@@ -191,10 +191,10 @@ impl<R: Requester, C: Connection> Batcher<R, C> {
             && let Command::Take { request, .. } = command
         {
             drop(queue);
-            request.answer(Err(Failure::new(
+            request.fail(Failure::new(
                 FailureKind::Overloaded,
                 "too many requests are queued for Redis",
-            )));
+            ));
             return None;
         }
         if queue.running.is_none() {

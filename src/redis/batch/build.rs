@@ -84,10 +84,10 @@ impl<R: Requester> Batch<R> {
                     if !request.is_wanted() || queued > longest {
                         // Cancelled before it was sent, so nothing was taken. Or more is requested
                         // than Redis decides in time.
-                        request.answer(Err(Failure::new(
+                        request.fail(Failure::new(
                             FailureKind::Overloaded,
                             "Redis answers, but not as fast as requests are queued for it",
-                        )));
+                        ));
                         continue;
                     }
                     Command::Take { request, queued_at }

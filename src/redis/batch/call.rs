@@ -117,6 +117,7 @@ impl<R: Requester> Batch<R> {
         // First, so that callers who are answered find the new levels.
         self.update_levels(reply, &states, context, sent);
         let results = Results {
+            received: Instant::now(),
             part: self.part,
             time: reply.time(),
             params: &params,

@@ -1,5 +1,7 @@
 //! Requests that the script decides as one: which are merged, and what each of them gets.
 
+use tokio::time::Instant;
+
 use super::request::{PendingRequest, Requester};
 use crate::{
     bucket::{BucketParams, Reservation, Taken},
@@ -36,6 +38,8 @@ pub(super) struct MergedTake<R: Requester> {
 
 /// The reply of a call, as requests read it.
 pub(super) struct Results<'a> {
+    /// When it was received.
+    pub(super) received: Instant,
     /// By which part of their rates buckets refilled when the call was sent.
     pub(super) part: RatePart,
     /// The server's time, from which waits count, if it is known.
@@ -161,7 +165,7 @@ impl<R: Requester> MergedTake<R> {
                     retry_after: from_us((taken.retry_after - longer).max(1.0)),
                 }
             };
-            request.answer(Ok(decision));
+            request.answer(decision, results.received);
         }
     }
 

@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use tokio::time::Instant;
+
 use crate::{
     clock::to_us,
     decision::{Decision, Failure, FailureKind},
@@ -15,7 +17,8 @@ pub(crate) trait Requester: Send + 'static {
     fn max_wait_us(&self) -> f64;
     /// Whether the answer would be used. False once the request is cancelled.
     fn is_wanted(&self) -> bool;
-    fn answer(self, answer: Result<Decision, Failure>);
+    /// `decided_at`: when the answer was received, from which its waits count.
+    fn answer(self, answer: Result<Decision, Failure>, decided_at: Instant);
     /// Has the request made again if it is still wanted. It was not decided, because the runtime
     /// of the worker was shut down or is not driven.
     fn retry(self);
@@ -46,9 +49,16 @@ impl<R: Requester> PendingRequest<R> {
         self.0.as_ref().is_some_and(Requester::is_wanted)
     }
 
-    pub(crate) fn answer(mut self, answer: Result<Decision, Failure>) {
+    /// Redis has decided, in a reply that was received at `decided_at`.
+    pub(crate) fn answer(mut self, decision: Decision, decided_at: Instant) {
         if let Some(requester) = self.0.take() {
-            requester.answer(answer);
+            requester.answer(Ok(decision), decided_at);
+        }
+    }
+
+    pub(crate) fn fail(mut self, failure: Failure) {
+        if let Some(requester) = self.0.take() {
+            requester.answer(Err(failure), Instant::now());
         }
     }
 
@@ -56,7 +66,7 @@ impl<R: Requester> PendingRequest<R> {
     /// made again.
     pub(crate) fn undelivered(mut self, failure: Option<&Failure>) {
         match failure {
-            Some(failure) => self.answer(Err(failure.clone())),
+            Some(failure) => self.fail(failure.clone()),
             // One that panicked would panic again: it is answered by being dropped.
             None if std::thread::panicking() => {}
             None => {
@@ -71,7 +81,7 @@ impl<R: Requester> PendingRequest<R> {
 impl<R: Requester> Drop for PendingRequest<R> {
     fn drop(&mut self) {
         if let Some(requester) = self.0.take() {
-            requester.answer(Err(abandoned()));
+            requester.answer(Err(abandoned()), Instant::now());
         }
     }
 }

@@ -320,7 +320,7 @@ impl Requester for Caller {
         self.is_wanted
     }
 
-    fn answer(self, answer: Result<Decision, Failure>) {
+    fn answer(self, answer: Result<Decision, Failure>, _: Instant) {
         let answer = answer.map_err(|failure| failure.kind);
         self.answers
             .lock()
