@@ -6,13 +6,14 @@ use futures_util::future::{FutureExt, LocalBoxFuture};
 use tokio::time::Instant;
 
 use crate::{
-    load::{self, Load, Sample, Subject},
+    load::{self, Arrivals, Load, Sample, Subject},
+    open,
     plan::Plan,
     server::Probe,
     subjects::Limit,
 };
 
-pub type Run = Box<dyn Fn(Duration) -> LocalBoxFuture<'static, Sample>>;
+type Run = Box<dyn Fn(Duration) -> LocalBoxFuture<'static, Sample>>;
 
 /// How many tokens a limit allows, to which the admitted ones are compared.
 #[derive(Clone, Copy, Debug)]
@@ -41,13 +42,21 @@ impl Case {
         probe: Option<&Probe>,
     ) -> Self {
         let probe = probe.cloned();
-        let failing = subject.clone();
+        let counted = subject.clone();
         let run = move |slice| {
             let (subject, probe) = (subject.clone(), probe.clone());
-            async move { load::round(&subject, load, probe.as_ref(), slice).await }.boxed_local()
+            let round = async move {
+                match load.arrivals {
+                    Arrivals::Open(rate) => {
+                        open::round(&subject, load.scopes, rate, probe.as_ref(), slice).await
+                    }
+                    _ => load::round(&subject, load, probe.as_ref(), slice).await,
+                }
+            };
+            round.boxed_local()
         };
         Self {
-            failures: Box::new(move || failing.failures()),
+            failures: Box::new(move || counted.failures()),
             ..Self::of(name, Box::new(run))
         }
     }
@@ -89,59 +98,9 @@ pub struct Figures {
     pub samples: Vec<Sample>,
     /// Admitted / allowed: the lowest and the highest round.
     pub admitted: (f64, f64),
-    pub failures: u64,
 }
 
-impl Figures {
-    pub fn median(&self, of: impl Fn(&Sample) -> f64) -> f64 {
-        median(self.samples.iter().map(of).collect())
-    }
-
-    /// The median of the ratios to `base` within each round.
-    pub fn ratio(&self, base: &Self, of: impl Fn(&Sample) -> f64) -> f64 {
-        let pairs = self.samples.iter().zip(&base.samples);
-        median(pairs.map(|(own, base)| of(own) / of(base)).collect())
-    }
-}
-
-pub fn ops_per_second(sample: &Sample) -> f64 {
-    sample.ops as f64 / sample.seconds
-}
-
-/// Nanoseconds per operation of one thread.
-pub fn ns_per_op(sample: &Sample) -> f64 {
-    1e9 / ops_per_second(sample)
-}
-
-/// The latency in microseconds below which this many of a thousand operations stay.
-pub fn latency(sample: &Sample, per_mille: u32) -> f64 {
-    let quantile = f64::from(per_mille) / 1e3;
-    sample.latency.value_at_quantile(quantile) as f64 / 1e3
-}
-
-pub fn p50(sample: &Sample) -> f64 {
-    latency(sample, 500)
-}
-
-pub fn p99(sample: &Sample) -> f64 {
-    latency(sample, 990)
-}
-
-/// CPU time that Redis spends in commands, in microseconds per operation.
-pub fn redis_us(sample: &Sample) -> f64 {
-    1e6 * sample.redis_cpu / sample.ops as f64
-}
-
-/// CPU time of this process, in microseconds per operation.
-pub fn client_us(sample: &Sample) -> f64 {
-    1e6 * sample.cpu / sample.ops as f64
-}
-
-pub fn commands_per_op(sample: &Sample) -> f64 {
-    sample.commands as f64 / sample.ops as f64
-}
-
-fn median(mut values: Vec<f64>) -> f64 {
+pub fn median(mut values: Vec<f64>) -> f64 {
     values.retain(|value| !value.is_nan());
     values.sort_unstable_by(f64::total_cmp);
     match values.len() {
@@ -163,7 +122,9 @@ pub async fn rounds(plan: &Plan, cases: Vec<Case>) -> Vec<Figures> {
     for round in 0..plan.rounds {
         for offset in 0..cases.len() {
             let index = (offset + round) % cases.len();
-            let sample = (cases[index].run)(plan.slice).await;
+            let failures = (cases[index].failures)();
+            let mut sample = (cases[index].run)(plan.slice).await;
+            sample.failures = (cases[index].failures)() - failures;
             lifetime[index] += sample.total_admitted;
             samples[index].push(sample);
         }
@@ -191,7 +152,6 @@ pub async fn rounds(plan: &Plan, cases: Vec<Case>) -> Vec<Figures> {
                 name: case.name,
                 samples,
                 admitted,
-                failures: (case.failures)(),
             }
         })
         .collect()

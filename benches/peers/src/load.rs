@@ -4,7 +4,7 @@ use std::{
     cell::OnceCell,
     sync::{
         Arc, Mutex,
-        atomic::{AtomicBool, AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
     },
     time::Duration,
 };
@@ -14,10 +14,10 @@ use hdrhistogram::Histogram;
 use rustix::time::{ClockId, clock_gettime};
 use tokio::{
     task::JoinSet,
-    time::{Instant, sleep},
+    time::{Instant, interval, sleep},
 };
 
-use crate::server::Probe;
+use crate::{server::Probe, subjects::Keys};
 
 /// A limiter under load. Each task has a clone.
 pub trait Subject: Clone + Send + Sync + 'static {
@@ -39,7 +39,56 @@ const YIELD: u32 = 64;
 #[derive(Clone, Copy, Debug)]
 pub struct Load {
     pub tasks: usize,
-    pub scopes: usize,
+    pub scopes: Scopes,
+    pub arrivals: Arrivals,
+}
+
+/// When requests are sent.
+#[derive(Clone, Copy, Debug)]
+pub enum Arrivals {
+    /// Each task sends the next one when the last one is decided.
+    Closed,
+    /// Each task sends one in this time.
+    Each(Duration),
+    /// At random at this rate per second, each in a task of its own.
+    Open(f64),
+}
+
+/// Which scopes are requested.
+#[derive(Clone, Copy, Debug)]
+pub enum Scopes {
+    /// One of so many, at random.
+    Among(usize),
+    /// Each time one that was not requested before.
+    Unseen,
+}
+
+impl Load {
+    pub fn new(tasks: usize, scopes: usize) -> Self {
+        Self {
+            tasks,
+            scopes: Scopes::Among(scopes),
+            arrivals: Arrivals::Closed,
+        }
+    }
+
+    /// The keys of its scopes.
+    pub fn keys(self) -> Keys {
+        match self.scopes {
+            Scopes::Among(scopes) => Keys::new(scopes),
+            Scopes::Unseen => Keys::unseen(),
+        }
+    }
+}
+
+impl Scopes {
+    pub fn next(self, random: &mut Random) -> usize {
+        static UNSEEN: AtomicUsize = AtomicUsize::new(0);
+        match self {
+            Self::Among(scopes) => random.below(scopes),
+            Self::Unseen => UNSEEN.fetch_add(1, Ordering::Relaxed),
+        }
+    }
 }
 
 /// The measurements of one round.
@@ -50,10 +99,12 @@ pub struct Sample {
     pub seconds: f64,
     /// CPU time of this process, in seconds.
     pub cpu: f64,
-    /// CPU time that Redis spends in commands, in seconds, and the number of commands.
+    /// CPU time of Redis, in seconds, and the number of commands.
     pub redis_cpu: f64,
     pub commands: u64,
     pub latency: Histogram<u64>,
+    /// Decisions without Redis, because of a failure.
+    pub failures: u64,
     /// From the first request of the round to its last reply.
     pub total_admitted: u64,
     pub total_seconds: f64,
@@ -103,7 +154,7 @@ impl Meter {
 }
 
 /// Nanoseconds, up to a minute.
-fn histogram() -> Histogram<u64> {
+pub fn histogram() -> Histogram<u64> {
     Histogram::new_with_bounds(1, 60_000_000_000, 3).unwrap()
 }
 
@@ -131,6 +182,19 @@ impl Random {
     pub fn below(&mut self, n: usize) -> usize {
         ((u128::from(self.step()) * n as u128) >> 64) as usize
     }
+
+    /// The time to the next of events that occur at random at this rate, per second.
+    pub fn next_arrival(&mut self, rate: f64) -> Duration {
+        let uniform = (self.step() >> 11) as f64 / (1_u64 << 53) as f64;
+        Duration::from_secs_f64(-(1.0 - uniform).ln() / rate)
+    }
+}
+
+/// Blocks this thread, which must not be one of the runtime's: their timers are only accurate to
+/// 1 ms.
+#[allow(clippy::disallowed_methods, reason = "for threads without a runtime")]
+pub fn block_until(due: Instant) {
+    std::thread::sleep(due.saturating_duration_since(Instant::now()));
 }
 
 /// The counters at the beginning or the end of a measurement.
@@ -154,7 +218,7 @@ impl Mark {
 
     async fn read(probe: Option<&Probe>) -> Self {
         let redis = match probe {
-            Some(probe) => probe.commands().await,
+            Some(probe) => (probe.cpu().await, probe.commands().await),
             None => (0.0, 0),
         };
         let meters = METERS.lock().unwrap();
@@ -185,6 +249,7 @@ impl Mark {
             redis_cpu: end.redis.0 - self.redis.0,
             commands: end.redis.1 - self.redis.1,
             latency,
+            failures: 0,
             total_admitted: 0,
             total_seconds: 0.0,
         }
@@ -225,6 +290,10 @@ async fn run_task<S: Subject>(
     stop: Arc<AtomicBool>,
 ) -> u64 {
     let mut random = Random::new(task as u64);
+    let mut pace = match load.arrivals {
+        Arrivals::Each(time) => Some(interval(time)),
+        _ => None,
+    };
     let timed_each = match (S::IN_MEMORY, load.tasks) {
         (true, _) => 64,
         (false, ..=64) => 1,
@@ -233,7 +302,10 @@ async fn run_task<S: Subject>(
     let (mut n, mut total) = (task as u32, 0);
     let (mut ops, mut admitted) = (0, 0);
     while !stop.load(Ordering::Relaxed) {
-        let scope = random.below(load.scopes);
+        if let Some(pace) = &mut pace {
+            pace.tick().await;
+        }
+        let scope = load.scopes.next(&mut random);
         let start = n.is_multiple_of(timed_each).then(Instant::now);
         let granted = u64::from(subject.take(scope).await);
         n = n.wrapping_add(1);
@@ -252,6 +324,24 @@ async fn run_task<S: Subject>(
         }
     }
     total
+}
+
+/// Requests one token from each of `scopes` scopes, with 1,024 tasks.
+pub async fn fill<S: Subject>(subject: &S, scopes: usize) {
+    let next = Arc::new(AtomicUsize::new(0));
+    let tasks = (0..1_024).map(|_| {
+        let (mut subject, next) = (subject.clone(), next.clone());
+        async move {
+            loop {
+                let scope = next.fetch_add(1, Ordering::Relaxed);
+                if scope >= scopes {
+                    return;
+                }
+                subject.take(scope).await;
+            }
+        }
+    });
+    tasks.collect::<JoinSet<()>>().join_all().await;
 }
 
 /// One round without a runtime: `threads` loops over a limiter that is ready at its first poll.
@@ -295,6 +385,7 @@ pub fn tight<S: Subject>(subject: &S, threads: usize, scopes: usize, slice: Dura
         redis_cpu: 0.0,
         commands: 0,
         latency: histogram(),
+        failures: 0,
         total_admitted: admitted,
         total_seconds: started.elapsed().as_secs_f64(),
     }

@@ -15,16 +15,21 @@ impl Plan {
     pub const FULL: Self = Self {
         quick: false,
         rounds: 5,
-        slice: Duration::from_millis(350),
-        warm_up: Duration::from_millis(150),
+        slice: Duration::from_millis(220),
+        warm_up: Duration::from_millis(100),
     };
 
     pub const QUICK: Self = Self {
         quick: true,
-        rounds: 2,
-        slice: Duration::from_millis(70),
+        rounds: 1,
+        slice: Duration::from_millis(60),
         warm_up: Duration::from_millis(20),
     };
+
+    /// So many scopes, or less if that would take too long.
+    pub fn scopes(self, scopes: usize) -> usize {
+        scopes.min(if self.quick { 20_000 } else { usize::MAX })
+    }
 
     /// Fewer rounds, for the many points of a curve.
     pub const fn short(self) -> Self {

@@ -12,11 +12,7 @@ mod redis_server;
 #[path = "../../../tests/support/process.rs"]
 mod process;
 
-#[allow(dead_code, reason = "shared with the tests; only a part is used here")]
-#[path = "../../../tests/support/proxy.rs"]
-mod proxy;
-
-pub use self::{proxy::Proxy, redis_server::RedisServer};
+pub use self::redis_server::RedisServer;
 
 /// The path of the redis-cell module, which `scripts/bench` builds.
 pub fn cell_module() -> Option<String> {
@@ -54,35 +50,38 @@ impl Probe {
         Self(Arc::new(connect(url).await))
     }
 
-    /// CPU seconds spent in the commands that clients sent, and the number of these commands.
-    /// Commands called by a script count as part of the script.
-    pub async fn commands(&self) -> (f64, u64) {
-        let mut connection = (*self.0).clone();
-        let stats: String = redis::cmd("INFO")
-            .arg("commandstats")
-            .query_async(&mut connection)
-            .await
-            .expect("INFO commandstats failed");
-        let (mut seconds, mut calls) = (0.0, 0);
-        for line in stats.lines() {
-            let sent = ["eval", "evalsha", "cl.throttle"];
-            let Some((name, rest)) = line
-                .strip_prefix("cmdstat_")
-                .and_then(|line| line.split_once(':'))
-            else {
-                continue;
-            };
-            if !sent.contains(&name) {
-                continue;
-            }
-            let number = |field: &str| {
-                let mut fields = rest.split(',').filter_map(|field| field.split_once('='));
-                let found = fields.find(|(name, _)| *name == field);
-                found.map_or(0, |(_, number)| number.parse().unwrap_or(0_u64))
-            };
-            calls += number("calls");
-            seconds += number("usec") as f64 * 1e-6;
-        }
-        (seconds, calls)
+    /// Bytes that the server has allocated.
+    pub async fn used_memory(&self) -> f64 {
+        number_after(&self.info("memory").await, "used_memory:")
     }
+
+    async fn info(&self, section: &str) -> String {
+        let mut connection = (*self.0).clone();
+        let mut command = redis::cmd("INFO");
+        let info = command.arg(section).query_async(&mut connection).await;
+        info.unwrap_or_else(|error| panic!("INFO {section} failed: {error}"))
+    }
+
+    /// CPU seconds of the thread that executes commands.
+    pub async fn cpu(&self) -> f64 {
+        let cpu = self.info("cpu").await;
+        let times = ["used_cpu_user_main_thread:", "used_cpu_sys_main_thread:"];
+        times.map(|name| number_after(&cpu, name)).iter().sum()
+    }
+
+    /// The number of commands that clients sent to decide. Commands called by a script count as
+    /// part of the script.
+    pub async fn commands(&self) -> u64 {
+        let stats = self.info("commandstats").await;
+        let sent = ["eval", "evalsha", "cl.throttle"];
+        let calls = sent.map(|name| number_after(&stats, &format!("cmdstat_{name}:calls=")));
+        calls.iter().sum::<f64>() as u64
+    }
+}
+
+/// The number after `name` at the start of a line; zero if there is none.
+fn number_after(info: &str, name: &str) -> f64 {
+    let line = info.lines().find_map(|line| line.strip_prefix(name));
+    let number = line.and_then(|rest| rest.split(',').next());
+    number.map_or(0.0, |number| number.trim().parse().expect("not a number"))
 }

@@ -12,13 +12,14 @@ use peers::{
     load::Subject,
     server,
     subjects::{
-        Governor, HOT, Keys, Layered, Minimal, Naive, SPENT, Throttle, in_memory, limiter, no_op,
+        Governor, HOT, Keys, Layered, Limitador, Minimal, Naive, SPENT, Throttle, in_memory,
+        limiter, no_op, rate_limiter, rate_tier, requests, tower_governor,
     },
 };
 use tower::Layer;
 use tower_throttle::{RateLimitLayer, Rejected, ScopeExtractor};
 
-const OPS: usize = 1_000;
+const OPS: usize = 200;
 const TASKS: usize = 64;
 
 fn main() {
@@ -53,7 +54,7 @@ fn allocations(url: &str) {
         at_once(through(move |_: &usize| literal.key("literal"))),
     );
     let (string, owned) = (scope.clone(), keys.clone());
-    let string = through(move |n: &usize| string.key(owned.get(*n).clone()));
+    let string = through(move |n: &usize| string.key(owned.get(*n).into_owned()));
     print("tower-throttle, `String` key", at_once(string));
     print(
         "tower-throttle, Redis",
@@ -62,26 +63,20 @@ fn allocations(url: &str) {
     print("naive script", batched(|| Naive::new(url, HOT, keys)));
     print("minimal script", batched(|| Minimal::new(url, HOT, keys)));
     print("governor", at_once(Governor::new(HOT, keys)));
-    #[cfg(feature = "peers")]
-    {
-        use peers::subjects::{Limitador, rate_limiter, rate_tier, tower_governor};
-        // Without the allocations of the request itself.
-        let request = of_request(keys);
-        let redis = || server::connect(url);
-        let limiter = batched(|| async { rate_limiter::redis(redis().await, HOT, keys) });
-        print("tower-rate-limiter, Redis", limiter - request);
-        let tier = batched(|| async { rate_tier::redis(redis().await, HOT, keys) });
-        print("tower-rate-tier, Redis", tier - request);
-        let limiter = at_once(rate_limiter::memory(HOT, keys));
-        print("tower-rate-limiter, memory", limiter - request);
-        let tier = at_once(rate_tier::memory(HOT, keys));
-        print("tower-rate-tier, memory", tier - request);
-        print(
-            "tower_governor",
-            at_once(tower_governor(HOT, keys)) - request,
-        );
-        print("limitador, memory", at_once(Limitador::new(HOT, keys)));
-    }
+    // Without the allocations of the request itself.
+    let request = of_request(keys);
+    let redis = || server::connect(url);
+    let limiter = batched(|| async { rate_limiter::redis(redis().await, HOT, keys) });
+    print("tower-rate-limiter, Redis", limiter - request);
+    let tier = batched(|| async { rate_tier::redis(redis().await, HOT, keys) });
+    print("tower-rate-tier, Redis", tier - request);
+    let limiter = at_once(rate_limiter::memory(HOT, keys));
+    print("tower-rate-limiter, memory", limiter - request);
+    let tier = at_once(rate_tier::memory(HOT, keys));
+    print("tower-rate-tier, memory", tier - request);
+    let governor = at_once(tower_governor::memory(HOT, keys));
+    print("tower_governor", governor - request);
+    print("limitador, memory", at_once(Limitador::new(HOT, keys)));
 }
 
 /// The layer over a no-op service, in memory.
@@ -101,9 +96,8 @@ fn per_op(counted: AllocationInfo, ops: usize) -> f64 {
     counted.count_total as f64 / ops as f64
 }
 
-#[cfg(feature = "peers")]
 fn of_request(keys: &Keys) -> f64 {
-    let request = peers::subjects::requests(keys);
+    let request = requests(keys);
     let counted = measure(|| {
         for _ in 0..OPS {
             drop(std::hint::black_box(request(0)));
@@ -164,15 +158,21 @@ fn bytes(url: &str, scopes: usize) {
     let held = |fill: &mut dyn FnMut()| measure(fill).bytes_current as f64 / scopes as f64;
     let mut throttle = Throttle::memory("bench", SPENT, keys);
     print(
-        "tower-throttle, memory",
+        "bytes per bucket, tower-throttle in memory",
         held(&mut || fill(&mut throttle, scopes)),
     );
     assert_eq!(throttle.limiter().scopes_held(), scopes);
     drop(throttle);
     let mut governor = Governor::new(SPENT, keys);
-    print("governor", held(&mut || fill(&mut governor, scopes)));
+    print(
+        "bytes per bucket, governor",
+        held(&mut || fill(&mut governor, scopes)),
+    );
     drop(governor);
-    print("tower-throttle, Redis", remembered(url, keys));
+    print(
+        "bytes per bucket, tower-throttle on Redis",
+        remembered(url, keys),
+    );
 }
 
 fn fill(subject: &mut impl Subject, scopes: usize) {

@@ -3,14 +3,17 @@
 use std::time::Duration;
 
 use peers::{
+    delay::{self, PROXY},
+    http_client::{self, CLIENT},
+    machine::cache_line_ns,
     plan::Plan,
     report::{Place, Report},
-    rows::{Row, all, alone},
+    rows::{ALONE, Row, all, alone},
 };
 use tokio::{runtime::Builder, time::Instant};
 
 const USAGE: &str = "usage: scripts/bench [--quick] [--list] [ROW…]
-  --quick   short rounds: shows that everything runs, not how fast
+  --quick   one short round of the rows that do not take long: shows that they run, not how fast
   --list    prints the names of the rows
   ROW       runs the row of this name, or all whose names contain it
 or: scripts/bench --redraw
@@ -26,15 +29,25 @@ fn main() {
         .enable_all()
         .build()
         .expect("no runtime");
-    if let [first, subject, url, milliseconds] = arguments.as_slice()
-        && first == "--alone"
-    {
-        let slice =
-            Duration::from_millis(milliseconds.parse().expect("MILLISECONDS is not a number"));
-        return runtime.block_on(alone(subject, url, slice));
-    }
-    if arguments == ["--redraw"] {
-        return Report::published().write(Place::Docs);
+    let texts: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    let number = |text: &str| {
+        text.parse()
+            .unwrap_or_else(|_| panic!("{text} is not a number"))
+    };
+    match texts[..] {
+        ["--redraw"] => return Report::published().write(Place::Docs),
+        [ALONE, subject, url, ms] => {
+            return runtime.block_on(alone(subject, url, Duration::from_millis(number(ms))));
+        }
+        [PROXY, port, us] => {
+            let port = u16::try_from(number(port)).expect("it is not a port");
+            return delay::serve(port, Duration::from_micros(number(us)));
+        }
+        [CLIENT, server, load, ms] => {
+            let slice = Duration::from_millis(number(ms));
+            return runtime.block_on(http_client::run(server, load, slice));
+        }
+        _ => {}
     }
     let (flags, filters): (Vec<String>, Vec<String>) = arguments
         .into_iter()
@@ -44,13 +57,17 @@ fn main() {
         eprintln!("{USAGE}");
         std::process::exit(2);
     }
+    let is_quick = flags.iter().any(|flag| flag == "--quick");
     let is_name = |filter: &String| all().iter().any(|row| row.name == filter);
     let is_selected = |row: &Row| {
         let matches = |filter: &String| match is_name(filter) {
             true => row.name == filter,
             false => row.name.contains(filter.as_str()),
         };
-        filters.is_empty() || filters.iter().any(matches)
+        match filters.is_empty() {
+            true => !(is_quick && row.is_long),
+            false => filters.iter().any(matches),
+        }
     };
     let rows: Vec<Row> = all().into_iter().filter(is_selected).collect();
     if rows.is_empty() || flags.iter().any(|flag| flag == "--list") {
@@ -59,17 +76,20 @@ fn main() {
         }
         std::process::exit(i32::from(rows.is_empty()));
     }
-    let plan = match flags.is_empty() {
-        true => Plan::FULL,
-        false => Plan::QUICK,
-    };
-    let whole = flags.is_empty() && filters.is_empty();
+    let plan = if is_quick { Plan::QUICK } else { Plan::FULL };
+    let whole = !is_quick && filters.is_empty();
     let started = Instant::now();
     let mut report = Report::new(plan);
     for row in rows {
-        eprintln!("[{:5.1} s] {}", started.elapsed().as_secs_f64(), row.title);
-        let outcome = runtime.block_on((row.run)(&plan));
-        report.add(&row, outcome);
+        let before = cache_line_ns();
+        eprintln!(
+            "[{:5.1} s, cache line {:3.0} ns] {}",
+            started.elapsed().as_secs_f64(),
+            before.unwrap_or(f64::NAN),
+            row.title
+        );
+        let outcome = runtime.block_on((row.run)(plan));
+        report.add(&row, outcome, [before, cache_line_ns()]);
     }
     report.finish(started.elapsed());
     report.write(if whole { Place::Docs } else { Place::Target });

@@ -3,7 +3,10 @@
 use std::fmt::Write;
 
 use super::{CaseReport, Report, RowReport};
-use crate::rows::{Claim, Target};
+use crate::{
+    case::median,
+    rows::{Claim, Target},
+};
 
 pub fn page(report: &Report) -> String {
     let mut page = String::from("# Benchmarks\n\n");
@@ -14,17 +17,63 @@ pub fn page(report: &Report) -> String {
     };
     let _ = writeln!(
         page,
-        "Written by `./scripts/bench` in {} s on {} cores. Each figure is the median of {} rounds \
-         of {} ms, in which the cases of a row alternate; each ratio is the median of the ratios \
-         within a round.{note} [benches/peers](../../benches/peers/README.md) describes what is \
-         measured and how.\n\n![Throughput](throughput.svg)\n",
-        report.took_s, report.cores, report.rounds, report.round_ms,
+        "Written by `./scripts/bench` in {} s. Each figure is the median of {} rounds of {} ms, in \
+         which the cases of a row alternate; each ratio is the median of the ratios within a \
+         round.{note} [benches/peers](../../benches/peers/README.md) describes what is measured \
+         and how.\n\n![Throughput](throughput.svg)\n",
+        report.took_s, report.rounds, report.round_ms,
     );
+    machine(&mut page, report);
     claims(&mut page, report);
     for row in &report.rows {
         section(&mut page, row);
     }
     page
+}
+
+fn machine(page: &mut String, report: &Report) {
+    let machine = &report.machine;
+    let versions = machine.versions.iter();
+    let versions: Vec<_> = versions
+        .map(|(name, version)| format!("{name} {version}"))
+        .collect();
+    let _ = writeln!(
+        page,
+        "Machine: {}, {} cores, shared by the load and redis-server; Linux {}. Versions: {}.\n",
+        machine.cpu,
+        machine.cores,
+        machine.kernel,
+        versions.join(", ")
+    );
+    let lines = || {
+        report
+            .rows
+            .iter()
+            .flat_map(|row| row.cache_line_ns)
+            .flatten()
+    };
+    let cases = report.rows.iter().flat_map(|row| &row.cases);
+    let mut spreads: Vec<f64> = cases.map(CaseReport::spread).collect();
+    spreads.sort_unstable_by(f64::total_cmp);
+    let spread = |part: usize| match spreads.len() {
+        0 => f64::NAN,
+        cases => 100.0 * spreads[(cases - 1) * part / 100],
+    };
+    let [before, after] = report
+        .load_average
+        .map(|load| number(load.unwrap_or(f64::NAN)));
+    let _ = writeln!(
+        page,
+        "Noise: the throughput of a case varies between its rounds (highest less lowest, relative \
+         to the median) by {:.0} % in the median case and by {:.0} % in the worst tenth. A cache \
+         line takes {:.0} to {:.0} ns from one core to the other and back, median {:.0} ns. Load \
+         average: {before} before, {after} after.\n",
+        spread(50),
+        spread(90),
+        lines().fold(f64::INFINITY, f64::min),
+        lines().fold(0.0, f64::max),
+        median(lines().collect()),
+    );
 }
 
 fn claims(page: &mut String, report: &Report) {
@@ -64,7 +113,15 @@ fn beside(claim: &Claim) -> String {
 }
 
 fn section(page: &mut String, row: &RowReport) {
+    let [before, after] = row
+        .cache_line_ns
+        .map(|time| number(time.unwrap_or(f64::NAN)));
     let _ = writeln!(page, "## {}\n", row.title);
+    let _ = writeln!(
+        page,
+        "`{}`; cache line {before} ns before, {after} ns after.\n",
+        row.name
+    );
     if !row.cases.is_empty() {
         cases(page, row);
     }
@@ -99,13 +156,13 @@ fn cases(page: &mut String, row: &RowReport) {
     let _ = writeln!(
         page,
         "| | ops/s | x {} | p50 µs | p99 µs | Redis CPU µs/op | commands/op | client CPU µs/op | \
-         admitted / allowed |\n|---|---|---|---|---|---|---|---|---|",
+         admitted / allowed | spread |\n|---|---|---|---|---|---|---|---|---|---|",
         row.base
     );
     for case in &row.cases {
         let _ = writeln!(
             page,
-            "| {} | {} | {} | {} | {} | {} | {} | {} | {} |",
+            "| {} | {} | {} | {} | {} | {} | {} | {} | {} | {:.0} % |",
             case.name,
             number(case.ops_per_s),
             number(case.ratio.unwrap_or(f64::NAN)),
@@ -115,12 +172,22 @@ fn cases(page: &mut String, row: &RowReport) {
             positive(case.commands_per_op),
             positive(case.client_us_per_op),
             admitted(case),
+            100.0 * case.spread(),
         );
     }
     page.push('\n');
-    for case in row.cases.iter().filter(|case| case.failures > 0) {
+    for case in &row.cases {
         let CaseReport { name, failures, .. } = case;
-        let _ = writeln!(page, "{name} made {failures} decisions without Redis.\n");
+        let failed = failures.iter().filter(|failures| **failures > 0).count();
+        if failed > 0 {
+            let rounds = failures.len();
+            let decisions: u64 = failures.iter().sum();
+            let _ = writeln!(
+                page,
+                "{name} made {decisions} decisions without Redis in {failed} of {rounds} rounds, \
+                 which its figures leave out.\n"
+            );
+        }
     }
 }
 

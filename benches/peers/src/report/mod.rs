@@ -9,10 +9,12 @@ use std::{
     time::Duration,
 };
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::{
-    case::{Figures, client_us, commands_per_op, ops_per_second, p50, p99, redis_us},
+    case::Figures,
+    machine::{Machine, load_average},
+    metric::{CLIENT_CPU, COMMANDS, P50, P99, REDIS_CPU, THROUGHPUT, throughput},
     plan::Plan,
     rows::{Claim, Curve, Outcome, Row},
 };
@@ -24,7 +26,9 @@ pub struct Report {
     rounds: usize,
     round_ms: u64,
     took_s: u64,
-    cores: usize,
+    machine: Machine,
+    /// At the start and at the end.
+    load_average: [Option<f64>; 2],
     rows: Vec<RowReport>,
 }
 
@@ -34,6 +38,8 @@ struct RowReport {
     title: String,
     /// The case that ratios are relative to.
     base: String,
+    /// Before and after the row.
+    cache_line_ns: [Option<f64>; 2],
     claims: Vec<Claim>,
     cases: Vec<CaseReport>,
     counts: Vec<(String, f64)>,
@@ -44,17 +50,29 @@ struct RowReport {
 #[derive(Debug, Deserialize, Serialize)]
 struct CaseReport {
     name: String,
+    #[serde(deserialize_with = "nan")]
     ops_per_s: f64,
     ratio: Option<f64>,
+    #[serde(deserialize_with = "nan")]
     p50_us: f64,
+    #[serde(deserialize_with = "nan")]
     p99_us: f64,
+    #[serde(deserialize_with = "nan")]
     redis_us_per_op: f64,
+    #[serde(deserialize_with = "nan")]
     client_us_per_op: f64,
+    #[serde(deserialize_with = "nan")]
     commands_per_op: f64,
     /// The lowest and the highest of the rounds.
     admitted_of_allowed: (f64, f64),
     rounds_ops_per_s: Vec<f64>,
-    failures: u64,
+    /// Decisions without Redis in each round. The medians leave out the rounds that have some.
+    failures: Vec<u64>,
+}
+
+/// JSON has no `NaN`: it is written as `null`.
+pub fn nan<'de, D: Deserializer<'de>>(number: D) -> Result<f64, D::Error> {
+    Ok(Option::deserialize(number)?.unwrap_or(f64::NAN))
 }
 
 /// Where files are written.
@@ -110,7 +128,8 @@ impl Report {
             rounds: plan.rounds,
             round_ms: plan.slice.as_millis() as u64,
             took_s: 0,
-            cores: std::thread::available_parallelism().map_or(1, Into::into),
+            machine: Machine::this(),
+            load_average: [load_average(), None],
             rows: Vec::new(),
         }
     }
@@ -124,15 +143,18 @@ impl Report {
         if self.quick { Plan::QUICK } else { Plan::FULL }
     }
 
-    pub fn add(&mut self, row: &Row, outcome: Outcome) {
-        let base = outcome.figures.iter().find(|case| case.name == row.base);
+    pub fn add(&mut self, row: &Row, outcome: Outcome, cache_line_ns: [Option<f64>; 2]) {
+        let base = outcome.case(row.base);
+        let claims = row.goals.iter().filter_map(|goal| goal.claim(&outcome));
+        let claims = claims.collect();
         let cases = outcome.figures.iter();
         let cases = cases.map(|case| CaseReport::new(case, base)).collect();
         self.rows.push(RowReport {
             name: row.name.to_owned(),
             title: row.title.to_owned(),
             base: row.base.to_owned(),
-            claims: outcome.claims,
+            cache_line_ns,
+            claims,
             cases,
             counts: outcome.counts,
             curve: outcome.curve,
@@ -141,6 +163,7 @@ impl Report {
 
     pub fn finish(&mut self, took: Duration) {
         self.took_s = took.as_secs();
+        self.load_average[1] = load_average();
     }
 
     pub fn write(&self, place: Place) {
@@ -159,16 +182,22 @@ impl CaseReport {
     fn new(case: &Figures, base: Option<&Figures>) -> Self {
         Self {
             name: case.name.to_owned(),
-            ops_per_s: case.median(ops_per_second),
-            ratio: base.map(|base| case.ratio(base, ops_per_second)),
-            p50_us: case.median(p50),
-            p99_us: case.median(p99),
-            redis_us_per_op: case.median(redis_us),
-            client_us_per_op: case.median(client_us),
-            commands_per_op: case.median(commands_per_op),
+            ops_per_s: THROUGHPUT.median(case),
+            ratio: base.map(|base| THROUGHPUT.ratio(case, base)),
+            p50_us: P50.median(case),
+            p99_us: P99.median(case),
+            redis_us_per_op: REDIS_CPU.median(case),
+            client_us_per_op: CLIENT_CPU.median(case),
+            commands_per_op: COMMANDS.median(case),
             admitted_of_allowed: case.admitted,
-            rounds_ops_per_s: case.samples.iter().map(ops_per_second).collect(),
-            failures: case.failures,
+            rounds_ops_per_s: case.samples.iter().map(throughput).collect(),
+            failures: case.samples.iter().map(|sample| sample.failures).collect(),
         }
+    }
+    /// The noise: the highest less the lowest of the rounds, relative to their median.
+    fn spread(&self) -> f64 {
+        let rounds = self.rounds_ops_per_s.iter().copied();
+        let highest = rounds.clone().fold(f64::NEG_INFINITY, f64::max);
+        (highest - rounds.fold(f64::INFINITY, f64::min)) / self.ops_per_s
     }
 }

@@ -74,7 +74,7 @@ pub fn draw(report: &Report) -> Option<String> {
         format!(
             "One process on {} cores, shared with redis-server; each task requests a token as soon \
              as it has got the last one.",
-            report.cores
+            report.machine.cores
         ),
         format!(
             "Each point is the median of {} rounds of {} ms.",

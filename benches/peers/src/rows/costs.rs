@@ -5,48 +5,22 @@ use std::{
     process::{Command, Stdio},
 };
 
-use super::{Claim, Outcome};
+use super::Outcome;
 use crate::plan::Plan;
 
-pub async fn allocations(_plan: &Plan) -> Outcome {
-    let counts = count(&["allocations"]);
-    let most = |what: &str, most| {
-        let title = format!("allocations, {what}");
-        Claim::at_most(title, most, counts[what], "")
-    };
-    Outcome {
-        claims: vec![
-            most("tower-throttle, fixed scope", 0.0),
-            most("tower-throttle, literal key", 0.0),
-            most("tower-throttle, `String` key", 2.0),
-            most("tower-throttle, Redis", 1.0),
-        ],
-        counts: counts.into_iter().collect(),
-        ..Outcome::default()
-    }
+pub async fn allocations(_plan: Plan) -> Outcome {
+    of(count(&["allocations"]))
 }
 
-pub async fn bytes(plan: &Plan) -> Outcome {
-    let scopes = if plan.quick { "100000" } else { "1000000" };
-    let mut counts = count(&["bytes", scopes]);
-    let claims = vec![
-        Claim::at_most(
-            "bytes per bucket in memory",
-            72.0,
-            counts["tower-throttle, memory"],
-            "",
-        ),
-        Claim::at_most(
-            "bytes in the process per bucket in Redis",
-            96.0,
-            counts["tower-throttle, Redis"],
-            "",
-        ),
-    ];
-    let scopes = scopes.parse().unwrap_or_default();
-    counts.insert("number of scopes, names of 15 bytes".to_owned(), scopes);
+pub async fn bytes(plan: Plan) -> Outcome {
+    let scopes = plan.scopes(1_000_000);
+    let mut counts = count(&["bytes", &scopes.to_string()]);
+    counts.insert("buckets".to_owned(), scopes as f64);
+    of(counts)
+}
+
+fn of(counts: BTreeMap<String, f64>) -> Outcome {
     Outcome {
-        claims,
         counts: counts.into_iter().collect(),
         ..Outcome::default()
     }

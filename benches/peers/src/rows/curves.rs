@@ -1,20 +1,25 @@
 //! Throughput by amount of work.
 
-use std::{
-    process::{Command, Stdio},
-    time::Duration,
-};
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::Outcome;
-use crate::{
-    case::{Case, ops_per_second, rounds},
-    load::{self, Load},
-    plan::Plan,
-    server::{self, Proxy},
-    subjects::{Cell, HOT, Keys, Limit, MANY, MINIMAL, Minimal, NAIVE, Naive, THROTTLE, Throttle},
+use super::{
+    Outcome,
+    redis::{self, SCRIPTS},
 };
+use crate::{
+    case::rounds,
+    helper::Helper,
+    load::{self, Load},
+    metric::{THROUGHPUT, throughput},
+    plan::Plan,
+    server,
+    subjects::{HOT, Keys, Limit, MANY, Minimal, NAIVE, Naive, THROTTLE, Throttle},
+};
+
+/// The first argument of a process that runs one limiter alone.
+pub const ALONE: &str = "--alone";
 
 /// Throughput by amount of work.
 #[derive(Clone, Debug, Default, Deserialize, Serialize)]
@@ -58,85 +63,40 @@ impl Curve {
 }
 
 /// Measures one point of each line.
-async fn point(plan: &Plan, curve: &mut Curve, x: f64, url: &str, limit: Limit, load: Load) {
-    let keys = &Keys::new(load.scopes);
-    let mut cases = vec![
-        Case::new(NAIVE, Naive::new(url, limit, keys).await, load, None),
-        Case::new(MINIMAL, Minimal::new(url, limit, keys).await, load, None),
-        Case::new(
-            THROTTLE,
-            Throttle::redis(url, "bench", limit, keys),
-            load,
-            None,
-        ),
-    ];
-    if server::cell_module().is_some() {
-        let cell = Cell::new(url, limit, keys).await;
-        cases.push(Case::new("redis-cell", cell, load, None));
-    }
+async fn point(plan: Plan, curve: &mut Curve, x: usize, limit: Limit, load: Load) {
+    let server = server::start().await;
+    let cases = redis::cases(SCRIPTS, &server.url(), None, limit, load).await;
     for figures in rounds(&plan.short(), cases).await {
-        curve.add(figures.name, x, figures.median(ops_per_second));
+        curve.add(figures.name, x as f64, THROUGHPUT.median(&figures));
     }
 }
 
-fn points<'a>(plan: &Plan, full: &'a [usize], quick: &'a [usize]) -> &'a [usize] {
+fn points<'a>(plan: Plan, full: &'a [usize], quick: &'a [usize]) -> &'a [usize] {
     if plan.quick { quick } else { full }
 }
 
-pub async fn tasks(plan: &Plan) -> Outcome {
+pub async fn tasks(plan: Plan) -> Outcome {
     let mut curve = Curve::new("tasks");
     let full = &[1, 4, 16, 64, 256, 1_024, 4_096, 10_240];
-    for &tasks in points(plan, full, &[1, 64, 1_024]) {
-        let server = server::start().await;
-        let load = Load { tasks, scopes: 1 };
-        point(plan, &mut curve, tasks as f64, &server.url(), HOT, load).await;
+    for &tasks in points(plan, full, &[1, 64]) {
+        point(plan, &mut curve, tasks, HOT, Load::new(tasks, 1)).await;
     }
     curve.into_outcome()
 }
 
-pub async fn scopes(plan: &Plan) -> Outcome {
+pub async fn scopes(plan: Plan) -> Outcome {
     let mut curve = Curve::new("scopes");
-    let full = &[1, 10, 100, 1_000, 10_000, 100_000, 1_000_000];
-    for &scopes in points(plan, full, &[1, 100, 10_000]) {
-        let server = server::start().await;
+    let full = &[1, 10, 100, 1_000, 10_000, 100_000];
+    for &scopes in points(plan, full, &[1, 1_000]) {
         let limit = if scopes < 100 { HOT } else { MANY };
-        let load = Load {
-            tasks: 1_024,
-            scopes,
-        };
-        point(plan, &mut curve, scopes as f64, &server.url(), limit, load).await;
-    }
-    curve.into_outcome()
-}
-
-pub async fn distance(plan: &Plan) -> Outcome {
-    let mut curve = Curve::new("added round trip, ms");
-    for &milliseconds in points(plan, &[0, 1, 5], &[0, 5]) {
-        let server = server::start().await;
-        let proxy = Proxy::start(server.port()).await;
-        if milliseconds > 0 {
-            proxy.delay(Duration::from_millis(milliseconds as u64) / 2);
-        }
-        let load = Load {
-            tasks: 1_024,
-            scopes: 1,
-        };
-        point(
-            plan,
-            &mut curve,
-            milliseconds as f64,
-            &proxy.url(),
-            HOT,
-            load,
-        )
-        .await;
+        point(plan, &mut curve, scopes, limit, Load::new(1_024, scopes)).await;
     }
     curve.into_outcome()
 }
 
 const PROCESS_TASKS: usize = 256;
 
-pub async fn processes(plan: &Plan) -> Outcome {
+pub async fn processes(plan: Plan) -> Outcome {
     let mut curve = Curve::new("processes");
     for &processes in points(plan, &[1, 2, 4, 8], &[1, 2]) {
         for (name, subject) in [(NAIVE, "naive"), (THROTTLE, "throttle")] {
@@ -150,28 +110,11 @@ pub async fn processes(plan: &Plan) -> Outcome {
 
 /// Operations per second of all processes together.
 fn swarm(url: &str, subject: &str, processes: usize, slice: Duration) -> f64 {
-    let program = std::env::current_exe().expect("this program has a path");
-    let children: Vec<_> = (0..processes)
-        .map(|_| {
-            Command::new(&program)
-                .args(["--alone", subject, url, &slice.as_millis().to_string()])
-                .stdin(Stdio::null())
-                .stdout(Stdio::piped())
-                .spawn()
-                .expect("a child process does not start")
-        })
-        .collect();
-    let outputs = children.into_iter().map(|child| {
-        child
-            .wait_with_output()
-            .expect("cannot wait for a child process")
-    });
-    let figures = outputs.map(|output| {
-        let text = String::from_utf8_lossy(&output.stdout).into_owned();
-        let figure = text.trim().parse::<f64>();
-        figure.unwrap_or_else(|_| panic!("a child process printed {text:?}"))
-    });
-    figures.sum()
+    let slice = slice.as_millis().to_string();
+    let start = |_| Helper::start(&[ALONE, subject, url, &slice]);
+    let helpers: Vec<_> = (0..processes).map(start).collect();
+    let figure = |mut helper: Helper| helper.line().parse::<f64>().expect("it prints a number");
+    helpers.into_iter().map(figure).sum()
 }
 
 /// Runs one subject, for a child process or a profiler, and prints its operations per second.
@@ -192,14 +135,11 @@ pub async fn alone(subject: &str, url: &str, slice: Duration) {
         "layer" => load::tight(&super::memory::fixed_layer(), 1, 1, slice),
         unknown => panic!("no subject is named {unknown}"),
     };
-    println!("{}", ops_per_second(&sample));
+    println!("{}", throughput(&sample));
 }
 
 async fn of<S: load::Subject>(subject: &S, slice: Duration) -> load::Sample {
-    let load = Load {
-        tasks: PROCESS_TASKS,
-        scopes: 1,
-    };
+    let load = Load::new(PROCESS_TASKS, 1);
     // Long enough for all processes to start.
     load::round(subject, load, None, Duration::from_millis(150)).await;
     load::round(subject, load, None, slice).await

@@ -15,10 +15,11 @@ use tokio::{
 };
 use tower_throttle::Limiter;
 
-use super::{Claim, Outcome, case};
+use super::{Goal, Outcome, claim::count};
 use crate::{
-    case::{Allowed, Case, commands_per_op, p99, rounds},
+    case::{Allowed, Case, rounds},
     load::{Mark, Meter, Random, Sample, Subject},
+    metric::{COMMANDS, P99},
     plan::Plan,
     server::{self, Probe},
     subjects::{Keys, Minimal, Naive, SATURATED, THROTTLE, limiter},
@@ -36,75 +37,56 @@ fn ideal_us() -> f64 {
     1e6 * WAITERS as f64 / SATURATED.rate()
 }
 
-pub async fn patient(plan: &Plan) -> Outcome {
+pub fn goals(commands: f64) -> [Goal; 4] {
+    [
+        COMMANDS.of(THROTTLE).at_most(commands),
+        count(OF_IDEAL).at_most(1.03),
+        count(LOWEST).at_least(0.995),
+        count(HIGHEST).at_most(1.0),
+    ]
+}
+
+const OF_IDEAL: &str = "p99 relative to the ideal wait";
+const LOWEST: &str = "admitted / allowed, lowest round";
+const HIGHEST: &str = "admitted / allowed, highest round";
+
+/// The fraction `cancels` of the acquisitions is cancelled. The scripts cannot wait, and are
+/// measured without cancellations only.
+pub async fn saturated(plan: Plan, cancels: f64) -> Outcome {
     let server = server::start().await;
     let url = server.url();
     let probe = Probe::new(&url).await;
-    let (naive, minimal) = retrying(&url).await;
-    let cases = vec![
-        throttle(&url, &probe, 0.0),
-        polling("naive script, retried every 1 ms", naive, &probe),
-        retrying_when_due("minimal script, retried after its wait", minimal, &probe),
-    ];
-    outcome(plan, cases).await
-}
-
-pub async fn cancelled(plan: &Plan) -> Outcome {
-    let server = server::start().await;
-    let url = server.url();
-    let probe = Probe::new(&url).await;
-    outcome(plan, vec![throttle(&url, &probe, 0.2)]).await
-}
-
-async fn outcome(plan: &Plan, cases: Vec<Case>) -> Outcome {
+    let mut cases = vec![throttle(&url, &probe, cancels)];
+    if cancels == 0.0 {
+        let (naive, minimal) = retrying(&url).await;
+        cases.extend([
+            polling("naive script, retried every 1 ms", naive, &probe),
+            retrying_when_due("minimal script, retried after its wait", minimal, &probe),
+        ]);
+    }
     let plan = Plan {
         slice: plan.slice * 2,
-        ..*plan
+        ..plan
     };
     let cases = cases
         .into_iter()
         .map(|case| case.allowed(Allowed::EachRound(SATURATED)))
         .collect();
-    let figures = rounds(&plan, cases).await;
-    let throttle = case(&figures, THROTTLE);
-    let claims = vec![
-        Claim::at_most(
-            "Redis commands per token",
-            0.3,
-            throttle.median(commands_per_op),
-            "",
-        ),
-        Claim::at_most(
-            "p99 relative to the ideal wait",
-            1.05,
-            throttle.median(p99) / ideal_us(),
-            "x",
-        ),
-        Claim::at_least(
-            "admitted / allowed, lowest round",
-            0.995,
-            throttle.admitted.0,
-            "",
-        ),
-        Claim::at_most(
-            "admitted / allowed, highest round",
-            1.0,
-            throttle.admitted.1,
-            "",
-        ),
+    let mut outcome = Outcome::of(rounds(&plan, cases).await);
+    let throttle = outcome.case(THROTTLE).expect("it was measured");
+    outcome.counts = vec![
+        (OF_IDEAL.to_owned(), P99.median(throttle) / ideal_us()),
+        (LOWEST.to_owned(), throttle.admitted.0),
+        (HIGHEST.to_owned(), throttle.admitted.1),
     ];
-    Outcome {
-        claims,
-        figures,
-        ..Outcome::default()
-    }
+    outcome
 }
 
 /// `Limiter::acquire`. The fraction `cancels` of the acquisitions is cancelled at a random time
 /// within the ideal wait.
 fn throttle(url: &str, probe: &Probe, cancels: f64) -> Case {
     let limiters: Vec<Limiter> = (0..LIMITERS).map(|_| limiter(url)).collect();
-    saturated(THROTTLE, probe, move |bucket, waiter| {
+    waiters(THROTTLE, probe, move |bucket, waiter| {
         let limiter = limiters[waiter % LIMITERS].clone();
         let scope = SATURATED.quota().scope("bench").key(bucket);
         async move {
@@ -138,7 +120,7 @@ async fn retrying(url: &str) -> (Naive, Minimal) {
 }
 
 fn polling(name: &'static str, subject: Naive, probe: &Probe) -> Case {
-    saturated(name, probe, move |bucket, _| {
+    waiters(name, probe, move |bucket, _| {
         let mut subject = subject.clone();
         async move {
             loop {
@@ -154,7 +136,7 @@ fn polling(name: &'static str, subject: Naive, probe: &Probe) -> Case {
 }
 
 fn retrying_when_due(name: &'static str, subject: Minimal, probe: &Probe) -> Case {
-    saturated(name, probe, move |bucket, _| {
+    waiters(name, probe, move |bucket, _| {
         let mut subject = subject.clone();
         async move {
             loop {
@@ -183,7 +165,7 @@ fn admitted_since(start: Instant) {
 type Waiter = futures_util::future::BoxFuture<'static, ()>;
 
 /// Rounds in which all callers wait all the time, each round with a new bucket.
-fn saturated(
+fn waiters(
     name: &'static str,
     probe: &Probe,
     waiter: impl Fn(usize, usize) -> Waiter + Send + Sync + 'static,

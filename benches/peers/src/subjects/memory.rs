@@ -33,6 +33,6 @@ impl Subject for Governor {
     const IN_MEMORY: bool = true;
 
     async fn take(&mut self, scope: usize) -> bool {
-        self.limiter.check_key(self.keys.get(scope)).is_ok()
+        self.limiter.check_key(&self.keys.get(scope)).is_ok()
     }
 }

@@ -11,18 +11,21 @@ use tower::Layer;
 
 use super::{
     Keys, Limit,
-    layers::{Layered, is_success, key_of, no_op_http, requests},
+    layers::{KEY_HEADER, Layered, is_success, key_of, no_op_http, requests},
 };
 use crate::load::Subject;
 
-/// tower_governor's layer over a no-op service.
-pub fn tower_governor(limit: Limit, keys: &Keys) -> impl Subject + use<> {
-    use tower_governor::{
+/// tower_governor's layer.
+pub mod tower_governor {
+    use ::tower_governor::{
         GovernorError, GovernorLayer, governor::GovernorConfigBuilder, key_extractor::KeyExtractor,
     };
+    use governor::{clock::QuantaInstant, middleware::NoOpMiddleware};
+
+    use super::*;
 
     #[derive(Clone)]
-    struct Header;
+    pub struct Header;
     impl KeyExtractor for Header {
         type Key = String;
         fn extract<T>(&self, request: &http::Request<T>) -> Result<String, GovernorError> {
@@ -31,18 +34,26 @@ pub fn tower_governor(limit: Limit, keys: &Keys) -> impl Subject + use<> {
         }
     }
 
-    let config = GovernorConfigBuilder::default()
-        .key_extractor(Header)
-        .period(limit.per / limit.tokens)
-        .burst_size(limit.tokens)
-        .finish()
-        .expect("period and burst are not zero");
-    let layer = GovernorLayer::new(config);
-    Layered::<_, _, _, true>::new(
-        layer.layer(no_op_http::<axum::body::Body>()),
-        requests(keys),
-        is_success,
-    )
+    pub fn layer(
+        limit: Limit,
+    ) -> GovernorLayer<Header, NoOpMiddleware<QuantaInstant>, axum::body::Body> {
+        let config = GovernorConfigBuilder::default()
+            .key_extractor(Header)
+            .period(limit.per / limit.tokens)
+            .burst_size(limit.tokens)
+            .finish()
+            .expect("period and burst are not zero");
+        GovernorLayer::new(config)
+    }
+
+    /// Over a no-op service.
+    pub fn memory(limit: Limit, keys: &Keys) -> impl Subject + use<> {
+        Layered::<_, _, _, true>::new(
+            layer(limit).layer(no_op_http::<axum::body::Body>()),
+            requests(keys),
+            is_success,
+        )
+    }
 }
 
 /// tower-rate-limiter's layer over a no-op service.
@@ -112,22 +123,21 @@ pub mod rate_tier {
 
     use super::*;
 
-    fn subject<const MEMORY: bool>(
-        storage: Arc<dyn Storage>,
-        limit: Limit,
-        keys: &Keys,
-    ) -> impl Subject + use<MEMORY> {
+    fn over(storage: Arc<dyn Storage>, limit: Limit) -> TierLimitLayer {
         let tier = RateTier::builder()
             .tier("bench", Quota::with_window(limit.tokens, limit.per))
             .storage(storage)
             .build();
-        let layer = TierLimitLayer::new(tier).identifier_fn(|headers| {
-            let key = headers
-                .get(super::super::layers::KEY_HEADER)?
-                .to_str()
-                .ok()?;
+        TierLimitLayer::new(tier).identifier_fn(|headers| {
+            let key = headers.get(KEY_HEADER)?.to_str().ok()?;
             Some(TierIdentity::new(key, "bench"))
-        });
+        })
+    }
+
+    fn subject<const MEMORY: bool>(
+        layer: TierLimitLayer,
+        keys: &Keys,
+    ) -> impl Subject + use<MEMORY> {
         Layered::<_, _, _, MEMORY>::new(
             layer.layer(no_op_http::<String>()),
             requests(keys),
@@ -135,8 +145,13 @@ pub mod rate_tier {
         )
     }
 
+    /// The layer, in memory.
+    pub fn layer(limit: Limit) -> TierLimitLayer {
+        over(Arc::new(MemoryStorage::new()), limit)
+    }
+
     pub fn memory(limit: Limit, keys: &Keys) -> impl Subject + use<> {
-        subject::<true>(Arc::new(MemoryStorage::new()), limit, keys)
+        subject::<true>(layer(limit), keys)
     }
 
     /// The timeout is long enough for a saturated connection.
@@ -146,7 +161,7 @@ pub mod rate_tier {
         keys: &Keys,
     ) -> impl Subject + use<> {
         let storage = RedisStorage::new(connection).timeout(Duration::from_secs(10));
-        subject::<false>(Arc::new(storage), limit, keys)
+        subject::<false>(over(Arc::new(storage), limit), keys)
     }
 }
 
@@ -180,7 +195,7 @@ impl Subject for Limitador {
     const IN_MEMORY: bool = true;
 
     async fn take(&mut self, scope: usize) -> bool {
-        let tenant = self.keys.get(scope).clone();
+        let tenant = self.keys.get(scope).into_owned();
         let context: Context =
             std::collections::HashMap::from([("tenant".to_owned(), tenant)]).into();
         let decision = self

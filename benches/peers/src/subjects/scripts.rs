@@ -3,7 +3,6 @@
 use std::{sync::Arc, time::Duration};
 
 use redis::{Cmd, aio::MultiplexedConnection};
-use tokio::sync::Mutex;
 
 use super::{Keys, Limit};
 use crate::{load::Subject, server::connect};
@@ -25,7 +24,7 @@ impl Naive {
             connection,
             hash,
             limit,
-            keys: keys.prefixed("naive"),
+            keys: keys.prefixed("naive:"),
         }
     }
 }
@@ -37,7 +36,7 @@ impl Subject for Naive {
             .arg("EVALSHA")
             .arg(&*self.hash)
             .arg(1)
-            .arg(self.keys.get(scope))
+            .arg(&*self.keys.get(scope))
             .arg(self.limit.tokens)
             .arg(self.limit.rate())
             .arg(wall_clock())
@@ -66,7 +65,7 @@ impl Minimal {
             connection,
             hash,
             arguments: [1e6 / limit.rate(), 1e6 * limit.per.as_secs_f64()],
-            keys: keys.prefixed("minimal"),
+            keys: keys.prefixed("minimal:"),
         }
     }
 
@@ -77,7 +76,7 @@ impl Minimal {
             .arg("EVALSHA")
             .arg(&*self.hash)
             .arg(1)
-            .arg(self.keys.get(scope))
+            .arg(&*self.keys.get(scope))
             .arg(&self.arguments);
         let wait = answered(command.query_async(&mut self.connection).await);
         Duration::from_micros(wait)
@@ -90,19 +89,20 @@ impl Subject for Minimal {
     }
 }
 
-/// The naive script without pipelining: the connection is locked from request to reply.
+/// The shortest command: its latency is the round trip.
 #[derive(Clone)]
-pub struct Serial(Arc<Mutex<Naive>>);
+pub struct Ping(MultiplexedConnection);
 
-impl Serial {
-    pub async fn new(url: &str, limit: Limit, keys: &Keys) -> Self {
-        Self(Arc::new(Mutex::new(Naive::new(url, limit, keys).await)))
+impl Ping {
+    pub async fn new(url: &str) -> Self {
+        Self(connect(url).await)
     }
 }
 
-impl Subject for Serial {
-    async fn take(&mut self, scope: usize) -> bool {
-        self.0.lock().await.take(scope).await
+impl Subject for Ping {
+    async fn take(&mut self, _scope: usize) -> bool {
+        let reply: String = answered(redis::cmd("PING").query_async(&mut self.0).await);
+        reply == "PONG"
     }
 }
 
@@ -119,7 +119,7 @@ impl Cell {
         Self {
             connection: connect(url).await,
             limit,
-            keys: keys.prefixed("cell"),
+            keys: keys.prefixed("cell:"),
         }
     }
 }
@@ -129,18 +129,12 @@ impl Subject for Cell {
         let mut command = Cmd::new();
         command
             .arg("CL.THROTTLE")
-            .arg(self.keys.get(scope))
+            .arg(&*self.keys.get(scope))
             .arg(self.limit.tokens - 1)
             .arg(self.limit.tokens)
             .arg(self.limit.per.as_secs());
         let reply: [i64; 5] = answered(command.query_async(&mut self.connection).await);
         reply[0] == 0
-    }
-}
-
-impl Keys {
-    fn prefixed(&self, prefix: &str) -> Self {
-        Self(self.iter().map(|key| format!("{prefix}:{key}")).collect())
     }
 }
 

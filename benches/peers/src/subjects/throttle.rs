@@ -1,6 +1,8 @@
 //! tower-throttle, through its public API.
 
-use tower_throttle::{Limiter, Scope};
+use tower_throttle::{
+    Limiter, RateLimitLayer, Scope, ScopeExtractor, extract::header, reply::HttpReply,
+};
 
 use super::{Keys, Limit};
 use crate::load::Subject;
@@ -37,7 +39,7 @@ impl<const MEMORY: bool> Throttle<MEMORY> {
         Self {
             limiter,
             scope: limit.quota().scope(name),
-            keys: (keys.count() > 1).then(|| keys.clone()),
+            keys: (keys.count() != 1).then(|| keys.clone()),
         }
     }
 
@@ -66,13 +68,25 @@ pub fn in_memory() -> Limiter {
         .expect("the configuration is valid")
 }
 
+/// The layer for HTTP, with a bucket per key in a header.
+pub fn by_header<B>(
+    limiter: &Limiter,
+    limit: Limit,
+) -> RateLimitLayer<
+    impl ScopeExtractor<http::Request<B>> + Clone + Send + Sync + 'static + use<B>,
+    HttpReply,
+> {
+    let scope = limit.quota().scope("bench").by(header("x-api-key"));
+    RateLimitLayer::new(limiter, scope.or_unlimited()).respond_http()
+}
+
 impl<const MEMORY: bool> Subject for Throttle<MEMORY> {
     const IN_MEMORY: bool = MEMORY;
 
     async fn take(&mut self, scope: usize) -> bool {
         match &self.keys {
             None => self.limiter.try_acquire(&self.scope),
-            Some(keys) => self.limiter.try_acquire(self.scope.key(keys.get(scope))),
+            Some(keys) => self.limiter.try_acquire(self.scope.key(&*keys.get(scope))),
         }
         .await
         .is_ok()
