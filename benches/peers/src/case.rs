@@ -6,9 +6,10 @@ use futures_util::future::{FutureExt, LocalBoxFuture};
 use tokio::time::Instant;
 
 use crate::{
-    load::{self, Arrivals, Load, Sample, Subject},
+    load::{self, Arrivals, Load, Subject},
     open,
     plan::Plan,
+    sample::Sample,
     server::Probe,
     subjects::Limit,
 };

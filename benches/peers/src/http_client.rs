@@ -12,7 +12,7 @@ use tokio::{
 
 use crate::{
     helper::{Helper, exit_with_parent},
-    load::{Mark, Meter},
+    sample::{Mark, Meter},
 };
 
 /// The first argument of the client's process.

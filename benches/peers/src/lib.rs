@@ -15,5 +15,6 @@ pub mod outage;
 pub mod plan;
 pub mod report;
 pub mod rows;
+pub mod sample;
 pub mod server;
 pub mod subjects;

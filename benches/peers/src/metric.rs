@@ -2,7 +2,7 @@
 
 use crate::{
     case::{Figures, median},
-    load::Sample,
+    sample::Sample,
 };
 
 /// A quantity of one round.

@@ -16,7 +16,8 @@ use tokio::{
 };
 
 use crate::{
-    load::{Mark, Meter, Random, Sample, Scopes, Subject, block_until},
+    load::{Random, Scopes, Subject, block_until},
+    sample::{Mark, Meter, Sample},
     server::Probe,
 };
 

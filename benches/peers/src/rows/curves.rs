@@ -14,6 +14,7 @@ use crate::{
     load::{self, Load},
     metric::{THROUGHPUT, throughput},
     plan::Plan,
+    sample::Sample,
     server,
     subjects::{HOT, Keys, Limit, MANY, Minimal, NAIVE, Naive, THROTTLE, Throttle},
 };
@@ -138,7 +139,7 @@ pub async fn alone(subject: &str, url: &str, slice: Duration) {
     println!("{}", throughput(&sample));
 }
 
-async fn of<S: load::Subject>(subject: &S, slice: Duration) -> load::Sample {
+async fn of<S: load::Subject>(subject: &S, slice: Duration) -> Sample {
     let load = Load::new(PROCESS_TASKS, 1);
     // Long enough for all processes to start.
     load::round(subject, load, None, Duration::from_millis(150)).await;

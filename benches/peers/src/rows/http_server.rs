@@ -14,9 +14,10 @@ use super::Outcome;
 use crate::{
     case::{Case, rounds},
     http_client::{HttpClient, HttpLoad},
-    load::{Arrivals, Load, Sample, cpu, histogram},
+    load::{Arrivals, Load},
     metric::P99,
     plan::Plan,
+    sample::{Sample, cpu, histogram},
     server,
     subjects::{HOT, Ping, RATE_TIER, by_header, in_memory, limiter, rate_tier, tower_governor},
 };

@@ -15,8 +15,9 @@ use tokio::time::{Instant, sleep};
 
 use super::Outcome;
 use crate::{
-    load::{Subject, block_until, fill, histogram},
+    load::{Subject, block_until, fill},
     plan::Plan,
+    sample::histogram,
     server::{self, Probe, RedisServer},
     subjects::{BRIEF, CELL, Cell, Keys, MANY, MINIMAL, Minimal, NAIVE, Naive, THROTTLE, Throttle},
 };

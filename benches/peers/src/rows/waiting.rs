@@ -18,9 +18,10 @@ use tower_throttle::Limiter;
 use super::{Goal, Outcome, claim::count};
 use crate::{
     case::{Allowed, Case, rounds},
-    load::{Mark, Meter, Random, Sample, Subject},
+    load::{Random, Subject},
     metric::{COMMANDS, P99},
     plan::Plan,
+    sample::{Mark, Meter, Sample},
     server::{self, Probe},
     subjects::{Keys, Minimal, Naive, SATURATED, THROTTLE, limiter},
 };
