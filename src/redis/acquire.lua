@@ -169,7 +169,16 @@ local function read(class, wanted)
   end
 end
 
-local pos, last, names, listed = 1, 0, { MARK }, {}
+local listed = {}
+
+-- Writes the directory's entry of a name.
+local function save(name)
+  local packed = ''
+  for period, until_ in pairs(listed[name]) do packed = packed .. pack('<dd', period, until_) end
+  call('HSET', KEYS[1], name, packed)
+end
+
+local pos, last, names = 1, 0, { MARK }
 while last < count do
   local buckets, length, key, period, cap, rate, cost, n, max_wait
   buckets, length, key, period, cap, rate, cost, n, max_wait, pos =
@@ -187,11 +196,19 @@ local directory = fetch(KEYS[1], names)
 local epoch = ARGV[2]
 if epoch ~= '' and string.sub(directory[1] or '', 1, 8) ~= epoch then return '' end
 for j = 2, #names do
-  local list, periods = directory[j] or '', listed[names[j]]
+  local list, periods, has_lapsed = directory[j] or '', listed[names[j]], false
   for at = 1, #list - 15, 16 do
     local period, until_ = unpack_d('<dd', list, at)
-    if until_ > now then periods[period] = until_ end
+    if until_ > now then
+      periods[period] = until_
+    else
+      -- The hashes of that time are deleted: if the clock is set back, their buckets must not be
+      -- found again.
+      open(class_of(period))
+      has_lapsed = true
+    end
   end
+  if has_lapsed then save(names[j]) end
 end
 for j = 1, #order do read(order[j], order[j].wanted) end
 for r = 1, #runs do
@@ -215,15 +232,14 @@ for r = 1, #runs do
   end
 end
 
--- Notes that buckets of a name may be in a class.
+-- Notes that buckets of a name may be in a class. When that time is over, the hash in which they are
+-- is not that of the period before any more.
 local function list(name, period)
   local periods = listed[name]
-  if (periods[period] or 0) >= now + period then return end
-  periods[period] = now + 3 * period
-  local packed = ''
-  for other, until_ in pairs(periods) do packed = packed .. pack('<dd', other, until_) end
-  call('HSET', KEYS[1], name, packed)
-  local kept = math.min(4 * period / 1000, 9007199254740992)
+  if (periods[period] or 0) >= now + 2 * period then return end
+  periods[period] = now + 4 * period
+  save(name)
+  local kept = math.min(5 * period / 1000, 9007199254740992)
   if call('PTTL', KEYS[1]) < kept then call('PEXPIRE', KEYS[1], string.format('%d', kept)) end
 end
 
@@ -699,7 +715,7 @@ end
 for j = 1, #order do
   local class = order[j]
   if class.out[1] then
-    if not class.is_read then open(class) end
+    if not class.is_read and not class.is_open then open(class) end
     if class.is_new then
       if class.supersedes then call('HSET', class.previous, MARK, mark(1 - class.number)) end
       call('UNLINK', class.current)

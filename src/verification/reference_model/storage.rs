@@ -140,14 +140,12 @@ impl Storage {
     /// Reads a bucket.
     pub(crate) fn find(&mut self, key: &str, params: BucketParams, now: f64) -> Located {
         self.pass(now);
+        self.forget_lapsed(name(key), now);
         let home = seconds(period_us(params));
         let mut found = (home, self.find_in(home, key, now));
         if found.1.is_none() {
             let listed = self.directory.get(name(key)).cloned().unwrap_or_default();
-            let others = listed
-                .iter()
-                .filter(|(period, until)| **period != home && **until > now);
-            for (period, _) in others {
+            for (period, _) in listed.iter().filter(|(period, _)| **period != home) {
                 if let Some(value) = self.find_in(*period, key, now) {
                     found = (*period, Some(value));
                     break;
@@ -163,6 +161,18 @@ impl Storage {
         };
         self.check(key, &located);
         located
+    }
+
+    /// The hashes of classes in which there are no buckets of a name any more are deleted, so that
+    /// these are not found again if the clock is set back.
+    fn forget_lapsed(&mut self, name: &str, now: f64) {
+        let Some(listed) = self.directory.get_mut(name) else {
+            return;
+        };
+        let lapsed: Vec<_> = listed.extract_if(.., |_, until| *until <= now).collect();
+        for (period, _) in lapsed {
+            self.class(period, now);
+        }
     }
 
     fn pass(&mut self, now: f64) {
@@ -243,9 +253,11 @@ impl Storage {
         }
         let listed = self.directory.entry(name(key).to_owned()).or_default();
         let us = period as f64 * 1e6;
-        if listed.get(&period).is_none_or(|until| *until < now + us) {
-            listed.retain(|_, until| *until > now);
-            listed.insert(period, now + 3.0 * us);
+        if listed
+            .get(&period)
+            .is_none_or(|until| *until < now + 2.0 * us)
+        {
+            listed.insert(period, now + 4.0 * us);
         }
         let full_at = self.progress + value.full_in(now);
         self.last.insert(key.to_owned(), (value, full_at));
