@@ -47,10 +47,11 @@ impl First {
     };
 }
 
-/// The buckets of the same parameters that follow each other in a call, with equal first requests.
-#[derive(Clone, Debug, PartialEq)]
+/// Adjacent buckets of one name and with equal parameters and first requests.
+#[derive(Clone, Debug)]
 struct Run {
-    name: Box<[u8]>,
+    /// Where the name begins among the fields, and where it ends.
+    name: (usize, usize),
     params: BucketParams,
     first: First,
 }
@@ -63,9 +64,11 @@ pub(crate) struct Arguments {
     pub(crate) keys: Vec<Vec<u8>>,
     /// The period of the class to which each pair of keys belongs, in microseconds.
     periods: Vec<f64>,
-    runs: Vec<u8>,
+    /// All runs, then all steps.
+    numbers: Vec<u8>,
+    /// Where the runs end.
+    runs_end: usize,
     last_run: Option<Run>,
-    steps: Vec<u8>,
     /// The fields of all buckets, without a gap, and where each of them ends.
     fields: Vec<u8>,
     ends: Vec<usize>,
@@ -78,18 +81,20 @@ impl Arguments {
 
     /// Has room for this many buckets.
     pub(crate) fn with_buckets(keyspace: &Keyspace, buckets: usize) -> Self {
+        let mut keys = Vec::with_capacity(3);
+        keys.push(keyspace.directory());
         Self {
-            keys: vec![keyspace.directory()],
+            keys,
             periods: Vec::new(),
-            runs: Vec::new(),
+            numbers: Vec::with_capacity(8 * RUN),
+            runs_end: 0,
             last_run: None,
-            steps: Vec::new(),
             fields: Vec::with_capacity(32 * buckets),
             ends: Vec::with_capacity(buckets),
         }
     }
 
-    /// Appends the bucket of an identity.
+    /// Appends the bucket of an identity. All buckets come before all steps.
     pub(crate) fn bucket(
         &mut self,
         keyspace: &Keyspace,
@@ -123,26 +128,26 @@ impl Arguments {
         self.add(keyspace, start, length, params, First::NONE);
     }
 
-    /// The field that begins at `start` is complete, and its first `name` bytes are the name.
+    /// The field that begins at `start` is complete, and its first `length` bytes are the name.
     fn add(
         &mut self,
         keyspace: &Keyspace,
         start: usize,
-        name: usize,
+        length: usize,
         params: BucketParams,
         first: First,
     ) {
+        debug_assert_eq!(self.numbers.len(), self.runs_end, "a bucket behind a step");
         self.ends.push(self.fields.len());
-        let name = &self.fields[start..start + name];
+        let name = (start, start + length);
         if let Some(run) = &self.last_run
-            && *run.name == *name
+            && self.fields[run.name.0..run.name.1] == self.fields[name.0..name.1]
             && (run.params, run.first) == (params, first)
         {
-            let count = self.runs.len() - 8 * RUN;
-            let mut more = [0; 8];
-            more.copy_from_slice(&self.runs[count..count + 8]);
-            let more = f64::from_le_bytes(more) + 1.0;
-            self.runs[count..count + 8].copy_from_slice(&more.to_le_bytes());
+            let count = &mut self.numbers[self.runs_end - 8 * RUN..][..8];
+            let mut buckets = [0; 8];
+            buckets.copy_from_slice(count);
+            count.copy_from_slice(&(f64::from_le_bytes(buckets) + 1.0).to_le_bytes());
             return;
         }
         let period = period_us(params);
@@ -156,7 +161,7 @@ impl Arguments {
         };
         let numbers: [f64; RUN] = [
             1.0,
-            name.len() as f64,
+            length as f64,
             (2 + 2 * class) as f64,
             period,
             params.capacity,
@@ -165,9 +170,10 @@ impl Arguments {
             f64::from(first.n),
             first.max_wait_us,
         ];
-        push(&mut self.runs, &numbers);
+        push(&mut self.numbers, &numbers);
+        self.runs_end = self.numbers.len();
         self.last_run = Some(Run {
-            name: name.into(),
+            name,
             params,
             first,
         });
@@ -176,15 +182,15 @@ impl Arguments {
     /// Appends `n` equal requests; each takes from all of these buckets (index, cost) or from none.
     pub(crate) fn take(&mut self, n: u32, max_wait_us: f64, buckets: &[(usize, f64)]) {
         let numbers = [TAKE, f64::from(n), max_wait_us, buckets.len() as f64];
-        push(&mut self.steps, &numbers);
+        push(&mut self.numbers, &numbers);
         for &(bucket, cost) in buckets {
-            push(&mut self.steps, &[(bucket + 1) as f64, cost]);
+            push(&mut self.numbers, &[(bucket + 1) as f64, cost]);
         }
     }
 
     /// Appends an operation on a bucket.
     pub(crate) fn op(&mut self, bucket: usize, op: Op) {
-        op.encode(bucket, &mut self.steps);
+        op.encode(bucket, &mut self.numbers);
     }
 
     /// The periods of the classes in which the buckets may be, in microseconds.
@@ -198,14 +204,14 @@ impl Arguments {
     }
 
     /// The first of the script's arguments: all runs, then all steps.
-    pub(crate) fn numbers(&self) -> Vec<u8> {
-        [&self.runs[..], &self.steps].concat()
+    pub(crate) fn numbers(&self) -> &[u8] {
+        &self.numbers
     }
 
     /// All steps, as bytes.
     #[cfg(test)]
     pub(crate) fn steps(&self) -> &[u8] {
-        &self.steps
+        &self.numbers[self.runs_end..]
     }
 
     pub(crate) fn fields(&self) -> impl Iterator<Item = &[u8]> {
@@ -237,8 +243,8 @@ pub(crate) struct Answer {
 #[derive(Debug)]
 pub(crate) struct Reply<'a> {
     bytes: &'a [u8],
-    /// Where the details of each bucket are, if it has any.
-    details: Vec<Option<usize>>,
+    /// The buckets with details, and where these are.
+    details: Vec<(usize, usize)>,
     answers: usize,
 }
 
@@ -249,19 +255,28 @@ impl<'a> Reply<'a> {
     pub(crate) fn new(bytes: &'a [u8], buckets: usize, answers: usize) -> Option<Self> {
         let mut reply = Self {
             bytes,
-            details: Vec::with_capacity(buckets),
+            details: Vec::new(),
             answers: 1 + buckets,
         };
         if bytes.len() < 8 * reply.answers {
             return None;
         }
         for bucket in 0..buckets {
-            let has_details = reply.number(1 + bucket) == f64::INFINITY;
-            reply.details.push(has_details.then_some(reply.answers));
-            reply.answers += if has_details { 6 } else { 0 };
+            if reply.number(1 + bucket) == f64::INFINITY {
+                reply.details.push((bucket, reply.answers));
+                reply.answers += 6;
+            }
         }
         let numbers = reply.answers + 5 * answers;
         (bytes.len() == 8 * numbers).then_some(reply)
+    }
+
+    /// Where the details of a bucket are, if it has any.
+    fn details(&self, bucket: usize) -> Option<usize> {
+        let details = self
+            .details
+            .binary_search_by_key(&bucket, |(bucket, _)| *bucket);
+        Some(self.details[details.ok()?].1)
     }
 
     fn number(&self, index: usize) -> f64 {
@@ -288,7 +303,7 @@ impl<'a> Reply<'a> {
 
     /// The result of the first request for a bucket, which is of `n` callers.
     pub(crate) fn first(&self, bucket: usize, n: u32) -> Answer {
-        let taken = match self.details[bucket] {
+        let taken = match self.details(bucket) {
             Some(at) => self.taken(at),
             None => Taken {
                 now: f64::from(n),
@@ -301,7 +316,7 @@ impl<'a> Reply<'a> {
 
     /// Level and returned tokens of a bucket after the call.
     pub(crate) fn level(&self, bucket: usize) -> (f64, f64) {
-        match self.details[bucket] {
+        match self.details(bucket) {
             Some(at) => (self.number(at + 4), self.number(at + 5).max(0.0)),
             None => (self.number(1 + bucket), 0.0),
         }
@@ -309,7 +324,7 @@ impl<'a> Reply<'a> {
 
     /// For how long a bucket is paused, in microseconds.
     pub(crate) fn pause_us(&self, bucket: usize) -> f64 {
-        let at = self.details[bucket];
+        let at = self.details(bucket);
         at.map_or(0.0, |at| (-self.number(at + 5)).max(0.0))
     }
 

@@ -200,7 +200,7 @@ impl Keyspace {
 
     /// The keys of the two hashes with the buckets of a class, whose period is in seconds.
     pub(crate) fn class(&self, period: u64) -> [Vec<u8>; 2] {
-        [0, 1].map(|hash| self.own(&format!("{{#}}{period}s:{hash}")))
+        [0, 1].map(|hash| format!("{}{{#}}{period}s:{hash}", self.prefix).into_bytes())
     }
 
     /// Appends the field of a bucket: its name, then, behind a mark, 16 bytes that stand for its

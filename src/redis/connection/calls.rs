@@ -43,9 +43,8 @@ impl ConnectionState {
             false => String::new(),
         };
         self.classes_in_use.add(arguments.periods());
-        let numbers = arguments.numbers();
         let mut given = Vec::with_capacity(3 + arguments.buckets());
-        given.extend([&numbers[..], epoch, recovered.as_bytes()]);
+        given.extend([arguments.numbers(), epoch, recovered.as_bytes()]);
         given.extend(arguments.fields());
         let run = target.session.run(&ACQUIRE, &arguments.keys, &given);
         let reply = run.await?;

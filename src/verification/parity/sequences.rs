@@ -363,7 +363,7 @@ async fn script_equals_the_model_by_the_clock_of_the_test() {
                 pipeline.add_command(command.arg(&now.to_le_bytes()).clone());
                 let arguments = call.arguments(&keyspace);
                 let fields: Vec<_> = arguments.fields().collect();
-                let read = Call::read(&arguments.numbers(), &fields, call.recovered);
+                let read = Call::read(arguments.numbers(), &fields, call.recovered);
                 assert_eq!(read, call);
                 let outcome = model.call(&call, now);
                 let taken = outcome.answers.iter().map(|answer| &answer.taken);

@@ -215,7 +215,7 @@ impl Connection for ScriptedRedis {
         _: &mut Deadline,
     ) -> impl Future<Output = Result<Vec<u8>, Failure>> + Send {
         let fields: Vec<_> = arguments.fields().collect();
-        let read = Call::read(&arguments.numbers(), &fields, 1.0);
+        let read = Call::read(arguments.numbers(), &fields, 1.0);
         let firsts = read.firsts.iter();
         let steps = arguments.steps().chunks(8);
         let call = SentCall {
