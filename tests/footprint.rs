@@ -1,5 +1,7 @@
 //! The cost of a request besides time: allocations and bytes.
 
+mod support;
+
 use std::{
     convert::Infallible,
     future::{Ready, ready},
@@ -10,6 +12,7 @@ use std::{
 };
 
 use allocation_counter::measure;
+use support::gates;
 use tower::{Layer, Service, util::ServiceFn};
 use tower_throttle::{
     Acquire, Limiter, Permit, Quota, RateLimit, RateLimitLayer, Rejected, ResponseFuture, Scope,
@@ -22,6 +25,8 @@ const WIDE: Scope = Quota::per_second(1e9).scope("wide");
 /// Spent by one request.
 const NARROW: Scope = Quota::per_day(1.0).scope("narrow");
 const REQUESTS: u64 = 100;
+/// Where to look for the cause of an allocation.
+const PROFILE: &str = "run the test under heaptrack or `valgrind --tool=dhat`.";
 
 type Answer = Ready<Result<usize, Infallible>>;
 type NoOp = ServiceFn<fn(String) -> Answer>;
@@ -88,24 +93,29 @@ fn counter_counts_allocations() {
 fn fixed_scope_allocates_nothing() {
     let limiter = Limiter::in_memory();
     let layer = || RateLimitLayer::new(&limiter, WIDE);
-    assert_eq!(per_request(layer(), "", true), 0);
-    assert_eq!(per_request(layer().max_wait(LONG), "", true), 0);
-    assert_eq!(per_clone(layer()), 0);
-    assert_eq!(per_clone(layer().max_wait(LONG)), 0);
     let named = Scope::new("from configuration", WIDE.quota());
-    assert_eq!(
+    let allocations = [
+        per_request(layer(), "", true),
+        per_request(layer().max_wait(LONG), "", true),
+        per_clone(layer()),
+        per_clone(layer().max_wait(LONG)),
         per_request(RateLimitLayer::new(&limiter, named), "", true),
-        0
-    );
+    ];
+    let most = allocations.into_iter().max();
+    gates::ALLOCATIONS_FIXED.assert(most.unwrap_or(0) as f64, PROFILE);
 }
 
 #[test]
 fn short_key_allocates_nothing() {
     let limiter = Limiter::in_memory();
+    let allocations = [Duration::ZERO, LONG].map(|max_wait| {
+        let literal = RateLimitLayer::new(&limiter, |_: &String| WIDE.key("literal"));
+        per_request(literal.max_wait(max_wait), "", true)
+    });
+    let most = allocations.into_iter().max();
+    gates::ALLOCATIONS_LITERAL.assert(most.unwrap_or(0) as f64, PROFILE);
     for max_wait in [Duration::ZERO, LONG] {
         let short = "k".repeat(38);
-        let literal = RateLimitLayer::new(&limiter, |_: &String| WIDE.key("literal"));
-        assert_eq!(per_request(literal.max_wait(max_wait), "", true), 0);
         let borrowed = RateLimitLayer::new(&limiter, |req: &String| WIDE.key(req));
         assert_eq!(per_request(borrowed.max_wait(max_wait), &short, true), 0);
         let number = RateLimitLayer::new(&limiter, |req: &String| WIDE.key(req.len()));
@@ -118,11 +128,14 @@ fn short_key_allocates_nothing() {
 #[test]
 fn string_key_allocates_twice_including_the_callers_own() {
     let limiter = Limiter::in_memory();
-    for length in [20, 38, 39, 64, 65, 1_000] {
+    for length in [38, 20, 39, 64, 65, 1_000] {
         let key = "k".repeat(length);
         let owned = RateLimitLayer::new(&limiter, |req: &String| WIDE.key(req.clone()));
         let allocations = per_request(owned, &key, true);
         println!("a String of {length} bytes as key: {allocations} allocations");
+        if length == 38 {
+            gates::ALLOCATIONS_STRING.assert(allocations as f64, PROFILE);
+        }
         let most = if length <= 38 { 1 } else { 2 };
         assert!(allocations <= most, "{length}: {allocations}");
     }
@@ -142,6 +155,31 @@ fn rejection_allocates_only_its_box() {
         }
     });
     assert_eq!(counted.count_total, 0);
+}
+
+/// By 64 tasks on one bucket, whose requests share calls.
+#[cfg(feature = "redis")]
+#[test]
+fn batched_redis_request_allocates_little() {
+    const TASKS: u32 = 64;
+    const EACH: u32 = 1_000;
+    // On this thread, because allocations are counted per thread.
+    let mut runtime = tokio::runtime::Builder::new_current_thread();
+    let runtime = runtime.enable_all().build().expect("a runtime");
+    let server = runtime.block_on(support::RedisServer::start());
+    let limiter = Limiter::builder().redis(server.url());
+    let limiter = limiter.redis_timeout(LONG).build().expect("a URL");
+    let run = |each| {
+        runtime.block_on(futures_util::future::join_all((0..TASKS).map(async |_| {
+            for _ in 0..each {
+                limiter.try_acquire(&WIDE).await.expect("wide enough");
+            }
+        })));
+    };
+    run(20);
+    let allocations = measure(|| run(EACH)).count_total as f64 / f64::from(TASKS * EACH);
+    gates::ALLOCATIONS_REDIS.assert(allocations, PROFILE);
+    assert_eq!(limiter.fallbacks(), 0);
 }
 
 /// The allocations of the response fields, and none without them.

@@ -7,6 +7,7 @@
 
 mod bucket;
 mod faults;
+pub mod gates;
 mod process;
 mod proxy;
 mod redis_server;
