@@ -31,6 +31,8 @@ pub(super) const POLL: Duration = Duration::from_millis(5);
 #[derive(Debug)]
 pub struct RedisServer {
     args: Vec<String>,
+    /// The program that runs the server, and its arguments; empty if none does.
+    wrapper: Vec<String>,
     /// Whether its clock can be set.
     settable: bool,
     port: u16,
@@ -57,7 +59,16 @@ impl RedisServer {
     ///
     /// As [`start`](Self::start).
     pub async fn start_with(args: &[&str]) -> Self {
-        Self::start_as(args, false).await
+        Self::start_as(args, &[], false).await
+    }
+
+    /// Starts a server under another program, for example `&["valgrind", "--tool=callgrind"]`.
+    ///
+    /// # Panics
+    ///
+    /// As [`start`](Self::start).
+    pub async fn start_under(wrapper: &[&str], args: &[&str]) -> Self {
+        Self::start_as(args, wrapper, false).await
     }
 
     /// Starts a server whose clock can be set with [`set_clock`](Self::set_clock).
@@ -66,15 +77,16 @@ impl RedisServer {
     ///
     /// As [`start`](Self::start), and if there is no C compiler, or this is not Linux.
     pub async fn start_with_clock(args: &[&str]) -> Self {
-        Self::start_as(args, true).await
+        Self::start_as(args, &[], true).await
     }
 
-    async fn start_as(args: &[&str], settable: bool) -> Self {
+    async fn start_as(args: &[&str], wrapper: &[&str], settable: bool) -> Self {
         let mut failure = String::new();
         for _ in 0..5 {
             let (port, reservation) = reserve_port().expect("no free loopback port");
             let mut server = Self {
                 args: args.iter().map(|arg| arg.to_string()).collect(),
+                wrapper: wrapper.iter().map(|arg| arg.to_string()).collect(),
                 settable,
                 port,
                 process: None,
@@ -325,8 +337,14 @@ impl RedisServer {
     }
 
     fn server_command(&self) -> Command {
-        let mut command = Command::new("redis-server");
+        let mut words = self
+            .wrapper
+            .iter()
+            .map(String::as_str)
+            .chain(["redis-server"]);
+        let mut command = Command::new(words.next().expect("not empty"));
         command
+            .args(words)
             .args(["--bind", "127.0.0.1", "--port", &self.port.to_string()])
             .args(["--daemonize", "no", "--save", "", "--appendonly", "no"])
             .arg("--dir")
