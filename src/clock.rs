@@ -17,7 +17,7 @@ pub(crate) const LONGEST_WAIT: Duration = Duration::from_secs(30 * 365 * 86_400)
 
 /// Time in microseconds since the start of this clock, as the bucket model uses it.
 ///
-/// It may step back by some microseconds: between threads, and when the counter is corrected.
+/// It may step back, by up to a millisecond: between threads, and when the counter is corrected.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Clock {
     start: Instant,
@@ -53,6 +53,12 @@ impl Clock {
             Some(counter) => counter.now_us(),
             None => self.us_at(Instant::now()),
         }
+    }
+
+    /// The present time by tokio's clock, to be compared with that of other instants: the counter
+    /// may differ from it by up to a millisecond.
+    pub(crate) fn instant_us(&self) -> f64 {
+        self.us_at(Instant::now())
     }
 
     pub(crate) fn us_at(&self, instant: Instant) -> f64 {

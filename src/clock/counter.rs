@@ -19,13 +19,16 @@ const INTERVAL: f64 = 1e6;
 /// thread was interrupted between them.
 const LONGEST_READING: f64 = 10.0;
 
+/// How often the first pair of readings is repeated if it takes longer.
+const MOST_ATTEMPTS: usize = 10;
+
 /// The counter may differ from tokio's clock by this time, in microseconds, and one thousandth of
 /// the time since the last comparison. The operating system slews its clock by up to half of that.
 const TOLERANCE: f64 = 100.0;
 
 /// Time by the counter of the processor, which is corrected to tokio's time.
 ///
-/// A counter that was found wrong is never read again. It is found:
+/// The time of a counter that was found wrong is never used again. It is found:
 ///
 /// - at the next reading, if it went back, or went on by more than a second while tokio's clock did
 ///   not, as during a suspend;
@@ -57,12 +60,19 @@ impl Counter {
     pub(super) fn new(clock: quanta::Clock) -> Self {
         const MANY: u64 = 1 << 40;
         let us_per_tick = clock.delta_as_nanos(0, MANY) as f64 / 1e3 / MANY as f64;
-        let first = clock.raw();
+        let (mut first, mut start) = (clock.raw(), Instant::now());
+        for _ in 0..MOST_ATTEMPTS {
+            if clock.raw().wrapping_sub(first) as f64 * us_per_tick <= LONGEST_READING {
+                break;
+            }
+            // The thread was interrupted between the two readings.
+            (first, start) = (clock.raw(), Instant::now());
+        }
         Self {
             clock,
             us_per_tick,
             interval: (INTERVAL / us_per_tick) as u64,
-            start: Instant::now(),
+            start,
             first,
             compared: AtomicU64::new(first),
             offset: AtomicU64::new(0),

@@ -68,8 +68,8 @@ local t = call('TIME')
 local now = t[1] * 1000000 + t[2]
 local argument, recovered, count = ARGV[1], tonumber(ARGV[3]) or 1, #ARGV - 3
 
--- The field of the epoch in the directory, and of its number in a hash of buckets: no name or key
--- contains this byte.
+-- The field of the epoch in the directory, and of its number in a hash of buckets: no name and no
+-- field of a bucket is this byte alone.
 local MARK = '\255'
 
 -- Values of this length make Redis store a hash as a table. A list would be searched from its
@@ -100,13 +100,16 @@ local function class_of(period, hash, other)
   return class
 end
 
-local function fetch(key, fields)
-  local values = redis.pcall('HMGET', key, unpack(fields))
-  if not values.err then return values end
-  if not string.find(values.err, 'WRONGTYPE', 1, true) then call('HMGET', key, unpack(fields)) end
+-- Runs a command on a hash. A key of another type, which no call has written, is deleted.
+local function on_hash(command, key, ...)
+  local reply = redis.pcall(command, key, ...)
+  if type(reply) ~= 'table' or not reply.err then return reply end
+  if not string.find(reply.err, 'WRONGTYPE', 1, true) then call(command, key, ...) end
   call('UNLINK', key)
   return {}
 end
+
+local function fetch(key, fields) return on_hash('HMGET', key, unpack(fields)) end
 
 -- Finds out which hash is that of this period, if its mark does not say so.
 local function open(class)
@@ -115,8 +118,9 @@ local function open(class)
   local newest = numbers[1] > numbers[0] and 1 or 0
   local latest = numbers[newest]
   if latest > number then
-    -- The server's clock was set back. The hashes are renumbered, and nothing is forgotten.
-    if number % 2 ~= newest then number = number + 1 end
+    -- The server's clock was set back. The hashes are renumbered, so that both are read for at
+    -- least one more period.
+    number = number + (number % 2 ~= newest and 1 or 2)
     local before = math.abs(numbers[1 - newest]) == latest - 1
     class.current, class.previous = class[newest], before and class[1 - newest]
     if number ~= latest then
@@ -175,7 +179,11 @@ local listed = {}
 local function save(name)
   local packed = ''
   for period, until_ in pairs(listed[name]) do packed = packed .. pack('<dd', period, until_) end
-  call('HSET', KEYS[1], name, packed)
+  if packed == '' then
+    call('HDEL', KEYS[1], name)
+  else
+    call('HSET', KEYS[1], name, packed)
+  end
 end
 
 local pos, last, names = 1, 0, { MARK }
@@ -199,7 +207,9 @@ for j = 2, #names do
   local list, periods, has_lapsed = directory[j] or '', listed[names[j]], false
   for at = 1, #list - 15, 16 do
     local period, until_ = unpack_d('<dd', list, at)
-    if until_ > now then
+    if not (period >= 16000000 and period <= 2e19) then
+      has_lapsed = true -- no call has written this
+    elseif until_ > now then
       periods[period] = until_
     else
       -- The hashes of that time are deleted: if the clock is set back, their buckets must not be
@@ -211,29 +221,37 @@ for j = 2, #names do
   if has_lapsed then save(names[j]) end
 end
 for j = 1, #order do read(order[j], order[j].wanted) end
+-- Buckets that are not there may be in another class of their name: the shortest period first.
+local others, runs_of
 for r = 1, #runs do
-  local run, others = runs[r]
+  local run = runs[r]
   for period in pairs(listed[run.name]) do
     if period ~= run.class.period then
-      others = others or {}
-      others[#others + 1] = period
+      if not others then others, runs_of = {}, {} end
+      if not runs_of[period] then others[#others + 1], runs_of[period] = period, {} end
+      table.insert(runs_of[period], run)
     end
   end
-  if others then table.sort(others) end
-  for j = 1, others and #others or 0 do
-    local class, wanted = class_of(others[j]), {}
+end
+if others then table.sort(others) end
+for j = 1, others and #others or 0 do
+  local wanted = {}
+  for _, run in ipairs(runs_of[others[j]]) do
     for i = run.first, run.last do
       if not stored[i] then wanted[#wanted + 1] = i end
     end
-    if wanted[1] then read(class, wanted) end
+  end
+  if wanted[1] then
+    local class = class_of(others[j])
+    read(class, wanted)
     for k = 1, #wanted do
       if stored[wanted[k]] then found[wanted[k]] = class end
     end
   end
 end
 
--- Notes that buckets of a name may be in a class. When that time is over, the hash in which they are
--- is not that of the period before any more.
+-- Notes that buckets of a name may be in a class. When that time is over, the hash in which they
+-- are is not that of the period before any more.
 local function list(name, period)
   local periods = listed[name]
   if (periods[period] or 0) >= now + 2 * period then return end
@@ -249,22 +267,33 @@ local has_steps = pos <= #argument
 local rare, run_of, details
 for r = 1, #runs do
   local run = runs[r]
-  local cap, rate, cost, n, out = run.cap, run.rate, run.cost, run.n, run.class.out
+  local cap, rate, cost, n, home = run.cap, run.rate, run.cost, run.n, run.class
   local is_common = recovered == 1 and n > 0 and cost > 0 and cost <= cap
   for i = run.first, run.last do
     local value, level, at, max_cap, min_rate = stored[i], cap, now, cap, rate
-    if value and #value == 32 and not found[i] then
+    local class = found[i] or home
+    if value and #value == 32 then
       level, at, max_cap, min_rate = unpack_d('<dddd', value)
       value = nil
     end
-    if is_common and not value and max_cap == cap and min_rate == rate and at <= now then
+    local is_plain = class == home and max_cap == cap and min_rate == rate
+    if not is_plain then
+      -- It was used by another quota, and stays in its class.
+      is_plain = not has_steps and max_cap >= cap and max_cap <= 1e100 and min_rate <= rate
+        and min_rate > 0 and max_cap / min_rate <= home.period
+        and (class == home or class.period == 2 * home.period)
+    end
+    if is_common and not value and is_plain and at <= now then
       level = level + (now - at) * rate
       if level > cap then level = cap end
+      if level >= max_cap then max_cap, min_rate = cap, rate end
       if level >= cost and (n == 1 or level / cost >= n + 1) then
         level = level - n * cost
         levels[i] = level
+        local out = class.out
         out[#out + 1] = ARGV[3 + i]
-        out[#out + 1] = pack('<dddd', level, now, cap, rate)
+        out[#out + 1] = pack('<dddd', level, now, max_cap, min_rate)
+        if class ~= home then list(run.name, class.period) end
       elseif level >= 0 and level < cost and n == 1 and run.max_wait == 0 and not has_steps then
         details, levels[i] = details or {}, math.huge
         local retry_after = math.max(math.ceil((cost - level) / rate), 1)
@@ -280,7 +309,7 @@ for r = 1, #runs do
       rare[#rare + 1], run_of[i] = i, run
     end
   end
-  if out[1] then list(run.name, run.class.period) end
+  if home.out[1] then list(run.name, home.period) end
 end
 
 local answers, moved
@@ -496,6 +525,9 @@ if rare or has_steps then
     bucket.max_cap = max(bucket.max_cap, run.cap)
     bucket.min_rate = min(bucket.min_rate, run.rate)
     refill(bucket)
+    if bucket.level >= bucket.max_cap and bucket.last_due == 0 and bucket.paused_until == 0 then
+      bucket.max_cap, bucket.min_rate = run.cap, run.rate
+    end
     if bucket.at > now then time = 0 end
     if run.n > 0 then bucket.first = { take(bucket, run.cost, run.n, run.max_wait) } end
   end
@@ -732,8 +764,8 @@ end
 local reply = pack('<d' .. string.rep('d', count), time, unpack(levels))
 if not details then return reply end
 for j = 1, moved and #moved or 0, 2 do
-  call('HDEL', moved[j][0], moved[j + 1])
-  call('HDEL', moved[j][1], moved[j + 1])
+  on_hash('HDEL', moved[j][0], moved[j + 1])
+  on_hash('HDEL', moved[j][1], moved[j + 1])
 end
 local parts = { reply }
 for i = 1, count do parts[#parts + 1] = details[i] end

@@ -38,9 +38,11 @@ impl ClassesInUse {
         }
     }
 
-    /// The keys of all hashes of these classes.
+    /// The keys of all hashes of these classes, and of the next two, to which debt and waiters move
+    /// buckets.
     pub(crate) fn hashes(&self, keyspace: &Keyspace) -> Vec<Vec<u8>> {
         let classes = self.0.load(Ordering::Relaxed);
+        let classes = classes | classes << 1 | classes << 2;
         let in_use = (0..u64::BITS).filter(|class| classes >> class & 1 == 1);
         in_use
             .flat_map(|class| {
@@ -74,7 +76,7 @@ mod tests {
         assert!(classes.hashes(&keyspace).is_empty());
         classes.add(&[16e6, 64e6]);
         classes.add(&[64e6]);
-        let hashes = [16, 64].map(|period| keyspace.class(period)).concat();
-        assert_eq!(classes.hashes(&keyspace), hashes);
+        let hashes = [16, 32, 64, 128, 256].map(|period| keyspace.class(period));
+        assert_eq!(classes.hashes(&keyspace), hashes.concat());
     }
 }

@@ -84,8 +84,9 @@ local missing = redis.call('ZCOUNT', limiters, now - SILENCE - ARGV[7], since - 
 -- The buckets in a hash that expires within one period are full. To expire it would delay all users
 -- of Redis for as long as it takes to free it.
 for i = hashes + 1, #KEYS do
-  local period, left = tonumber(string.match(KEYS[i], '(%d+)s:%d$')), redis.call('PTTL', KEYS[i])
-  if left >= 0 and left < 1000 * period then redis.call('UNLINK', KEYS[i]) end
+  local ms, left = 1000 * tonumber(string.match(KEYS[i], '(%d+)s:%d$')), redis.call('PTTL', KEYS[i])
+  -- The expiry of the longest periods is shorter than four of them.
+  if left >= 0 and left < ms and 4 * ms <= 9007199254740992 then redis.call('UNLINK', KEYS[i]) end
 end
 
 return epoch .. struct.pack('<ddddd', count, alive, missing, pauses, now)

@@ -265,7 +265,7 @@ impl Leases {
         }
         self.leases.find(&id.lookup(), |lease| {
             (lease.tokens, lease.target) = (0.0, 0.0);
-            lease.forgotten = self.clock.now_us();
+            lease.forgotten = self.clock.instant_us();
         });
     }
 

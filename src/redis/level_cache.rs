@@ -191,7 +191,9 @@ impl LevelCache {
         }
         let hash = self.records.hash(id);
         let now = || self.clock.now_us();
+        // A cost of zero is granted by any bucket.
         if max_wait_us == 0.0
+            && cost > 0.0
             && let Some(retry_after) = self.records.rejects(hash, id, params, cost, now)
         {
             return Some(from_us(retry_after));
@@ -271,7 +273,7 @@ impl LevelCache {
     }
 
     fn raise_record(&self, id: &BucketId, params: BucketParams, raise: impl FnOnce(&mut Record)) {
-        let now = self.clock.now_us();
+        let now = self.clock.instant_us();
         // Inserted even if it is full, so that replies that are out of date find it.
         let new = Some(Record::full(params, now));
         self.find_or_insert(&id.lookup(), new, |record| {
@@ -284,7 +286,7 @@ impl LevelCache {
 
     /// This process pauses the bucket: calls sent before now do not report the pause.
     pub(crate) fn pause(&self, id: &BucketId, params: BucketParams, us: f64) {
-        let now = self.clock.now_us();
+        let now = self.clock.instant_us();
         let new = Some(Record::full(params, now));
         self.find_or_insert(&id.lookup(), new, |record| {
             let state = BucketState {

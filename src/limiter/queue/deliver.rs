@@ -15,8 +15,8 @@ use crate::{
 };
 
 impl Waiter {
-    /// A backend has decided; waits count from `decided_at`. What it granted to a caller that was dropped is given back, at once
-    /// or when the reservation is undone.
+    /// A backend has decided; waits count from `decided_at`. What it granted to a caller that was
+    /// dropped is given back, at once or when the reservation is undone.
     pub(crate) fn decide(
         self: &Arc<Self>,
         decision: Result<Decision, Failure>,

@@ -38,7 +38,7 @@ const MOST_ATTEMPTS: usize = 4;
 /// How many times `max_silence` an operation waits for a worker that is driven.
 const MOST_ROUNDS: usize = 12;
 
-/// Sends what is queued during a call as the next call.
+/// Sends what is queued together, as calls to Redis.
 pub(crate) struct Batcher<R: Requester, C: Connection> {
     queue: Arc<SharedQueue<R>>,
     context: Arc<Context<C>>,

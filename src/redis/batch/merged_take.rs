@@ -18,6 +18,9 @@ use crate::{
 /// shortest is used for all of them, so that no caller waits for longer than requested.
 const SIMILAR_WAIT: f64 = 1.0 / 64.0;
 
+/// How many requests are answered by one reading of the clock.
+const ANSWERED_AT_ONCE: usize = 256;
+
 /// From which buckets of the call a request takes, and how many tokens.
 enum Costs {
     One([(usize, f64); 1]),
@@ -145,7 +148,12 @@ impl<R: Requester> MergedTake<R> {
         let (tightest, level) = self.tightest(results);
         // The queue in Redis is that of the lower rate.
         let params = results.params[bucket].slower(part.of_rate);
+        let mut decided_at = results.received;
         for (k, request) in self.into_requests().enumerate() {
+            // Callers must use their tokens soon, and to answer thousands of them takes a while.
+            if k % ANSWERED_AT_ONCE == ANSWERED_AT_ONCE - 1 {
+                decided_at = Instant::now();
+            }
             let k = k as u32;
             let decision = if f64::from(k) < taken.now {
                 Decision::Now { tightest, level }
@@ -165,7 +173,7 @@ impl<R: Requester> MergedTake<R> {
                     retry_after: from_us((taken.retry_after - longer).max(1.0)),
                 }
             };
-            request.answer(decision, results.received);
+            request.answer(decision, decided_at);
         }
     }
 

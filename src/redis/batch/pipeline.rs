@@ -4,15 +4,15 @@ use std::{
     collections::VecDeque,
     future::{Future, poll_fn},
     pin::Pin,
-    task::Poll,
+    task::{Context, Poll},
 };
 
 use futures_util::future::{MaybeDone, maybe_done};
 
 /// Calls in flight, in the order in which they were sent.
 ///
-/// Replies come in that order, so only the oldest call is polled, and a wake-up costs the same for
-/// one call as for many. If replies are late, the oldest call times out first.
+/// Replies come in that order, and the calls are over in that order. A call that Redis has to get again,
+/// because it does not know the script, sends it when it is polled: so all of them are polled.
 pub(super) struct Pipeline<F: Future>(VecDeque<Pin<Box<MaybeDone<F>>>>);
 
 impl<F: Future> Pipeline<F> {
@@ -41,11 +41,19 @@ impl<F: Future> Pipeline<F> {
     ///
     /// Dropped, the call stays in flight.
     pub(super) async fn next(&mut self) -> Option<F::Output> {
-        let oldest = self.0.front_mut()?;
-        oldest.as_mut().await;
-        let output = oldest.as_mut().take_output();
-        self.0.pop_front();
-        output
+        if self.0.is_empty() {
+            return None;
+        }
+        let oldest_is_over = |cx: &mut Context<'_>| {
+            let mut calls = self.0.iter_mut();
+            let oldest = calls.next().map(|call| call.as_mut().poll(cx));
+            for call in calls {
+                let _ = call.as_mut().poll(cx);
+            }
+            oldest.unwrap_or(Poll::Ready(()))
+        };
+        poll_fn(oldest_is_over).await;
+        self.0.pop_front()?.as_mut().take_output()
     }
 }
 

@@ -122,6 +122,11 @@ impl<R: Requester, C: Connection> Worker<R, C> {
                             self.fail_queued(&failure);
                         }
                     }
+                    if !calls.is_empty() {
+                        // The next reply may be here already, but callers must use their tokens
+                        // soon after they are answered.
+                        tokio::task::yield_now().await;
+                    }
                 }
                 () = wake.as_mut() => wake.set(queue.wake.notified()),
                 () = self.idle_leases.collect(&self.context.leases) => {}

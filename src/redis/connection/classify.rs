@@ -45,7 +45,8 @@ pub(super) fn classify(error: RedisError) -> Failure {
     let single = kind == FailureKind::Misconfigured && !rejected;
     let advice = (kind == FailureKind::Misconfigured).then(|| advice(&error));
     Failure {
-        // The script writes last, all or nothing, so a call that the server rejected changed nothing.
+        // The script writes last, and a server that rejects writes rejects the first one, so such a
+        // call changed nothing.
         sent: error.is_io_error() || code.is_none(),
         single,
         advice,

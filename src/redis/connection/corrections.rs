@@ -19,7 +19,7 @@ use crate::{
     scope::{BucketId, Keyspace, Scope},
 };
 
-/// The most buckets in one call: one of the 128 keys is the marker of the write-back.
+/// The most buckets in one call: one of the 128 is the marker of the write-back.
 const MOST_BUCKETS: usize = 127;
 
 /// How long Redis keeps the marker of a write-back that was executed.

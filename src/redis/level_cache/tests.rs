@@ -149,7 +149,7 @@ async fn the_record_of_a_rejection_changes_no_answer() {
                 levels.update(id.as_bytes(), params, state, sent, random.bool());
             }
         }
-        for cost in [1.0, 3.0] {
+        for cost in [0.0, 1.0, 3.0] {
             let rejects = |max_wait| levels.rejects(&id.lookup(), params, cost, max_wait);
             let expected = rejects(1e-9);
             assert!((0..4).all(|_| rejects(0.0) == expected));

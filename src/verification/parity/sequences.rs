@@ -39,13 +39,13 @@ fn with_clock_of_the_test() -> String {
             "",
         ),
         (
-            "        out[#out + 1] = pack('<dddd', level, now, cap, rate)\n",
-            "        out[#out + 1] = pack('<dddd', level, now, cap, rate)\n\
-             written[#written + 1] = pack('<ddd', i - 1, run.class.period / 1e6, 32)\n",
+            "        out[#out + 1] = pack('<dddd', level, now, max_cap, min_rate)\n",
+            "        out[#out + 1] = pack('<dddd', level, now, max_cap, min_rate)\n\
+             written[#written + 1] = pack('<ddd', i - 1, class.period / 1e6, 32)\n",
         ),
         (
-            "    local out = class.out\n",
-            "    local out = class.out\n\
+            "    local class = class_of(period)\n    local out = class.out\n",
+            "    local class = class_of(period)\n    local out = class.out\n\
              written[#written + 1] = pack('<ddd', i - 1, period / 1e6, #value)\n",
         ),
         (
@@ -309,9 +309,21 @@ fn random_time_step(rng: &mut Rng, known: &[KnownKey]) -> f64 {
         unit,
         params.capacity * unit * part,
         2e6,
+        14e6,
         6e7,
     ];
-    let back = [-1.0, -3e5, -999_999.0, -1e6, -1_000_001.0, -1.5e6, -6e7];
+    // More than one period of a hash, too.
+    let back = [
+        -1.0,
+        -3e5,
+        -999_999.0,
+        -1e6,
+        -1_000_001.0,
+        -1.5e6,
+        -18e6,
+        -30e6,
+        -6e7,
+    ];
     let back = rng.percent(12).then(|| rng.pick(&back));
     back.unwrap_or_else(|| rng.pick(&forward)).round()
 }

@@ -136,10 +136,13 @@ impl ReferenceModel {
             stored.map_or_else(|| Bucket::full(now, params), |stored| stored.bucket.clone());
         // A corrected clock must be written even if the request is rejected.
         let changed = bucket.advance_in_recovery(now, params, recovered);
-        let widest = stored.map_or(params, |stored| BucketParams {
+        let mut widest = stored.map_or(params, |stored| BucketParams {
             capacity: stored.widest.capacity.max(params.capacity),
             per_us: stored.widest.per_us.min(params.per_us),
         });
+        if bucket.level >= widest.capacity && bucket.last_due == 0.0 && bucket.paused_until == 0.0 {
+            widest = params;
+        }
         Loaded {
             bucket,
             params,

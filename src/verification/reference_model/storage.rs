@@ -84,12 +84,8 @@ impl Storage {
         let newest = usize::from(numbers[1] > numbers[0]);
         let latest = numbers[newest];
         if latest > number {
-            let parity = if number % 2.0 == newest as f64 {
-                0.0
-            } else {
-                1.0
-            };
-            let number = number + parity;
+            let same = number % 2.0 == newest as f64;
+            let number = number + if same { 2.0 } else { 1.0 };
             let has_previous = numbers[1 - newest].abs() == latest - 1.0;
             if number != latest {
                 self.renumbered += 1;

@@ -48,3 +48,26 @@ fn call_that_ends_at_once_is_returned_by_next() {
     assert_eq!(calls.next().now_or_never(), Some(Some(7)));
     assert!(calls.is_empty());
 }
+
+#[test]
+fn younger_calls_go_on_while_the_oldest_waits() {
+    let sent_again = Cell::new(0);
+    let mut calls = Pipeline::new();
+    let mut replies = Vec::new();
+    for _ in 0..3 {
+        let (reply, replied) = oneshot::channel();
+        replies.push(reply);
+        let sent_again = &sent_again;
+        let call = async move {
+            let _: u32 = replied.await.expect("it is answered");
+            sent_again.set(sent_again.get() + 1);
+            std::future::pending::<()>().await;
+        };
+        calls.send(call).now_or_never().expect("it does not wait");
+    }
+    for reply in replies {
+        reply.send(1).expect("it waits");
+    }
+    assert_eq!(calls.next().now_or_never(), None);
+    assert_eq!(sent_again.get(), 3);
+}
