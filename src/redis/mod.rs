@@ -2,6 +2,7 @@
 //! under a supervisor.
 
 pub(crate) mod batch;
+pub(crate) mod bucket_state;
 pub(crate) mod class;
 pub(crate) mod connection;
 pub(crate) mod heartbeat;

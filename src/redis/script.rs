@@ -4,7 +4,7 @@ use std::sync::OnceLock;
 
 use crate::{
     bucket::{BucketParams, Taken},
-    redis::{class::period_us, level_cache::BucketState, op::Op},
+    redis::{bucket_state::BucketState, class::period_us, op::Op},
     scope::Keyspace,
 };
 

@@ -14,8 +14,8 @@ use crate::{
     decision::Failure,
     peers::RatePart,
     redis::{
+        bucket_state::BucketState,
         ledger::Ledger,
-        level_cache::BucketState,
         op::QueuedOp,
         script::{Arguments, First, Reply},
     },

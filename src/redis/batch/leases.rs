@@ -14,9 +14,9 @@ use super::{
 };
 use crate::{
     redis::{
+        bucket_state::BucketState,
         lease::{IDLE_CHECK, LeaseRequest, Leases},
         ledger::Ledger,
-        level_cache::BucketState,
         op::{Op, QueuedOp},
         script::{Answer, Arguments},
     },

@@ -9,7 +9,7 @@ use crate::{
     decision::{Decision, Failure},
     peers::RatePart,
     redis::{
-        level_cache::BucketState,
+        bucket_state::BucketState,
         script::{Answer, Arguments, First},
     },
 };

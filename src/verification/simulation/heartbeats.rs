@@ -148,8 +148,11 @@ async fn heartbeat_deletes_hashes_that_are_out_of_use() {
     let server = RedisServer::start().await;
     let mut connection = server.connection().await;
     let mut command = redis::cmd("EVAL");
-    command.arg(HEARTBEAT.source).arg(5);
-    command.arg(&[LIMITERS, DIRECTORY, PAUSES]).arg(&HASHES);
+    // Of the longest period: it expires before one period is over.
+    let longest = "p:{#}17592186044416s:0";
+    command.arg(HEARTBEAT.source).arg(6);
+    command.arg(&[LIMITERS, DIRECTORY, PAUSES]);
+    command.arg(&HASHES).arg(longest);
     command
         .arg("me")
         .arg("0")
@@ -162,7 +165,7 @@ async fn heartbeat_deletes_hashes_that_are_out_of_use() {
         .arg("first")
         .arg("")
         .arg("0")
-        .arg("2");
+        .arg("3");
     // A period is 16 s, and a hash expires after four of them: those that are read have at least one
     // period left.
     let mut left = Vec::new();
@@ -172,13 +175,15 @@ async fn heartbeat_deletes_hashes_that_are_out_of_use() {
             pipeline.hset(hash, "api", "x").ignore();
         }
         pipeline.expire(HASHES[0], seconds).ignore();
+        pipeline.hset(longest, "api", "x").ignore();
+        pipeline.pexpire(longest, 1 << 53).ignore();
         pipeline.add_command(command.clone()).ignore();
-        pipeline.exists(HASHES[0]).exists(HASHES[1]);
-        let exist: [bool; 2] = pipeline
+        pipeline.exists(HASHES[0]).exists(HASHES[1]).exists(longest);
+        let exist: [bool; 3] = pipeline
             .query_async(&mut connection)
             .await
             .expect("the script runs");
         left.push(exist);
     }
-    assert_eq!(left, [[false, true], [true, true]]);
+    assert_eq!(left, [[false, true, true], [true, true, true]]);
 }
