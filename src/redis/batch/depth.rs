@@ -10,6 +10,10 @@ const FAR: Duration = Duration::from_micros(500);
 /// The most calls in flight to a Redis that is near. More would only wait at its socket.
 const MOST_NEAR: usize = 8;
 
+/// The most commands in a call, and the most calls in flight to a Redis that is near, while there is
+/// little to do: nothing is saved by letting commands wait for each other.
+const LIGHT: usize = 4;
+
 /// The most calls in flight to a Redis that is far. A Redis that was frozen executes at most this
 /// many calls late.
 const MOST_FAR: usize = 32;
@@ -23,7 +27,7 @@ const PART_OF_TIMEOUT: u32 = 4;
 /// Decides when to send a call in addition to those in flight.
 ///
 /// Near Redis, a call is over before many others could join the next one, and smaller calls cost
-/// more: another one is sent if full ones are left over. Far from Redis, commands would wait up to
+/// more: another one is sent if full ones are left over, or if there is little to do. Far from Redis, commands would wait up to
 /// a round trip for the call in flight: the first few calls are sent at once, and further ones as
 /// soon as they are worth it.
 ///
@@ -34,6 +38,27 @@ pub(super) struct Depth {
     /// How long the fastest call took.
     nearest: Duration,
     allowed: usize,
+}
+
+/// How much the last call had to do.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub(super) enum Load {
+    #[default]
+    Light,
+    Usual,
+    /// It was full, or left commands over.
+    Crowded,
+}
+
+impl Load {
+    /// Of a call of this many commands.
+    pub(super) fn of(commands: usize, is_full: bool) -> Self {
+        match commands {
+            _ if is_full => Self::Crowded,
+            ..=LIGHT => Self::Light,
+            _ => Self::Usual,
+        }
+    }
 }
 
 impl Default for Depth {
@@ -60,18 +85,20 @@ impl Depth {
         *self = Self::default();
     }
 
-    /// How many commands must be queued for another call. `is_crowded`: the last one was full.
-    pub(super) fn enough(&self, in_flight: usize, is_crowded: bool) -> usize {
+    /// How many commands must be queued for another call.
+    pub(super) fn enough(&self, in_flight: usize, load: Load) -> usize {
         if in_flight == 0 {
             1
         } else if in_flight >= self.allowed {
             NEVER
         } else if self.nearest > FAR {
             in_flight.min(WORTH_A_CALL)
-        } else if is_crowded && in_flight < MOST_NEAR {
-            MOST_BUCKETS
         } else {
-            NEVER
+            match load {
+                Load::Light if in_flight < LIGHT => 1,
+                Load::Crowded if in_flight < MOST_NEAR => MOST_BUCKETS,
+                _ => NEVER,
+            }
         }
     }
 }

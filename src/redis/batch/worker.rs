@@ -11,7 +11,7 @@ use super::{
     command::Command,
     connection::{Connection, Deadline},
     context::Context,
-    depth::Depth,
+    depth::{Depth, Load},
     in_flight::InFlight,
     leases,
     leases::IdleLeases,
@@ -34,8 +34,8 @@ pub(super) struct Worker<R: Requester, C: Connection> {
     depth: Depth,
     /// The last call was for several commands.
     is_shared: bool,
-    /// The last call was full, or left commands over.
-    is_crowded: bool,
+    /// Of the last call.
+    load: Load,
     /// Of calls that are over.
     deadlines: Vec<Deadline>,
     idle_leases: IdleLeases,
@@ -53,7 +53,7 @@ impl<R: Requester, C: Connection> Worker<R, C> {
             queue_time: QueueTime::default(),
             depth: Depth::default(),
             is_shared: false,
-            is_crowded: false,
+            load: Load::default(),
             deadlines: Vec::new(),
             idle_leases: IdleLeases::default(),
         }
@@ -84,7 +84,8 @@ impl<R: Requester, C: Connection> Worker<R, C> {
                     continue;
                 }
                 self.is_shared = batch.length > 1;
-                self.is_crowded = batch.is_full() || !self.gathered.is_empty();
+                let is_full = batch.is_full() || !self.gathered.is_empty();
+                self.load = Load::of(batch.length, is_full);
                 let call = InFlight::new(batch, self.context.clone());
                 let mut deadline = self.deadlines.pop().unwrap_or_else(Deadline::new);
                 let call = async move {
@@ -145,7 +146,7 @@ impl<R: Requester, C: Connection> Worker<R, C> {
         }
         let idle_leases = self.idle_leases.in_next_call();
         let waiting = self.gathered.len() + queue.commands.len() + idle_leases;
-        let enough = self.depth.enough(in_flight, self.is_crowded);
+        let enough = self.depth.enough(in_flight, self.load);
         if waiting >= enough {
             return Some(waiting);
         }
