@@ -41,19 +41,25 @@ async fn up_to_eight_full_calls_are_in_flight() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn commands_that_fit_into_one_call_wait_for_the_one_in_flight() {
+async fn commands_wait_for_the_call_in_flight_once_there_is_more_to_do() {
     let mut setup = Setup::new(ScriptedRedis::new(10));
     for _ in 0..11 {
         setup.ask([QUOTA.scope("a")]);
         setup.settle().await;
     }
+    // The calls so far were of one command each.
+    for _ in 0..5 {
+        setup.ask([QUOTA.scope("a")]);
+    }
+    setup.settle().await;
+    assert_eq!(setup.redis.calls().len(), 12);
     for _ in 0..1_000 {
         setup.ask([QUOTA.scope("a")]);
     }
     setup.settle().await;
-    assert_eq!(setup.redis.calls().len(), 11);
-    setup.answer(2).await;
     assert_eq!(setup.redis.calls().len(), 12);
+    setup.answer(3).await;
+    assert_eq!(setup.redis.calls().len(), 13);
     assert_eq!(setup.answered().len(), setup.asked);
 }
 
