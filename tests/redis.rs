@@ -6,7 +6,7 @@ mod support;
 use std::time::Duration;
 
 use futures_util::future::join_all;
-use support::{MARK, RedisServer};
+use support::{DECIDES, MARK, RedisServer, SENDS_HEARTBEATS};
 use tokio::time::Instant;
 use tower_throttle::{Health, Limiter, Quota, Reason, Scope};
 
@@ -481,21 +481,6 @@ async fn limiters_with_different_prefixes_share_no_bucket() {
     let left = shop.bucket(&outer).level().await.unwrap().round();
     assert_eq!(left, SLOW.capacity() - 5.0);
 }
-
-/// The commands of `acquire.lua`.
-const DECIDES: &[&str] = &[
-    "+evalsha", "+eval", "+time", "+hmget", "+hset", "+hdel", "+unlink", "+pttl", "+pexpire",
-];
-
-/// The further commands of `heartbeat.lua`.
-const SENDS_HEARTBEATS: &[&str] = &[
-    "+get",
-    "+set",
-    "+zadd",
-    "+zrem",
-    "+zcount",
-    "+zremrangebyscore",
-];
 
 /// The pattern of `docs/redis.md`, with one user per prefix: each works, and reaches none of the others'
 /// keys, though one prefix continues another.

@@ -3,10 +3,10 @@
 use std::hash::{BuildHasher, Hasher};
 
 /// Names over this many bytes are known to the stores by a hash. No key has more.
-const LONGEST_PLAIN: usize = 64;
+pub(super) const LONGEST_PLAIN: usize = 64;
 
 /// Bytes of that hash: 128 bits.
-const HASH: usize = 16;
+pub(super) const HASH: usize = 16;
 
 /// Bytes that do not occur in UTF-8, so that no name or key can contain them.
 const HASH_MARK: u8 = 0xFE;

@@ -6,7 +6,7 @@ use std::{
     sync::Arc,
 };
 
-use super::bucket_id::KEY_MARK;
+use super::bucket_id::{HASH, KEY_MARK, LONGEST_PLAIN};
 
 /// A part that is missing; as `KEY_MARK`, no text contains it.
 const NO_KEY: u8 = 0xFC;
@@ -14,15 +14,8 @@ const NO_KEY: u8 = 0xFC;
 /// Begins the hash of a long key; as `KEY_MARK`, no text contains it.
 const LONG_KEY: u8 = 0xFB;
 
-/// Bytes of that hash: 128 bits.
-const HASH: usize = 16;
-
 /// Keys up to this many bytes live inside the scope.
 const INLINE: usize = 38;
-
-/// A key of more bytes is its hash from here on: it is hashed once, and everything behind handles
-/// few bytes.
-const LONGEST: usize = 64;
 
 #[derive(Clone)]
 pub(super) enum Key {
@@ -48,9 +41,10 @@ impl Key {
             start.copy_from_slice(bytes);
             // At most 38.
             Self::Inline(bytes.len() as u8, inline)
-        } else if bytes.len() <= LONGEST {
+        } else if bytes.len() <= LONGEST_PLAIN {
             Self::Shared(bytes.into())
         } else {
+            // From here on: it is hashed once, and everything behind handles few bytes.
             Self::hash_of(bytes)
         }
     }
@@ -149,7 +143,7 @@ impl KeyWriter {
 
     fn finish(self) -> Key {
         match self.whole {
-            Some(whole) if whole.len() <= LONGEST => Key::Shared(whole),
+            Some(whole) if whole.len() <= LONGEST_PLAIN => Key::Shared(whole),
             Some(whole) => Key::hash_of(&whole),
             // At most 38.
             None if self.spilled.is_empty() => Key::Inline(self.length as u8, self.inline),

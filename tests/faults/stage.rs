@@ -10,7 +10,7 @@ use std::{
 use super::{
     child::{CAPACITY, Order, lease},
     record::{Record, now_us},
-    support::{Proxy, RedisServer},
+    support::{DECIDES, Proxy, RedisServer, SENDS_HEARTBEATS},
 };
 
 pub(crate) const PROCESSES: usize = 4;
@@ -89,28 +89,6 @@ pub(crate) struct Setup {
     pub(crate) reserve_for: Option<u64>,
 }
 
-/// The least rights of a limiter.
-const RIGHTS: [&str; 18] = [
-    "on",
-    ">secret",
-    "~throttle:v1|*",
-    "+evalsha",
-    "+eval",
-    "+time",
-    "+hmget",
-    "+hset",
-    "+hdel",
-    "+unlink",
-    "+pttl",
-    "+pexpire",
-    "+get",
-    "+set",
-    "+zadd",
-    "+zrem",
-    "+zcount",
-    "+zremrangebyscore",
-];
-
 pub(crate) const PLAIN: Setup = Setup {
     args: &[],
     proxied: false,
@@ -160,7 +138,9 @@ impl Stage {
             false => RedisServer::start_with(setup.args).await,
         };
         if !setup.user.is_empty() {
-            server.acl_set_user("throttle", &RIGHTS).await;
+            let user = &["on", ">secret", "~throttle:v1|*"][..];
+            let rules = [user, DECIDES, SENDS_HEARTBEATS].concat();
+            server.acl_set_user("throttle", &rules).await;
         }
         let mut proxies = Vec::new();
         if setup.proxied {

@@ -11,10 +11,12 @@ pub mod gates;
 mod process;
 mod proxy;
 mod redis_server;
+mod rights;
 
 pub use self::{
     bucket::{DIRECTORY, MARK},
     faults::Full,
     proxy::{Mode, Proxy},
     redis_server::RedisServer,
+    rights::{DECIDES, SENDS_HEARTBEATS},
 };

@@ -27,9 +27,9 @@ const PART_OF_TIMEOUT: u32 = 4;
 /// Decides when to send a call in addition to those in flight.
 ///
 /// Near Redis, a call is over before many others could join the next one, and smaller calls cost
-/// more: another one is sent if full ones are left over, or if there is little to do. Far from Redis, commands would wait up to
-/// a round trip for the call in flight: the first few calls are sent at once, and further ones as
-/// soon as they are worth it.
+/// more: another one is sent if full ones are left over, or if there is little to do. Far from
+/// Redis, commands would wait up to a round trip for the call in flight: the first few calls are sent
+/// at once, and further ones as soon as they are worth it.
 ///
 /// Calls wait for each other in Redis. So that a Redis that is slow, and not far, is not driven into
 /// time-outs, each reply that came in time allows one call more, and each late one half as many.
